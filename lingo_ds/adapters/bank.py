@@ -1,0 +1,162 @@
+"""AdapterBank: everything that learns, in a few flat tensors that are the same on every process.
+
+fp32 masters, moments and importance; a compute copy in the backbone's dtype; one flat gradient. What autograd sees are
+per-site leaves: views of the compute copy whose `.grad` is a view of the flat gradient, so that the backward pass
+writes where the all-reduce reads, without a copy.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lingo_ds.adapters.layout import BankLayout, SiteViews
+from lingo_ds.rank_sampling.importance import triplet_scores
+
+INIT_STD = 0.02
+"""Standard deviation of new P, Q and head (AdaLoRA's choice); lam starts at 0, so a new adapter is the identity."""
+
+
+class AdapterBank:
+    """All adapters and the head.
+
+    Attributes:
+        layout: which entry of a flat tensor is what.
+        scale: alpha / r0; stays when triplets are pruned.
+        master: (size,) fp32, the truth.
+        exp_avg, exp_avg_sq: (size,) fp32, AdamW's moments.
+        sensitivity, uncertainty: (adapter_size,) fp32, S and U; None once the masks are final or without sampling.
+        mask: (triplets,) bool; False entries are held, and out of the forward pass.
+        grad: (size,) fp32, view of `wire`.
+        scalars: (n,) fp32, view of `wire`: the step's sums that ride along in the all-reduce.
+        wire: (size + n,) fp32, what the one collective of a step sums.
+    """
+
+    def __init__(
+        self, layout: BankLayout, *, scale: float, dtype: torch.dtype, device: torch.device, scalars: int, importance: bool
+    ):
+        self.layout, self.scale, self.dtype, self.device = layout, scale, dtype, device
+        self.master = torch.zeros(layout.size, device=device)
+        self.exp_avg = torch.zeros_like(self.master)
+        self.exp_avg_sq = torch.zeros_like(self.master)
+        self.sensitivity = torch.zeros(layout.adapter_size, device=device) if importance else None
+        self.uncertainty = torch.zeros(layout.adapter_size, device=device) if importance else None
+        self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=device)
+        self._allocate(scalars)
+
+    def initialize(self, seed: int) -> None:
+        """New values: lam = 0; P, Q and head ~ N(0, 0.02^2), from `seed` alone. Call on one process, then broadcast."""
+        generator = torch.Generator().manual_seed(seed)
+        self.master.copy_(torch.randn(self.layout.size, generator=generator) * INIT_STD)
+        self.layout.lam(self.master).zero_()
+        self.refresh()
+
+    def _allocate(self, scalars: int) -> None:
+        """The tensors that a step fills anew, and the leaves over them."""
+        layout = self.layout
+        self.wire = torch.zeros(layout.size + scalars, device=self.device)
+        self.grad, self.scalars = self.wire[: layout.size], self.wire[layout.size :]
+        self._compute = torch.zeros(layout.size, dtype=self.dtype, device=self.device)
+        same = self.dtype == torch.float32
+        self._compute_grad = self.grad if same else torch.zeros_like(self._compute)
+        self.leaves = [self._site_leaf(k) for k in range(len(layout.sites))]
+        self.head_leaf = _leaf(layout.head(self._compute), layout.head(self._compute_grad))
+        self._masked_rows: list[Tensor] | None = None
+        self._p_rows, self._q_rows = (torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets)
+
+    def _site_leaf(self, k: int) -> SiteViews:
+        values, grads = self.layout.site(self._compute, k), self.layout.site(self._compute_grad, k)
+        return SiteViews(*map(_leaf, values, grads))
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that must agree between processes and that a checkpoint holds, by name."""
+        names = ("master", "exp_avg", "exp_avg_sq", "sensitivity", "uncertainty", "mask")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def zero_grad(self) -> None:
+        """Clears gradient and scalars for a new step."""
+        self.wire.zero_()
+
+    def collect_grad(self) -> None:
+        """After a backward pass: adds low-precision gradients to the fp32 sum, so that many micro-batches lose nothing."""
+        if self._compute_grad is not self.grad:
+            self.grad.add_(self._compute_grad)
+            self._compute_grad.zero_()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Makes the compute copy follow the masters: m * lam in place of lam."""
+        self._compute.copy_(self.master)
+        self.layout.lam(self._compute).mul_(self.mask)
+
+    @property
+    def any_masked(self) -> bool:
+        """True while some triplet is masked; no device synchronisation."""
+        return self._masked_rows is not None
+
+    def set_mask(self, kept: np.ndarray) -> None:
+        """Masks all triplets but the kept ones, (triplets,) of bool. Values and moments stay as they are."""
+        self.mask.copy_(torch.from_numpy(kept))
+        gone = [np.flatnonzero(~kept[block.triplet_of_row]) for block in self.layout.blocks]
+        rows = [torch.from_numpy(part).to(self.device) for part in (*gone, np.flatnonzero(~kept))]
+        self._masked_rows = None if kept.all() else rows
+        self.refresh()
+
+    @torch.no_grad()
+    def zero_lam(self, kept: np.ndarray) -> None:
+        """Sets lam to 0 outside the kept triplets and leaves them free to grow again."""
+        self.layout.lam(self.master).mul_(torch.from_numpy(kept).to(self.device))
+        self.refresh()
+
+    def row_views(self, flat: Tensor) -> list[Tensor]:
+        """The blocks of a flat tensor, then lam as a column: views (rows, length) that cover all adapters."""
+        return [*(block.of(flat) for block in self.layout.blocks), self.layout.lam(flat)[:, None]]
+
+    def moving_rows(self) -> list[Tensor]:
+        """Per row view 1 where the averages of importance move, (rows, 1). Masked P and Q are held; lam never is."""
+        rows = [torch.ones(view.shape[0], 1, device=self.device) for view in self.row_views(self.master)]
+        for moving, gone in zip(rows[:-1], self._masked_rows or [], strict=False):
+            moving[gone] = 0
+        return rows
+
+    def silence_masked(self) -> None:
+        """Clears the gradient of masked triplets, the virtual one of lam included: they count in no norm."""
+        for view, gone in zip(self.row_views(self.grad), self._masked_rows or [], strict=False):
+            view[gone] = 0
+
+    def save_masked(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Values and moments of masked triplets as (view, rows, copy), for `restore_masked` after the optimizer."""
+        flats = (self.master, self.exp_avg, self.exp_avg_sq) if self._masked_rows else ()
+        return [
+            (view, gone, view[gone])
+            for flat in flats
+            for view, gone in zip(self.row_views(flat), self._masked_rows, strict=True)
+        ]
+
+    @staticmethod
+    def restore_masked(saved: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Puts back what `save_masked` kept: nothing of a masked triplet is moved by the optimizer."""
+        for view, gone, values in saved:
+            view[gone] = values
+
+    def scores(self) -> Tensor:
+        """Importance of every triplet, (triplets,): arXiv 2303.10512, eq. 7."""
+        score = self.sensitivity * self.uncertainty
+        means = torch.cat([block.of(score).mean(1) for block in self.layout.blocks])
+        return triplet_scores(self.layout.lam(score), means[self._p_rows], means[self._q_rows])
+
+    def compact(self, kept: np.ndarray) -> None:
+        """Drops all but the kept triplets from storage, moments carried over. The masks are final: importance goes."""
+        layout = self.layout
+        for name in ("master", "exp_avg", "exp_avg_sq"):
+            setattr(self, name, layout.take(getattr(self, name), kept))
+        self.sensitivity = self.uncertainty = None
+        self.layout = layout.keep(kept)
+        self.mask = torch.ones(self.layout.triplets, dtype=torch.bool, device=self.device)
+        self._allocate(len(self.scalars))
+        self.refresh()
+
+
+def _leaf(values: Tensor, grads: Tensor) -> Tensor:
+    leaf = values.detach().requires_grad_()
+    leaf.grad = grads
+    return leaf

@@ -1,0 +1,156 @@
+"""Where every adapter lies in the flat buffer: rows of equal length together, so that a handful of kernels serve all sites.
+
+The buffer is [block of rows | block of rows | ... | lam | head]. One block holds all rows of one length d: the columns
+of P of every site with d_out = d, then the rows of Q of every site with d_in = d, in site order. P is therefore stored
+transposed, (rank, d_out). A sum over the rows of a block is one view and one reduction, whatever the number of sites.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Site(NamedTuple):
+    """One adapted linear map (.., d_in) -> (.., d_out) of the backbone, by its module name."""
+
+    name: str
+    d_out: int
+    d_in: int
+
+
+class Block(NamedTuple):
+    """Rows of one length; `triplet_of_row` (rows,) says which triplet a row belongs to."""
+
+    start: int
+    rows: int
+    length: int
+    triplet_of_row: np.ndarray
+
+    def of(self, flat: Tensor) -> Tensor:
+        """This block of a flat tensor, as a view of shape (rows, length)."""
+        return flat[self.start : self.start + self.rows * self.length].view(self.rows, self.length)
+
+
+class SiteViews(NamedTuple):
+    """One site's part of a flat tensor: p (rank, d_out), lam (rank,), q (rank, d_in)."""
+
+    p: Tensor
+    lam: Tensor
+    q: Tensor
+
+
+@dataclass(frozen=True)
+class BankLayout:
+    """Places of all adapters and of the head in one flat buffer.
+
+    Attributes:
+        sites: the adapted maps, in the order that breaks ties between equal scores.
+        ranks: triplets of each site; 0 is legal.
+        head_shape: (classes, hidden).
+    """
+
+    sites: tuple[Site, ...]
+    ranks: tuple[int, ...]
+    head_shape: tuple[int, int]
+
+    @cached_property
+    def triplets(self) -> int:
+        """Number of triplets over all sites."""
+        return sum(self.ranks)
+
+    @cached_property
+    def first_triplet(self) -> np.ndarray:
+        """(sites + 1,): the triplets of site k are first_triplet[k] .. first_triplet[k + 1]."""
+        return np.concatenate([[0], np.cumsum(self.ranks)]).astype(np.int64)
+
+    @cached_property
+    def _placed(self) -> tuple[list[Block], np.ndarray, np.ndarray]:
+        """The blocks, and per site (P, Q) where its rows start: in the flat buffer, and counted over all blocks."""
+        blocks, at, first_row, start, row = [], np.zeros((2, len(self.sites)), int), np.zeros((2, len(self.sites)), int), 0, 0
+        for length in sorted({d for site in self.sites for d in (site.d_out, site.d_in)}):
+            owners = [np.zeros(0, int)]
+            block_start = start
+            for which, dims in enumerate(([site.d_out for site in self.sites], [site.d_in for site in self.sites])):
+                for k in (k for k, d in enumerate(dims) if d == length):
+                    at[which, k], first_row[which, k] = start, row
+                    owners.append(np.arange(self.first_triplet[k], self.first_triplet[k + 1]))
+                    start += self.ranks[k] * length
+                    row += self.ranks[k]
+            triplet_of_row = np.concatenate(owners)
+            blocks.append(Block(block_start, len(triplet_of_row), length, triplet_of_row))
+        return blocks, at, first_row
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks of P and Q rows, by row length."""
+        return self._placed[0]
+
+    @cached_property
+    def lam_start(self) -> int:
+        """Where lam begins: the number of entries of all P and Q."""
+        return sum(block.rows * block.length for block in self.blocks)
+
+    @property
+    def adapter_size(self) -> int:
+        """Entries of all adapters, the head left out."""
+        return self.lam_start + self.triplets
+
+    @property
+    def size(self) -> int:
+        """Entries of the whole buffer."""
+        return self.adapter_size + self.head_shape[0] * self.head_shape[1]
+
+    @cached_property
+    def matrices(self) -> list[np.ndarray]:
+        """For every P, then every Q, its rows counted over all blocks: one (rank,) array each."""
+        first_row = self._placed[2]
+        return [first_row[which, k] + np.arange(rank) for which in (0, 1) for k, rank in enumerate(self.ranks)]
+
+    @cached_property
+    def rows_of_triplets(self) -> tuple[np.ndarray, np.ndarray]:
+        """The row, counted over all blocks, of each triplet's P column and of its Q row: two (triplets,) arrays."""
+        rows = np.concatenate([*self.matrices, np.zeros(0, int)])
+        return rows[: self.triplets], rows[self.triplets :]
+
+    def lam(self, flat: Tensor) -> Tensor:
+        """All lam of a flat tensor, a view of shape (triplets,)."""
+        return flat[self.lam_start : self.adapter_size]
+
+    def head(self, flat: Tensor) -> Tensor:
+        """The head of a flat tensor, a view of shape (classes, hidden)."""
+        return flat[self.adapter_size : self.size].view(self.head_shape)
+
+    def site(self, flat: Tensor, k: int) -> SiteViews:
+        """Views of site k's adapter in a flat tensor."""
+        (_, d_out, d_in), rank = self.sites[k], self.ranks[k]
+        p_start, q_start = (int(start) for start in self._placed[1][:, k])
+        lam_start = self.lam_start + int(self.first_triplet[k])
+        return SiteViews(
+            flat[p_start : p_start + rank * d_out].view(rank, d_out),
+            flat[lam_start : lam_start + rank],
+            flat[q_start : q_start + rank * d_in].view(rank, d_in),
+        )
+
+    def keep(self, kept: np.ndarray) -> "BankLayout":
+        """The layout of the kept triplets alone; `kept` is (triplets,) of bool."""
+        ranks = tuple(int(part.sum()) for part in np.split(kept, self.first_triplet[1:-1]))
+        return BankLayout(self.sites, ranks, self.head_shape)
+
+    def take(self, flat: Tensor, kept: np.ndarray) -> Tensor:
+        """A flat tensor of this layout, cut to the layout that `keep(kept)` gives.
+
+        Rows keep their order inside a block, so the parts are simply joined again. A tensor without the head
+        (importance has none) stays without it.
+        """
+        parts = [block.of(flat)[torch.from_numpy(kept[block.triplet_of_row])].flatten() for block in self.blocks]
+        return torch.cat([*parts, self.lam(flat)[torch.from_numpy(kept)], flat[self.adapter_size :]])
+
+
+def uniform_layout(sites: Sequence[Site], *, rank: int, head_shape: tuple[int, int]) -> BankLayout:
+    """The layout of a new bank: every site with the same rank."""
+    return BankLayout(tuple(sites), (rank,) * len(sites), head_shape)

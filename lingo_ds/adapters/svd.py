@@ -1,0 +1,63 @@
+"""The adapter's term in the forward pass, and the penalty that keeps P and Q near orthogonal (arXiv 2303.10512)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.adapters.layout import SiteViews
+
+
+def add_adapter(output: Tensor, x: Tensor, site: SiteViews, *, scale: float, dropout: float, training: bool) -> Tensor:
+    """W x + scale P ((m lam) (Q dropout(x))): arXiv 2303.10512, eq. 3.
+
+    Args:
+        output: W x, (.., d_out).
+        x: input of the frozen map, (.., d_in).
+        site: p (rank, d_out), lam (rank,), already masked, q (rank, d_in), in the compute dtype.
+        scale: alpha / r0.
+        dropout: probability of dropping an entry of x.
+        training: whether dropout acts.
+    """
+    flat = x.reshape(-1, x.shape[-1]).to(site.q.dtype)
+    hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, site.q) * site.lam
+    return torch.addmm(output.reshape(-1, output.shape[-1]), hidden, site.p, alpha=scale).view_as(output)
+
+
+class Orthogonality:
+    """gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F, with its gradient in closed form.
+
+    All matrices that share a row length are one batched product; shorter ones (after pruning) are filled up with a zero row.
+    """
+
+    def __init__(self, bank: AdapterBank):
+        layout = bank.layout
+        filled = [rows for rows in layout.matrices if len(rows)]
+        self._count = len(filled)
+        self._batches = []
+        first = 0
+        for block in layout.blocks:
+            inside = [rows - first for rows in filled if first <= rows[0] < first + block.rows]
+            first += block.rows
+            if not inside:
+                continue
+            index = np.full((len(inside), max(map(len, inside))), block.rows)
+            for row, rows in zip(index, inside, strict=True):
+                row[: len(rows)] = rows
+            index = torch.from_numpy(index).to(bank.device)
+            self._batches.append((block, index, torch.diag_embed((index < block.rows).float())))
+
+    @torch.no_grad()
+    def add_gradient_(self, bank: AdapterBank, *, weight: float) -> Tensor:
+        """Adds the penalty's gradient to the bank's flat gradient; returns the weighted penalty, a scalar tensor."""
+        total = torch.zeros((), device=bank.device)
+        for block, index, identity in self._batches:
+            rows = torch.cat([block.of(bank.master), bank.master.new_zeros(1, block.length)])[index]
+            excess = rows @ rows.mT - identity
+            norm = excess.flatten(1).norm(dim=1)
+            total += norm.sum()
+            grad = (2 * weight / self._count) * (excess @ rows) / norm.clamp_min(1e-12)[:, None, None]
+            real = index < block.rows
+            block.of(bank.grad).index_add_(0, index[real], grad[real])
+        return total * (weight / self._count)

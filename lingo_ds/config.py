@@ -1,0 +1,350 @@
+"""RunConfig: every setting of a run, typed and documented. Reading it touches no network and no file but its own."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from lingo_ds.errors import Mistake, UserError
+
+Duration = Annotated[int | float, Field(ge=0)]
+"""A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def resolve_duration(value: Duration, *, total: int) -> int:
+    """Steps that a `Duration` stands for in a run of `total` steps; a fraction is rounded to the nearest step."""
+    return round(value * total) if value < 1 else int(value)
+
+
+def rule_error(rule: str, fix: str) -> PydanticCustomError:
+    """A validation failure that carries the contract's rule and fix."""
+    return PydanticCustomError("rule", "{rule}", {"rule": rule, "fix": fix})
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: Any, info) -> Any:
+        if isinstance(value, bool) and bool not in (cls.model_fields[info.field_name].annotation,):
+            raise rule_error("must not be true or false", "write a number, a name or null")
+        return value
+
+
+class BackboneConfig(Section):
+    """The frozen language model."""
+
+    path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:tiny` (made on the spot).")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Compute type of backbone and adapters. auto: bf16 on GPUs that have it, else fp16; fp32 on CPU."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Recompute a decoder layer in the backward pass instead of keeping its activations."
+    )
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the backbone's files.")
+
+
+class DataConfig(Section):
+    """Labelled sequences and how they become text."""
+
+    path: str = Field(description="Folder with train.csv, dev.csv and test.csv, or `builtin:promoters`.")
+    sequence_column: str = Field("sequence", description="CSV column that holds the DNA.")
+    label_column: str = Field("label", description="CSV column that holds the class, an integer from 0.")
+    prefix: str | None = Field(
+        None, description="Template around the DNA, with {sequence} and, if wanted, {domain}. null: the sequence alone."
+    )
+    domain: str | None = Field(None, description="Text for {domain} in the template, e.g. `human core promoters`.")
+    max_length: PositiveInt | None = Field(
+        None, description="Longest example in tokens; longer sequences lose their end. null: the backbone's context."
+    )
+    packing: Literal["off"] = Field("off", description="Batches are padded to their longest example.")
+    cache_dir: Path | None = Field(None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds.")
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        if self.prefix is None:
+            return self
+        names = re.findall(r"\{(\w*)\}", self.prefix)
+        if names.count("sequence") != 1 or set(names) - {"sequence", "domain"}:
+            raise rule_error(
+                f"prefix {self.prefix!r} needs {{sequence}} once and knows only {{sequence}} and {{domain}}",
+                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:'",
+            )
+        if "domain" in names and self.domain is None:
+            raise rule_error("prefix uses {domain}, but domain is not set", "set data.domain")
+        return self
+
+
+class AdapterConfig(Section):
+    """The low-rank adapters."""
+
+    method: Literal["svd"] = Field("svd", description="svd: P diag(lam) Q of AdaLoRA (arXiv 2303.10512).")
+    rank: PositiveInt = Field(8, description="Initial rank r0 of every site.")
+    alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="The adapter's output is scaled by alpha / r0.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
+    targets: str | list[str] = Field(
+        "all-linear", description="`all-linear` (the family's maps), a list of names, or one regex on full names."
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _targets(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise rule_error("names no map", "write all-linear, a list of names or a regex")
+        if isinstance(value, str) and value != "all-linear":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise rule_error(f"is not a regular expression ({error})", "correct it, or write a list") from None
+        return value
+
+
+class HeadConfig(Section):
+    """The classifier on top, trained with the adapters."""
+
+    pooling: Literal["last", "mean", "first"] = Field(
+        "last", description="Which hidden state is classified: the last real token, the mean, or the first token."
+    )
+
+
+class RankSamplingConfig(Section):
+    """Adaptive rank sampling (arXiv 2402.08075): a shrinking budget of triplets, some given back by chance."""
+
+    mode: Literal["exact", "deterministic", "off"] = Field(
+        "exact", description="exact: budget met at every mask; deterministic: the best by score; off: no masks."
+    )
+    target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
+    rho: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Probability that a kept triplet leaves.")
+    rho_final: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="rho decays linearly to this at the final mask. null: constant."
+    )
+    reintroduction: Literal["uniform", "score"] = Field(
+        "uniform", description="How the triplets that come back are drawn: alike, or in proportion to the score."
+    )
+    interval: PositiveInt = Field(10, description="Steps between masks.")
+    t_init: Duration = Field(0.1, description="Warm-up with all triplets, in steps or as a fraction of the run.")
+    t_final: Duration = Field(0.3, description="Last steps at the target, in steps or as a fraction of the run.")
+    pruned_value: Literal["hold", "zero"] = Field(
+        "hold", description="hold: a pruned triplet keeps its values; zero: lam is set to 0 and may regrow (AdaLoRA)."
+    )
+    orthogonality: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight gamma of the penalty on ||P^T P - I|| and ||Q Q^T - I||."
+    )
+    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="Average of the sensitivity.")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="Average of the uncertainty.")
+    audit_interval: PositiveInt = Field(100, description="Steps between comparisons of all processes' banks.")
+    on_divergence: Literal["repair", "raise"] = Field(
+        "repair", description="What an audit that finds a difference does: broadcast from global rank 0, or stop."
+    )
+
+
+class TrainConfig(Section):
+    """Batch, length, optimizer."""
+
+    global_batch_size: PositiveInt = Field(32, description="Examples per optimizer step, over all processes.")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="Examples per forward on one process. null: the most that the plan's memory estimate allows."
+    )
+    num_epochs: Annotated[float, Field(gt=0)] = Field(4, description="Passes over the training split.")
+    max_steps: PositiveInt | None = Field(None, description="Length of the run in steps; overrides num_epochs.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="Peak learning rate of AdamW.")
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
+    warmup: Duration = Field(0.05, description="Steps, or fraction of the run, in which the rate rises linearly.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
+    adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages.")
+    adam_eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW's epsilon.")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Clip to this norm. null: no clipping.")
+    eval_steps: PositiveInt | None = Field(None, description="Evaluate on dev every so many steps.")
+    eval_epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Evaluate on dev every so many epochs. Neither set: every epoch."
+    )
+    early_stopping: PositiveInt | None = Field(
+        None, description="Stop after so many evaluations in a row without a better dev metric. null: never."
+    )
+
+    @model_validator(mode="after")
+    def _one_rhythm(self) -> Self:
+        if self.eval_steps is not None and self.eval_epochs is not None:
+            raise rule_error("eval_steps and eval_epochs are both set", "keep one of them")
+        return self
+
+
+class SelectionConfig(Section):
+    """Which step's adapter is kept."""
+
+    metric: Literal["mcc", "accuracy", "macro_f1", "auroc", "auprc"] = Field("mcc", description="Dev metric, higher wins.")
+    after_final_mask: bool = Field(True, description="Choose only among steps that are at the target budget.")
+
+
+class ZeroConfig(Section):
+    """How the frozen weights are spread."""
+
+    stage: Literal["auto", 0, 3] = Field(
+        "auto", description="3: sharded by DeepSpeed ZeRO-3; 0: a copy on every process; auto: 0 where a copy fits."
+    )
+    shard_group: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Processes that share one copy. auto: the smallest group whose memory holds it."
+    )
+    profile: str | None = Field(
+        None, description="DeepSpeed JSON: a name in ds_configs or a path. null: zero3 on GPUs, zero3_cpu on CPU."
+    )
+
+    @field_validator("stage", mode="before")
+    @classmethod
+    def _stage(cls, value: Any) -> Any:
+        return int(value) if value in ("0", "3") else value
+
+
+class CheckpointConfig(Section):
+    """What a stopped run goes on from."""
+
+    every: PositiveInt | None = Field(None, description="Steps between checkpoints. null: none are written.")
+    keep_last: PositiveInt = Field(2, description="Checkpoints that stay on disk.")
+    resume: str = Field("auto", description="auto: from the newest of an unfinished run; never; or a checkpoint folder.")
+
+
+class RunConfig(Section):
+    """All settings of one run."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(description="Names the run and its folder.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of initial values, order and rank sampling.")
+    output_dir: Path | None = Field(None, description="Everything the run writes. null: runs/<name>.")
+    backbone: BackboneConfig
+    data: DataConfig
+    adapter: AdapterConfig = AdapterConfig()
+    head: HeadConfig = HeadConfig()
+    rank_sampling: RankSamplingConfig = RankSamplingConfig()
+    train: TrainConfig = TrainConfig()
+    selection: SelectionConfig = SelectionConfig()
+    zero: ZeroConfig = ZeroConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _ranks(self) -> Self:
+        if self.rank_sampling.mode != "off" and self.rank_sampling.target_rank > self.adapter.rank:
+            raise rule_error(
+                f"rank_sampling.target_rank {self.rank_sampling.target_rank} is above adapter.rank {self.adapter.rank}",
+                "lower target_rank, raise adapter.rank, or set rank_sampling.mode=off",
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of everything the run writes."""
+        return self.output_dir or Path("runs") / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
+    """Reads a YAML recipe and lays `section.field=value` overrides over it.
+
+    Raises:
+        UserError: with every mistake found, each as field (file:line), value, rule and fix.
+    """
+    values, lines = _read_yaml(path)
+    mistakes = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            mistakes.append(
+                Mistake("command line", override, "is not section.field=value", "write e.g. train.max_steps=100")
+            )
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *sections, name = key.split(".")
+        target = values
+        for section in sections:
+            inner = target.get(section)
+            target[section] = target = inner if isinstance(inner, dict) else {}
+        target[name] = value
+        lines[tuple(key.split("."))] = "command line"
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        mistakes += [_as_mistake(problem, lines, path) for problem in error.errors()]
+    if mistakes:
+        raise UserError(mistakes)
+    return config
+
+
+def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
+    """The file's values and, for every key path, its `file:line`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(Mistake("--config", path, error.strerror or "cannot be read", "give a YAML file")) from None
+    except UnicodeDecodeError:
+        raise UserError(Mistake(str(path), "bytes", "is not UTF-8 text", "save it as UTF-8")) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UserError(Mistake(where, problem, "is not valid YAML", "correct the syntax there")) from None
+    if not isinstance(values, dict):
+        raise UserError(Mistake(str(path), values, "is not a mapping of settings", "begin with `name: my_run`"))
+    lines: dict[tuple[str, ...], str] = {}
+
+    def walk(mapping: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
+        for key, value in mapping.value:
+            here = (*prefix, str(key.value))
+            lines[here] = f"{path.name}:{key.start_mark.line + 1}"
+            if isinstance(value, yaml.MappingNode):
+                walk(value, here)
+
+    walk(node, ())
+    return values, lines
+
+
+def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path) -> Mistake:
+    known = _fields_at(())
+    field: list[str] = []
+    for part in problem["loc"]:  # stops before the tags that pydantic adds for members of a union
+        field.append(str(part))
+        known = _fields_at(tuple(field))
+        if not known:
+            break
+    place = next((lines[tuple(field[:n])] for n in range(len(field), 0, -1) if tuple(field[:n]) in lines), path.name)
+    where = f"{'.'.join(field) or 'config'} ({place})"
+    value, rule, fix = problem["input"], problem["msg"], "correct the value"
+    if problem["type"] == "extra_forbidden":
+        siblings = _fields_at(tuple(field[:-1]))
+        near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
+        rule = "is not a known setting"
+        fix = f"did you mean {'.'.join([*field[:-1], near[0]])}?" if near else f"known here: {', '.join(siblings)}"
+    elif problem["type"] == "missing":
+        value, rule, fix = "nothing", "is required", f"set {'.'.join(field)}"
+    elif problem["type"] == "rule":
+        fix = problem["ctx"]["fix"]
+        value = "settings" if isinstance(value, dict) else value
+    return Mistake(where, value, rule[0].lower() + rule[1:], fix)
+
+
+def _fields_at(field: tuple[str, ...]) -> list[str]:
+    """Names of the settings below a section; empty for a plain setting or an unknown name."""
+    model: Any = RunConfig
+    for name in field:
+        info = model.model_fields.get(name)
+        candidates = [info.annotation, *get_args(info.annotation)] if info else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)

@@ -1,0 +1,30 @@
+"""How much the loss would miss a weight: smoothed sensitivity times uncertainty (AdaLoRA, arXiv 2303.10512, eq. 8-11)."""
+
+import torch
+from torch import Tensor
+
+
+def update_importance_(
+    sensitivity: Tensor, uncertainty: Tensor, weight: Tensor, grad: Tensor, *, beta1: float, beta2: float, moving: Tensor
+) -> None:
+    """One step of the averages S and U, in place.
+
+        I = |w g|      S <- beta1 S + (1 - beta1) I      U <- beta2 U + (1 - beta2) |I - S|
+
+    Args:
+        sensitivity: S, any shape.
+        uncertainty: U, same shape.
+        weight: w, same shape.
+        grad: gradient of the whole global batch before clipping, same shape.
+        beta1: average of S.
+        beta2: average of U.
+        moving: 1 where the averages move, 0 where they are held; broadcastable to the shape.
+    """
+    instant = (weight * grad).abs_()
+    sensitivity.lerp_(instant, moving * (1 - beta1))
+    uncertainty.lerp_(instant.sub_(sensitivity).abs_(), moving * (1 - beta2))
+
+
+def triplet_scores(lam_score: Tensor, p_mean: Tensor, q_mean: Tensor) -> Tensor:
+    """Score of each triplet: s(lam) + mean_j s(P_ji) + mean_j s(Q_ij), with s = S U; all of shape (triplets,)."""
+    return torch.add(lam_score, p_mean).add_(q_mean)
