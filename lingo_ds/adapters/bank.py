@@ -5,6 +5,8 @@ per-site leaves: views of the compute copy whose `.grad` is a view of the flat g
 writes where the all-reduce reads, without a copy.
 """
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,7 +62,7 @@ class AdapterBank:
         self._compute_grad = self.grad if same else torch.zeros_like(self._compute)
         self.leaves = [self._site_leaf(k) for k in range(len(layout.sites))]
         self.head_leaf = _leaf(layout.head(self._compute), layout.head(self._compute_grad))
-        self._masked_rows: list[Tensor] | None = None
+        self._follow_mask(None)
         self._p_rows, self._q_rows = (torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets)
 
     def _site_leaf(self, k: int) -> SiteViews:
@@ -88,18 +90,21 @@ class AdapterBank:
         self._compute.copy_(self.master)
         self.layout.lam(self._compute).mul_(self.mask)
 
-    @property
-    def any_masked(self) -> bool:
-        """True while some triplet is masked; no device synchronisation."""
-        return self._masked_rows is not None
-
     def set_mask(self, kept: np.ndarray) -> None:
         """Masks all triplets but the kept ones, (triplets,) of bool. Values and moments stay as they are."""
         self.mask.copy_(torch.from_numpy(kept))
         gone = [np.flatnonzero(~kept[block.triplet_of_row]) for block in self.layout.blocks]
         rows = [torch.from_numpy(part).to(self.device) for part in (*gone, np.flatnonzero(~kept))]
-        self._masked_rows = None if kept.all() else rows
+        self._follow_mask(None if kept.all() else rows)
         self.refresh()
+
+    def _follow_mask(self, masked_rows: list[Tensor] | None) -> None:
+        self._masked_rows = masked_rows
+        self.__dict__.pop("moving_rows", None)
+
+    def masks_from_tensor(self) -> None:
+        """Derives anew what follows from `mask` and `master`, after these were written from outside."""
+        self.set_mask(self.mask.cpu().numpy())
 
     @torch.no_grad()
     def zero_lam(self, kept: np.ndarray) -> None:
@@ -111,6 +116,7 @@ class AdapterBank:
         """The blocks of a flat tensor, then lam as a column: views (rows, length) that cover all adapters."""
         return [*(block.of(flat) for block in self.layout.blocks), self.layout.lam(flat)[:, None]]
 
+    @cached_property
     def moving_rows(self) -> list[Tensor]:
         """Per row view 1 where the averages of importance move, (rows, 1). Masked P and Q are held; lam never is."""
         rows = [torch.ones(view.shape[0], 1, device=self.device) for view in self.row_views(self.master)]

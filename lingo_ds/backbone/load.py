@@ -1,0 +1,173 @@
+"""Finding a backbone's files and reading from them: any contiguous range of any weight, and no more than that."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lingo_ds.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+HEAD_KEYS = r"(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|.*inv_freq|.*masked_bias|.*attn(ention)?\.bias)\b"
+"""Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
+
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
+
+
+def find_backbone(path: str, *, revision: str | None = None) -> Path:
+    """A local folder as it is; a hub id as the folder of its downloaded files.
+
+    Raises:
+        UserError: where neither is there.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):
+        raise UserError(Mistake("backbone.path", path, "is not a folder", "give a Hugging Face folder or a hub id"))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            Mistake("backbone.path", path, f"is neither a folder nor a hub id that can be read ({reason})", "check the name, or download it first")
+        ) from None
+
+
+class WeightFiles:
+    """The safetensors files of one backbone, read by memory map.
+
+    Raises:
+        UserError: where files or weights are missing, damaged, of another shape, or in a format that runs code.
+    """
+
+    def __init__(self, folder: Path, module: nn.Module):
+        self._folder = folder
+        self._file_of = self._index()
+        self._open: dict[str, safe_open] = {}
+        self._key_of = self._match(module)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Name in the file of each of the module's weights."""
+        return self._key_of
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Entries [start, stop) of the module's weight `name`, flattened, in the file's dtype.
+
+        A view on the memory map: only the pages that are then copied are read from disk.
+        """
+        return self._tensor(self._key_of[name]).view(-1)[start:stop]
+
+    def _tensor(self, key: str) -> Tensor:
+        return self._handle(self._file_of[key]).get_tensor(key)
+
+    def _handle(self, file: str) -> safe_open:
+        if file not in self._open:
+            path = self._folder / file
+            try:
+                self._open[file] = safe_open(path, "pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    Mistake(str(path), "file", f"cannot be read ({error})", "download or convert the backbone again")
+                ) from None
+        return self._open[file]
+
+    def _index(self) -> dict[str, str]:
+        index = self._folder / "model.safetensors.index.json"
+        if index.exists():
+            try:
+                weight_map = json.loads(index.read_text())["weight_map"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(Mistake(str(index), "file", "is no index of weights", "download it again")) from None
+            for file in sorted(set(weight_map.values())):
+                if Path(file).name != file or not (self._folder / file).exists():
+                    raise UserError(
+                        Mistake(str(index), file, "is named in the index but not in the folder", "download it again")
+                    )
+            return weight_map
+        self._open = {}
+        if (self._folder / "model.safetensors").exists():
+            return {key: "model.safetensors" for key in self._handle("model.safetensors").keys()}  # noqa: SIM118
+        if list(self._folder.glob("*.bin")) or list(self._folder.glob("*.pt*")):
+            rule = "has its weights only as pickle files, which can run code and are never loaded"
+            fix = "convert it once: AutoModel.from_pretrained(path).save_pretrained(new_path)"
+        else:
+            rule, fix = "has no model.safetensors", "give a folder with the model's weights"
+        raise UserError(Mistake("backbone.path", self._folder, rule, fix))
+
+    def _match(self, module: nn.Module) -> dict[str, str]:
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        prefixes = ("", f"{module.base_model_prefix}.", "model.", "transformer.")
+        prefix = max(dict.fromkeys(prefixes), key=lambda p: sum(p + name in self._file_of for name in wanted))
+        found = {name: prefix + name for name in wanted if prefix + name in self._file_of}
+        embedding = next((n for n, m in module.named_modules() if m is module.get_input_embeddings()), None)
+        if module.config.tie_word_embeddings and f"{embedding}.weight" not in found:
+            tied = next((key for key in ("lm_head.weight", "embed_out.weight") if key in self._file_of), None)
+            found.update({f"{embedding}.weight": tied} if tied else {})
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise UserError(
+                Mistake(
+                    "backbone.path", self._folder, f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}",
+                    "the weights must belong to the config.json beside them",
+                )
+            )  # fmt: skip
+        for name, key in found.items():
+            shape = tuple(self._handle(self._file_of[key]).get_slice(key).get_shape())
+            if shape != wanted[name]:
+                raise UserError(
+                    Mistake(key, shape, f"config.json says {wanted[name]}", "give the weights that belong to the config")
+                )
+        used = set(found.values())
+        extra = [key for key in self._file_of if key not in used and not re.match(HEAD_KEYS, key.removeprefix(prefix))]
+        if extra:
+            logger.warning("%s: %d weights are not part of %s and stay unread, e.g. %s",
+                           self._folder, len(extra), type(module).__name__, extra[0])  # fmt: skip
+        return found
+
+
+def fill(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
+    """Replaces every parameter by `make(name, parameter)`; one that is used in several places stays one."""
+    made: dict[int, nn.Parameter] = {}
+    for prefix, inner in module.named_modules():
+        for key, old in list(inner._parameters.items()):
+            if old is None:
+                continue
+            if id(old) not in made:
+                made[id(old)] = make(f"{prefix}.{key}" if prefix else key, old)
+            inner._parameters[key] = made[id(old)]
+
+
+def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Loads a whole copy of every weight onto this process's device."""
+
+    def whole(name: str, old: nn.Parameter) -> nn.Parameter:
+        value = torch.empty(old.shape, dtype=dtype, device=device)
+        value.view(-1).copy_(files.read(name))
+        return nn.Parameter(value, requires_grad=False)
+
+    fill(module, whole)
+
+
+def fingerprint(folder: Path) -> str:
+    """64 hex digits that tell one backbone's files from another's: names, sizes, headers and ends of all weight files."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 16))
+            file.seek(max(size - (1 << 16), 0))
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+"""The backbone without its weights: shapes, linear maps, layers. Cheap for any size, needed before anything is loaded."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+
+from lingo_ds.backbone.families import DROPOUT_SETTINGS, TARGETS
+from lingo_ds.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Shapes of a frozen language model.
+
+    Attributes:
+        folder: where its files are.
+        skeleton: the module with parameters on the meta device and real buffers; loading fills it.
+        model_type: family name, e.g. `llama`.
+        linear_maps: (d_out, d_in) of every linear map inside the decoder layers, by module name.
+        target_names: what `all-linear` means for this family; empty: every map.
+        layer_classes: classes of the decoder layers.
+        layers: number of decoder layers.
+        parameters: entries of all weights.
+        layer_parameters: entries of the largest decoder layer.
+        hidden_size: width of the residual stream.
+        output_size: width of what comes out.
+        ffn_size: width inside the feed-forward part.
+        context: longest input in tokens.
+    """
+
+    folder: Path
+    skeleton: nn.Module
+    model_type: str
+    linear_maps: dict[str, tuple[int, int]]
+    target_names: tuple[str, ...]
+    layer_classes: tuple[type[nn.Module], ...]
+    layers: int
+    parameters: int
+    layer_parameters: int
+    hidden_size: int
+    output_size: int
+    ffn_size: int
+    context: int
+
+
+def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
+    """Builds the model's skeleton from its config alone.
+
+    Raises:
+        UserError: where the folder holds no config that transformers knows.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            Mistake("backbone.path", folder, f"has no usable config.json ({reason})", "give a Hugging Face model folder")
+        ) from None
+    for setting in DROPOUT_SETTINGS:
+        if isinstance(getattr(config, setting, None), float):
+            setattr(config, setting, 0.0)
+    with _parameters_on_meta(), no_init_weights():
+        skeleton = AutoModel.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    skeleton.requires_grad_(False)
+    names = set(skeleton._no_split_modules or ())
+    layers = {name: module for name, module in skeleton.named_modules() if type(module).__name__ in names}
+    if not layers:
+        raise UserError(
+            Mistake("backbone.path", folder, f"{config.model_type} does not name its decoder layers", "use another model")
+        )
+    linear_maps = {
+        f"{layer}.{name}": _map_shape(module)
+        for layer, block in layers.items()
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    targets = TARGETS.get(config.model_type, ())
+    if not targets:
+        logger.warning("family %s is not in the table: all-linear adapts every map of its layers", config.model_type)
+    return BackboneSpec(
+        folder=folder,
+        skeleton=skeleton,
+        model_type=config.model_type,
+        linear_maps=linear_maps,
+        target_names=targets,
+        layer_classes=tuple({type(layer) for layer in layers.values()}),
+        layers=len(layers),
+        parameters=sum(p.numel() for p in skeleton.parameters()),
+        layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
+        hidden_size=config.hidden_size,
+        output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
+        ffn_size=max(d for shape in linear_maps.values() for d in shape),
+        context=config.max_position_embeddings,
+    )
+
+
+def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The backbone's own tokenizer.
+
+    Raises:
+        UserError: where the folder holds none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            Mistake("backbone.path", folder, f"has no usable tokenizer ({reason})", "add the model's tokenizer files")
+        ) from None
+
+
+def _map_shape(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a linear map; GPT-2's Conv1D keeps its weight transposed."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    return module.out_features, module.in_features
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Inside, new parameters have a shape but no memory; buffers (rotary frequencies) are computed as always."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

@@ -1,0 +1,83 @@
+"""The one seam to DeepSpeed: a frozen module, partitioned by ZeRO stage 3 without optimizer."""
+
+import logging
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
+
+from lingo_ds.backbone.load import WeightFiles, fill
+from lingo_ds.backbone.spec import BackboneSpec
+
+logger = logging.getLogger(__name__)
+
+
+def shard(
+    spec: BackboneSpec,
+    files: WeightFiles,
+    *,
+    ds_config: dict[str, Any],
+    group: dist.ProcessGroup | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """Fills the skeleton so that each process of `group` holds, and reads from disk, its own range of every weight.
+
+    Args:
+        spec: the backbone; its skeleton is filled in place.
+        files: its weights.
+        ds_config: DeepSpeed's settings, without any `auto` left.
+        group: processes that share one copy; None: all.
+        dtype: of the weights in memory.
+        device: where they are used.
+
+    Returns:
+        The module, with DeepSpeed's hooks on it; between forward and backward passes it is partitioned.
+    """
+    module = spec.skeleton
+    partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype, data_parallel_group=group)
+
+    def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
+        # No values and so no broadcast (zero.Init would send every weight from the group's first process):
+        # the full-size tensor is never written to, and is freed by the next line.
+        param = nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device), requires_grad=False)
+        partitioner._convert_to_deepspeed_param(param)
+        param.partition()
+        size = param.ds_tensor.ds_numel
+        start = size * dist.get_rank(group)
+        own = files.read(name, start, start + size)
+        param.ds_tensor.data[: own.numel()].copy_(own)
+        param.ds_tensor.data[own.numel() :].zero_()
+        return param
+
+    fill(module, own_range)
+    buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
+    set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
+    deepspeed.initialize(model=module, config=ds_config)
+    _put_back(module, buffers)
+    # The first layer's weights are given back by the gradient that passes its input; without one they would stay whole.
+    module.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    return module
+
+
+def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """DeepSpeed casts every buffer to the compute dtype; rotary frequencies need their fp32."""
+    for name, value in buffers.items():
+        owner, _, key = name.rpartition(".")
+        module.get_submodule(owner)._buffers[key] = value
+
+
+def held_entries(module: nn.Module) -> int:
+    """Entries of the backbone that this process holds now: its partitions, and whatever is gathered beside them."""
+    return sum(p.ds_tensor.numel() + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
+               for p in module.parameters())  # fmt: skip
+
+
+def gathered_weights(module: nn.Module) -> list[str]:
+    """Weights that are whole on this process now, though they need not be: empty between steps."""
+    return [name for name, p in module.named_parameters()
+            if p.ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist]  # fmt: skip

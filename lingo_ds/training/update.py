@@ -1,0 +1,143 @@
+"""One optimizer step on the flat bank: reduce, check, importance, clip, AdamW. A handful of kernels for any number of sites."""
+
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+
+from lingo_ds import distributed
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.adapters.svd import Orthogonality
+from lingo_ds.config import RunConfig
+from lingo_ds.rank_sampling.importance import update_importance_
+
+
+class Scalar(IntEnum):
+    """Places in `AdapterBank.scalars`: sums over the step's examples and processes, riding along in the all-reduce."""
+
+    LOSS = 0
+    EXAMPLES = 1
+    REAL_TOKENS = 2
+    ALL_TOKENS = 3
+    STOP_REQUESTS = 4
+
+
+class StepStats(NamedTuple):
+    """What one optimizer step did.
+
+    Attributes:
+        loss: mean cross-entropy per example of the global batch, without the penalty.
+        penalty: the weighted orthogonality penalty.
+        grad_norm: of what may move, before clipping; not finite where the step was skipped.
+        examples, real_tokens, all_tokens: of the global batch; all_tokens with padding.
+        stop: True where some process was asked to stop.
+        skipped: True where the gradient was not finite and nothing was changed.
+    """
+
+    loss: float
+    penalty: float
+    grad_norm: float
+    examples: int
+    real_tokens: int
+    all_tokens: int
+    stop: bool
+    skipped: bool
+
+
+class BankUpdate:
+    """Applies the gradient that the backward passes left in the bank. Every process does the same to the same numbers."""
+
+    def __init__(self, bank: AdapterBank, config: RunConfig):
+        self._bank, self._train, self._sampling = bank, config.train, config.rank_sampling
+        self._steps_taken = 0
+        self.loss_scale = LossScale(enabled=bank.dtype == torch.float16)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Sets up the optimizer over the bank's present tensors; call again after the bank was compacted or loaded."""
+        bank, train = self._bank, self._train
+        self._parameter = torch.nn.Parameter(bank.master)
+        self._parameter.grad = bank.grad
+        self._optimizer = torch.optim.AdamW(
+            [self._parameter], betas=train.adam_betas, eps=train.adam_eps, weight_decay=train.weight_decay, fused=True
+        )
+        self._optimizer.state[self._parameter] = {
+            "step": torch.tensor(float(self._steps_taken), device=bank.device),
+            "exp_avg": bank.exp_avg,
+            "exp_avg_sq": bank.exp_avg_sq,
+        }
+        self._orthogonality = Orthogonality(bank) if self._sampling.orthogonality else None
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps that changed the bank: skipped ones do not count in AdamW's bias correction."""
+        return self._steps_taken
+
+    def restore(self, steps_taken: int) -> None:
+        """Takes up the count of a checkpoint, after the bank was loaded."""
+        self._steps_taken = steps_taken
+        self.rebuild()
+
+    @torch.no_grad()
+    def step(self, *, learning_rate: float) -> StepStats:
+        """Reduces the gradient over all processes and moves the bank; nothing moves where it is not finite."""
+        bank = self._bank
+        distributed.all_reduce_(bank.wire)
+        bank.grad.div_(self.loss_scale.value)
+        penalty = self._orthogonality.add_gradient_(bank, weight=self._sampling.orthogonality) if self._orthogonality else 0.0
+        finite = math.isfinite(bank.grad.norm())
+        self.loss_scale.follow(finite)
+        if not finite:
+            return self._stats(float(penalty), grad_norm=math.nan, skipped=True)
+        if bank.sensitivity is not None:
+            self._update_importance()
+        bank.silence_masked()
+        grad_norm = float(bank.grad.norm())
+        if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
+            bank.grad.mul_(self._train.max_grad_norm / grad_norm)
+        held = bank.save_masked()
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._optimizer.step()
+        bank.restore_masked(held)
+        bank.refresh()
+        self._steps_taken += 1
+        return self._stats(float(penalty), grad_norm=grad_norm, skipped=False)
+
+    def _update_importance(self) -> None:
+        bank, sampling = self._bank, self._sampling
+        flats = (bank.sensitivity, bank.uncertainty, bank.master, bank.grad)
+        for *views, moving in zip(*map(bank.row_views, flats), bank.moving_rows, strict=True):
+            update_importance_(*views, beta1=sampling.beta1, beta2=sampling.beta2, moving=moving)
+
+    def _stats(self, penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:
+        sums = self._bank.scalars.tolist()
+        return StepStats(
+            loss=sums[Scalar.LOSS] / max(sums[Scalar.EXAMPLES], 1.0),
+            penalty=penalty,
+            grad_norm=grad_norm,
+            examples=round(sums[Scalar.EXAMPLES]),
+            real_tokens=round(sums[Scalar.REAL_TOKENS]),
+            all_tokens=round(sums[Scalar.ALL_TOKENS]),
+            stop=sums[Scalar.STOP_REQUESTS] > 0,
+            skipped=skipped,
+        )
+
+
+class LossScale:
+    """Dynamic loss scale for fp16: halved after a step that overflowed, doubled after 1,000 that did not; 1 otherwise."""
+
+    def __init__(self, *, enabled: bool):
+        self._enabled = enabled
+        self._good_steps = 0
+        self.value = 2.0**15 if enabled else 1.0
+
+    def follow(self, finite: bool) -> None:
+        """Takes note of one step."""
+        if not self._enabled:
+            return
+        self._good_steps = self._good_steps + 1 if finite else 0
+        if not finite:
+            self.value = max(self.value / 2, 1.0)
+        elif self._good_steps % 1000 == 0:
+            self.value *= 2
