@@ -1,0 +1,116 @@
+"""The end of a run: report.json, a table of what matters in it, and where to look next."""
+
+import json
+import math
+import os
+import platform
+import shlex
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from rich.table import Table
+
+_LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy")
+
+
+def write_report(path: Path, report: dict) -> None:
+    """Writes a report as JSON; a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        ValueError: a number in it is not finite; the message names the key. Nothing is written.
+    """
+    for key, number in _not_finite(report):
+        raise ValueError(f"report: {key}: {number}: numbers must be finite: say None for what is undefined")
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def summary_table(report: dict) -> Table:
+    """The short table shown when a run ends; what the report does not know is shown as a dash."""
+    table = Table(title=f"task {report.get('task', '-')}", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    metrics = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
+    for key, words in metrics.items():
+        test, dev = (_show(report, f"metrics.{split}.{key}", ".4f") for split in ("test", "dev"))
+        table.add_row(f"{words}, test / dev", f"{test} / {dev}")
+    table.add_section()
+    selected, steps = _show(report, "selected_step", ","), _show(report, "steps", ",")
+    kept, target = (_show(report, f"rank_sampling.{one}_triplets", ",") for one in ("kept", "target"))
+    for words, value in (
+        ("selected step / steps", f"{selected} / {steps}"),
+        ("trainable parameters", _show(report, "parameters.trainable", ",")),
+        ("share of all parameters", _show(report, "parameters.fraction", ".3%")),
+        ("kept / target triplets", f"{kept} / {target}"),
+        ("mask events", _show(report, "rank_sampling.mask_events", ",")),
+        ("returned triplets", _show(report, "rank_sampling.returned_triplets", ",")),
+        ("divergences between processes", _show(report, "sync.divergences", ",")),
+        ("tokens/s", _show(report, "throughput.tokens_per_second", ",.0f")),
+        ("seconds of training", _show(report, "throughput.seconds", ",.1f")),
+    ):
+        table.add_row(words, value)
+    return table
+
+
+def what_to_open(output_dir: Path) -> str:
+    """A line for each result of a run that is there, saying how to look at it."""
+    lines = {
+        "tensorboard": "curves and rank maps:  tensorboard --logdir {}",
+        "report.json": "every number:          {}",
+        "predictions/test.parquet": "test predictions:      {}",
+        "adapter": "adapter (PEFT format): {}",
+    }
+    paths = {name: output_dir / name for name in lines}
+    return "\n".join(
+        lines[name].format(shlex.quote(str(path))) for name, path in paths.items() if path.exists()
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that decide results, without importing them."""
+    return {
+        "lingo_ds": _version("lingo_ds", absent="0+unknown"),
+        "python": platform.python_version(),
+        **{name: _version(name, absent="not installed") for name in _LIBRARIES},
+    }
+
+
+def _version(name: str, *, absent: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return absent
+
+
+def _not_finite(value: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested dicts and lists that JSON cannot say, with its dotted key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_finite(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, f"{key}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key, value
+
+
+def _show(report: dict, key: str, form: str) -> str:
+    """The number under a dotted key in a format, or a dash."""
+    value: object = report
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,147 @@
+"""How fast training steps go and how much memory a process has needed."""
+
+import re
+import resource
+import sys
+import time
+from collections import deque
+
+import torch
+
+_RECENT_STEPS = 20
+
+# Dense (no sparsity) bf16 tensor peak in FLOP/s, from the vendors' data sheets. The first row whose words all
+# occur in the device's name counts; a slice of a device (MIG) and a device not listed have no known peak.
+_PEAK_FLOPS = (
+    (("GB200",), 2500e12),
+    (("B200",), 2250e12),
+    (("GH200",), 989e12),
+    (("H200", "NVL"), 835e12),
+    (("H200",), 989e12),
+    (("H100", "NVL"), 835e12),
+    (("H100", "PCIe"), 756e12),
+    (("H100",), 989e12),
+    (("H800", "PCIe"), 756e12),
+    (("H800",), 989e12),
+    (("H20",), 148e12),
+    (("A100",), 312e12),
+    (("A800",), 312e12),
+    (("A40",), 149.7e12),
+    (("A30",), 165e12),
+    (("A10",), 125e12),
+    (("RTX", "A6000"), 154.8e12),
+    (("L40S",), 362e12),
+    (("L40",), 181e12),
+    (("L4",), 121e12),
+    (("MI300X",), 1307.4e12),
+    (("MI250X",), 383e12),
+)
+
+
+class Throughput:
+    """Adds up examples, tokens and seconds of training steps; whatever lies between steps is not counted.
+
+    Feed it the counts of all processes together and the rates are the run's; feed it one process's and they
+    are that process's. A rate is 0 before the first step.
+    """
+
+    def __init__(self):
+        self.examples = 0
+        self.real_tokens = 0
+        self.total_tokens = 0
+        self.seconds = 0.0
+        self._started: float | None = None
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
+
+    def start(self) -> None:
+        """Starts the clock of a step."""
+        self._started = time.perf_counter()
+
+    def step(
+        self, *, examples: int, real_tokens: int, total_tokens: int, seconds: float | None = None
+    ) -> None:
+        """Counts one finished step.
+
+        Args:
+            examples: labelled sequences.
+            real_tokens: tokens without padding.
+            total_tokens: tokens computed, padding included.
+            seconds: duration of the step; None takes the time since `start()`.
+        """
+        if seconds is None:
+            assert self._started is not None, "start() comes before a step without seconds"
+            seconds = time.perf_counter() - self._started
+        self._started = None
+        self.examples += examples
+        self.real_tokens += real_tokens
+        self.total_tokens += total_tokens
+        self.seconds += seconds
+        self._recent.append((real_tokens, seconds))
+
+    @property
+    def examples_per_second(self) -> float:
+        """Examples per second of training."""
+        return _rate(self.examples, self.seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens per second of training."""
+        return _rate(self.real_tokens, self.seconds)
+
+    @property
+    def recent_tokens_per_second(self) -> float:
+        """Real tokens per second over the last 20 steps."""
+        return _rate(sum(tokens for tokens, _ in self._recent), sum(seconds for _, seconds in self._recent))
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of computed tokens that were padding, 0 to 1."""
+        return 1 - self.real_tokens / self.total_tokens if self.total_tokens else 0.0
+
+    def mfu(self, flops_per_token: float, peak_flops: float | None) -> float | None:
+        """Model FLOPs utilisation: the share of the devices' peak that went into real tokens.
+
+        Args:
+            flops_per_token: forward and backward FLOPs the model needs for one real token.
+            peak_flops: FLOP/s of all devices whose tokens are counted here; None where unknown.
+
+        Returns:
+            A share, 0 to 1; None where the peak is unknown or no step is counted.
+        """
+        if peak_flops is None or not self.seconds:
+            return None
+        return flops_per_token * self.tokens_per_second / peak_flops
+
+
+def peak_host_bytes() -> int:
+    """Most memory this process ever had resident, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def peak_device_bytes() -> int | None:
+    """Most device memory this process's tensors ever held, in bytes; None without CUDA."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def device_peak_flops(name: str | None = None) -> float | None:
+    """Dense bf16 peak of a device, in FLOP/s.
+
+    Args:
+        name: the device's name as CUDA gives it; None asks this process's device.
+
+    Returns:
+        None for the CPU, a slice of a device (MIG) and devices that are not in the table.
+    """
+    if name is None:
+        if not torch.cuda.is_available():
+            return None
+        name = torch.cuda.get_device_name()
+    words = set(re.findall(r"\w+", name))
+    if "MIG" in words:
+        return None
+    return next((peak for required, peak in _PEAK_FLOPS if words.issuperset(required)), None)
+
+
+def _rate(count: float, seconds: float) -> float:
+    return count / seconds if seconds else 0.0

@@ -1,0 +1,89 @@
+"""TensorBoard, seen from training: it records what it can and never stops a run."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# Events that may wait for a slow filesystem before a call has to wait with them.
+_QUEUE = 1000
+
+
+class Tracker:
+    """Writes scalars, pictures, histograms and text under a folder, for TensorBoard.
+
+    A tracker without a writer does nothing: that is what processes other than the first hold
+    (`Tracker.null()`), and what a tracker becomes, after one warning, when its folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, *, purge_from: int | None = None):
+        """Opens an event file in `folder`.
+
+        Args:
+            folder: made if absent; None records nothing.
+            purge_from: for a resumed run, the first step it will record again: what was recorded in this
+                folder from that step on is hidden.
+        """
+        self._folder = folder
+        self._writer = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is used
+
+            try:
+                self._writer = SummaryWriter(folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from)
+            except Exception as error:
+                self._give_up(error)
+
+    @classmethod
+    def null(cls) -> Self:
+        """The tracker of a process that records nothing."""
+        return cls(None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records numbers under full tags such as `train/loss`."""
+        for tag, value in values.items():
+            self._write(lambda writer, tag=tag, value=value: writer.add_scalar(tag, value, step))
+
+    def image(self, step: int, tag: str, array: np.ndarray) -> None:
+        """Records a picture, (height, width, 3) uint8."""
+        self._write(lambda writer: writer.add_image(tag, array, step, dataformats="HWC"))
+
+    def histogram(self, step: int, tag: str, array: np.ndarray) -> None:
+        """Records the distribution of the finite numbers in an array of any shape."""
+        values = np.asarray(array, dtype=np.float64).ravel()
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self._write(lambda writer: writer.add_histogram(tag, finite, step))
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Records a text; TensorBoard shows it as Markdown."""
+        self._write(lambda writer: writer.add_text(tag, text, step))
+
+    def close(self) -> None:
+        """Waits until everything is written; later calls do nothing."""
+        self._write(lambda writer: writer.close())
+        self._writer = None
+
+    def _write(self, write: Callable) -> None:
+        if self._writer is None:
+            return
+        try:
+            # The writer's own thread would meet a missing folder first, and report it by a stray traceback.
+            if not self._folder.is_dir():
+                raise FileNotFoundError(f"{self._folder} is gone")
+            write(self._writer)
+        except Exception as error:  # whatever it is, a curve is not worth a training run
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._writer = None
+        logger.warning(
+            "TensorBoard: cannot write to %s (%s: %s): nothing more is recorded there, training goes on",
+            self._folder,
+            type(error).__name__,
+            error,
+        )
