@@ -112,19 +112,40 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share_json(value: Any, env: DistEnv) -> Any:
-    """Global rank 0's JSON-able `value` on every process (JSON, never pickle)."""
+def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
+    """The JSON-able `value` of global rank `source`, on every process (JSON, never pickle)."""
     if _alone():
         return value
-    payload = json.dumps(value).encode() if env.is_main else b""
-    size = broadcast_(torch.tensor([len(payload)], dtype=torch.long, device=env.device))
+    mine = env.global_rank == source
+    payload = json.dumps(value).encode() if mine else b""
+    size = torch.tensor([len(payload)], dtype=torch.long, device=env.device)
+    dist.broadcast(size, source)
     data = torch.zeros(int(size), dtype=torch.uint8, device=env.device)
-    if env.is_main:
+    if mine:
         data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    return json.loads(bytes(broadcast_(data).cpu().tolist()))
+    dist.broadcast(data, source)
+    return json.loads(bytes(data.cpu().tolist()))
 
 
-def first_on_host_does(work: Callable[[], None], env: DistEnv) -> None:
+def share_from_all(value: list[Any], env: DistEnv) -> list[list[Any]]:
+    """Every process's JSON-able list, in order of global rank, on every process."""
+    return [share_json(value, env, source=rank) for rank in range(env.world_size)]
+
+
+def raise_together(failure: UserError | None, env: DistEnv) -> None:
+    """Raises on every process where one of them found a user's mistake; only that one knows the words.
+
+    Raises:
+        UserError: `failure` where there is one, else a pointer to the process that has it.
+    """
+    failed = all_reduce_(torch.tensor([float(failure is not None)], device=env.device))
+    if failure is not None:
+        raise failure
+    if failed.item() > 0:
+        raise UserError(Mistake("input", "another process", "found a mistake", "see its message"))
+
+
+def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:
     """Runs `work` once per host while the other processes wait; a user's mistake there is raised everywhere.
 
     Raises:
@@ -136,11 +157,7 @@ def first_on_host_does(work: Callable[[], None], env: DistEnv) -> None:
             work()
         except UserError as error:
             failure = error
-    failed = all_reduce_(torch.tensor([float(failure is not None)], device=env.device))
-    if failure is not None:
-        raise failure
-    if failed.item() > 0:
-        raise UserError(Mistake("data", "another process", "reported a mistake", "see its message"))
+    raise_together(failure, env)
 
 
 def require_equal(value: str, what: str, env: DistEnv) -> None:

@@ -150,14 +150,26 @@ class AdapterBank:
         means = torch.cat([block.of(score).mean(1) for block in self.layout.blocks])
         return triplet_scores(self.layout.lam(score), means[self._p_rows], means[self._q_rows])
 
+    def kept_values(self) -> tuple[BankLayout, Tensor]:
+        """Layout and values of what the forward pass uses now: the adapter as it is evaluated, saved and exported."""
+        kept = self.mask.cpu().numpy()
+        return self.layout.keep(kept), self.layout.take(self.master, kept)
+
     def compact(self, kept: np.ndarray) -> None:
         """Drops all but the kept triplets from storage, moments carried over. The masks are final: importance goes."""
         layout = self.layout
-        for name in ("master", "exp_avg", "exp_avg_sq"):
-            setattr(self, name, layout.take(getattr(self, name), kept))
+        values = {name: layout.take(getattr(self, name), kept) for name in ("master", "exp_avg", "exp_avg_sq")}
+        self.adopt(layout.keep(kept), **values)
+
+    def adopt(
+        self, layout: BankLayout, master: Tensor, exp_avg: Tensor | None = None, exp_avg_sq: Tensor | None = None
+    ) -> None:
+        """Takes other tensors in place of its own, all triplets kept; without moments they start at 0."""
+        self.layout, self.master = layout, master
+        self.exp_avg = torch.zeros_like(master) if exp_avg is None else exp_avg
+        self.exp_avg_sq = torch.zeros_like(master) if exp_avg_sq is None else exp_avg_sq
         self.sensitivity = self.uncertainty = None
-        self.layout = layout.keep(kept)
-        self.mask = torch.ones(self.layout.triplets, dtype=torch.bool, device=self.device)
+        self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=self.device)
         self._allocate(len(self.scalars))
         self.refresh()
 

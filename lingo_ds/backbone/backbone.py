@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.spec import BackboneSpec
+
+if TYPE_CHECKING:
+    from lingo_ds.backbone.zero import ShardedModule
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +33,10 @@ class Backbone:
 
     Attributes:
         module: the transformers base model; adapters hook onto its linear maps.
-        sharded: whether DeepSpeed partitions it.
     """
 
-    def __init__(self, module: nn.Module, *, sharded: bool, activation_checkpointing: bool):
-        self.module, self.sharded = module, sharded
+    def __init__(self, module: nn.Module, *, shards: "ShardedModule | None", activation_checkpointing: bool):
+        self.module, self._shards = module, shards
         if activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         module.eval()
@@ -54,19 +56,17 @@ class Backbone:
 
     def held_entries(self) -> int:
         """Entries of the weights that this process holds now."""
-        if not self.sharded:
-            return sum(p.numel() for p in self.module.parameters())
-        from lingo_ds.backbone import zero
+        return self._shards.held_entries() if self._shards else sum(p.numel() for p in self.module.parameters())
 
-        return zero.held_entries(self.module)
+    def release(self) -> None:
+        """After a forward without backward: lets go of weights that were gathered for a backward pass."""
+        if self._shards:
+            self._shards.release()
 
     def require_partitioned(self) -> None:
         """Checks, between steps, that no weight stayed whole on this process."""
-        if self.sharded:
-            from lingo_ds.backbone import zero
-
-            whole = zero.gathered_weights(self.module)
-            assert not whole, f"{len(whole)} weights stayed gathered, e.g. {whole[0]}"
+        whole = self._shards.gathered_weights() if self._shards else []
+        assert not whole, f"{len(whole)} weights stayed gathered, e.g. {whole[0]}"
 
 
 def load_backbone(
@@ -89,9 +89,10 @@ def load_backbone(
             buffer.copy_(files.read(name).view_as(buffer))
     if ds_config is None:
         fill_whole(spec.skeleton, files, dtype=dtype, device=device)
-        module = spec.skeleton.to(device)
+        shards = None
+        spec.skeleton.to(device)
     else:
-        from lingo_ds.backbone import zero
+        from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
 
-        module = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
-    return Backbone(module, sharded=ds_config is not None, activation_checkpointing=activation_checkpointing)
+        shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
+    return Backbone(spec.skeleton, shards=shards, activation_checkpointing=activation_checkpointing)

@@ -24,7 +24,7 @@ def shard(
     group: dist.ProcessGroup | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> nn.Module:
+) -> "ShardedModule":
     """Fills the skeleton so that each process of `group` holds, and reads from disk, its own range of every weight.
 
     Args:
@@ -36,7 +36,7 @@ def shard(
         device: where they are used.
 
     Returns:
-        The module, with DeepSpeed's hooks on it; between forward and backward passes it is partitioned.
+        The module with DeepSpeed's hooks on it.
     """
     module = spec.skeleton
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype, data_parallel_group=group)
@@ -57,11 +57,11 @@ def shard(
     fill(module, own_range)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
-    deepspeed.initialize(model=module, config=ds_config)
+    engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     _put_back(module, buffers)
     # The first layer's weights are given back by the gradient that passes its input; without one they would stay whole.
     module.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
-    return module
+    return ShardedModule(module, engine)
 
 
 def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
@@ -71,13 +71,27 @@ def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
         module.get_submodule(owner)._buffers[key] = value
 
 
-def held_entries(module: nn.Module) -> int:
-    """Entries of the backbone that this process holds now: its partitions, and whatever is gathered beside them."""
-    return sum(p.ds_tensor.numel() + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
-               for p in module.parameters())  # fmt: skip
+class ShardedModule:
+    """A partitioned module: between forward and backward passes each process holds its own ranges and no more."""
 
+    def __init__(self, module: nn.Module, engine: deepspeed.DeepSpeedEngine):
+        self.module, self._engine = module, engine
 
-def gathered_weights(module: nn.Module) -> list[str]:
-    """Weights that are whole on this process now, though they need not be: empty between steps."""
-    return [name for name, p in module.named_parameters()
-            if p.ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist]  # fmt: skip
+    def held_entries(self) -> int:
+        """Entries of the weights that this process holds now: its partitions, and whatever is gathered beside them."""
+        return sum(
+            p.ds_tensor.numel() + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
+            for p in self.module.parameters()
+        )
+
+    def gathered_weights(self) -> list[str]:
+        """Weights that are whole on this process now, though they need not be: empty between steps."""
+        return [
+            name
+            for name, p in self.module.named_parameters()
+            if p.ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
+        ]
+
+    def release(self) -> None:
+        """After a forward without backward: gives back what was kept gathered for the backward pass."""
+        self._engine.optimizer.empty_partition_cache()

@@ -74,9 +74,9 @@ class BankUpdate:
         """Steps that changed the bank: skipped ones do not count in AdamW's bias correction."""
         return self._steps_taken
 
-    def restore(self, steps_taken: int) -> None:
-        """Takes up the count of a checkpoint, after the bank was loaded."""
-        self._steps_taken = steps_taken
+    def restore(self, steps_taken: int, loss_scale: float) -> None:
+        """Takes up the state of a checkpoint, after the bank was loaded."""
+        self._steps_taken, self.loss_scale.value = steps_taken, loss_scale
         self.rebuild()
 
     @torch.no_grad()

@@ -1,0 +1,8 @@
+"""deepspeed [--hostfile H | --num_accelerators N] launchers/plan.py --config FILE [section.field=value ...]"""
+
+import sys
+
+from lingo_ds.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["plan", *sys.argv[1:]]))

@@ -1,0 +1,94 @@
+"""A tiny Hugging Face folder made on the spot, so that the quickstart and the tests need no download.
+
+The weights are random and stay frozen: a stand-in with a real model's shape, not a language model. What
+makes it useful is their scale: adapters of rank 8 on all linear maps reach a higher test MCC on the promoters
+of `data/synthetic.py` than with Hugging Face's usual 0.02 throughout.
+"""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+CONTEXT = 1024  # tokens
+
+_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
+_CHARACTERS = ("\n", "\t", *(chr(code) for code in range(32, 127)))
+_EMBEDDING_STD = 1.0
+_LINEAR_STD = 0.1  # about 1 / sqrt(hidden size): a map puts out vectors of its input's size
+
+
+def write_backbone(folder: Path, *, seed: int = 0) -> None:
+    """Writes a stand-in for a frozen LLM: `config.json`, `model.safetensors` and the tokenizer's files.
+
+    Llama architecture, 3 layers, hidden size 64, 157 thousand float32 parameters, tied embeddings, 1024
+    tokens of context. The tokenizer gives `<s>`, then one token per printable ASCII character, newline or
+    tab; anything else is `<unk>`. The same seed gives the same bytes, and torch's global random state is left
+    as it was.
+
+    Args:
+        folder: made if it is missing; files of these names in it are replaced, `config.json` last.
+        seed: of the weights.
+    """
+    model, tokenizer = _random_model(seed), _character_tokenizer()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        for draft in sorted(Path(aside).iterdir(), key=lambda path: path.name == "config.json"):
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            draft.replace(folder / draft.name)
+    logger.info("wrote a random backbone of %d parameters to %s", model.num_parameters(), folder)
+
+
+def _random_model(seed: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(_SPECIAL) + len(_CHARACTERS),
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        unk_token_id=_SPECIAL.index("<unk>"),
+        bos_token_id=_SPECIAL.index("<s>"),
+        eos_token_id=_SPECIAL.index("</s>"),
+        pad_token_id=_SPECIAL.index("<pad>"),
+    )
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights of its own
+        model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.normal_(0, _EMBEDDING_STD, generator=generator)
+            elif isinstance(module, torch.nn.Linear):
+                module.weight.normal_(0, _LINEAR_STD, generator=generator)
+    return model
+
+
+def _character_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *_CHARACTERS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )

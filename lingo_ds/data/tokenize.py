@@ -1,0 +1,185 @@
+"""Tokenising once: Arrow tables in a cache, read back by memory map."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from lingo_ds.data.prompt import Prompt
+from lingo_ds.data.sources import SPLITS, Split, count_duplicates
+from lingo_ds.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+BATCH = 1000
+"""Texts tokenised at a time."""
+
+FEATURES = datasets.Features(
+    {
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "label": datasets.Value("int64"),
+        "truncated": datasets.Value("bool"),
+    }
+)
+Tokenize = Callable[[list[str]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class TokenizedSplit:
+    """One split's token ids in one flat memory-mapped array.
+
+    Attributes:
+        table: columns input_ids (list of int32), label (int64), truncated (bool).
+    """
+
+    table: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def _ids(self) -> tuple[np.ndarray, np.ndarray]:
+        column = self.table.data.column("input_ids").combine_chunks()
+        column = column.chunk(0) if hasattr(column, "chunk") else column
+        return column.values.to_numpy(), column.offsets.to_numpy()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(rows,) classes."""
+        return self.table.data.column("label").to_numpy()
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens per example."""
+        return np.diff(self._ids[1])
+
+    @property
+    def truncated(self) -> int:
+        """Examples whose sequence was cut."""
+        return int(np.sum(self.table.data.column("truncated").to_numpy()))
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Token ids of one example, (length,)."""
+        values, offsets = self._ids
+        return values[offsets[row] : offsets[row + 1]]
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """All splits, and what was noticed while reading them.
+
+    Attributes:
+        splits: by name.
+        classes: number of labels.
+        duplicates: rows that occur twice, see `count_duplicates`.
+        fingerprint: of files, tokenizer, prompt and length together.
+    """
+
+    splits: Mapping[str, TokenizedSplit]
+    classes: int
+    duplicates: dict[str, int]
+    fingerprint: str
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(max(split.lengths.max() for split in self.splits.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """Counts for the report."""
+        return {
+            "rows": {name: len(split) for name, split in self.splits.items()},
+            "truncated": {name: split.truncated for name, split in self.splits.items()},
+            "duplicates": self.duplicates,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def default_cache() -> Path:
+    """$LINGO_DS_CACHE, else ~/.cache/lingo_ds."""
+    return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
+
+
+def data_fingerprint(folder: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:
+    """32 hex digits that change with the files, the tokenizer's definition or any setting."""
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, tokenizer, dict(settings)], sort_keys=True).encode())
+    for name in SPLITS:
+        path = folder / f"{name}.csv"
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"absent")
+    return digest.hexdigest()[:32]
+
+
+def write_tokenized(
+    folder: Path, splits: Mapping[str, Split], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+) -> None:
+    """Tokenises all splits into `folder`, written aside and renamed.
+
+    Args:
+        folder: where the cache entry goes; an entry that is there stays.
+        splits: the rows.
+        tokenize: token ids of a list of texts, special tokens included.
+        prompt: text around each sequence.
+        max_length: longest example in tokens.
+
+    Raises:
+        UserError: where not even one base fits between prefix and suffix.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, split in splits.items():
+        logger.info("tokenising %s: %d rows", name, len(split))
+        table = datasets.Dataset.from_dict(
+            _columns(split, tokenize=tokenize, prompt=prompt, max_length=max_length), features=FEATURES
+        )
+        table.save_to_disk(aside / name)
+    facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
+    (aside / "facts.json").write_text(json.dumps(facts))
+    try:
+        aside.rename(folder)
+    except OSError:  # another host or run finished the same entry first
+        shutil.rmtree(aside)
+
+
+def read_tokenized(folder: Path) -> TokenizedData:
+    """The cache entry that `write_tokenized` made, by memory map."""
+    facts = json.loads((folder / "facts.json").read_text())
+    splits = {name: TokenizedSplit(datasets.load_from_disk(str(folder / name))) for name in SPLITS}
+    return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name)
+
+
+def _columns(split: Split, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> dict[str, list]:
+    input_ids, truncated = [], []
+    for start in range(0, len(split), BATCH):
+        sequences = split.sequences[start : start + BATCH]
+        for sequence, ids in zip(sequences, tokenize([prompt.render(s) for s in sequences]), strict=True):
+            too_long = len(ids) > max_length
+            input_ids.append(_cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids)
+            truncated.append(too_long)
+    return {"input_ids": input_ids, "label": split.labels, "truncated": truncated}
+
+
+def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:
+    """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
+    fits, too_long, best = 0, len(sequence), None
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        ids = tokenize([prompt.render(sequence[:middle])])[0]
+        if len(ids) <= max_length:
+            fits, best = middle, ids
+        else:
+            too_long = middle
+    if best is None:
+        raise UserError(
+            Mistake("data.max_length", max_length, "leaves no room for the sequence", "raise it or shorten data.prefix")
+        )
+    return best

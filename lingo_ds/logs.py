@@ -1,0 +1,45 @@
+"""Who says what where: global rank 0 to the terminal and train.log, the others only when something is wrong."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lingo_ds.distributed import DistEnv
+
+console = Console(stderr=True)
+
+
+def set_up(env: DistEnv) -> None:
+    """Routes this project's log, and quietens the libraries'."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    package = logging.getLogger("lingo_ds")
+    package.setLevel(logging.INFO if env.is_main else logging.WARNING)
+    package.propagate = False
+    handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
+    handler.setFormatter(logging.Formatter("%(message)s" if env.is_main else f"[process {env.global_rank}] %(message)s"))
+    package.handlers = [handler]
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def write_to(path: Path, env: DistEnv) -> None:
+    """Adds the run's log file, on global rank 0."""
+    if env.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("lingo_ds").addHandler(handler)
+
+
+def quieten_libraries() -> None:
+    """Turns off the progress bars and advice of libraries that are imported by now."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,286 @@
+"""RunPlan: every derived number of a run, computed from plain numbers before anything is loaded."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lingo_ds.config import RunConfig, resolve_duration
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.rank_sampling.schedule import BudgetSchedule
+
+GIB = 1024**3
+USABLE_MEMORY = 0.8
+"""Share of a process's memory that the plan fills; the rest is for fragments, the runtime and what the estimate misses."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan starts from.
+
+    Attributes:
+        train_rows, dev_rows, test_rows: examples per split.
+        longest: tokens of the longest example.
+        mean_tokens: tokens per example, on average over the training split.
+        backbone_parameters: entries of the frozen weights.
+        layer_parameters: entries of the largest decoder layer.
+        layers: decoder layers.
+        hidden_size, ffn_size: widths of the residual stream and inside the feed-forward part.
+        sites: adapted maps.
+        bank_parameters: trainable entries of a new bank, head included.
+        head_parameters: of these, the head's.
+        compute_bytes: bytes per entry in the compute dtype.
+        world_size: processes of the job.
+        local_world_size: processes of one host.
+        memory_bytes: memory that one process may use.
+    """
+
+    train_rows: int
+    dev_rows: int
+    test_rows: int
+    longest: int
+    mean_tokens: float
+    backbone_parameters: int
+    layer_parameters: int
+    layers: int
+    hidden_size: int
+    ffn_size: int
+    sites: int
+    bank_parameters: int
+    head_parameters: int
+    compute_bytes: int
+    world_size: int
+    local_world_size: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Every derived number of a run.
+
+    Attributes:
+        facts: what it was derived from.
+        global_batch_size: examples per step.
+        micro_batch_size: examples per forward of one process.
+        accumulation: forwards of one process per step.
+        steps_per_epoch, steps: optimizer steps; the last batch of an epoch may be smaller.
+        warmup_steps: steps in which the learning rate rises.
+        eval_interval: steps between evaluations on dev; the last step is always evaluated.
+        schedule: budget of triplets; None without sampling.
+        zero_stage: 3 or 0.
+        shard_group: processes that share one copy of the backbone.
+        bytes_per_process: memory by part.
+        flops_per_token: forward and backward through the frozen backbone.
+    """
+
+    facts: Facts
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    eval_interval: int
+    schedule: BudgetSchedule | None
+    zero_stage: int
+    shard_group: int
+    bytes_per_process: dict[str, int]
+    flops_per_token: float
+
+    @property
+    def fraction(self) -> float:
+        """Trainable parameters over backbone parameters."""
+        return self.facts.bank_parameters / self.facts.backbone_parameters
+
+    def learning_rate_factor(self, step: int, schedule: str) -> float:
+        """Factor on the peak learning rate at `step` (1-based): linear rise, then `linear`, `cosine` or `constant`."""
+        if step <= self.warmup_steps:
+            return step / self.warmup_steps
+        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps + 1, 1)
+        return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[schedule]
+
+    def equations(self) -> list[str]:
+        """The arithmetic, one line each, as a person would check it."""
+        f = self.facts
+        lines = [
+            f"batch      {self.global_batch_size} examples <= {f.world_size} processes x {self.accumulation} "
+            f"accumulation x {self.micro_batch_size} micro-batch",
+            f"epoch      ceil({f.train_rows} rows / {self.global_batch_size}) = {self.steps_per_epoch} steps",
+            f"run        {self.steps} steps = {self.steps / self.steps_per_epoch:.2f} epochs; "
+            f"{self.warmup_steps} warm-up; dev every {self.eval_interval}",
+            f"tokens     {f.mean_tokens:.1f} per example on average, {f.longest} at most",
+            f"parameters {f.bank_parameters:,} trainable / {f.backbone_parameters:,} backbone = {self.fraction:.2%} "
+            f"({f.sites} sites, head {f.head_parameters:,})",
+        ]
+        if self.schedule:
+            s = self.schedule
+            lines.append(
+                f"budget     {s.initial} -> {s.target} triplets: all until step {s.t_init}, a mask every {s.interval} "
+                f"steps ({len(s.mask_steps())} masks), final at step {s.final_step}"
+            )
+        copies = f.world_size // self.shard_group
+        spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
+        lines.append(f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} (ZeRO stage {self.zero_stage})")
+        parts = " + ".join(f"{_bytes(size)} {part}" for part, size in self.bytes_per_process.items())
+        total = _bytes(sum(self.bytes_per_process.values()))
+        lines.append(f"memory     {parts} = {total} of {_bytes(f.memory_bytes)} per process (estimate)")
+        lines.append(f"work       {self.flops_per_token:.3g} FLOP per token")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {**asdict(self), "fraction": self.fraction}
+
+    def deepspeed_config(self, profile: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
+        """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
+        layer = self.facts.layer_parameters
+        auto = {
+            "train_micro_batch_size_per_gpu": self.micro_batch_size,
+            "bf16": dtype == "bf16",
+            "fp16": dtype == "fp16",
+            "stage3_prefetch_bucket_size": layer,
+            "stage3_max_live_parameters": 3 * layer + 1,
+            "stage3_param_persistence_threshold": 10 * self.facts.hidden_size,
+        }
+
+        def filled(value: Any, key: str, section: str) -> Any:
+            if isinstance(value, Mapping):
+                return {k: filled(v, k, key) for k, v in value.items()}
+            if value != "auto":
+                return value
+            name = section if key == "enabled" else key
+            if name not in auto:
+                raise UserError(
+                    Mistake("zero.profile", f"{key}: auto", "is not a value the plan fills", f"known: {', '.join(auto)}")
+                )
+            return auto[name]
+
+        return {key: filled(value, key, "") for key, value in profile.items()}
+
+
+def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
+    """Derives the plan.
+
+    Raises:
+        UserError: for a batch that the processes cannot share, a schedule that cannot work, or a backbone that does not fit.
+    """
+    batch = config.train.global_batch_size
+    if batch < facts.world_size:
+        raise UserError(
+            Mistake("train.global_batch_size", batch, f"is below the {facts.world_size} processes", "raise it")
+        )
+    steps_per_epoch = math.ceil(facts.train_rows / batch)
+    steps = config.train.max_steps or math.ceil(config.train.num_epochs * steps_per_epoch)
+    eval_interval = config.train.eval_steps or max(1, round((config.train.eval_epochs or 1) * steps_per_epoch))
+    stage, group = _spread(config, facts)
+    micro = _micro_batch(config, facts, stage, group)
+    accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
+    micro = config.train.micro_batch_size or math.ceil(math.ceil(batch / facts.world_size) / accumulation)
+    return RunPlan(
+        facts=facts,
+        global_batch_size=batch,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        warmup_steps=min(resolve_duration(config.train.warmup, total=steps), steps),
+        eval_interval=eval_interval,
+        schedule=_schedule(config, facts, steps),
+        zero_stage=stage,
+        shard_group=group,
+        bytes_per_process={
+            **_fixed_bytes(facts, stage, group),
+            "activations": micro * _example_bytes(config, facts),
+        },
+        flops_per_token=_flops_per_token(facts),
+    )
+
+
+def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | None:
+    sampling = config.rank_sampling
+    if sampling.mode == "off":
+        return None
+    return BudgetSchedule(
+        initial=facts.sites * config.adapter.rank,
+        target=facts.sites * sampling.target_rank,
+        t_init=resolve_duration(sampling.t_init, total=steps),
+        t_final=resolve_duration(sampling.t_final, total=steps),
+        total=steps,
+        interval=sampling.interval,
+    )
+
+
+def _fixed_bytes(facts: Facts, stage: int, group: int) -> dict[str, int]:
+    """Memory of one process that does not grow with the batch."""
+    width = facts.compute_bytes
+    share = math.ceil(facts.backbone_parameters / group) * width
+    parts = {"backbone": share}
+    if stage == 3:
+        parts["gathered layers"] = 3 * facts.layer_parameters * width
+    # masters, gradient, two moments, two averages of importance: fp32; compute copy and, below fp32, its gradient
+    parts["bank"] = facts.bank_parameters * (6 * 4 + (width if width == 4 else 2 * width))
+    return parts
+
+
+def _example_bytes(config: RunConfig, facts: Facts) -> int:
+    """Activations that one example keeps for the backward pass (a deliberate overestimate)."""
+    inside_layer = 12 * facts.hidden_size + 5 * facts.ffn_size
+    kept = facts.layers * facts.hidden_size + inside_layer if config.backbone.activation_checkpointing else facts.layers * inside_layer
+    return facts.longest * kept * facts.compute_bytes
+
+
+def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
+    """ZeRO stage and shard group: a whole copy where it fits, else the smallest group, inside a host if possible."""
+    zero, budget = config.zero, USABLE_MEMORY * facts.memory_bytes
+
+    def fits(stage: int, group: int) -> bool:
+        return sum(_fixed_bytes(facts, stage, group).values()) + _example_bytes(config, facts) <= budget
+
+    if zero.stage == 0 or (zero.stage == "auto" and zero.shard_group in ("auto", 1) and fits(0, 1)):
+        return 0, 1
+    if zero.shard_group == 1 and facts.world_size > 1:
+        return 0, 1
+    if zero.shard_group != "auto":
+        if facts.world_size % zero.shard_group:
+            raise UserError(
+                Mistake(
+                    "zero.shard_group", zero.shard_group, f"does not divide the {facts.world_size} processes",
+                    "choose a divisor or auto",
+                )
+            )  # fmt: skip
+        return 3, zero.shard_group
+    smallest = 2 if facts.world_size > 1 else 1
+    divisors = [g for g in range(smallest, facts.world_size + 1) if facts.world_size % g == 0]
+    inside = [g for g in divisors if facts.local_world_size % g == 0]
+    fitting = [g for g in inside or divisors if fits(3, g)] or [g for g in divisors if fits(3, g)]
+    if fitting:
+        return 3, fitting[0]
+    if zero.stage == 3 or zero.profile:
+        return 3, facts.world_size  # the user's word, e.g. with offload, which the estimate does not know
+    need = sum(_fixed_bytes(facts, 3, facts.world_size).values()) + _example_bytes(config, facts)
+    raise UserError(
+        Mistake(
+            "backbone.path",
+            f"{_bytes(need)} per process",
+            f"does not fit {_bytes(int(budget))} on {facts.world_size} processes",
+            "add processes, or set zero.profile=zero3_offload, backbone.activation_checkpointing=true or bf16",
+        )
+    )
+
+
+def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int) -> int:
+    """The largest micro-batch that the memory estimate allows, at most one process's share of the batch."""
+    share = math.ceil(config.train.global_batch_size / facts.world_size)
+    if config.train.micro_batch_size:
+        return min(config.train.micro_batch_size, share)
+    free = USABLE_MEMORY * facts.memory_bytes - sum(_fixed_bytes(facts, stage, group).values())
+    return max(1, min(share, int(free // _example_bytes(config, facts))))
+
+
+def _flops_per_token(facts: Facts) -> float:
+    """4 N: forward and the gradient by activations, none by frozen weights; and causal attention, three passes of it."""
+    return 4.0 * facts.layers * facts.layer_parameters + 6.0 * facts.layers * facts.hidden_size * facts.mean_tokens
+
+
+def _bytes(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.1f} MiB"

@@ -1,0 +1,226 @@
+"""From a config to everything a run stands on: files found, data tokenised, plan made, backbone loaded and adapted."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lingo_ds import distributed
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.backbone import builtin
+from lingo_ds.backbone.backbone import compute_dtype, load_backbone
+from lingo_ds.backbone.load import find_backbone, fingerprint
+from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
+from lingo_ds.config import RunConfig
+from lingo_ds.data import synthetic
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.sources import read_gue
+from lingo_ds.data.tasks import Task, make_task
+from lingo_ds.data.tokenize import TokenizedData, data_fingerprint, default_cache, read_tokenized, write_tokenized
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.model import AdaptedModel
+from lingo_ds.plan import Facts, RunPlan, make_plan
+from lingo_ds.resources import resource_path
+from lingo_ds.training.update import Scalar
+
+logger = logging.getLogger(__name__)
+
+BUILTIN_BACKBONE, BUILTIN_DATA = "builtin:tiny", "builtin:promoters"
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run knows before any weight is loaded."""
+
+    config: RunConfig
+    env: DistEnv
+    spec: BackboneSpec
+    task: Task
+    data: TokenizedData
+    sites: list[Site]
+    layout: BankLayout
+    plan: RunPlan
+    dtype: torch.dtype
+    backbone_fingerprint: str
+
+
+def prepare(config: RunConfig, env: DistEnv) -> Prepared:
+    """Finds files, reads and tokenises the data once per host, and makes the plan.
+
+    Raises:
+        UserError: for every mistake in config or input that can be seen without loading weights.
+    """
+    cache = config.data.cache_dir or default_cache()
+    distributed.first_on_host_does(lambda: _make_builtins(config, cache), env)
+    backbone_folder = _first_finds(config, cache, env)
+    spec = read_spec(backbone_folder, trust_remote_code=config.backbone.trust_remote_code)
+    sites = choose_sites(spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names)
+    max_length = _max_length(config, spec)
+    data = _tokenized(config, spec, cache, max_length, env)
+    task = make_task(
+        config.name, classes=data.classes, template=config.data.prefix, domain=config.data.domain, max_length=max_length
+    )
+    layout = uniform_layout(sites, rank=config.adapter.rank, head_shape=(data.classes, spec.output_size))
+    dtype = compute_dtype(config.backbone.dtype, env.device)
+    plan = make_plan(config, _facts(spec, data, layout, dtype, env))
+    return Prepared(config, env, spec, task, data, sites, layout, plan, dtype, fingerprint(backbone_folder))
+
+
+def build_model(prepared: Prepared) -> AdaptedModel:
+    """Loads the backbone and puts a new bank on it, the same on every process."""
+    config, env, plan = prepared.config, prepared.env, prepared.plan
+    ds_config, group = None, None
+    if plan.zero_stage == 3:
+        ds_config = plan.deepspeed_config(_profile(config, env), dtype=DTYPE_NAMES[prepared.dtype])
+        group = distributed.shard_group(plan.shard_group, env)
+    backbone = load_backbone(
+        prepared.spec,
+        dtype=prepared.dtype,
+        device=env.device,
+        activation_checkpointing=config.backbone.activation_checkpointing,
+        ds_config=ds_config,
+        group=group,
+    )
+    bank = AdapterBank(
+        prepared.layout,
+        scale=config.adapter.alpha / config.adapter.rank,
+        dtype=prepared.dtype,
+        device=env.device,
+        scalars=len(Scalar),
+        importance=plan.schedule is not None,
+    )
+    if env.is_main:
+        bank.initialize(config.seed)
+    distributed.broadcast_(bank.master)
+    bank.refresh()
+    return AdaptedModel(backbone, bank, pooling=config.head.pooling, dropout=config.adapter.dropout)
+
+
+def _builtin_folder(cache: Path, name: str, seed: int) -> Path:
+    return cache / "builtin" / f"{name.partition(':')[2]}-{seed}"
+
+
+def _make_builtins(config: RunConfig, cache: Path) -> None:
+    """Makes the embedded backbone and data where the config asks for them and the cache lacks them."""
+    for asked, name, write in (
+        (config.backbone.path, BUILTIN_BACKBONE, builtin.write_backbone),
+        (config.data.path, BUILTIN_DATA, synthetic.write_promoters),
+    ):
+        if not asked.startswith("builtin:"):
+            continue
+        if asked != name:
+            raise UserError(Mistake("path", asked, "is not built in", f"write {name}"))
+        folder = _builtin_folder(cache, name, 0)
+        if not folder.exists():
+            logger.info("making %s in %s", name, folder)
+            write(folder, seed=0)
+
+
+def _data_folder(config: RunConfig, cache: Path) -> Path:
+    return _builtin_folder(cache, BUILTIN_DATA, 0) if config.data.path == BUILTIN_DATA else Path(config.data.path)
+
+
+def _first_finds(config: RunConfig, cache: Path, env: DistEnv) -> Path:
+    """The backbone's folder, downloaded once per host where it is a hub id."""
+    if config.backbone.path == BUILTIN_BACKBONE:
+        return _builtin_folder(cache, BUILTIN_BACKBONE, 0)
+
+    def find() -> Path:
+        return find_backbone(config.backbone.path, revision=config.backbone.revision)
+
+    distributed.first_on_host_does(find, env)
+    return find()
+
+
+def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
+    asked = config.data.max_length or spec.context
+    if asked > spec.context:
+        raise UserError(
+            Mistake("data.max_length", asked, f"is above the backbone's context of {spec.context}", "lower it or set null")
+        )
+    return asked
+
+
+def _tokenized(config: RunConfig, spec: BackboneSpec, cache: Path, max_length: int, env: DistEnv) -> TokenizedData:
+    data, folder = config.data, _data_folder(config, cache)
+    tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
+    settings = {
+        "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
+        "sequence_column": data.sequence_column, "label_column": data.label_column,
+    }  # fmt: skip
+    definition = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    entry = cache / "tokenized" / data_fingerprint(folder, tokenizer=definition, settings=settings)
+
+    def tokenise() -> None:
+        if not entry.exists():
+            splits = read_gue(folder, sequence_column=data.sequence_column, label_column=data.label_column)
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            prompt = make_prompt(data.prefix, domain=data.domain)
+            write_tokenized(
+                entry, splits, tokenize=lambda texts: tokenizer(texts)["input_ids"], prompt=prompt, max_length=max_length
+            )
+
+    distributed.first_on_host_does(tokenise, env)
+    tokenized = read_tokenized(entry)
+    _say_what_was_noticed(tokenized)
+    return tokenized
+
+
+def _say_what_was_noticed(data: TokenizedData) -> None:
+    facts = data.facts()
+    logger.info("data: %s rows, %d classes", facts["rows"], data.classes)
+    if any(data.duplicates.values()):
+        logger.warning("the same sequence more than once: %s", data.duplicates)
+    if any(facts["truncated"].values()):
+        logger.warning("sequences cut to data.max_length: %s", facts["truncated"])
+
+
+def _facts(spec: BackboneSpec, data: TokenizedData, layout: BankLayout, dtype: torch.dtype, env: DistEnv) -> Facts:
+    if env.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(env.device).total_memory
+    else:
+        memory = psutil.virtual_memory().total // env.local_world_size
+    train = data.splits["train"]
+    return Facts(
+        train_rows=len(train),
+        dev_rows=len(data.splits["dev"]),
+        test_rows=len(data.splits["test"]),
+        longest=data.longest,
+        mean_tokens=float(train.lengths.mean()),
+        backbone_parameters=spec.parameters,
+        layer_parameters=spec.layer_parameters,
+        layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        ffn_size=spec.ffn_size,
+        sites=len(layout.sites),
+        bank_parameters=layout.size,
+        head_parameters=layout.size - layout.adapter_size,
+        compute_bytes=dtype.itemsize,
+        world_size=env.world_size,
+        local_world_size=env.local_world_size,
+        memory_bytes=memory,
+    )
+
+
+def _profile(config: RunConfig, env: DistEnv) -> dict[str, Any]:
+    """The DeepSpeed profile that the run uses.
+
+    Raises:
+        UserError: where it is not JSON.
+    """
+    name = config.zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
+    path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            Mistake("zero.profile", path, f"is no readable JSON ({error})", "name a profile of ds_configs or a file")
+        ) from None

@@ -1,0 +1,41 @@
+"""Where recipes and DeepSpeed profiles lie: beside the package in a checkout, inside it when installed."""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from lingo_ds.errors import Mistake, UserError
+
+Kind = Literal["recipes", "ds_configs"]
+
+ENDINGS: dict[Kind, str] = {"recipes": ".yaml", "ds_configs": ".json"}
+PACKAGE = Path(__file__).resolve().parent
+
+
+def list_resources(kind: Kind) -> list[str]:
+    """Names of all shipped files of one kind, without folder and ending, in alphabetical order."""
+    return sorted(file.stem for file in _folder(kind).glob(f"*{ENDINGS[kind]}"))
+
+
+def resource_path(kind: Kind, name: str) -> Path:
+    """Path of a shipped file by its name, with or without ending: `quickstart` is `recipes/quickstart.yaml`.
+
+    Raises:
+        UserError: no file of this kind has the name; the nearest name that exists is given.
+    """
+    known = list_resources(kind)
+    stem = name.removesuffix(ENDINGS[kind])
+    if stem in known:
+        return _folder(kind) / f"{stem}{ENDINGS[kind]}"
+    nearest = difflib.get_close_matches(stem, known, n=1, cutoff=0.0)
+    fix = (
+        f"use {nearest[0]!r}, the nearest of: {', '.join(known)}"
+        if nearest
+        else "install again, there are none"
+    )
+    raise UserError(Mistake(kind, name, "must name a file that lingo_ds ships", fix))
+
+
+def _folder(kind: Kind) -> Path:
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind

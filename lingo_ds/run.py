@@ -1,0 +1,119 @@
+"""The whole path: config -> plan -> data -> backbone -> adapters -> train -> report."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lingo_ds import distributed, logs
+from lingo_ds.config import RunConfig
+from lingo_ds.distributed import DistEnv
+from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
+from lingo_ds.evaluation.evaluate import write_predictions
+from lingo_ds.files import write_aside
+from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.report import summary_table, what_to_open, write_report
+from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.plan import RunPlan
+from lingo_ds.prepare import Prepared, build_model, prepare
+from lingo_ds.training.session import EVAL_BATCH_FACTOR, Session, adopt_saved
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
+    """Trains, selects on dev, evaluates the selected adapter on test once, and writes everything to `run_dir`.
+
+    Returns:
+        The report, the same on every process.
+
+    Raises:
+        UserError: for mistakes in config or input, before anything is trained.
+    """
+    with _job(config, env):
+        prepared = prepare(config, env)
+        for line in prepared.plan.equations():
+            logger.info("%s", line)
+        model = build_model(prepared)
+        logger.info("process 0 holds %s of %s backbone entries",
+                    f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}")  # fmt: skip
+        with _watching(prepared) as (tracker, progress):
+            session = Session(prepared, model, tracker=tracker, progress=progress)
+            first_step = session.first_step()
+            _write_inputs(prepared)
+            outcome = session.trainer.run(first_step)
+        test = session.evaluate_best("test") if session.best.step and outcome.reason != "interrupted" else None
+        report = session.report(outcome, test)
+        if env.is_main:
+            if test:
+                labels = prepared.data.splits["test"].labels
+                write_predictions(config.run_dir / "predictions" / "test.parquet", test, labels)
+            write_report(config.run_dir / "report.json", report)
+            _say_how_it_ended(config, report)
+        return report
+
+
+def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
+    """Metrics of the run's saved adapter on its test split; writes `evaluation.json` and the predictions."""
+    with _job(config, env):
+        prepared = prepare(config, env)
+        model = build_model(prepared)
+        adopt_saved(model, prepared, config.run_dir / "adapter")
+        split = prepared.data.splits["test"]
+        test = evaluate_split(model, split, batch=EVAL_BATCH_FACTOR * prepared.plan.micro_batch_size, env=env)
+        if env.is_main:
+            write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
+            write_report(config.run_dir / "evaluation.json", {"metrics": {"test": test.metrics}})
+            logs.console.print({name: value and round(value, 4) for name, value in test.metrics.items()})
+        return test.metrics
+
+
+def plan(config: RunConfig, env: DistEnv) -> RunPlan:
+    """The plan that `train` would follow, from config, data and the backbone's shapes; prints it."""
+    with _job(config, env):
+        prepared = prepare(config, env)
+        if env.is_main:
+            for line in prepared.plan.equations():
+                logs.console.print(line, highlight=False, soft_wrap=True)
+        return prepared.plan
+
+
+@contextmanager
+def _job(config: RunConfig, env: DistEnv) -> Iterator[None]:
+    """The process group around a verb, with one config on all processes."""
+    logs.quieten_libraries()
+    distributed.start(env)
+    try:
+        distributed.require_equal(config.to_yaml(), "config", env)
+        yield
+    finally:
+        distributed.stop()
+
+
+@contextmanager
+def _watching(prepared: Prepared) -> Iterator[tuple[Tracker, Progress]]:
+    """TensorBoard and the progress bar, on global rank 0."""
+    env, folder = prepared.env, prepared.config.run_dir
+    tracker = Tracker(folder / "tensorboard") if env.is_main else Tracker.null()
+    try:
+        with Progress(prepared.plan.steps, enabled=env.is_main, console=logs.console) as progress:
+            yield tracker, progress
+    finally:
+        tracker.close()
+
+
+def _write_inputs(prepared: Prepared) -> None:
+    """The resolved config and the plan, so that the run can be understood and repeated from its folder."""
+    if prepared.env.is_main:
+        folder = prepared.config.run_dir
+        write_aside(folder / "config.yaml", lambda aside: aside.write_text(prepared.config.to_yaml()))
+        plan_text = json.dumps(prepared.plan.to_dict(), indent=2)
+        write_aside(folder / "plan.json", lambda aside: aside.write_text(plan_text))
+
+
+def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:
+    if report["outcome"] == "interrupted":
+        logger.info("interrupted after step %d; the same command goes on from there", report["steps"])
+    logs.console.print(summary_table(report))
+    logs.console.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""Best on dev: which step's adapter is kept, and when there is no hope of a better one."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lingo_ds.config import SelectionConfig
+
+
+@dataclass
+class Best:
+    """The best evaluation so far.
+
+    Attributes:
+        step: where it was reached; 0: none yet.
+        metrics: all dev metrics there.
+        at_budget: whether the final mask was in place.
+        stale: eligible evaluations in a row that were no better.
+    """
+
+    step: int = 0
+    metrics: dict[str, float | None] | None = None
+    at_budget: bool = False
+    stale: int = 0
+
+
+class Selection:
+    """Keeps the best adapter: any at the target budget before any that is not (`selection.after_final_mask`).
+
+    `save` is called, on every process, with each new best.
+    """
+
+    def __init__(self, config: SelectionConfig, *, patience: int | None, save: Callable[[Best], None]):
+        self._config, self._patience, self._save = config, patience, save
+        self.best = Best()
+
+    def consider(self, step: int, metrics: dict[str, float | None], *, at_budget: bool) -> bool:
+        """Compares one evaluation with the best; returns True where training should stop early."""
+        candidate = Best(step, metrics, at_budget)
+        if self._key(candidate) > self._key(self.best):
+            self.best = candidate
+            self._save(candidate)
+        elif self._eligible(at_budget):
+            self.best.stale += 1
+        return self._patience is not None and self._eligible(at_budget) and self.best.stale >= self._patience
+
+    def _eligible(self, at_budget: bool) -> bool:
+        return at_budget or not self._config.after_final_mask
+
+    def _key(self, best: Best) -> tuple[bool, bool, float]:
+        value = (best.metrics or {}).get(self._config.metric)
+        return best.step > 0, self._eligible(best.at_budget), float("-inf") if value is None else value
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self.best)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.best = Best(**state)

@@ -1,0 +1,296 @@
+"""One training run put together: the parts of the loop, what a checkpoint holds of them, and what the report says."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lingo_ds import distributed
+from lingo_ds.adapters.layout import BankLayout
+from lingo_ds.data.loader import TrainBatches
+from lingo_ds.evaluation.evaluate import Evaluation, evaluate
+from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
+from lingo_ds.model import AdaptedModel
+from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.report import versions
+from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
+from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.prepare import Prepared
+from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
+from lingo_ds.training.audit import Audit
+from lingo_ds.training.checkpoint import CheckpointStore, mask_from_text, mask_to_text
+from lingo_ds.training.observers import Watcher
+from lingo_ds.training.selection import Best, Selection
+from lingo_ds.training.trainer import Outcome, Trainer
+from lingo_ds.training.update import BankUpdate
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ("adapter", "checkpoints", "tensorboard", "predictions", "report.json", "evaluation.json")
+"""What a run leaves in its folder; a new run in the same folder begins by removing the old one's."""
+
+FREE_SETTINGS = {
+    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path", "backbone.revision",
+    "backbone.activation_checkpointing", "train.micro_batch_size", "train.eval_steps", "train.eval_epochs",
+    "train.early_stopping", "rank_sampling.audit_interval", "rank_sampling.on_divergence",
+}  # fmt: skip
+"""Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
+
+EVAL_BATCH_FACTOR = 4
+"""Examples of an evaluation forward over those of a training one: nothing is kept for a backward pass."""
+
+
+class Session:
+    """The parts of one training run.
+
+    Attributes:
+        model: adapted backbone.
+        trainer: the loop.
+        watcher: throughput and TensorBoard.
+    """
+
+    def __init__(self, prepared: Prepared, model: AdaptedModel, *, tracker: Tracker, progress: Progress):
+        config, env, plan = prepared.config, prepared.env, prepared.plan
+        self._prepared, self.model, self._folder = prepared, model, config.run_dir
+        self._update = BankUpdate(model.bank, config)
+        self._sampler = None
+        if plan.schedule:
+            self._sampler = RankSampler(
+                model.bank, plan.schedule, config.rank_sampling,
+                seed=config.seed, env=env, on_compact=self._follow_new_tensors,
+            )  # fmt: skip
+        self._audit = Audit(model.bank, env, config.rank_sampling.on_divergence)
+        self._selection = Selection(config.selection, patience=config.train.early_stopping, save=self._save_best)
+        self._store = CheckpointStore(self._folder / "checkpoints", config.checkpoint.keep_last, self._meaning())
+        self.watcher = Watcher(
+            tracker, progress, plan=plan, bank=model.bank, sampler=self._sampler, audit=self._audit,
+            metric=config.selection.metric,
+        )  # fmt: skip
+        self.trainer = Trainer(
+            plan=plan,
+            lr=lambda step: config.train.learning_rate * plan.learning_rate_factor(step, config.train.lr_schedule),
+            env=env,
+            model=model,
+            batches=TrainBatches(
+                prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
+                micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
+                rank=env.global_rank, world=env.world_size,
+            ),
+            update=self._update,
+            sampler=self._sampler,
+            audit=self._audit,
+            audit_interval=config.rank_sampling.audit_interval,
+            evaluate=lambda: self.evaluate("dev"),
+            selection=self._selection,
+            save_checkpoint=self._save_checkpoint,
+            checkpoint_interval=config.checkpoint.every,
+            observers=[self.watcher],
+        )  # fmt: skip
+
+    @property
+    def best(self) -> Best:
+        """The evaluation whose adapter is in `adapter/`."""
+        return self._selection.best
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Logits and metrics of the bank as it is now."""
+        batch = EVAL_BATCH_FACTOR * self._prepared.plan.micro_batch_size
+        return evaluate(self.model, self._prepared.data.splits[split], batch=batch, env=self._prepared.env)
+
+    def evaluate_best(self, split: str) -> Evaluation:
+        """Logits and metrics of the adapter as it was saved: read back from disk, so that both are the same."""
+        adopt_saved(self.model, self._prepared, self._folder / "adapter")
+        return self.evaluate(split)
+
+    def first_step(self) -> int:
+        """Takes up a checkpoint as `checkpoint.resume` says, or clears the folder for a new run; returns its first step."""
+        path = None
+        if self._prepared.env.is_main:
+            path = self._resume_from()
+        path = distributed.share_json(path and str(path), self._prepared.env)
+        if path is None:
+            if self._prepared.env.is_main:
+                _clear(self._folder)
+            return 1
+        step, progress = self._store.load(Path(path), self.model.bank, self._prepared.env)
+        self._follow_new_tensors()
+        self._update.restore(progress["steps_taken"], progress["loss_scale"])
+        self._selection.restore(progress["best"])
+        self._audit.audits, self._audit.divergences, self._audit.repairs = progress["audit"]
+        self.trainer.skipped = progress["skipped"]
+        if self._sampler:
+            self._sampler.restore(
+                mask_from_text(progress["kept"]), [MaskEvent(*event) for event in progress["events"]]
+            )
+        logger.info("resumed from %s; going on with step %d", path, step + 1)
+        return step + 1
+
+    def report(self, outcome: Outcome, test: Evaluation | None) -> dict[str, Any]:
+        """The contract's report, plain JSON values."""
+        prepared, plan, best = self._prepared, self._prepared.plan, self.best
+        events = self._sampler.events if self._sampler else []
+        saved = load_adapter(self._folder / "adapter", prepared.spec).layout if best.step else None
+        ranks = dict.fromkeys((site.name for site in prepared.sites), 0)
+        ranks |= {site.name: r for site, r in zip(saved.sites, saved.ranks, strict=True)} if saved else {}
+        trainable = saved.size if saved else plan.facts.bank_parameters
+        watched = self.watcher.throughput
+        return {
+            "task": prepared.task.to_dict(),
+            "outcome": outcome.reason,
+            "metrics": {"dev": best.metrics, "test": test and test.metrics},
+            "selected_step": best.step,
+            "selected_at_budget": best.at_budget,
+            "steps": outcome.steps,
+            "skipped_steps": outcome.skipped,
+            "seed": prepared.config.seed,
+            "data": prepared.data.facts(),
+            "rank_sampling": {
+                "mode": prepared.config.rank_sampling.mode,
+                "initial_triplets": plan.facts.sites * prepared.config.adapter.rank,
+                "target_triplets": plan.schedule.target if plan.schedule else None,
+                "kept_triplets": sum(ranks.values()),
+                "mask_events": len(events),
+                "returned_triplets": sum(event.returned for event in events),
+                "ranks": ranks,
+                "history": [event._asdict() for event in events],
+            },
+            "parameters": {
+                "trainable": plan.facts.bank_parameters,
+                "saved": trainable,
+                "backbone": plan.facts.backbone_parameters,
+                "fraction": plan.fraction,
+            },
+            "sync": {
+                "audits": self._audit.audits,
+                "divergences": self._audit.divergences,
+                "repairs": self._audit.repairs,
+            },
+            "throughput": {
+                "seconds": watched.seconds,
+                "examples_per_second": watched.examples_per_second,
+                "tokens_per_second": watched.tokens_per_second,
+                "padding_fraction": watched.padding_fraction,
+                "shared_prefix_fraction": 0.0,
+                "mfu": self.watcher.mfu(),
+            },
+            "memory": self._memory(),
+            "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group},
+            "world_size": prepared.env.world_size,
+            "versions": versions(),
+        }
+
+    def _memory(self) -> dict[str, list[int | None]]:
+        """Peak bytes of every process; call on all."""
+        peaks = distributed.share_from_all([peak_host_bytes(), peak_device_bytes()], self._prepared.env)
+        return {"peak_host_bytes": [host for host, _ in peaks], "peak_device_bytes": [device for _, device in peaks]}
+
+    def _follow_new_tensors(self) -> None:
+        self._update.rebuild()
+        self.model.follow_bank()
+
+    def _save_best(self, best: Best) -> None:
+        prepared, config = self._prepared, self._prepared.config
+        if not prepared.env.is_main:
+            return
+        layout, values = self.model.bank.kept_values()
+        card = {
+            "format": 1,
+            "task": prepared.task.to_dict(),
+            "pooling": config.head.pooling,
+            "backbone": {"path": config.backbone.path, "fingerprint": prepared.backbone_fingerprint},
+            "step": best.step,
+            "at_budget": best.at_budget,
+            "dev": best.metrics,
+        }
+        adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
+        save_adapter(
+            self._folder / "adapter", adapter, spec=prepared.spec, backbone_path=str(prepared.spec.folder),
+            settings=self._peft_settings(),
+        )  # fmt: skip
+
+    def _peft_settings(self) -> dict[str, Any]:
+        """How the ranks came about, in the words of PEFT's AdaLoraConfig."""
+        sampling, plan = self._prepared.config.rank_sampling, self._prepared.plan
+        schedule = plan.schedule
+        return {
+            "lora_dropout": self._prepared.config.adapter.dropout,
+            "target_r": sampling.target_rank if schedule else self._prepared.config.adapter.rank,
+            "tinit": schedule.t_init if schedule else 0,
+            "tfinal": schedule.t_final if schedule else 0,
+            "deltaT": sampling.interval,
+            "beta1": sampling.beta1,
+            "beta2": sampling.beta2,
+            "orth_reg_weight": sampling.orthogonality or 1e-12,  # PEFT refuses 0; it has no effect on inference
+            "total_step": plan.steps,
+        }
+
+    def _save_checkpoint(self, step: int) -> None:
+        if not self._prepared.env.is_main:
+            return
+        progress = {
+            "steps_taken": self._update.steps_taken,
+            "loss_scale": self._update.loss_scale.value,
+            "best": self._selection.state(),
+            "audit": [self._audit.audits, self._audit.divergences, self._audit.repairs],
+            "skipped": self.trainer.skipped,
+            "kept": mask_to_text(self._sampler.kept) if self._sampler else "",
+            "events": self._sampler.events if self._sampler else [],
+        }
+        self._store.save(step, self.model.bank, progress)
+
+    def _resume_from(self) -> Path | None:
+        resume, report = self._prepared.config.checkpoint.resume, self._folder / "report.json"
+        if resume not in ("auto", "never"):
+            return Path(resume)
+        finished = report.exists() and json.loads(report.read_text()).get("outcome") != "interrupted"
+        return None if resume == "never" or finished else self._store.newest()
+
+    def _meaning(self) -> dict[str, Any]:
+        """What two runs must share for one to go on where the other stopped."""
+        prepared = self._prepared
+        flat: dict[str, Any] = {}
+        for name, value in prepared.config.model_dump(mode="json").items():
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+        kept = {k: v for k, v in flat.items() if k not in FREE_SETTINGS and k.partition(".")[0] not in FREE_SETTINGS}
+        return {
+            **kept,
+            "data (fingerprint)": prepared.data.fingerprint,
+            "backbone (fingerprint)": prepared.backbone_fingerprint,
+            "train.steps": prepared.plan.steps,
+        }
+
+
+def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
+    """Puts the adapter of a folder into the model of every process: read on global rank 0, then broadcast.
+
+    Raises:
+        UserError: where the folder holds no adapter for this backbone.
+    """
+    env, saved, failure = prepared.env, None, None
+    if env.is_main:
+        try:
+            saved = load_adapter(folder, prepared.spec)
+        except UserError as error:
+            failure = error
+    distributed.raise_together(failure, env)
+    shape = distributed.share_json(
+        saved and [[site.name for site in saved.layout.sites], saved.layout.ranks, saved.layout.head_shape, saved.alpha / saved.rank],
+        env,
+    )
+    names, ranks, head_shape, scale = shape
+    by_name = {site.name: site for site in prepared.sites}
+    layout = BankLayout(tuple(by_name[name] for name in names), tuple(ranks), tuple(head_shape))
+    values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
+    model.bank.scale = scale
+    model.adopt(layout, distributed.broadcast_(values))
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier run left in the folder."""
+    for name in OUTPUTS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

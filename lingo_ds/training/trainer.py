@@ -1,0 +1,155 @@
+"""The training loop."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from lingo_ds.data.loader import Batch, TrainBatches
+from lingo_ds.distributed import DistEnv
+from lingo_ds.evaluation.evaluate import Evaluation
+from lingo_ds.model import AdaptedModel
+from lingo_ds.plan import RunPlan
+from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
+from lingo_ds.training.audit import Audit
+from lingo_ds.training.losses import cross_entropy_sum
+from lingo_ds.training.selection import Selection
+from lingo_ds.training.update import BankUpdate, Scalar, StepStats
+
+logger = logging.getLogger(__name__)
+
+
+class StepInfo(NamedTuple):
+    """What an observer is told after each step."""
+
+    step: int
+    stats: StepStats
+    learning_rate: float
+    seconds: float
+    mask_event: MaskEvent | None
+    evaluation: Evaluation | None
+
+
+class Outcome(NamedTuple):
+    """How training ended.
+
+    Attributes:
+        steps: the last finished step.
+        skipped: steps whose gradient was not finite.
+        reason: `finished`, `early stopping` or `interrupted`.
+    """
+
+    steps: int
+    skipped: int
+    reason: str
+
+
+class StopSignals:
+    """Turns the first Ctrl-C or SIGTERM into a request to end after the step; a second one acts at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listens while inside."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def request(number: int, _frame: object) -> None:
+            self.requested = True
+            signal.signal(number, before[number])
+
+        for number in before:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Trainer:
+    """Runs the steps of a plan. What changes the weights is a line of `run`; what only looks on is an observer."""
+
+    def __init__(
+        self,
+        *,
+        plan: RunPlan,
+        lr: Callable[[int], float],
+        env: DistEnv,
+        model: AdaptedModel,
+        batches: TrainBatches,
+        update: BankUpdate,
+        sampler: RankSampler | None,
+        audit: Audit,
+        audit_interval: int,
+        evaluate: Callable[[], Evaluation],
+        selection: Selection,
+        save_checkpoint: Callable[[int], None],
+        checkpoint_interval: int | None,
+        observers: Sequence[Callable[[StepInfo], None]],
+    ):
+        self._plan, self._lr, self._env, self._model, self._batches = plan, lr, env, model, batches
+        self._update, self._sampler, self._audit, self._audit_interval = update, sampler, audit, audit_interval
+        self._evaluate, self._selection = evaluate, selection
+        self._save_checkpoint, self._checkpoint_interval = save_checkpoint, checkpoint_interval
+        self._observers = observers
+        self._stop = StopSignals()
+        self.skipped = 0
+
+    def run(self, first_step: int = 1) -> Outcome:
+        """Trains from `first_step` to the plan's end, or until it is asked to stop."""
+        step = first_step - 1
+        with self._stop.installed():
+            for step in range(first_step, self._plan.steps + 1):
+                start = time.perf_counter()
+                stats = self._step(step)
+                mask_event = self._sampler.after_step(step) if self._sampler else None
+                if step % self._audit_interval == 0 or step == self._plan.steps:
+                    self._audit(step)
+                seconds = time.perf_counter() - start
+                evaluation = self._evaluate() if self._eval_due(step) and not stats.stop else None
+                done = evaluation and self._selection.consider(step, evaluation.metrics, at_budget=self._at_budget(step))
+                if stats.stop or (self._checkpoint_interval and step % self._checkpoint_interval == 0):
+                    self._save_checkpoint(step)
+                for observe in self._observers:
+                    observe(StepInfo(step, stats, self._lr(step), seconds, mask_event, evaluation))
+                if stats.stop or done:
+                    return Outcome(step, self.skipped, "interrupted" if stats.stop else "early stopping")
+        return Outcome(step, self.skipped, "finished")
+
+    def _step(self, step: int) -> StepStats:
+        """Gradient of one global batch, and the update it leads to."""
+        self._model.backbone.train()
+        self._model.bank.zero_grad()
+        examples = len(self._batches.rows_at(step))
+        for batch in self._batches.at(step):
+            self._backward(batch, examples)
+        self._model.backbone.require_partitioned()
+        self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
+        stats = self._update.step(learning_rate=self._lr(step))
+        if stats.skipped:
+            self.skipped += 1
+            logger.warning("step %d: gradient is not finite; nothing was changed", step)
+        return stats
+
+    def _backward(self, batch: Batch, examples: int) -> None:
+        """Adds one micro-batch's share of the mean loss over `examples` to the gradient."""
+        bank = self._model.bank
+        logits = self._model.logits(batch)
+        weights = batch.weights.to(logits.device)
+        loss = cross_entropy_sum(logits, batch.labels.to(logits.device), weights)
+        (loss * (self._update.loss_scale.value / examples)).backward()
+        bank.collect_grad()
+        bank.scalars[Scalar.LOSS] += loss.detach()
+        bank.scalars[Scalar.EXAMPLES] += weights.sum()
+        bank.scalars[Scalar.REAL_TOKENS] += batch.real_tokens
+        bank.scalars[Scalar.ALL_TOKENS] += batch.input_ids.numel()
+
+    def _eval_due(self, step: int) -> bool:
+        return step % self._plan.eval_interval == 0 or step == self._plan.steps
+
+    def _at_budget(self, step: int) -> bool:
+        return self._plan.schedule is None or step >= self._plan.schedule.final_step
