@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lingo-ds", description="Fine-tune frozen language models on genomes.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in VERBS.items():
-        sub = verbs.add_parser(verb, help=text, description=text, epilog="Settings follow as section.field=value.")
+        sub = verbs.add_parser(
+            verb, help=text, description=text, epilog="Settings follow as section.field=value."
+        )
         sub.add_argument("--config", required=True, help="YAML file, or the name of a shipped recipe")
     return parser
 

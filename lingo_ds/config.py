@@ -47,10 +47,12 @@ class BackboneConfig(Section):
     path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:tiny` (made on the spot).")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Compute type of backbone and adapters. auto: bf16 on GPUs that have it, else fp16; fp32 on CPU."
+        "auto",
+        description="Compute type of backbone and adapters. auto: bf16 on GPUs that have it, else fp16; fp32 on CPU.",
     )
     activation_checkpointing: bool = Field(
-        False, description="Recompute a decoder layer in the backward pass instead of keeping its activations."
+        False,
+        description="Recompute a decoder layer in the backward pass instead of keeping its activations.",
     )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the backbone's files.")
 
@@ -62,14 +64,20 @@ class DataConfig(Section):
     sequence_column: str = Field("sequence", description="CSV column that holds the DNA.")
     label_column: str = Field("label", description="CSV column that holds the class, an integer from 0.")
     prefix: str | None = Field(
-        None, description="Template around the DNA, with {sequence} and, if wanted, {domain}. null: the sequence alone."
+        None,
+        description="Template around the DNA, with {sequence} and, if wanted, {domain}. null: the sequence alone.",
     )
-    domain: str | None = Field(None, description="Text for {domain} in the template, e.g. `human core promoters`.")
+    domain: str | None = Field(
+        None, description="Text for {domain} in the template, e.g. `human core promoters`."
+    )
     max_length: PositiveInt | None = Field(
-        None, description="Longest example in tokens; longer sequences lose their end. null: the backbone's context."
+        None,
+        description="Longest example in tokens; longer sequences lose their end. null: the backbone's context.",
     )
     packing: Literal["off"] = Field("off", description="Batches are padded to their longest example.")
-    cache_dir: Path | None = Field(None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds.")
+    cache_dir: Path | None = Field(
+        None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
+    )
 
     @model_validator(mode="after")
     def _template(self) -> Self:
@@ -91,10 +99,13 @@ class AdapterConfig(Section):
 
     method: Literal["svd"] = Field("svd", description="svd: P diag(lam) Q of AdaLoRA (arXiv 2303.10512).")
     rank: PositiveInt = Field(8, description="Initial rank r0 of every site.")
-    alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="The adapter's output is scaled by alpha / r0.")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16.0, description="The adapter's output is scaled by alpha / r0."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
     targets: str | list[str] = Field(
-        "all-linear", description="`all-linear` (the family's maps), a list of names, or one regex on full names."
+        "all-linear",
+        description="`all-linear` (the family's maps), a list of names, or one regex on full names.",
     )
 
     @field_validator("targets")
@@ -106,7 +117,9 @@ class AdapterConfig(Section):
             try:
                 re.compile(value)
             except re.error as error:
-                raise rule_error(f"is not a regular expression ({error})", "correct it, or write a list") from None
+                raise rule_error(
+                    f"is not a regular expression ({error})", "correct it, or write a list"
+                ) from None
         return value
 
 
@@ -114,7 +127,8 @@ class HeadConfig(Section):
     """The classifier on top, trained with the adapters."""
 
     pooling: Literal["last", "mean", "first"] = Field(
-        "last", description="Which hidden state is classified: the last real token, the mean, or the first token."
+        "last",
+        description="Which hidden state is classified: the last real token, the mean, or the first token.",
     )
 
 
@@ -122,21 +136,30 @@ class RankSamplingConfig(Section):
     """Adaptive rank sampling (arXiv 2402.08075): a shrinking budget of triplets, some given back by chance."""
 
     mode: Literal["exact", "deterministic", "off"] = Field(
-        "exact", description="exact: budget met at every mask; deterministic: the best by score; off: no masks."
+        "exact",
+        description="exact: budget met at every mask; deterministic: the best by score; off: no masks.",
     )
     target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
-    rho: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Probability that a kept triplet leaves.")
+    rho: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Probability that a kept triplet leaves."
+    )
     rho_final: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="rho decays linearly to this at the final mask. null: constant."
     )
     reintroduction: Literal["uniform", "score"] = Field(
-        "uniform", description="How the triplets that come back are drawn: alike, or in proportion to the score."
+        "uniform",
+        description="How the triplets that come back are drawn: alike, or in proportion to the score.",
     )
     interval: PositiveInt = Field(10, description="Steps between masks.")
-    t_init: Duration = Field(0.1, description="Warm-up with all triplets, in steps or as a fraction of the run.")
-    t_final: Duration = Field(0.3, description="Last steps at the target, in steps or as a fraction of the run.")
+    t_init: Duration = Field(
+        0.1, description="Warm-up with all triplets, in steps or as a fraction of the run."
+    )
+    t_final: Duration = Field(
+        0.3, description="Last steps at the target, in steps or as a fraction of the run."
+    )
     pruned_value: Literal["hold", "zero"] = Field(
-        "hold", description="hold: a pruned triplet keeps its values; zero: lam is set to 0 and may regrow (AdaLoRA)."
+        "hold",
+        description="hold: a pruned triplet keeps its values; zero: lam is set to 0 and may regrow (AdaLoRA).",
     )
     orthogonality: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight gamma of the penalty on ||P^T P - I|| and ||Q Q^T - I||."
@@ -145,7 +168,8 @@ class RankSamplingConfig(Section):
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="Average of the uncertainty.")
     audit_interval: PositiveInt = Field(100, description="Steps between comparisons of all processes' banks.")
     on_divergence: Literal["repair", "raise"] = Field(
-        "repair", description="What an audit that finds a difference does: broadcast from global rank 0, or stop."
+        "repair",
+        description="What an audit that finds a difference does: broadcast from global rank 0, or stop.",
     )
 
 
@@ -154,17 +178,26 @@ class TrainConfig(Section):
 
     global_batch_size: PositiveInt = Field(32, description="Examples per optimizer step, over all processes.")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="Examples per forward on one process. null: the most that the plan's memory estimate allows."
+        None,
+        description="Examples per forward on one process. null: the most that the plan's memory estimate allows.",
     )
     num_epochs: Annotated[float, Field(gt=0)] = Field(4, description="Passes over the training split.")
-    max_steps: PositiveInt | None = Field(None, description="Length of the run in steps; overrides num_epochs.")
+    max_steps: PositiveInt | None = Field(
+        None, description="Length of the run in steps; overrides num_epochs."
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="Peak learning rate of AdamW.")
-    lr_schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
-    warmup: Duration = Field(0.05, description="Steps, or fraction of the run, in which the rate rises linearly.")
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Decay after the warm-up."
+    )
+    warmup: Duration = Field(
+        0.05, description="Steps, or fraction of the run, in which the rate rises linearly."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
     adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages.")
     adam_eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW's epsilon.")
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Clip to this norm. null: no clipping.")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="Clip to this norm. null: no clipping."
+    )
     eval_steps: PositiveInt | None = Field(None, description="Evaluate on dev every so many steps.")
     eval_epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Evaluate on dev every so many epochs. Neither set: every epoch."
@@ -183,7 +216,9 @@ class TrainConfig(Section):
 class SelectionConfig(Section):
     """Which step's adapter is kept."""
 
-    metric: Literal["mcc", "accuracy", "macro_f1", "auroc", "auprc"] = Field("mcc", description="Dev metric, higher wins.")
+    metric: Literal["mcc", "accuracy", "macro_f1", "auroc", "auprc"] = Field(
+        "mcc", description="Dev metric, higher wins."
+    )
     after_final_mask: bool = Field(True, description="Choose only among steps that are at the target budget.")
 
 
@@ -191,13 +226,15 @@ class ZeroConfig(Section):
     """How the frozen weights are spread."""
 
     stage: Literal["auto", 0, 3] = Field(
-        "auto", description="3: sharded by DeepSpeed ZeRO-3; 0: a copy on every process; auto: 0 where a copy fits."
+        "auto",
+        description="3: sharded by DeepSpeed ZeRO-3; 0: a copy on every process; auto: 0 where a copy fits.",
     )
     shard_group: Literal["auto"] | PositiveInt = Field(
         "auto", description="Processes that share one copy. auto: the smallest group whose memory holds it."
     )
     profile: str | None = Field(
-        None, description="DeepSpeed JSON: a name in ds_configs or a path. null: zero3 on GPUs, zero3_cpu on CPU."
+        None,
+        description="DeepSpeed JSON: a name in ds_configs or a path. null: zero3 on GPUs, zero3_cpu on CPU.",
     )
 
     @field_validator("stage", mode="before")
@@ -211,14 +248,18 @@ class CheckpointConfig(Section):
 
     every: PositiveInt | None = Field(None, description="Steps between checkpoints. null: none are written.")
     keep_last: PositiveInt = Field(2, description="Checkpoints that stay on disk.")
-    resume: str = Field("auto", description="auto: from the newest of an unfinished run; never; or a checkpoint folder.")
+    resume: str = Field(
+        "auto", description="auto: from the newest of an unfinished run; never; or a checkpoint folder."
+    )
 
 
 class RunConfig(Section):
     """All settings of one run."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(description="Names the run and its folder.")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of initial values, order and rank sampling.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Of initial values, order and rank sampling."
+    )
     output_dir: Path | None = Field(None, description="Everything the run writes. null: runs/<name>.")
     backbone: BackboneConfig
     data: DataConfig
@@ -261,7 +302,9 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             mistakes.append(
-                Mistake("command line", override, "is not section.field=value", "write e.g. train.max_steps=100")
+                Mistake(
+                    "command line", override, "is not section.field=value", "write e.g. train.max_steps=100"
+                )
             )
             continue
         try:
@@ -291,7 +334,9 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(Mistake("--config", path, error.strerror or "cannot be read", "give a YAML file")) from None
+        raise UserError(
+            Mistake("--config", path, error.strerror or "cannot be read", "give a YAML file")
+        ) from None
     except UnicodeDecodeError:
         raise UserError(Mistake(str(path), "bytes", "is not UTF-8 text", "save it as UTF-8")) from None
     except yaml.YAMLError as error:
@@ -300,7 +345,9 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
         problem = getattr(error, "problem", None) or "not YAML"
         raise UserError(Mistake(where, problem, "is not valid YAML", "correct the syntax there")) from None
     if not isinstance(values, dict):
-        raise UserError(Mistake(str(path), values, "is not a mapping of settings", "begin with `name: my_run`"))
+        raise UserError(
+            Mistake(str(path), values, "is not a mapping of settings", "begin with `name: my_run`")
+        )
     lines: dict[tuple[str, ...], str] = {}
 
     def walk(mapping: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
@@ -322,14 +369,20 @@ def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path) ->
         known = _fields_at(tuple(field))
         if not known:
             break
-    place = next((lines[tuple(field[:n])] for n in range(len(field), 0, -1) if tuple(field[:n]) in lines), path.name)
+    place = next(
+        (lines[tuple(field[:n])] for n in range(len(field), 0, -1) if tuple(field[:n]) in lines), path.name
+    )
     where = f"{'.'.join(field) or 'config'} ({place})"
     value, rule, fix = problem["input"], problem["msg"], "correct the value"
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(tuple(field[:-1]))
         near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
         rule = "is not a known setting"
-        fix = f"did you mean {'.'.join([*field[:-1], near[0]])}?" if near else f"known here: {', '.join(siblings)}"
+        fix = (
+            f"did you mean {'.'.join([*field[:-1], near[0]])}?"
+            if near
+            else f"known here: {', '.join(siblings)}"
+        )
     elif problem["type"] == "missing":
         value, rule, fix = "nothing", "is required", f"set {'.'.join(field)}"
     elif problem["type"] == "rule":

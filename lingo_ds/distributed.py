@@ -47,7 +47,9 @@ def detect() -> DistEnv:
     rank, local_rank, world_size = (int(found[name] or 0) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     world_size = max(world_size, 1)
     if rank >= world_size:
-        raise UserError(Mistake("RANK", rank, f"is not below WORLD_SIZE {world_size}", "start through a launcher"))
+        raise UserError(
+            Mistake("RANK", rank, f"is not below WORLD_SIZE {world_size}", "start through a launcher")
+        )
     local_world_size = int(found["LOCAL_WORLD_SIZE"] or world_size)
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
@@ -56,19 +58,22 @@ def detect() -> DistEnv:
 
 def start(env: DistEnv, *, timeout: timedelta = timedelta(minutes=30)) -> None:
     """Joins the job's process group: nccl on GPUs, gloo on CPU. A single process makes a group of its own."""
-    import deepspeed
+    import deepspeed  # slow to import, and one process with a whole backbone does without
+    from deepspeed.ops import __compatible_ops__
+
+    # On CPU DeepSpeed would compile a shared-memory op (a minute, g++ needed) that only its inference all-reduce uses.
+    __compatible_ops__["deepspeed_shm_comm"] = False
 
     if env.device.type == "cuda":
         torch.cuda.set_device(env.device)
-    if dist.is_initialized():
-        deepspeed.init_distributed(verbose=False)
-        return
     if env.world_size == 1 and "MASTER_ADDR" not in os.environ:
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(RANK=str(env.global_rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size))
+    os.environ.update(
+        RANK=str(env.global_rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size)
+    )
     backend = "nccl" if env.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
 
@@ -171,7 +176,12 @@ def require_equal(value: str, what: str, env: DistEnv) -> None:
     different = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
     if different:
         raise UserError(
-            Mistake(what, f"processes {different}", "differs from global rank 0's", "give every host the same file")
+            Mistake(
+                what,
+                f"processes {different}",
+                "differs from global rank 0's",
+                "give every host the same file",
+            )
         )
 
 

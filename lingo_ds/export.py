@@ -71,7 +71,9 @@ def _peft_tensors(adapter: SavedAdapter, spec: BackboneSpec) -> dict[str, Tensor
 
 
 def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) -> dict[str, Any]:
-    ranks = {site.name: rank for site, rank in zip(adapter.layout.sites, adapter.layout.ranks, strict=True) if rank}
+    ranks = {
+        site.name: rank for site, rank in zip(adapter.layout.sites, adapter.layout.ranks, strict=True) if rank
+    }
     inner = spec.skeleton.base_model_prefix
     return {
         "peft_type": "ADALORA",
@@ -85,7 +87,8 @@ def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) 
         "target_modules": [f"{inner}.{name}" for name in ranks],
         "modules_to_save": ["score"],
         "rank_pattern": {
-            f"{inner}.{name}.lora_E": [slot < rank for slot in range(adapter.rank)] for name, rank in ranks.items()
+            f"{inner}.{name}.lora_E": [slot < rank for slot in range(adapter.rank)]
+            for name, rank in ranks.items()
         },
     }
 
@@ -104,13 +107,22 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
         rank, alpha = int(config["init_r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            Mistake(str(folder), type(error).__name__, f"is no complete adapter folder ({error})", "give the adapter/ of a run")
+            Mistake(
+                str(folder),
+                type(error).__name__,
+                f"is no complete adapter folder ({error})",
+                "give the adapter/ of a run",
+            )
         ) from None
     names = {key.removeprefix(_prefix(spec)).rpartition(".")[0] for key in tensors}
     unknown = sorted(names - set(spec.linear_maps))
     if unknown or head.ndim != 2 or head.shape[1] != spec.output_size:
         found = unknown[0] if unknown else f"head {tuple(head.shape)}"
-        raise UserError(Mistake(str(folder), found, "does not belong to this backbone", "set the backbone it was trained on"))
+        raise UserError(
+            Mistake(
+                str(folder), found, "does not belong to this backbone", "set the backbone it was trained on"
+            )
+        )
     sites = tuple(Site(name, *spec.linear_maps[name]) for name in spec.linear_maps if name in names)
     parts = {site.name: _site_tensors(tensors, _prefix(spec) + site.name, folder) for site in sites}
     layout = BankLayout(sites, tuple(len(parts[site.name][1]) for site in sites), tuple(head.shape))
@@ -120,7 +132,12 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
         views, (q, lam, p_t) = layout.site(values, k), parts[site.name]
         if (q.shape, p_t.shape) != (views.q.shape, views.p.T.shape):
             raise UserError(
-                Mistake(f"{folder}: {site.name}", tuple(q.shape), "has another shape than the backbone's map", "set its backbone")
+                Mistake(
+                    f"{folder}: {site.name}",
+                    tuple(q.shape),
+                    "has another shape than the backbone's map",
+                    "set its backbone",
+                )
             )
         views.q.copy_(q)
         views.p.copy_(p_t.T)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.logging import RichHandler
 
 from lingo_ds.distributed import DistEnv
 
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 
 def set_up(env: DistEnv) -> None:
@@ -20,7 +21,9 @@ def set_up(env: DistEnv) -> None:
     package.setLevel(logging.INFO if env.is_main else logging.WARNING)
     package.propagate = False
     handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s" if env.is_main else f"[process {env.global_rank}] %(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(message)s" if env.is_main else f"[process {env.global_rank}] %(message)s")
+    )
     package.handlers = [handler]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -27,7 +27,9 @@ class AdaptedModel:
         """(n, classes) fp32 logits of a batch."""
         device = self.bank.device
         mask = batch.attention_mask
-        hidden = self.backbone.hidden_states(batch.input_ids.to(device), None if mask is None else mask.to(device))
+        hidden = self.backbone.hidden_states(
+            batch.input_ids.to(device), None if mask is None else mask.to(device)
+        )
         pooled = pool(hidden, batch.lengths.to(device), self._pooling)
         return F.linear(pooled.to(self.bank.dtype), self.bank.head_leaf).float()
 

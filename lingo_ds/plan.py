@@ -120,7 +120,9 @@ class RunPlan:
             )
         copies = f.world_size // self.shard_group
         spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
-        lines.append(f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} (ZeRO stage {self.zero_stage})")
+        lines.append(
+            f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} (ZeRO stage {self.zero_stage})"
+        )
         parts = " + ".join(f"{_bytes(size)} {part}" for part, size in self.bytes_per_process.items())
         total = _bytes(sum(self.bytes_per_process.values()))
         lines.append(f"memory     {parts} = {total} of {_bytes(f.memory_bytes)} per process (estimate)")
@@ -151,7 +153,12 @@ class RunPlan:
             name = section if key == "enabled" else key
             if name not in auto:
                 raise UserError(
-                    Mistake("zero.profile", f"{key}: auto", "is not a value the plan fills", f"known: {', '.join(auto)}")
+                    Mistake(
+                        "zero.profile",
+                        f"{key}: auto",
+                        "is not a value the plan fills",
+                        f"known: {', '.join(auto)}",
+                    )
                 )
             return auto[name]
 
@@ -167,11 +174,15 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     batch = config.train.global_batch_size
     if batch < facts.world_size:
         raise UserError(
-            Mistake("train.global_batch_size", batch, f"is below the {facts.world_size} processes", "raise it")
+            Mistake(
+                "train.global_batch_size", batch, f"is below the {facts.world_size} processes", "raise it"
+            )
         )
     steps_per_epoch = math.ceil(facts.train_rows / batch)
     steps = config.train.max_steps or math.ceil(config.train.num_epochs * steps_per_epoch)
-    eval_interval = config.train.eval_steps or max(1, round((config.train.eval_epochs or 1) * steps_per_epoch))
+    eval_interval = config.train.eval_steps or max(
+        1, round((config.train.eval_epochs or 1) * steps_per_epoch)
+    )
     stage, group = _spread(config, facts)
     micro = _micro_batch(config, facts, stage, group)
     accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
@@ -225,7 +236,11 @@ def _fixed_bytes(facts: Facts, stage: int, group: int) -> dict[str, int]:
 def _example_bytes(config: RunConfig, facts: Facts) -> int:
     """Activations that one example keeps for the backward pass (a deliberate overestimate)."""
     inside_layer = 12 * facts.hidden_size + 5 * facts.ffn_size
-    kept = facts.layers * facts.hidden_size + inside_layer if config.backbone.activation_checkpointing else facts.layers * inside_layer
+    kept = (
+        facts.layers * facts.hidden_size + inside_layer
+        if config.backbone.activation_checkpointing
+        else facts.layers * inside_layer
+    )
     return facts.longest * kept * facts.compute_bytes
 
 
@@ -279,7 +294,10 @@ def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int) -> int
 
 def _flops_per_token(facts: Facts) -> float:
     """4 N: forward and the gradient by activations, none by frozen weights; and causal attention, three passes of it."""
-    return 4.0 * facts.layers * facts.layer_parameters + 6.0 * facts.layers * facts.hidden_size * facts.mean_tokens
+    return (
+        4.0 * facts.layers * facts.layer_parameters
+        + 6.0 * facts.layers * facts.hidden_size * facts.mean_tokens
+    )
 
 
 def _bytes(size: float) -> str:

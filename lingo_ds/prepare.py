@@ -22,7 +22,13 @@ from lingo_ds.data import synthetic
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.sources import read_gue
 from lingo_ds.data.tasks import Task, make_task
-from lingo_ds.data.tokenize import TokenizedData, data_fingerprint, default_cache, read_tokenized, write_tokenized
+from lingo_ds.data.tokenize import (
+    TokenizedData,
+    data_fingerprint,
+    default_cache,
+    read_tokenized,
+    write_tokenized,
+)
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.model import AdaptedModel
@@ -66,7 +72,11 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     max_length = _max_length(config, spec)
     data = _tokenized(config, spec, cache, max_length, env)
     task = make_task(
-        config.name, classes=data.classes, template=config.data.prefix, domain=config.data.domain, max_length=max_length
+        config.name,
+        classes=data.classes,
+        template=config.data.prefix,
+        domain=config.data.domain,
+        max_length=max_length,
     )
     layout = uniform_layout(sites, rank=config.adapter.rank, head_shape=(data.classes, spec.output_size))
     dtype = compute_dtype(config.backbone.dtype, env.device)
@@ -79,6 +89,7 @@ def build_model(prepared: Prepared) -> AdaptedModel:
     config, env, plan = prepared.config, prepared.env, prepared.plan
     ds_config, group = None, None
     if plan.zero_stage == 3:
+        distributed.start(env)
         ds_config = plan.deepspeed_config(_profile(config, env), dtype=DTYPE_NAMES[prepared.dtype])
         group = distributed.shard_group(plan.shard_group, env)
     backbone = load_backbone(
@@ -125,7 +136,11 @@ def _make_builtins(config: RunConfig, cache: Path) -> None:
 
 
 def _data_folder(config: RunConfig, cache: Path) -> Path:
-    return _builtin_folder(cache, BUILTIN_DATA, 0) if config.data.path == BUILTIN_DATA else Path(config.data.path)
+    return (
+        _builtin_folder(cache, BUILTIN_DATA, 0)
+        if config.data.path == BUILTIN_DATA
+        else Path(config.data.path)
+    )
 
 
 def _first_finds(config: RunConfig, cache: Path, env: DistEnv) -> Path:
@@ -144,19 +159,28 @@ def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
     asked = config.data.max_length or spec.context
     if asked > spec.context:
         raise UserError(
-            Mistake("data.max_length", asked, f"is above the backbone's context of {spec.context}", "lower it or set null")
+            Mistake(
+                "data.max_length",
+                asked,
+                f"is above the backbone's context of {spec.context}",
+                "lower it or set null",
+            )
         )
     return asked
 
 
-def _tokenized(config: RunConfig, spec: BackboneSpec, cache: Path, max_length: int, env: DistEnv) -> TokenizedData:
+def _tokenized(
+    config: RunConfig, spec: BackboneSpec, cache: Path, max_length: int, env: DistEnv
+) -> TokenizedData:
     data, folder = config.data, _data_folder(config, cache)
     tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
     settings = {
         "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
         "sequence_column": data.sequence_column, "label_column": data.label_column,
     }  # fmt: skip
-    definition = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    definition = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    )
     entry = cache / "tokenized" / data_fingerprint(folder, tokenizer=definition, settings=settings)
 
     def tokenise() -> None:
@@ -165,7 +189,11 @@ def _tokenized(config: RunConfig, spec: BackboneSpec, cache: Path, max_length: i
             entry.parent.mkdir(parents=True, exist_ok=True)
             prompt = make_prompt(data.prefix, domain=data.domain)
             write_tokenized(
-                entry, splits, tokenize=lambda texts: tokenizer(texts)["input_ids"], prompt=prompt, max_length=max_length
+                entry,
+                splits,
+                tokenize=lambda texts: tokenizer(texts)["input_ids"],
+                prompt=prompt,
+                max_length=max_length,
             )
 
     distributed.first_on_host_does(tokenise, env)
@@ -183,7 +211,9 @@ def _say_what_was_noticed(data: TokenizedData) -> None:
         logger.warning("sequences cut to data.max_length: %s", facts["truncated"])
 
 
-def _facts(spec: BackboneSpec, data: TokenizedData, layout: BankLayout, dtype: torch.dtype, env: DistEnv) -> Facts:
+def _facts(
+    spec: BackboneSpec, data: TokenizedData, layout: BankLayout, dtype: torch.dtype, env: DistEnv
+) -> Facts:
     if env.device.type == "cuda":
         memory = torch.cuda.get_device_properties(env.device).total_memory
     else:
@@ -222,5 +252,10 @@ def _profile(config: RunConfig, env: DistEnv) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            Mistake("zero.profile", path, f"is no readable JSON ({error})", "name a profile of ds_configs or a file")
+            Mistake(
+                "zero.profile",
+                path,
+                f"is no readable JSON ({error})",
+                "name a profile of ds_configs or a file",
+            )
         ) from None

@@ -43,7 +43,9 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
             first_step = session.first_step()
             _write_inputs(prepared)
             outcome = session.trainer.run(first_step)
-        test = session.evaluate_best("test") if session.best.step and outcome.reason != "interrupted" else None
+        test = (
+            session.evaluate_best("test") if session.best.step and outcome.reason != "interrupted" else None
+        )
         report = session.report(outcome, test)
         if env.is_main:
             if test:
@@ -83,7 +85,8 @@ def plan(config: RunConfig, env: DistEnv) -> RunPlan:
 def _job(config: RunConfig, env: DistEnv) -> Iterator[None]:
     """The process group around a verb, with one config on all processes."""
     logs.quieten_libraries()
-    distributed.start(env)
+    if env.world_size > 1:
+        distributed.start(env)
     try:
         distributed.require_equal(config.to_yaml(), "config", env)
         yield

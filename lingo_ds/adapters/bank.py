@@ -34,7 +34,14 @@ class AdapterBank:
     """
 
     def __init__(
-        self, layout: BankLayout, *, scale: float, dtype: torch.dtype, device: torch.device, scalars: int, importance: bool
+        self,
+        layout: BankLayout,
+        *,
+        scale: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        scalars: int,
+        importance: bool,
     ):
         self.layout, self.scale, self.dtype, self.device = layout, scale, dtype, device
         self.master = torch.zeros(layout.size, device=device)
@@ -63,7 +70,9 @@ class AdapterBank:
         self.leaves = [self._site_leaf(k) for k in range(len(layout.sites))]
         self.head_leaf = _leaf(layout.head(self._compute), layout.head(self._compute_grad))
         self._follow_mask(None)
-        self._p_rows, self._q_rows = (torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets)
+        self._p_rows, self._q_rows = (
+            torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets
+        )
 
     def _site_leaf(self, k: int) -> SiteViews:
         values, grads = self.layout.site(self._compute, k), self.layout.site(self._compute_grad, k)
@@ -158,11 +167,17 @@ class AdapterBank:
     def compact(self, kept: np.ndarray) -> None:
         """Drops all but the kept triplets from storage, moments carried over. The masks are final: importance goes."""
         layout = self.layout
-        values = {name: layout.take(getattr(self, name), kept) for name in ("master", "exp_avg", "exp_avg_sq")}
+        values = {
+            name: layout.take(getattr(self, name), kept) for name in ("master", "exp_avg", "exp_avg_sq")
+        }
         self.adopt(layout.keep(kept), **values)
 
     def adopt(
-        self, layout: BankLayout, master: Tensor, exp_avg: Tensor | None = None, exp_avg_sq: Tensor | None = None
+        self,
+        layout: BankLayout,
+        master: Tensor,
+        exp_avg: Tensor | None = None,
+        exp_avg_sq: Tensor | None = None,
     ) -> None:
         """Takes other tensors in place of its own, all triplets kept; without moments they start at 0."""
         self.layout, self.master = layout, master

@@ -71,11 +71,19 @@ class BankLayout:
     @cached_property
     def _placed(self) -> tuple[list[Block], np.ndarray, np.ndarray]:
         """The blocks, and per site (P, Q) where its rows start: in the flat buffer, and counted over all blocks."""
-        blocks, at, first_row, start, row = [], np.zeros((2, len(self.sites)), int), np.zeros((2, len(self.sites)), int), 0, 0
+        blocks, at, first_row, start, row = (
+            [],
+            np.zeros((2, len(self.sites)), int),
+            np.zeros((2, len(self.sites)), int),
+            0,
+            0,
+        )
         for length in sorted({d for site in self.sites for d in (site.d_out, site.d_in)}):
             owners = [np.zeros(0, int)]
             block_start = start
-            for which, dims in enumerate(([site.d_out for site in self.sites], [site.d_in for site in self.sites])):
+            for which, dims in enumerate(
+                ([site.d_out for site in self.sites], [site.d_in for site in self.sites])
+            ):
                 for k in (k for k, d in enumerate(dims) if d == length):
                     at[which, k], first_row[which, k] = start, row
                     owners.append(np.arange(self.first_triplet[k], self.first_triplet[k + 1]))
@@ -109,7 +117,9 @@ class BankLayout:
     def matrices(self) -> list[np.ndarray]:
         """For every P, then every Q, its rows counted over all blocks: one (rank,) array each."""
         first_row = self._placed[2]
-        return [first_row[which, k] + np.arange(rank) for which in (0, 1) for k, rank in enumerate(self.ranks)]
+        return [
+            first_row[which, k] + np.arange(rank) for which in (0, 1) for k, rank in enumerate(self.ranks)
+        ]
 
     @cached_property
     def rows_of_triplets(self) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +157,9 @@ class BankLayout:
         Rows keep their order inside a block, so the parts are simply joined again. A tensor without the head
         (importance has none) stays without it.
         """
-        parts = [block.of(flat)[torch.from_numpy(kept[block.triplet_of_row])].flatten() for block in self.blocks]
+        parts = [
+            block.of(flat)[torch.from_numpy(kept[block.triplet_of_row])].flatten() for block in self.blocks
+        ]
         return torch.cat([*parts, self.lam(flat)[torch.from_numpy(kept)], flat[self.adapter_size :]])
 
 

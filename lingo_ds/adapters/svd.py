@@ -9,7 +9,9 @@ from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import SiteViews
 
 
-def add_adapter(output: Tensor, x: Tensor, site: SiteViews, *, scale: float, dropout: float, training: bool) -> Tensor:
+def add_adapter(
+    output: Tensor, x: Tensor, site: SiteViews, *, scale: float, dropout: float, training: bool
+) -> Tensor:
     """W x + scale P ((m lam) (Q dropout(x))): arXiv 2303.10512, eq. 3.
 
     Args:

@@ -48,7 +48,9 @@ class Backbone:
             input_ids: (batch, length) token ids.
             attention_mask: (batch, length), 1 on real tokens; None: all are real.
         """
-        return self.module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return self.module(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
 
     def train(self, mode: bool = True) -> None:
         """Switches adapter dropout and activation checkpointing; the frozen weights themselves have no dropout."""
@@ -56,7 +58,9 @@ class Backbone:
 
     def held_entries(self) -> int:
         """Entries of the weights that this process holds now."""
-        return self._shards.held_entries() if self._shards else sum(p.numel() for p in self.module.parameters())
+        return (
+            self._shards.held_entries() if self._shards else sum(p.numel() for p in self.module.parameters())
+        )
 
     def release(self) -> None:
         """After a forward without backward: lets go of weights that were gathered for a backward pass."""

@@ -31,7 +31,9 @@ def find_backbone(path: str, *, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UserError(Mistake("backbone.path", path, "is not a folder", "give a Hugging Face folder or a hub id"))
+        raise UserError(
+            Mistake("backbone.path", path, "is not a folder", "give a Hugging Face folder or a hub id")
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -40,7 +42,12 @@ def find_backbone(path: str, *, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            Mistake("backbone.path", path, f"is neither a folder nor a hub id that can be read ({reason})", "check the name, or download it first")
+            Mistake(
+                "backbone.path",
+                path,
+                f"is neither a folder nor a hub id that can be read ({reason})",
+                "check the name, or download it first",
+            )
         ) from None
 
 
@@ -79,7 +86,12 @@ class WeightFiles:
                 self._open[file] = safe_open(path, "pt")
             except (SafetensorError, OSError) as error:
                 raise UserError(
-                    Mistake(str(path), "file", f"cannot be read ({error})", "download or convert the backbone again")
+                    Mistake(
+                        str(path),
+                        "file",
+                        f"cannot be read ({error})",
+                        "download or convert the backbone again",
+                    )
                 ) from None
         return self._open[file]
 
@@ -89,11 +101,18 @@ class WeightFiles:
             try:
                 weight_map = json.loads(index.read_text())["weight_map"]
             except (ValueError, KeyError, TypeError):
-                raise UserError(Mistake(str(index), "file", "is no index of weights", "download it again")) from None
+                raise UserError(
+                    Mistake(str(index), "file", "is no index of weights", "download it again")
+                ) from None
             for file in sorted(set(weight_map.values())):
                 if Path(file).name != file or not (self._folder / file).exists():
                     raise UserError(
-                        Mistake(str(index), file, "is named in the index but not in the folder", "download it again")
+                        Mistake(
+                            str(index),
+                            file,
+                            "is named in the index but not in the folder",
+                            "download it again",
+                        )
                     )
             return weight_map
         self._open = {}
@@ -127,10 +146,19 @@ class WeightFiles:
             shape = tuple(self._handle(self._file_of[key]).get_slice(key).get_shape())
             if shape != wanted[name]:
                 raise UserError(
-                    Mistake(key, shape, f"config.json says {wanted[name]}", "give the weights that belong to the config")
+                    Mistake(
+                        key,
+                        shape,
+                        f"config.json says {wanted[name]}",
+                        "give the weights that belong to the config",
+                    )
                 )
         used = set(found.values())
-        extra = [key for key in self._file_of if key not in used and not re.match(HEAD_KEYS, key.removeprefix(prefix))]
+        extra = [
+            key
+            for key in self._file_of
+            if key not in used and not re.match(HEAD_KEYS, key.removeprefix(prefix))
+        ]
         if extra:
             logger.warning("%s: %d weights are not part of %s and stay unread, e.g. %s",
                            self._folder, len(extra), type(module).__name__, extra[0])  # fmt: skip

@@ -64,7 +64,12 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            Mistake("backbone.path", folder, f"has no usable config.json ({reason})", "give a Hugging Face model folder")
+            Mistake(
+                "backbone.path",
+                folder,
+                f"has no usable config.json ({reason})",
+                "give a Hugging Face model folder",
+            )
         ) from None
     for setting in DROPOUT_SETTINGS:
         if isinstance(getattr(config, setting, None), float):
@@ -78,7 +83,12 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
     layers = {name: module for name, module in skeleton.named_modules() if type(module).__name__ in names}
     if not layers:
         raise UserError(
-            Mistake("backbone.path", folder, f"{config.model_type} does not name its decoder layers", "use another model")
+            Mistake(
+                "backbone.path",
+                folder,
+                f"{config.model_type} does not name its decoder layers",
+                "use another model",
+            )
         )
     linear_maps = {
         f"{layer}.{name}": _map_shape(module)
@@ -88,7 +98,9 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
     }
     targets = TARGETS.get(config.model_type, ())
     if not targets:
-        logger.warning("family %s is not in the table: all-linear adapts every map of its layers", config.model_type)
+        logger.warning(
+            "family %s is not in the table: all-linear adapts every map of its layers", config.model_type
+        )
     return BackboneSpec(
         folder=folder,
         skeleton=skeleton,
@@ -117,7 +129,12 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            Mistake("backbone.path", folder, f"has no usable tokenizer ({reason})", "add the model's tokenizer files")
+            Mistake(
+                "backbone.path",
+                folder,
+                f"has no usable tokenizer ({reason})",
+                "add the model's tokenizer files",
+            )
         ) from None
 
 

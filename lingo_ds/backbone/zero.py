@@ -60,7 +60,9 @@ def shard(
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     _put_back(module, buffers)
     # The first layer's weights are given back by the gradient that passes its input; without one they would stay whole.
-    module.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    module.get_input_embeddings().register_forward_hook(
+        lambda _module, _args, output: output.requires_grad_()
+    )
     return ShardedModule(module, engine)
 
 

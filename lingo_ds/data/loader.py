@@ -66,7 +66,15 @@ class TrainBatches:
     """The batches of every step: each epoch holds each example once; an epoch's last batch may be smaller."""
 
     def __init__(
-        self, split: TokenizedSplit, *, seed: int, batch: int, micro_batch: int, accumulation: int, rank: int, world: int
+        self,
+        split: TokenizedSplit,
+        *,
+        seed: int,
+        batch: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world: int,
     ):
         self._split, self._seed, self._batch = split, seed, batch
         self._micro, self._accumulation = micro_batch, accumulation

@@ -46,12 +46,16 @@ def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[s
         UserError: with all mistakes of all files.
     """
     if not folder.is_dir():
-        raise UserError(Mistake("data.path", folder, "is not a folder", "give the folder of train.csv, dev.csv, test.csv"))
+        raise UserError(
+            Mistake("data.path", folder, "is not a folder", "give the folder of train.csv, dev.csv, test.csv")
+        )
     mistakes: list[Mistake] = []
     splits = {}
     for name in SPLITS:
         try:
-            splits[name] = read_csv(folder / f"{name}.csv", sequence_column=sequence_column, label_column=label_column)
+            splits[name] = read_csv(
+                folder / f"{name}.csv", sequence_column=sequence_column, label_column=label_column
+            )
         except UserError as error:
             mistakes += error.mistakes
     if not mistakes:
@@ -101,7 +105,9 @@ def _read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(Mistake(str(path), "file", error.strerror or "cannot be read", "put it there")) from None
+        raise UserError(
+            Mistake(str(path), "file", error.strerror or "cannot be read", "put it there")
+        ) from None
     if (zero := raw.find(b"\0")) >= 0:
         where = f"{path}:{raw.count(10, 0, zero) + 1}"
         raise UserError(Mistake(where, "NUL byte", "is not text", "save the file as plain UTF-8 CSV"))
@@ -132,7 +138,9 @@ def _add_row(
             )
         )  # fmt: skip
     if not re.fullmatch(r"\d{1,9}", label):
-        mistakes.append(Mistake(where, label, "label is not an integer from 0", "number the classes 0, 1, 2, .."))
+        mistakes.append(
+            Mistake(where, label, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
+        )
     if not mistakes:
         split.sequences.append(sequence)
         split.labels.append(int(label))
@@ -153,7 +161,9 @@ def _check_labels(splits: dict[str, Split]) -> list[Mistake]:
             )
         ]  # fmt: skip
     if len(classes) == 1:
-        return [Mistake(str(train.path), classes[0], "is the only label", "a task needs at least two classes")]
+        return [
+            Mistake(str(train.path), classes[0], "is the only label", "a task needs at least two classes")
+        ]
     mistakes = []
     for split in (splits["dev"], splits["test"]):
         unknown = next((i for i, label in enumerate(split.labels) if label > classes[-1]), None)

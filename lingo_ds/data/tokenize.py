@@ -163,7 +163,9 @@ def _columns(split: Split, *, tokenize: Tokenize, prompt: Prompt, max_length: in
         sequences = split.sequences[start : start + BATCH]
         for sequence, ids in zip(sequences, tokenize([prompt.render(s) for s in sequences]), strict=True):
             too_long = len(ids) > max_length
-            input_ids.append(_cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids)
+            input_ids.append(
+                _cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
+            )
             truncated.append(too_long)
     return {"input_ids": input_ids, "label": split.labels, "truncated": truncated}
 
@@ -180,6 +182,11 @@ def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) 
             too_long = middle
     if best is None:
         raise UserError(
-            Mistake("data.max_length", max_length, "leaves no room for the sequence", "raise it or shorten data.prefix")
+            Mistake(
+                "data.max_length",
+                max_length,
+                "leaves no room for the sequence",
+                "raise it or shorten data.prefix",
+            )
         )
     return best

@@ -5,7 +5,14 @@ from torch import Tensor
 
 
 def update_importance_(
-    sensitivity: Tensor, uncertainty: Tensor, weight: Tensor, grad: Tensor, *, beta1: float, beta2: float, moving: Tensor
+    sensitivity: Tensor,
+    uncertainty: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    *,
+    beta1: float,
+    beta2: float,
+    moving: Tensor,
 ) -> None:
     """One step of the averages S and U, in place.
 

@@ -65,7 +65,9 @@ def exchange(
         weights = (scores[outside] + floor) / (scores[outside] + floor).sum()
     kept = best.copy()
     kept[leaving] = False
-    kept[generator.choice(outside, len(leaving), replace=False, p=weights) if len(leaving) else leaving] = True
+    kept[generator.choice(outside, len(leaving), replace=False, p=weights) if len(leaving) else leaving] = (
+        True
+    )
     return kept
 
 

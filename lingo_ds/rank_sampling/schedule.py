@@ -47,7 +47,12 @@ class BudgetSchedule:
             )
         if self.target > self.initial:
             mistakes.append(
-                Mistake("rank_sampling.target_rank", self.target, f"is above the {self.initial} triplets", "lower it")
+                Mistake(
+                    "rank_sampling.target_rank",
+                    self.target,
+                    f"is above the {self.initial} triplets",
+                    "lower it",
+                )
             )
         if mistakes:
             raise UserError(mistakes)

@@ -78,7 +78,9 @@ class CheckpointStore:
                 state = json.loads((path / "state.json").read_text())
                 tensors = load_file(path / "bank.safetensors")
             except (OSError, ValueError, SafetensorError) as error:
-                failure = Mistake("checkpoint.resume", path, f"is no whole checkpoint ({error})", "name another one")
+                failure = Mistake(
+                    "checkpoint.resume", path, f"is no whole checkpoint ({error})", "name another one"
+                )
             else:
                 failure = self._other_meaning(path, state["meaning"])
         failure = distributed.share_json(failure, env)

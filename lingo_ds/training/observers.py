@@ -39,12 +39,18 @@ class Watcher:
         """Observes one step."""
         stats = info.stats
         self.throughput.step(
-            examples=stats.examples, real_tokens=stats.real_tokens, total_tokens=stats.all_tokens, seconds=info.seconds
+            examples=stats.examples,
+            real_tokens=stats.real_tokens,
+            total_tokens=stats.all_tokens,
+            seconds=info.seconds,
         )
         self._tracker.scalars(info.step, self._scalars(info))
         dev = info.evaluation.metrics[self._metric] if info.evaluation else None
         self._progress.update(
-            info.step, loss=stats.loss, dev_metric=dev, tokens_per_second=self.throughput.recent_tokens_per_second
+            info.step,
+            loss=stats.loss,
+            dev_metric=dev,
+            tokens_per_second=self.throughput.recent_tokens_per_second,
         )
         if info.mask_event:
             self._tracker.scalars(
@@ -74,12 +80,16 @@ class Watcher:
         if (peak := peak_device_bytes()) is not None:
             values["memory/device_gib"] = peak / GIB
         if info.evaluation:
-            values |= {f"dev/{name}": value for name, value in info.evaluation.metrics.items() if value is not None}
+            values |= {
+                f"dev/{name}": value for name, value in info.evaluation.metrics.items() if value is not None
+            }
         return values
 
     def _draw(self, step: int) -> None:
         ranks = kept_ranks(self._bank)
-        self._tracker.image(step, "rank/map", draw_rank_map(ranks, initial_rank=self._initial_rank, title=f"step {step}"))
+        self._tracker.image(
+            step, "rank/map", draw_rank_map(ranks, initial_rank=self._initial_rank, title=f"step {step}")
+        )
         self._tracker.histogram(step, "rank/per_site", np.array(list(ranks.values())))
         events = [(e.step, e.budget, e.kept, e.returned) for e in self._sampler.events]
         self._tracker.image(step, "rank/history", draw_budget(events))

@@ -9,6 +9,7 @@ from typing import Any
 from lingo_ds import distributed
 from lingo_ds.adapters.layout import BankLayout
 from lingo_ds.data.loader import TrainBatches
+from lingo_ds.errors import UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
 from lingo_ds.model import AdaptedModel
@@ -61,8 +62,12 @@ class Session:
                 seed=config.seed, env=env, on_compact=self._follow_new_tensors,
             )  # fmt: skip
         self._audit = Audit(model.bank, env, config.rank_sampling.on_divergence)
-        self._selection = Selection(config.selection, patience=config.train.early_stopping, save=self._save_best)
-        self._store = CheckpointStore(self._folder / "checkpoints", config.checkpoint.keep_last, self._meaning())
+        self._selection = Selection(
+            config.selection, patience=config.train.early_stopping, save=self._save_best
+        )
+        self._store = CheckpointStore(
+            self._folder / "checkpoints", config.checkpoint.keep_last, self._meaning()
+        )
         self.watcher = Watcher(
             tracker, progress, plan=plan, bank=model.bank, sampler=self._sampler, audit=self._audit,
             metric=config.selection.metric,
@@ -183,7 +188,10 @@ class Session:
     def _memory(self) -> dict[str, list[int | None]]:
         """Peak bytes of every process; call on all."""
         peaks = distributed.share_from_all([peak_host_bytes(), peak_device_bytes()], self._prepared.env)
-        return {"peak_host_bytes": [host for host, _ in peaks], "peak_device_bytes": [device for _, device in peaks]}
+        return {
+            "peak_host_bytes": [host for host, _ in peaks],
+            "peak_device_bytes": [device for _, device in peaks],
+        }
 
     def _follow_new_tensors(self) -> None:
         self._update.rebuild()
@@ -221,7 +229,8 @@ class Session:
             "deltaT": sampling.interval,
             "beta1": sampling.beta1,
             "beta2": sampling.beta2,
-            "orth_reg_weight": sampling.orthogonality or 1e-12,  # PEFT refuses 0; it has no effect on inference
+            "orth_reg_weight": sampling.orthogonality
+            or 1e-12,  # PEFT refuses 0; it has no effect on inference
             "total_step": plan.steps,
         }
 
@@ -251,8 +260,16 @@ class Session:
         prepared = self._prepared
         flat: dict[str, Any] = {}
         for name, value in prepared.config.model_dump(mode="json").items():
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-        kept = {k: v for k, v in flat.items() if k not in FREE_SETTINGS and k.partition(".")[0] not in FREE_SETTINGS}
+            flat |= (
+                {f"{name}.{key}": inner for key, inner in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+        kept = {
+            k: v
+            for k, v in flat.items()
+            if k not in FREE_SETTINGS and k.partition(".")[0] not in FREE_SETTINGS
+        }
         return {
             **kept,
             "data (fingerprint)": prepared.data.fingerprint,
@@ -275,7 +292,13 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
             failure = error
     distributed.raise_together(failure, env)
     shape = distributed.share_json(
-        saved and [[site.name for site in saved.layout.sites], saved.layout.ranks, saved.layout.head_shape, saved.alpha / saved.rank],
+        saved
+        and [
+            [site.name for site in saved.layout.sites],
+            saved.layout.ranks,
+            saved.layout.head_shape,
+            saved.alpha / saved.rank,
+        ],
         env,
     )
     names, ranks, head_shape, scale = shape

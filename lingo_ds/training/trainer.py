@@ -92,7 +92,12 @@ class Trainer:
         observers: Sequence[Callable[[StepInfo], None]],
     ):
         self._plan, self._lr, self._env, self._model, self._batches = plan, lr, env, model, batches
-        self._update, self._sampler, self._audit, self._audit_interval = update, sampler, audit, audit_interval
+        self._update, self._sampler, self._audit, self._audit_interval = (
+            update,
+            sampler,
+            audit,
+            audit_interval,
+        )
         self._evaluate, self._selection = evaluate, selection
         self._save_checkpoint, self._checkpoint_interval = save_checkpoint, checkpoint_interval
         self._observers = observers
@@ -111,7 +116,9 @@ class Trainer:
                     self._audit(step)
                 seconds = time.perf_counter() - start
                 evaluation = self._evaluate() if self._eval_due(step) and not stats.stop else None
-                done = evaluation and self._selection.consider(step, evaluation.metrics, at_budget=self._at_budget(step))
+                done = evaluation and self._selection.consider(
+                    step, evaluation.metrics, at_budget=self._at_budget(step)
+                )
                 if stats.stop or (self._checkpoint_interval and step % self._checkpoint_interval == 0):
                     self._save_checkpoint(step)
                 for observe in self._observers:

@@ -60,7 +60,11 @@ class BankUpdate:
         self._parameter = torch.nn.Parameter(bank.master)
         self._parameter.grad = bank.grad
         self._optimizer = torch.optim.AdamW(
-            [self._parameter], betas=train.adam_betas, eps=train.adam_eps, weight_decay=train.weight_decay, fused=True
+            [self._parameter],
+            betas=train.adam_betas,
+            eps=train.adam_eps,
+            weight_decay=train.weight_decay,
+            fused=True,
         )
         self._optimizer.state[self._parameter] = {
             "step": torch.tensor(float(self._steps_taken), device=bank.device),
@@ -85,7 +89,11 @@ class BankUpdate:
         bank = self._bank
         distributed.all_reduce_(bank.wire)
         bank.grad.div_(self.loss_scale.value)
-        penalty = self._orthogonality.add_gradient_(bank, weight=self._sampling.orthogonality) if self._orthogonality else 0.0
+        penalty = (
+            self._orthogonality.add_gradient_(bank, weight=self._sampling.orthogonality)
+            if self._orthogonality
+            else 0.0
+        )
         finite = math.isfinite(bank.grad.norm())
         self.loss_scale.follow(finite)
         if not finite:

@@ -1,0 +1,57 @@
+# Everything runs in .venv, which is made on first use. `make` lists the targets.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BENCH_ARGS ?= --quick
+BIN := .venv/bin
+READY := .venv/.ready
+
+# One process per GPU; without a GPU, two processes on the CPU.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+ifeq ($(GPUS),0)
+PROCESSES ?= 2
+export DS_ACCELERATOR ?= cpu
+else
+PROCESSES ?= $(GPUS)
+endif
+
+# DeepSpeed's launcher looks for `python` on the path.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test slow lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with the pinned versions
+
+train: $(READY)  ## train the quickstart recipe
+	$(BIN)/deepspeed --num_accelerators $(PROCESSES) launchers/train.py --config recipes/quickstart.yaml
+
+test: lint  ## lint, then every test but the slow ones
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff and the rules on imports
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## every benchmark, quickly (BENCH_ARGS= for full length)
+	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+	    echo "== $$script"; $(BIN)/python "$$script" $(BENCH_ARGS); done
+
+clean:  ## remove what was built; keeps .venv and runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# torch comes first: what is built from source later finds it.
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: PYTHON: $(PYTHON): must be 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

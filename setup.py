@@ -1,0 +1,60 @@
+"""Metadata and dependencies of lingo_ds; pyproject.toml sets the tools, constraints.txt pins the versions."""
+
+from setuptools import find_packages, setup
+
+# Top-level folders of the checkout that travel inside the wheel as data (lingo_ds/resources.py finds them).
+RESOURCES = {"lingo_ds.recipes": ("recipes", "*.yaml"), "lingo_ds.ds_configs": ("ds_configs", "*.json")}
+
+setup(
+    name="lingo_ds",
+    version="0.1.0",
+    description="Fine-tunes frozen language models on genome understanding tasks: "
+    "SVD adapters with adaptive rank sampling, the backbone sharded by DeepSpeed ZeRO-3",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["genomics", "DNA", "LLM", "fine-tuning", "LoRA", "AdaLoRA", "DeepSpeed", "ZeRO-3"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Bio-Informatics",
+    ],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["lingo_ds", "lingo_ds.*"]), *RESOURCES],
+    package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
+    package_data={package: [pattern] for package, (_, pattern) in RESOURCES.items()},
+    entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},
+    install_requires=[
+        "datasets>=4.0",
+        "deepspeed>=0.19.3",  # before it, recomputing activations over frozen weights raises
+        "matplotlib",
+        "numpy",
+        "psutil",
+        "pyarrow",
+        "pydantic>=2",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "scikit-learn",
+        "tensorboard",
+        "torch>=2.10",
+        "transformers>=5.17,<6",
+    ],
+    extras_require={
+        "mpi": ["mpi4py"],
+        "dev": [
+            "accelerate",
+            "build",
+            "hypothesis",
+            "import-linter",
+            "peft",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "wheel",
+        ],
+    },
+)
