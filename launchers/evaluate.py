@@ -1,4 +1,7 @@
-"""deepspeed [--hostfile H | --num_accelerators N] launchers/evaluate.py --config FILE [section.field=value ...]"""
+"""Evaluates.
+
+deepspeed [--hostfile H | --num_accelerators N] launchers/evaluate.py --config FILE [a.b=value]
+"""
 
 import sys
 

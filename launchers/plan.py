@@ -1,4 +1,4 @@
-"""deepspeed [--hostfile H | --num_accelerators N] launchers/plan.py --config FILE [section.field=value ...]"""
+"""Plans: deepspeed [--hostfile H | --num_accelerators N] launchers/plan.py --config FILE [a.b=value]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""deepspeed [--hostfile H | --num_accelerators N] launchers/train.py --config FILE [section.field=value ...]"""
+"""Trains: deepspeed [--hostfile H | --num_accelerators N] launchers/train.py --config FILE [a.b=value]."""
 
 import sys
 

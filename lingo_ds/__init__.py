@@ -1,1 +1,1 @@
-"""Distributed fine-tuning of frozen language models on genomes, with adaptive rank sampling (arXiv 2402.08075)."""
+"""Distributed fine-tuning of frozen language models on genomes: adaptive rank sampling (arXiv 2402.08075)."""

@@ -13,7 +13,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb. Returns 0 on success, 2 on the user's mistake; a fault of the program raises (status 1)."""
+    """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
     args, overrides = _parser().parse_known_args(argv)
     from lingo_ds.errors import UserError
 

@@ -1,4 +1,4 @@
-"""RunConfig: every setting of a run, typed and documented. Reading it touches no network and no file but its own."""
+"""RunConfig: a run's settings, typed and documented. Reading it touches no network and only its own file."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def resolve_duration(value: Duration, *, total: int) -> int:
-    """Steps that a `Duration` stands for in a run of `total` steps; a fraction is rounded to the nearest step."""
+    """Steps that a `Duration` stands for in a run of `total` steps; a fraction goes to the nearest step."""
     return round(value * total) if value < 1 else int(value)
 
 
@@ -48,7 +48,8 @@ class BackboneConfig(Section):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Compute type of backbone and adapters. auto: bf16 on GPUs that have it, else fp16; fp32 on CPU.",
+        description="Compute type of backbone and adapters. "
+        "auto: bf16 on GPUs that have it, else fp16; fp32 on CPU.",
     )
     activation_checkpointing: bool = Field(
         False,
@@ -65,14 +66,16 @@ class DataConfig(Section):
     label_column: str = Field("label", description="CSV column that holds the class, an integer from 0.")
     prefix: str | None = Field(
         None,
-        description="Template around the DNA, with {sequence} and, if wanted, {domain}. null: the sequence alone.",
+        description="Template around the DNA, with {sequence} and, if wanted, {domain}. "
+        "null: the sequence alone.",
     )
     domain: str | None = Field(
         None, description="Text for {domain} in the template, e.g. `human core promoters`."
     )
     max_length: PositiveInt | None = Field(
         None,
-        description="Longest example in tokens; longer sequences lose their end. null: the backbone's context.",
+        description="Longest example in tokens; longer sequences lose their end. "
+        "null: the backbone's context.",
     )
     packing: Literal["off"] = Field("off", description="Batches are padded to their longest example.")
     cache_dir: Path | None = Field(
@@ -133,7 +136,7 @@ class HeadConfig(Section):
 
 
 class RankSamplingConfig(Section):
-    """Adaptive rank sampling (arXiv 2402.08075): a shrinking budget of triplets, some given back by chance."""
+    """Adaptive rank sampling (arXiv 2402.08075): a shrinking triplet budget, some given back by chance."""
 
     mode: Literal["exact", "deterministic", "off"] = Field(
         "exact",
@@ -159,7 +162,8 @@ class RankSamplingConfig(Section):
     )
     pruned_value: Literal["hold", "zero"] = Field(
         "hold",
-        description="hold: a pruned triplet keeps its values; zero: lam is set to 0 and may regrow (AdaLoRA).",
+        description="hold: a pruned triplet keeps its values; "
+        "zero: lam is set to 0 and may regrow (AdaLoRA).",
     )
     orthogonality: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight gamma of the penalty on ||P^T P - I|| and ||Q Q^T - I||."
@@ -179,7 +183,8 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt = Field(32, description="Examples per optimizer step, over all processes.")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="Examples per forward on one process. null: the most that the plan's memory estimate allows.",
+        description="Examples per forward on one process. "
+        "null: the most that the plan's memory estimate allows.",
     )
     num_epochs: Annotated[float, Field(gt=0)] = Field(4, description="Passes over the training split.")
     max_steps: PositiveInt | None = Field(
@@ -275,7 +280,8 @@ class RunConfig(Section):
     def _ranks(self) -> Self:
         if self.rank_sampling.mode != "off" and self.rank_sampling.target_rank > self.adapter.rank:
             raise rule_error(
-                f"rank_sampling.target_rank {self.rank_sampling.target_rank} is above adapter.rank {self.adapter.rank}",
+                f"rank_sampling.target_rank {self.rank_sampling.target_rank} "
+                f"is above adapter.rank {self.adapter.rank}",
                 "lower target_rank, raise adapter.rank, or set rank_sampling.mode=off",
             )
         return self

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DistEnv:
-    """One process's place in the job. Processes are counted from 0; a host runs `local_world_size` of them."""
+    """One process's place in the job. Processes count from 0; a host runs `local_world_size` of them."""
 
     global_rank: int
     local_rank: int
@@ -42,7 +42,8 @@ def detect() -> DistEnv:
         UserError: where the launcher's variables contradict each other.
     """
     names = {"RANK": "OMPI_COMM_WORLD_RANK", "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
-             "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE", "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE"}  # fmt: skip
+             "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+             "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE"}  # fmt: skip
     found = {name: os.environ.get(name, os.environ.get(mpi)) for name, mpi in names.items()}
     rank, local_rank, world_size = (int(found[name] or 0) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     world_size = max(world_size, 1)
@@ -61,7 +62,8 @@ def start(env: DistEnv, *, timeout: timedelta = timedelta(minutes=30)) -> None:
     import deepspeed  # slow to import, and one process with a whole backbone does without
     from deepspeed.ops import __compatible_ops__
 
-    # On CPU DeepSpeed would compile a shared-memory op (a minute, g++ needed) that only its inference all-reduce uses.
+    # On CPU DeepSpeed would compile a shared-memory op (a minute, g++ needed) that only its inference
+    # all-reduce uses.
     __compatible_ops__["deepspeed_shm_comm"] = False
 
     if env.device.type == "cuda":

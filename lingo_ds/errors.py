@@ -26,7 +26,7 @@ class Mistake(NamedTuple):
 
 
 class UserError(ValueError):
-    """The user's mistakes, all that were found at once; the entry points print them and exit with status 2."""
+    """The user's mistakes, all found at once; the entry points print them and exit with status 2."""
 
     def __init__(self, mistakes: Mistake | Sequence[Mistake]):
         self.mistakes = [mistakes] if isinstance(mistakes, Mistake) else list(mistakes)

@@ -1,4 +1,4 @@
-"""The adapter folder: PEFT's AdaLoRA format, so that stock PEFT loads it, and a card that says what it was trained for."""
+"""The adapter folder: PEFT's AdaLoRA format, so that stock PEFT loads it, and a card of what it is for."""
 
 import json
 from dataclasses import dataclass

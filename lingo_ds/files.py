@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file or a folder beside `path`, syncs it to disk, and puts it in the place of `path`."""
+    """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     _remove(aside)

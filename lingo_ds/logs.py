@@ -1,4 +1,4 @@
-"""Who says what where: global rank 0 to the terminal and train.log, the others only when something is wrong."""
+"""Who says what where: global rank 0 to the terminal and train.log, others only when something is wrong."""
 
 import logging
 import os

@@ -44,7 +44,10 @@ class AdaptedModel:
 
 
 def pool(hidden: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """One vector per example, (n, size), of hidden states (n, length, size): `last` real token, `mean` or `first`."""
+    """Hidden states (n, length, size) to one vector per example, (n, size).
+
+    `last` real token, `mean` or `first`.
+    """
     if pooling == "first":
         return hidden[:, 0]
     if pooling == "last":

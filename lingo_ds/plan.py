@@ -11,7 +11,7 @@ from lingo_ds.rank_sampling.schedule import BudgetSchedule
 
 GIB = 1024**3
 USABLE_MEMORY = 0.8
-"""Share of a process's memory that the plan fills; the rest is for fragments, the runtime and what the estimate misses."""
+"""Share of a process's memory that the plan fills; the rest: fragments, runtime, what the estimate misses."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class RunPlan:
         return self.facts.bank_parameters / self.facts.backbone_parameters
 
     def learning_rate_factor(self, step: int, schedule: str) -> float:
-        """Factor on the peak learning rate at `step` (1-based): linear rise, then `linear`, `cosine` or `constant`."""
+        """Factor on the peak learning rate at `step` (1-based).
+
+        A linear rise, then `linear`, `cosine` or `constant`.
+        """
         if step <= self.warmup_steps:
             return step / self.warmup_steps
         done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps + 1, 1)
@@ -109,19 +112,20 @@ class RunPlan:
             f"run        {self.steps} steps = {self.steps / self.steps_per_epoch:.2f} epochs; "
             f"{self.warmup_steps} warm-up; dev every {self.eval_interval}",
             f"tokens     {f.mean_tokens:.1f} per example on average, {f.longest} at most",
-            f"parameters {f.bank_parameters:,} trainable / {f.backbone_parameters:,} backbone = {self.fraction:.2%} "
-            f"({f.sites} sites, head {f.head_parameters:,})",
+            f"parameters {f.bank_parameters:,} trainable / {f.backbone_parameters:,} backbone "
+            f"= {self.fraction:.2%} ({f.sites} sites, head {f.head_parameters:,})",
         ]
         if self.schedule:
             s = self.schedule
             lines.append(
-                f"budget     {s.initial} -> {s.target} triplets: all until step {s.t_init}, a mask every {s.interval} "
-                f"steps ({len(s.mask_steps())} masks), final at step {s.final_step}"
+                f"budget     {s.initial} -> {s.target} triplets: all until step {s.t_init}, a mask every "
+                f"{s.interval} steps ({len(s.mask_steps())} masks), final at step {s.final_step}"
             )
         copies = f.world_size // self.shard_group
         spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
         lines.append(
-            f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} (ZeRO stage {self.zero_stage})"
+            f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} "
+            f"(ZeRO stage {self.zero_stage})"
         )
         parts = " + ".join(f"{_bytes(size)} {part}" for part, size in self.bytes_per_process.items())
         total = _bytes(sum(self.bytes_per_process.values()))
@@ -142,6 +146,7 @@ class RunPlan:
             "fp16": dtype == "fp16",
             "stage3_prefetch_bucket_size": layer,
             "stage3_max_live_parameters": 3 * layer + 1,
+            "stage3_max_reuse_distance": 2 * layer,
             "stage3_param_persistence_threshold": 10 * self.facts.hidden_size,
         }
 
@@ -169,7 +174,8 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     """Derives the plan.
 
     Raises:
-        UserError: for a batch that the processes cannot share, a schedule that cannot work, or a backbone that does not fit.
+        UserError: for a batch that the processes cannot share, a schedule that cannot work, or a backbone
+            that does not fit.
     """
     batch = config.train.global_batch_size
     if batch < facts.world_size:
@@ -228,7 +234,8 @@ def _fixed_bytes(facts: Facts, stage: int, group: int) -> dict[str, int]:
     parts = {"backbone": share}
     if stage == 3:
         parts["gathered layers"] = 3 * facts.layer_parameters * width
-    # masters, gradient, two moments, two averages of importance: fp32; compute copy and, below fp32, its gradient
+    # masters, gradient, two moments, two averages of importance: fp32;
+    # compute copy and, below fp32, its gradient
     parts["bank"] = facts.bank_parameters * (6 * 4 + (width if width == 4 else 2 * width))
     return parts
 
@@ -245,7 +252,7 @@ def _example_bytes(config: RunConfig, facts: Facts) -> int:
 
 
 def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
-    """ZeRO stage and shard group: a whole copy where it fits, else the smallest group, inside a host if possible."""
+    """ZeRO stage and shard group: a whole copy if it fits, else the smallest group, if possible in a host."""
     zero, budget = config.zero, USABLE_MEMORY * facts.memory_bytes
 
     def fits(stage: int, group: int) -> bool:
@@ -278,7 +285,8 @@ def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
             "backbone.path",
             f"{_bytes(need)} per process",
             f"does not fit {_bytes(int(budget))} on {facts.world_size} processes",
-            "add processes, or set zero.profile=zero3_offload, backbone.activation_checkpointing=true or bf16",
+            "add processes, or set zero.profile=zero3_offload, "
+            "backbone.activation_checkpointing=true or bf16",
         )
     )
 
@@ -293,7 +301,10 @@ def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int) -> int
 
 
 def _flops_per_token(facts: Facts) -> float:
-    """4 N: forward and the gradient by activations, none by frozen weights; and causal attention, three passes of it."""
+    """4 N: forward and the gradient by activations, none by frozen weights.
+
+    And causal attention, three passes of it.
+    """
     return (
         4.0 * facts.layers * facts.layer_parameters
         + 6.0 * facts.layers * facts.hidden_size * facts.mean_tokens

@@ -1,4 +1,4 @@
-"""From a config to everything a run stands on: files found, data tokenised, plan made, backbone loaded and adapted."""
+"""From a config to all a run stands on: files found, data tokenised, plan made, backbone loaded, adapted."""
 
 import json
 import logging

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
-    """Trains, selects on dev, evaluates the selected adapter on test once, and writes everything to `run_dir`.
+    """Trains, selects on dev, evaluates the selected adapter on test once, writes everything to `run_dir`.
 
     Returns:
         The report, the same on every process.

@@ -1,8 +1,8 @@
 """AdapterBank: everything that learns, in a few flat tensors that are the same on every process.
 
-fp32 masters, moments and importance; a compute copy in the backbone's dtype; one flat gradient. What autograd sees are
-per-site leaves: views of the compute copy whose `.grad` is a view of the flat gradient, so that the backward pass
-writes where the all-reduce reads, without a copy.
+fp32 masters, moments and importance; a compute copy in the backbone's dtype; one flat gradient. What autograd
+sees are per-site leaves: views of the compute copy whose `.grad` is a view of the flat gradient, so that the
+backward pass writes where the all-reduce reads, without a copy.
 """
 
 from functools import cached_property
@@ -15,7 +15,7 @@ from lingo_ds.adapters.layout import BankLayout, SiteViews
 from lingo_ds.rank_sampling.importance import triplet_scores
 
 INIT_STD = 0.02
-"""Standard deviation of new P, Q and head (AdaLoRA's choice); lam starts at 0, so a new adapter is the identity."""
+"""Standard deviation of new P, Q and head (AdaLoRA's); lam starts at 0: a new adapter is the identity."""
 
 
 class AdapterBank:
@@ -26,7 +26,7 @@ class AdapterBank:
         scale: alpha / r0; stays when triplets are pruned.
         master: (size,) fp32, the truth.
         exp_avg, exp_avg_sq: (size,) fp32, AdamW's moments.
-        sensitivity, uncertainty: (adapter_size,) fp32, S and U; None once the masks are final or without sampling.
+        sensitivity, uncertainty: (adapter_size,) fp32, S and U; None without sampling or with final masks.
         mask: (triplets,) bool; False entries are held, and out of the forward pass.
         grad: (size,) fp32, view of `wire`.
         scalars: (n,) fp32, view of `wire`: the step's sums that ride along in the all-reduce.
@@ -53,7 +53,10 @@ class AdapterBank:
         self._allocate(scalars)
 
     def initialize(self, seed: int) -> None:
-        """New values: lam = 0; P, Q and head ~ N(0, 0.02^2), from `seed` alone. Call on one process, then broadcast."""
+        """New values: lam = 0; P, Q and head ~ N(0, 0.02^2), from `seed` alone.
+
+        Call on one process, then broadcast.
+        """
         generator = torch.Generator().manual_seed(seed)
         self.master.copy_(torch.randn(self.layout.size, generator=generator) * INIT_STD)
         self.layout.lam(self.master).zero_()
@@ -88,7 +91,10 @@ class AdapterBank:
         self.wire.zero_()
 
     def collect_grad(self) -> None:
-        """After a backward pass: adds low-precision gradients to the fp32 sum, so that many micro-batches lose nothing."""
+        """After a backward pass: adds low-precision gradients to the fp32 sum.
+
+        So many micro-batches lose nothing.
+        """
         if self._compute_grad is not self.grad:
             self.grad.add_(self._compute_grad)
             self._compute_grad.zero_()
@@ -127,7 +133,7 @@ class AdapterBank:
 
     @cached_property
     def moving_rows(self) -> list[Tensor]:
-        """Per row view 1 where the averages of importance move, (rows, 1). Masked P and Q are held; lam never is."""
+        """Per row view 1 where importance averages move, (rows, 1). Masked P and Q are held; lam never is."""
         rows = [torch.ones(view.shape[0], 1, device=self.device) for view in self.row_views(self.master)]
         for moving, gone in zip(rows[:-1], self._masked_rows or [], strict=False):
             moving[gone] = 0
@@ -139,7 +145,7 @@ class AdapterBank:
             view[gone] = 0
 
     def save_masked(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Values and moments of masked triplets as (view, rows, copy), for `restore_masked` after the optimizer."""
+        """Values and moments of masked triplets as (view, rows, copy), for `restore_masked` after AdamW."""
         flats = (self.master, self.exp_avg, self.exp_avg_sq) if self._masked_rows else ()
         return [
             (view, gone, view[gone])
@@ -160,12 +166,12 @@ class AdapterBank:
         return triplet_scores(self.layout.lam(score), means[self._p_rows], means[self._q_rows])
 
     def kept_values(self) -> tuple[BankLayout, Tensor]:
-        """Layout and values of what the forward pass uses now: the adapter as it is evaluated, saved and exported."""
+        """Layout and values that the forward pass uses now: the adapter as evaluated, saved and exported."""
         kept = self.mask.cpu().numpy()
         return self.layout.keep(kept), self.layout.take(self.master, kept)
 
     def compact(self, kept: np.ndarray) -> None:
-        """Drops all but the kept triplets from storage, moments carried over. The masks are final: importance goes."""
+        """Stores only the kept triplets, moments carried over. The masks are final: importance goes."""
         layout = self.layout
         values = {
             name: layout.take(getattr(self, name), kept) for name in ("master", "exp_avg", "exp_avg_sq")

@@ -1,8 +1,9 @@
-"""Where every adapter lies in the flat buffer: rows of equal length together, so that a handful of kernels serve all sites.
+"""Where every adapter lies in the flat buffer: rows of equal length together, so few kernels serve all sites.
 
-The buffer is [block of rows | block of rows | ... | lam | head]. One block holds all rows of one length d: the columns
-of P of every site with d_out = d, then the rows of Q of every site with d_in = d, in site order. P is therefore stored
-transposed, (rank, d_out). A sum over the rows of a block is one view and one reduction, whatever the number of sites.
+The buffer is [block of rows | block of rows | ... | lam | head]. One block holds all rows of one length d:
+the columns of P of every site with d_out = d, then the rows of Q of every site with d_in = d, in site order.
+P is therefore stored transposed, (rank, d_out). A sum over the rows of a block is one view and one reduction,
+whatever the number of sites.
 """
 
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ class BankLayout:
 
     @cached_property
     def _placed(self) -> tuple[list[Block], np.ndarray, np.ndarray]:
-        """The blocks, and per site (P, Q) where its rows start: in the flat buffer, and counted over all blocks."""
+        """The blocks; per site (P, Q) where its rows start: in the flat buffer, counted over all blocks."""
         blocks, at, first_row, start, row = (
             [],
             np.zeros((2, len(self.sites)), int),
@@ -123,7 +124,7 @@ class BankLayout:
 
     @cached_property
     def rows_of_triplets(self) -> tuple[np.ndarray, np.ndarray]:
-        """The row, counted over all blocks, of each triplet's P column and of its Q row: two (triplets,) arrays."""
+        """The row, counted over all blocks, of each triplet's P column and Q row: two (triplets,) arrays."""
         rows = np.concatenate([*self.matrices, np.zeros(0, int)])
         return rows[: self.triplets], rows[self.triplets :]
 

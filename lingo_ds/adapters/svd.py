@@ -1,4 +1,4 @@
-"""The adapter's term in the forward pass, and the penalty that keeps P and Q near orthogonal (arXiv 2303.10512)."""
+"""The adapter's forward term, and the penalty that keeps P and Q near orthogonal (arXiv 2303.10512)."""
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ def add_adapter(
 class Orthogonality:
     """gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F, with its gradient in closed form.
 
-    All matrices that share a row length are one batched product; shorter ones (after pruning) are filled up with a zero row.
+    All matrices that share a row length are one batched product; shorter ones (after pruning) are filled up
+    with a zero row.
     """
 
     def __init__(self, bank: AdapterBank):
@@ -52,7 +53,7 @@ class Orthogonality:
 
     @torch.no_grad()
     def add_gradient_(self, bank: AdapterBank, *, weight: float) -> Tensor:
-        """Adds the penalty's gradient to the bank's flat gradient; returns the weighted penalty, a scalar tensor."""
+        """Adds the penalty's gradient to the bank's flat gradient; returns the weighted penalty, a scalar."""
         total = torch.zeros((), device=bank.device)
         for block, index, identity in self._batches:
             rows = torch.cat([block.of(bank.master), bank.master.new_zeros(1, block.length)])[index]

@@ -53,7 +53,7 @@ class Backbone:
         ).last_hidden_state
 
     def train(self, mode: bool = True) -> None:
-        """Switches adapter dropout and activation checkpointing; the frozen weights themselves have no dropout."""
+        """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
         self.module.train(mode)
 
     def held_entries(self) -> int:

@@ -16,4 +16,4 @@ DROPOUT_SETTINGS = (
     "dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop",
     "attn_pdrop", "embd_pdrop", "resid_pdrop",
 )  # fmt: skip
-"""Settings of dropout in the families' configs. A frozen backbone runs without: what it computes must not vary."""
+"""Dropout settings in the families' configs. A frozen backbone runs without: its output must not vary."""

@@ -1,4 +1,4 @@
-"""Finding a backbone's files and reading from them: any contiguous range of any weight, and no more than that."""
+"""Finding a backbone's files and reading from them: any contiguous range of any weight, and no more."""
 
 import hashlib
 import json
@@ -15,7 +15,10 @@ from lingo_ds.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
-HEAD_KEYS = r"(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|.*inv_freq|.*masked_bias|.*attn(ention)?\.bias)\b"
+HEAD_KEYS = (
+    r"(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|"
+    r".*inv_freq|.*masked_bias|.*attn(ention)?\.bias)\b"
+)
 """Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
 
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
@@ -55,7 +58,7 @@ class WeightFiles:
     """The safetensors files of one backbone, read by memory map.
 
     Raises:
-        UserError: where files or weights are missing, damaged, of another shape, or in a format that runs code.
+        UserError: where files or weights are missing, damaged, of another shape, or a format that runs code.
     """
 
     def __init__(self, folder: Path, module: nn.Module):
@@ -138,7 +141,8 @@ class WeightFiles:
         if missing:
             raise UserError(
                 Mistake(
-                    "backbone.path", self._folder, f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}",
+                    "backbone.path", self._folder,
+                    f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}",
                     "the weights must belong to the config.json beside them",
                 )
             )  # fmt: skip
@@ -189,7 +193,7 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
 
 
 def fingerprint(folder: Path) -> str:
-    """64 hex digits that tell one backbone's files from another's: names, sizes, headers and ends of all weight files."""
+    """64 hex digits that tell backbones' files apart: names, sizes, headers and ends of all weight files."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

@@ -1,4 +1,7 @@
-"""The backbone without its weights: shapes, linear maps, layers. Cheap for any size, needed before anything is loaded."""
+"""The backbone without its weights: shapes, linear maps, layers.
+
+Cheap for any size, needed before anything is loaded.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -147,7 +150,7 @@ def _map_shape(module: nn.Module) -> tuple[int, int]:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Inside, new parameters have a shape but no memory; buffers (rotary frequencies) are computed as always."""
+    """Inside, new parameters have a shape but no memory; buffers (rotary frequencies) are computed."""
     register = nn.Module.register_parameter
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:

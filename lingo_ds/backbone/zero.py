@@ -25,7 +25,7 @@ def shard(
     dtype: torch.dtype,
     device: torch.device,
 ) -> "ShardedModule":
-    """Fills the skeleton so that each process of `group` holds, and reads from disk, its own range of every weight.
+    """Fills the skeleton: each process of `group` holds, and reads from disk, its own range of every weight.
 
     Args:
         spec: the backbone; its skeleton is filled in place.
@@ -59,7 +59,8 @@ def shard(
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     _put_back(module, buffers)
-    # The first layer's weights are given back by the gradient that passes its input; without one they would stay whole.
+    # The first layer's weights are given back by the gradient that passes its input; without one they would
+    # stay whole.
     module.get_input_embeddings().register_forward_hook(
         lambda _module, _args, output: output.requires_grad_()
     )
@@ -74,13 +75,13 @@ def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
 
 
 class ShardedModule:
-    """A partitioned module: between forward and backward passes each process holds its own ranges and no more."""
+    """A partitioned module: between forward and backward passes each process holds only its own ranges."""
 
     def __init__(self, module: nn.Module, engine: deepspeed.DeepSpeedEngine):
         self.module, self._engine = module, engine
 
     def held_entries(self) -> int:
-        """Entries of the weights that this process holds now: its partitions, and whatever is gathered beside them."""
+        """Entries of the weights that this process holds now: its partitions, and whatever is gathered."""
         return sum(
             p.ds_tensor.numel() + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
             for p in self.module.parameters()

@@ -1,4 +1,7 @@
-"""Which examples a process sees at a step, and their batches. Everything follows from (seed, step): resuming needs no state."""
+"""Which examples a process sees at a step, and their batches.
+
+Everything follows from (seed, step): resuming needs no state.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -90,7 +93,7 @@ class TrainBatches:
         return self._order[place * self._batch : (place + 1) * self._batch]
 
     def at(self, step: int) -> list[Batch]:
-        """This process's micro-batches of `step`: as many on every process, filled up with examples of weight 0."""
+        """This process's micro-batches of `step`: as many on every process, padded with weight-0 examples."""
         rows = self.rows_at(step)
         return list(_shares(self._split, rows, self._micro, self._accumulation, self._rank, self._world))
 
@@ -98,7 +101,8 @@ class TrainBatches:
 def eval_batches(split: TokenizedSplit, *, batch: int, rank: int, world: int) -> Iterator[Batch]:
     """This process's share of a split, longest first; as many batches on every process."""
     rows = np.argsort(-split.lengths, kind="stable")
-    count = -(-(-(-len(rows) // world)) // batch)
+    share = -(-len(rows) // world)
+    count = -(-share // batch)
     return _shares(split, rows, batch, count, rank, world)
 
 

@@ -15,6 +15,6 @@ class Prompt(NamedTuple):
 
 
 def make_prompt(template: str | None, *, domain: str | None) -> Prompt:
-    """The prompt of a task; `template` holds {sequence} once and may hold {domain}. None: the sequence alone."""
+    """A task's prompt; `template` holds {sequence} once and may hold {domain}. None: the sequence alone."""
     before, after = (template or "{sequence}").split("{sequence}")
     return Prompt(*(part.replace("{domain}", domain or "") for part in (before, after)))

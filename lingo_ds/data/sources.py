@@ -79,7 +79,8 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
         if missing:
             raise UserError(
                 [
-                    Mistake(f"{path}:1", ",".join(header), f"has no column {column!r}", "rename a column or set data."
+                    Mistake(f"{path}:1", ",".join(header), f"has no column {column!r}",
+                            "rename a column or set data."
                             + ("sequence_column" if column == sequence_column else "label_column"))
                     for column in missing
                 ]
@@ -156,7 +157,8 @@ def _check_labels(splits: dict[str, Split]) -> list[Mistake]:
         line = train.lines[train.labels.index(classes[-1])]
         return [
             Mistake(
-                f"{train.path}:{line}", classes[-1], f"labels must run from 0 without a gap, and no row has {gap}",
+                f"{train.path}:{line}", classes[-1],
+                f"labels must run from 0 without a gap, and no row has {gap}",
                 f"number the {len(classes)} classes 0 .. {len(classes) - 1}",
             )
         ]  # fmt: skip
@@ -170,7 +172,8 @@ def _check_labels(splits: dict[str, Split]) -> list[Mistake]:
         if unknown is not None:
             mistakes.append(
                 Mistake(
-                    f"{split.path}:{split.lines[unknown]}", split.labels[unknown], "label does not occur in train.csv",
+                    f"{split.path}:{split.lines[unknown]}", split.labels[unknown],
+                    "label does not occur in train.csv",
                     "add training rows of this class, or remove the row",
                 )
             )  # fmt: skip

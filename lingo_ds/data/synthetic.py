@@ -21,8 +21,8 @@ from lingo_ds.errors import Mistake, UserError
 MIN_LENGTH = 70  # -34 to +36: a TATA box that starts at -34 just fits
 
 # Counts of A, C, G, T (rows) by position (columns): Bucher 1990, J Mol Biol 212:563, as JASPAR has them. 389
-# TATA boxes, STATAWAAR from the first column (MA0108.2; POL012.1 is the same but for a 10 at G, column 7, where
-# only 20 makes the column's sum 389). 303 initiators ("cap signal", POL002.1) from -2.
+# TATA boxes, STATAWAAR from the first column (MA0108.2; POL012.1 is the same but for a 10 at G, column 7,
+# where only 20 makes the column's sum 389). 303 initiators ("cap signal", POL002.1) from -2.
 _TATA_COUNTS = (
     (61, 16, 352, 3, 354, 268, 360, 222, 155, 56, 83, 82, 82, 68, 77),
     (145, 46, 0, 10, 0, 0, 3, 2, 44, 135, 147, 127, 118, 107, 101),

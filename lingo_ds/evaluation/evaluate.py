@@ -46,7 +46,7 @@ def evaluate(model: AdaptedModel, split: TokenizedSplit, *, batch: int, env: Dis
 
 
 def _gather(rows: torch.Tensor, logits: torch.Tensor, *, total: int, env: DistEnv) -> np.ndarray:
-    """Every process's logits in file order; shares are filled up to one size with row `total`, which is dropped."""
+    """All processes' logits in file order; shares are padded to one size with row `total`, dropped here."""
     share = -(-total // env.world_size)
     table = torch.full((share, logits.shape[1] + 1), float("nan"), dtype=torch.float64, device=env.device)
     table[:, 0] = total

@@ -1,4 +1,7 @@
-"""How much the loss would miss a weight: smoothed sensitivity times uncertainty (AdaLoRA, arXiv 2303.10512, eq. 8-11)."""
+"""How much the loss would miss a weight: smoothed sensitivity times uncertainty.
+
+AdaLoRA, arXiv 2303.10512, eq. 8-11.
+"""
 
 import torch
 from torch import Tensor
@@ -33,5 +36,5 @@ def update_importance_(
 
 
 def triplet_scores(lam_score: Tensor, p_mean: Tensor, q_mean: Tensor) -> Tensor:
-    """Score of each triplet: s(lam) + mean_j s(P_ji) + mean_j s(Q_ij), with s = S U; all of shape (triplets,)."""
+    """Score of each triplet: s(lam) + mean_j s(P_ji) + mean_j s(Q_ij), s = S U; all of shape (triplets,)."""
     return torch.add(lam_score, p_mean).add_(q_mean)

@@ -1,4 +1,4 @@
-"""Adaptive rank sampling (arXiv 2402.08075): the best triplets by score, some of them exchanged for others by chance."""
+"""Adaptive rank sampling (arXiv 2402.08075): the best triplets by score, some exchanged by chance."""
 
 import logging
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class MaskEvent(NamedTuple):
 
 
 def best_triplets(scores: np.ndarray, budget: int) -> np.ndarray:
-    """The `budget` best of `scores` (triplets,), equal ones in site order, then by slot: (triplets,) of bool."""
+    """The `budget` best of `scores` (triplets,), ties in site order, then by slot: (triplets,) of bool."""
     best = np.zeros(len(scores), bool)
     best[np.argsort(-scores, kind="stable")[:budget]] = True
     return best
@@ -72,7 +72,7 @@ def exchange(
 
 
 def draw_generator(seed: int, step: int) -> np.random.Generator:
-    """Counter-based randomness of one mask step, from (seed, step) and nothing else: resuming gives the same draws."""
+    """Counter-based randomness of one mask step, from (seed, step) alone: resuming gives the same draws."""
     return np.random.Generator(np.random.Philox(key=[seed, step]))
 
 

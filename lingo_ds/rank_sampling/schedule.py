@@ -81,7 +81,10 @@ class BudgetSchedule:
         return [step for step in range(self.t_init + 1, self.final_step) if step % self.interval == 0]
 
     def rho_at(self, step: int, *, rho: float, rho_final: float | None) -> float:
-        """Probability of leaving at a mask step: constant, or linear from `rho` to `rho_final` over the middle phase."""
+        """Probability of leaving at a mask step.
+
+        Constant, or linear from `rho` to `rho_final` over the middle phase.
+        """
         if rho_final is None:
             return rho
         done = (step - self.t_init) / (self.final_step - self.t_init)

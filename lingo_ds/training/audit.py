@@ -1,4 +1,4 @@
-"""Do all processes still hold the same bank? One 64-bit fingerprint per part, compared in one small collective."""
+"""Do all processes still hold the same bank? A 64-bit fingerprint per part, compared in one collective."""
 
 import logging
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class DivergenceError(RuntimeError):
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """64-bit fingerprint on the tensor's own device: every entry's bits times an odd number of its place, summed.
+    """64-bit fingerprint on the tensor's device: every entry's bits times an odd number of its place, summed.
 
     A change of any one entry changes the sum, since an odd factor is invertible modulo 2^64.
     """

@@ -1,4 +1,7 @@
-"""Checkpoints of a few megabytes: the bank and where the run stands. No backbone byte, no pickle, any world size."""
+"""Checkpoints of a few megabytes: the bank and where the run stands.
+
+No backbone byte, no pickle, any world size.
+"""
 
 import json
 import logging
@@ -30,7 +33,7 @@ class CheckpointStore:
     Attributes:
         folder: holds one `step-XXXXXXXX` folder per checkpoint.
         keep_last: how many stay.
-        meaning: what must be equal for a checkpoint to be taken up: settings, data and backbone that define the run.
+        meaning: what must be equal for a checkpoint to be taken up: the run's settings, data and backbone.
     """
 
     folder: Path

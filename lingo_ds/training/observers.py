@@ -1,4 +1,4 @@
-"""What looks on while training runs: TensorBoard, the progress bar, throughput. None of them changes a weight."""
+"""What looks on while training runs: TensorBoard, the progress bar, throughput. None changes a weight."""
 
 import numpy as np
 

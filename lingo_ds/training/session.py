@@ -1,4 +1,4 @@
-"""One training run put together: the parts of the loop, what a checkpoint holds of them, and what the report says."""
+"""One training run put together: the loop's parts, what a checkpoint holds of them, what the report says."""
 
 import json
 import logging
@@ -32,9 +32,10 @@ OUTPUTS = ("adapter", "checkpoints", "tensorboard", "predictions", "report.json"
 """What a run leaves in its folder; a new run in the same folder begins by removing the old one's."""
 
 FREE_SETTINGS = {
-    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path", "backbone.revision",
-    "backbone.activation_checkpointing", "train.micro_batch_size", "train.eval_steps", "train.eval_epochs",
-    "train.early_stopping", "rank_sampling.audit_interval", "rank_sampling.on_divergence",
+    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path",
+    "backbone.revision", "backbone.activation_checkpointing", "train.micro_batch_size", "train.eval_steps",
+    "train.eval_epochs", "train.early_stopping", "rank_sampling.audit_interval",
+    "rank_sampling.on_divergence",
 }  # fmt: skip
 """Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
 
@@ -74,7 +75,9 @@ class Session:
         )  # fmt: skip
         self.trainer = Trainer(
             plan=plan,
-            lr=lambda step: config.train.learning_rate * plan.learning_rate_factor(step, config.train.lr_schedule),
+            lr=lambda step: (
+                config.train.learning_rate * plan.learning_rate_factor(step, config.train.lr_schedule)
+            ),
             env=env,
             model=model,
             batches=TrainBatches(
@@ -104,12 +107,12 @@ class Session:
         return evaluate(self.model, self._prepared.data.splits[split], batch=batch, env=self._prepared.env)
 
     def evaluate_best(self, split: str) -> Evaluation:
-        """Logits and metrics of the adapter as it was saved: read back from disk, so that both are the same."""
+        """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""
         adopt_saved(self.model, self._prepared, self._folder / "adapter")
         return self.evaluate(split)
 
     def first_step(self) -> int:
-        """Takes up a checkpoint as `checkpoint.resume` says, or clears the folder for a new run; returns its first step."""
+        """Takes up a checkpoint as `checkpoint.resume` says, or clears the folder; returns the first step."""
         path = None
         if self._prepared.env.is_main:
             path = self._resume_from()

@@ -71,7 +71,7 @@ class StopSignals:
 
 
 class Trainer:
-    """Runs the steps of a plan. What changes the weights is a line of `run`; what only looks on is an observer."""
+    """Runs a plan's steps. What changes the weights is a line of `run`; what only looks on is an observer."""
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""One optimizer step on the flat bank: reduce, check, importance, clip, AdamW. A handful of kernels for any number of sites."""
+"""One optimizer step on the flat bank: reduce, check, importance, clip, AdamW.
+
+A handful of kernels for any number of sites.
+"""
 
 import math
 from enum import IntEnum
@@ -14,7 +17,7 @@ from lingo_ds.rank_sampling.importance import update_importance_
 
 
 class Scalar(IntEnum):
-    """Places in `AdapterBank.scalars`: sums over the step's examples and processes, riding along in the all-reduce."""
+    """Places in `AdapterBank.scalars`: the step's sums over examples and processes, in the all-reduce."""
 
     LOSS = 0
     EXAMPLES = 1
@@ -46,7 +49,10 @@ class StepStats(NamedTuple):
 
 
 class BankUpdate:
-    """Applies the gradient that the backward passes left in the bank. Every process does the same to the same numbers."""
+    """Applies the gradient that the backward passes left in the bank.
+
+    Every process does the same to the same numbers.
+    """
 
     def __init__(self, bank: AdapterBank, config: RunConfig):
         self._bank, self._train, self._sampling = bank, config.train, config.rank_sampling
@@ -55,7 +61,7 @@ class BankUpdate:
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Sets up the optimizer over the bank's present tensors; call again after the bank was compacted or loaded."""
+        """Sets up the optimizer over the bank's tensors; call again once the bank was compacted or loaded."""
         bank, train = self._bank, self._train
         self._parameter = torch.nn.Parameter(bank.master)
         self._parameter.grad = bank.grad
@@ -85,7 +91,7 @@ class BankUpdate:
 
     @torch.no_grad()
     def step(self, *, learning_rate: float) -> StepStats:
-        """Reduces the gradient over all processes and moves the bank; nothing moves where it is not finite."""
+        """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite."""
         bank = self._bank
         distributed.all_reduce_(bank.wire)
         bank.grad.div_(self.loss_scale.value)
@@ -133,7 +139,7 @@ class BankUpdate:
 
 
 class LossScale:
-    """Dynamic loss scale for fp16: halved after a step that overflowed, doubled after 1,000 that did not; 1 otherwise."""
+    """Dynamic loss scale for fp16, else 1: halved after an overflow, doubled after 1,000 steps without."""
 
     def __init__(self, *, enabled: bool):
         self._enabled = enabled
