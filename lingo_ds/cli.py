@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     from lingo_ds import logs
-    from lingo_ds.config import load_config
     from lingo_ds.distributed import detect
+    from lingo_ds.recipe import load_config
     from lingo_ds.resources import resource_path
 
     path = Path(args.config)

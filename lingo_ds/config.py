@@ -1,15 +1,12 @@
 """RunConfig: a run's settings, typed and documented. Reading it touches no network and only its own file."""
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-
-from lingo_ds.errors import Mistake, UserError
 
 Duration = Annotated[int | float, Field(ge=0)]
 """A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
@@ -294,116 +291,3 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """The resolved config as YAML, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
-    """Reads a YAML recipe and lays `section.field=value` overrides over it.
-
-    Raises:
-        UserError: with every mistake found, each as field (file:line), value, rule and fix.
-    """
-    values, lines = _read_yaml(path)
-    mistakes = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            mistakes.append(
-                Mistake(
-                    "command line", override, "is not section.field=value", "write e.g. train.max_steps=100"
-                )
-            )
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            inner = target.get(section)
-            target[section] = target = inner if isinstance(inner, dict) else {}
-        target[name] = value
-        lines[tuple(key.split("."))] = "command line"
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        mistakes += [_as_mistake(problem, lines, path) for problem in error.errors()]
-    if mistakes:
-        raise UserError(mistakes)
-    return config
-
-
-def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
-    """The file's values and, for every key path, its `file:line`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(
-            Mistake("--config", path, error.strerror or "cannot be read", "give a YAML file")
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(Mistake(str(path), "bytes", "is not UTF-8 text", "save it as UTF-8")) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(Mistake(where, problem, "is not valid YAML", "correct the syntax there")) from None
-    if not isinstance(values, dict):
-        raise UserError(
-            Mistake(str(path), values, "is not a mapping of settings", "begin with `name: my_run`")
-        )
-    lines: dict[tuple[str, ...], str] = {}
-
-    def walk(mapping: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
-        for key, value in mapping.value:
-            here = (*prefix, str(key.value))
-            lines[here] = f"{path.name}:{key.start_mark.line + 1}"
-            if isinstance(value, yaml.MappingNode):
-                walk(value, here)
-
-    walk(node, ())
-    return values, lines
-
-
-def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path) -> Mistake:
-    known = _fields_at(())
-    field: list[str] = []
-    for part in problem["loc"]:  # stops before the tags that pydantic adds for members of a union
-        field.append(str(part))
-        known = _fields_at(tuple(field))
-        if not known:
-            break
-    place = next(
-        (lines[tuple(field[:n])] for n in range(len(field), 0, -1) if tuple(field[:n]) in lines), path.name
-    )
-    where = f"{'.'.join(field) or 'config'} ({place})"
-    value, rule, fix = problem["input"], problem["msg"], "correct the value"
-    if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(tuple(field[:-1]))
-        near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
-        rule = "is not a known setting"
-        fix = (
-            f"did you mean {'.'.join([*field[:-1], near[0]])}?"
-            if near
-            else f"known here: {', '.join(siblings)}"
-        )
-    elif problem["type"] == "missing":
-        value, rule, fix = "nothing", "is required", f"set {'.'.join(field)}"
-    elif problem["type"] == "rule":
-        fix = problem["ctx"]["fix"]
-        value = "settings" if isinstance(value, dict) else value
-    return Mistake(where, value, rule[0].lower() + rule[1:], fix)
-
-
-def _fields_at(field: tuple[str, ...]) -> list[str]:
-    """Names of the settings below a section; empty for a plain setting or an unknown name."""
-    model: Any = RunConfig
-    for name in field:
-        info = model.model_fields.get(name)
-        candidates = [info.annotation, *get_args(info.annotation)] if info else []
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)

@@ -1,8 +1,8 @@
 """A tiny Hugging Face folder made on the spot, so that the quickstart and the tests need no download.
 
 The weights are random and stay frozen: a stand-in with a real model's shape, not a language model. What
-makes it useful is their scale: adapters of rank 8 on all linear maps reach a higher test MCC on the promoters
-of `data/synthetic.py` than with Hugging Face's usual 0.02 throughout.
+makes it good enough for adapters of rank 8 to learn the promoters of `data/synthetic.py` within a few epochs
+is the scale of the weights (instead of 0.02) and a rotary base that tells neighbouring bases apart.
 """
 
 import logging
@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 logger = logging.getLogger(__name__)
 
 CONTEXT = 1024  # tokens
+ROTARY_BASE = 100.0  # the usual 10,000 spends most of the few frequencies on distances longer than a promoter
 
 _SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 _CHARACTERS = ("\n", "\t", *(chr(code) for code in range(32, 127)))
@@ -57,6 +58,7 @@ def _random_model(seed: int) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
         tie_word_embeddings=True,
         unk_token_id=_SPECIAL.index("<unk>"),
         bos_token_id=_SPECIAL.index("<s>"),
