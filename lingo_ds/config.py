@@ -140,6 +140,7 @@ class RankSamplingConfig(Section):
         description="exact: budget met at every mask; deterministic: the best by score; off: no masks.",
     )
     target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
+    min_rank: Annotated[int, Field(ge=0)] = Field(0, description="Triplets that every site keeps at least.")
     rho: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Probability that a kept triplet leaves."
     )
@@ -280,6 +281,12 @@ class RunConfig(Section):
                 f"rank_sampling.target_rank {self.rank_sampling.target_rank} "
                 f"is above adapter.rank {self.adapter.rank}",
                 "lower target_rank, raise adapter.rank, or set rank_sampling.mode=off",
+            )
+        if self.rank_sampling.min_rank > self.rank_sampling.target_rank:
+            raise rule_error(
+                f"rank_sampling.min_rank {self.rank_sampling.min_rank} is above "
+                f"rank_sampling.target_rank {self.rank_sampling.target_rank}",
+                "lower min_rank or raise target_rank",
             )
         return self
 

@@ -1,7 +1,7 @@
 """Adaptive rank sampling (arXiv 2402.08075): the best triplets by score, some exchanged by chance."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,10 @@ from lingo_ds.distributed import DistEnv
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 
 logger = logging.getLogger(__name__)
+
+
+REFERENCE_DROP = 0.1
+"""Share of the best triplets that the published code zeroes as well."""
 
 
 class MaskEvent(NamedTuple):
@@ -34,15 +38,36 @@ class MaskEvent(NamedTuple):
     final: bool
 
 
-def best_triplets(scores: np.ndarray, budget: int) -> np.ndarray:
-    """The `budget` best of `scores` (triplets,), ties in site order, then by slot: (triplets,) of bool."""
+def protected_triplets(scores: np.ndarray, ranks: Sequence[int], min_rank: int) -> np.ndarray:
+    """The `min_rank` best of every site, never pruned: (triplets,) of bool; `ranks` are per site."""
+    protected = np.zeros(len(scores), bool)
+    ends = np.cumsum(ranks)
+    for start, end in zip(ends - ranks, ends, strict=True):
+        protected[start + np.argsort(-scores[start:end], kind="stable")[:min_rank]] = True
+    return protected
+
+
+def best_triplets(scores: np.ndarray, budget: int, protected: np.ndarray | None = None) -> np.ndarray:
+    """The set A: the `budget` best of `scores` (triplets,), equal ones in site order, then by slot.
+
+    Protected triplets (triplets,) come first. Returns (triplets,) of bool.
+    """
     best = np.zeros(len(scores), bool)
-    best[np.argsort(-scores, kind="stable")[:budget]] = True
+    order = np.argsort(-scores, kind="stable")
+    if protected is not None:
+        order = order[np.argsort(~protected[order], kind="stable")]
+    best[order[:budget]] = True
     return best
 
 
 def exchange(
-    best: np.ndarray, scores: np.ndarray, *, rho: float, reintroduction: str, generator: np.random.Generator
+    best: np.ndarray,
+    scores: np.ndarray,
+    *,
+    rho: float,
+    reintroduction: str,
+    generator: np.random.Generator,
+    protected: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mode `exact`: each of the best leaves with probability rho, and as many come back from outside.
 
@@ -52,11 +77,13 @@ def exchange(
         rho: probability that a member of A leaves.
         reintroduction: `uniform` or `score` (in proportion to the score).
         generator: source of all draws.
+        protected: (triplets,) of bool, members of A that never leave.
 
     Returns:
         (triplets,) of bool with exactly as many True as `best`.
     """
-    inside, outside = np.flatnonzero(best), np.flatnonzero(~best)
+    inside = np.flatnonzero(best if protected is None else best & ~protected)
+    outside = np.flatnonzero(~best)
     leaving = inside[generator.random(len(inside)) < rho]
     leaving = generator.permutation(leaving)[: len(outside)]
     weights = None
@@ -65,10 +92,17 @@ def exchange(
         weights = (scores[outside] + floor) / (scores[outside] + floor).sum()
     kept = best.copy()
     kept[leaving] = False
-    kept[generator.choice(outside, len(leaving), replace=False, p=weights) if len(leaving) else leaving] = (
-        True
-    )
+    if len(leaving):
+        kept[generator.choice(outside, len(leaving), replace=False, p=weights)] = True
     return kept
+
+
+def bernoulli(best: np.ndarray, *, rho: float, generator: np.random.Generator) -> np.ndarray:
+    """Mode `bernoulli`, the paper's reading: members of A stay with 1 - rho, others return with rho.
+
+    The budget holds in expectation only where A is half of all triplets. Returns (triplets,) of bool.
+    """
+    return best ^ (generator.random(len(best)) < rho)
 
 
 def draw_generator(seed: int, step: int) -> np.random.Generator:
@@ -110,7 +144,7 @@ class RankSampler:
         if final:
             self._bank.compact(kept)
             self._on_compact()
-        elif self._config.pruned_value == "zero":
+        elif self._config.pruned_value == "zero" or self._config.mode == "reference":
             self._bank.zero_lam(kept)
         else:
             self._bank.set_mask(kept)
@@ -120,12 +154,24 @@ class RankSampler:
     def _decide(self, step: int, budget: int, final: bool) -> np.ndarray:
         config = self._config
         scores = self._bank.scores().double().cpu().numpy()
-        best = best_triplets(scores, budget)
+        protected = protected_triplets(scores, self._bank.layout.ranks, config.min_rank)
+        best = best_triplets(scores, budget, protected)
         if final or config.mode == "deterministic":
             return best
         rho = self._schedule.rho_at(step, rho=config.rho, rho_final=config.rho_final)
         generator = draw_generator(self._seed, step)
-        return exchange(best, scores, rho=rho, reintroduction=config.reintroduction, generator=generator)
+        if config.mode == "bernoulli":
+            return bernoulli(best, rho=rho, generator=generator) | protected
+        if config.mode == "reference":
+            return best & (generator.random(len(best)) >= REFERENCE_DROP)
+        return exchange(
+            best,
+            scores,
+            rho=rho,
+            reintroduction=config.reintroduction,
+            generator=generator,
+            protected=protected,
+        )
 
     def _agree(self, kept: np.ndarray | None) -> np.ndarray:
         """Global rank 0's decision, on every process, sent as packed bits."""
