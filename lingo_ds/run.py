@@ -38,14 +38,14 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
         model = build_model(prepared)
         logger.info("process 0 holds %s of %s backbone entries",
                     f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}")  # fmt: skip
-        with _watching(prepared) as (tracker, progress):
-            session = Session(prepared, model, tracker=tracker, progress=progress)
-            first_step = session.first_step()
-            _write_inputs(prepared)
-            outcome = session.trainer.run(first_step)
-        test = (
-            session.evaluate_best("test") if session.best.step and outcome.reason != "interrupted" else None
-        )
+        session = Session(prepared, model)
+        first_step = session.first_step()
+        _write_inputs(prepared)
+        with _watching(prepared, first_step) as (tracker, progress):
+            outcome = session.train(first_step, tracker, progress)
+        test = None
+        if session.best.step and outcome.reason != "interrupted":
+            test = session.evaluate_best("test")
         report = session.report(outcome, test)
         if env.is_main:
             if test:
@@ -95,12 +95,15 @@ def _job(config: RunConfig, env: DistEnv) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(prepared: Prepared) -> Iterator[tuple[Tracker, Progress]]:
+def _watching(prepared: Prepared, first_step: int) -> Iterator[tuple[Tracker, Progress]]:
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = prepared.env, prepared.config.run_dir
-    tracker = Tracker(folder / "tensorboard") if env.is_main else Tracker.null()
+    tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
+    done = first_step - 1
     try:
-        with Progress(prepared.plan.steps, enabled=env.is_main, console=logs.console) as progress:
+        with Progress(
+            prepared.plan.steps, enabled=env.is_main, first_step=done, console=logs.console
+        ) as progress:
             yield tracker, progress
     finally:
         tracker.close()

@@ -41,7 +41,9 @@ def write_report(path: Path, report: dict) -> None:
 
 def summary_table(report: dict) -> Table:
     """The short table shown when a run ends; what the report does not know is shown as a dash."""
-    table = Table(title=f"task {report.get('task', '-')}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"task {report.get('task', {}).get('name', '-')}", title_justify="left", show_header=False
+    )
     table.add_column("what")
     table.add_column("value", justify="right")
     metrics = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}

@@ -48,11 +48,9 @@ class Session:
 
     Attributes:
         model: adapted backbone.
-        trainer: the loop.
-        watcher: throughput and TensorBoard.
     """
 
-    def __init__(self, prepared: Prepared, model: AdaptedModel, *, tracker: Tracker, progress: Progress):
+    def __init__(self, prepared: Prepared, model: AdaptedModel):
         config, env, plan = prepared.config, prepared.env, prepared.plan
         self._prepared, self.model, self._folder = prepared, model, config.run_dir
         self._update = BankUpdate(model.bank, config)
@@ -69,11 +67,7 @@ class Session:
         self._store = CheckpointStore(
             self._folder / "checkpoints", config.checkpoint.keep_last, self._meaning()
         )
-        self.watcher = Watcher(
-            tracker, progress, plan=plan, bank=model.bank, sampler=self._sampler, audit=self._audit,
-            metric=config.selection.metric,
-        )  # fmt: skip
-        self.trainer = Trainer(
+        self._trainer = Trainer(
             plan=plan,
             lr=lambda step: (
                 config.train.learning_rate * plan.learning_rate_factor(step, config.train.lr_schedule)
@@ -93,8 +87,20 @@ class Session:
             selection=self._selection,
             save_checkpoint=self._save_checkpoint,
             checkpoint_interval=config.checkpoint.every,
-            observers=[self.watcher],
         )  # fmt: skip
+
+    def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
+        """Runs the loop from `first_step` on."""
+        self._watcher = Watcher(
+            tracker,
+            progress,
+            plan=self._prepared.plan,
+            bank=self.model.bank,
+            sampler=self._sampler,
+            audit=self._audit,
+            metric=self._prepared.config.selection.metric,
+        )
+        return self._trainer.run(first_step, observers=[self._watcher])
 
     @property
     def best(self) -> Best:
@@ -126,7 +132,7 @@ class Session:
         self._update.restore(progress["steps_taken"], progress["loss_scale"])
         self._selection.restore(progress["best"])
         self._audit.audits, self._audit.divergences, self._audit.repairs = progress["audit"]
-        self.trainer.skipped = progress["skipped"]
+        self._trainer.skipped = progress["skipped"]
         if self._sampler:
             self._sampler.restore(
                 mask_from_text(progress["kept"]), [MaskEvent(*event) for event in progress["events"]]
@@ -142,7 +148,7 @@ class Session:
         ranks = dict.fromkeys((site.name for site in prepared.sites), 0)
         ranks |= {site.name: r for site, r in zip(saved.sites, saved.ranks, strict=True)} if saved else {}
         trainable = saved.size if saved else plan.facts.bank_parameters
-        watched = self.watcher.throughput
+        watched = self._watcher.throughput
         return {
             "task": prepared.task.to_dict(),
             "outcome": outcome.reason,
@@ -180,7 +186,7 @@ class Session:
                 "tokens_per_second": watched.tokens_per_second,
                 "padding_fraction": watched.padding_fraction,
                 "shared_prefix_fraction": 0.0,
-                "mfu": self.watcher.mfu(),
+                "mfu": self._watcher.mfu(),
             },
             "memory": self._memory(),
             "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group},
@@ -245,7 +251,7 @@ class Session:
             "loss_scale": self._update.loss_scale.value,
             "best": self._selection.state(),
             "audit": [self._audit.audits, self._audit.divergences, self._audit.repairs],
-            "skipped": self.trainer.skipped,
+            "skipped": self._trainer.skipped,
             "kept": mask_to_text(self._sampler.kept) if self._sampler else "",
             "events": self._sampler.events if self._sampler else [],
         }

@@ -89,7 +89,6 @@ class Trainer:
         selection: Selection,
         save_checkpoint: Callable[[int], None],
         checkpoint_interval: int | None,
-        observers: Sequence[Callable[[StepInfo], None]],
     ):
         self._plan, self._lr, self._env, self._model, self._batches = plan, lr, env, model, batches
         self._update, self._sampler, self._audit, self._audit_interval = (
@@ -100,11 +99,10 @@ class Trainer:
         )
         self._evaluate, self._selection = evaluate, selection
         self._save_checkpoint, self._checkpoint_interval = save_checkpoint, checkpoint_interval
-        self._observers = observers
         self._stop = StopSignals()
         self.skipped = 0
 
-    def run(self, first_step: int = 1) -> Outcome:
+    def run(self, first_step: int, observers: Sequence[Callable[[StepInfo], None]]) -> Outcome:
         """Trains from `first_step` to the plan's end, or until it is asked to stop."""
         step = first_step - 1
         with self._stop.installed():
@@ -121,7 +119,7 @@ class Trainer:
                 )
                 if stats.stop or (self._checkpoint_interval and step % self._checkpoint_interval == 0):
                     self._save_checkpoint(step)
-                for observe in self._observers:
+                for observe in observers:
                     observe(StepInfo(step, stats, self._lr(step), seconds, mask_event, evaluation))
                 if stats.stop or done:
                     return Outcome(step, self.skipped, "interrupted" if stats.stop else "early stopping")

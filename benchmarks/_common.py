@@ -1,0 +1,62 @@
+"""What every benchmark shares: arguments, the machine, the table, the JSON file."""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """`--json FILE` and `--quick`, as every benchmark takes them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "device": device,
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 1024**3, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def alternate(runs: dict[str, Callable[[], None]], *, repeats: int, warmup: int = 3) -> dict[str, float]:
+    """Median seconds of each callable; they take turns, so that a drift of the machine meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(warmup + repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def show(title: str, rows: Sequence[dict[str, Any]], *, json_path: Path | None) -> None:
+    """Prints the rows as a table and writes them where `--json` says."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=160).print(table)
+    if json_path:
+        json_path.write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=2))
