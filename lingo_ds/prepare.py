@@ -31,6 +31,7 @@ from lingo_ds.data.tokenize import (
 )
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
@@ -39,6 +40,9 @@ from lingo_ds.training.update import Scalar
 logger = logging.getLogger(__name__)
 
 BUILTIN_BACKBONE, BUILTIN_DATA = "builtin:tiny", "builtin:promoters"
+BUILTIN_VERSION = 1
+"""Raised with every change of what the two generators write, so that no cache holds an older version."""
+
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -115,8 +119,8 @@ def build_model(prepared: Prepared) -> AdaptedModel:
     return AdaptedModel(backbone, bank, pooling=config.head.pooling, dropout=config.adapter.dropout)
 
 
-def _builtin_folder(cache: Path, name: str, seed: int) -> Path:
-    return cache / "builtin" / f"{name.partition(':')[2]}-{seed}"
+def _builtin_folder(cache: Path, name: str) -> Path:
+    return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"
 
 
 def _make_builtins(config: RunConfig, cache: Path) -> None:
@@ -129,15 +133,15 @@ def _make_builtins(config: RunConfig, cache: Path) -> None:
             continue
         if asked != name:
             raise UserError(Mistake("path", asked, "is not built in", f"write {name}"))
-        folder = _builtin_folder(cache, name, 0)
+        folder = _builtin_folder(cache, name)
         if not folder.exists():
             logger.info("making %s in %s", name, folder)
-            write(folder, seed=0)
+            write_aside(folder, write)
 
 
 def _data_folder(config: RunConfig, cache: Path) -> Path:
     return (
-        _builtin_folder(cache, BUILTIN_DATA, 0)
+        _builtin_folder(cache, BUILTIN_DATA)
         if config.data.path == BUILTIN_DATA
         else Path(config.data.path)
     )
@@ -146,7 +150,7 @@ def _data_folder(config: RunConfig, cache: Path) -> Path:
 def _first_finds(config: RunConfig, cache: Path, env: DistEnv) -> Path:
     """The backbone's folder, downloaded once per host where it is a hub id."""
     if config.backbone.path == BUILTIN_BACKBONE:
-        return _builtin_folder(cache, BUILTIN_BACKBONE, 0)
+        return _builtin_folder(cache, BUILTIN_BACKBONE)
 
     def find() -> Path:
         return find_backbone(config.backbone.path, revision=config.backbone.revision)
