@@ -26,7 +26,11 @@ def arguments(description: str) -> argparse.Namespace:
 
 def machine() -> dict[str, Any]:
     """Where the numbers come from."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
     return {
         "device": device,
         "cores": psutil.cpu_count(),

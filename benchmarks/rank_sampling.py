@@ -1,7 +1,8 @@
 """Time of everything in a step beyond forward and backward, against PEFT's AdaLoRA on the same adapters.
 
-Ours: all-reduce, finite check, importance, clip, AdamW, masks, audit. Rival: clip, AdamW (foreach, its best on CPU) and
-`AdaLoraModel.update_and_allocate`. Both at every site rank 8, d = 256, masks every 10 steps. One process:
+Ours: all-reduce, finite check, importance, clip, AdamW, masks, audit. Rival: clip, foreach AdamW,
+`AdaLoraModel.update_and_allocate`. Both have rank 8 at every site, d = 256, masks every 10 steps.
+One process:
 `python benchmarks/rank_sampling.py`; two: `deepspeed --num_accelerators 2 benchmarks/rank_sampling.py`
 (the rival's gradients are then all-reduced as one coalesced bucket, as DDP would).
 """

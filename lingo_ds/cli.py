@@ -37,7 +37,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     config, env = load_config(path, overrides), detect()
     logs.set_up(env)
     if args.verb != "plan":
-        logs.write_to(config.run_dir / "train.log", env)
+        logs.write_to(config.run_dir, env)
     from lingo_ds import run
 
     getattr(run, args.verb)(config, env)

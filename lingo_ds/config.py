@@ -4,25 +4,33 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-Duration = Annotated[int | float, Field(ge=0)]
+from lingo_ds import yaml12
+
+
+def rule_error(rule: str, fix: str, **context: Any) -> PydanticCustomError:
+    """A validation failure with rule and fix; `field` and `value` where pydantic does not know them."""
+    return PydanticCustomError("rule", "{rule}", {"rule": rule, "fix": fix, **context})
+
+
+def _whole_from_one_on(value: int | float) -> int | float:
+    if value >= 1 and value != int(value):
+        raise rule_error("is neither below 1 nor a whole number", "write whole steps, or a fraction below 1")
+    return value
+
+
+Duration = Annotated[int | float, Field(ge=0), AfterValidator(_whole_from_one_on)]
 """A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def resolve_duration(value: Duration, *, total: int) -> int:
     """Steps that a `Duration` stands for in a run of `total` steps; a fraction goes to the nearest step."""
     return round(value * total) if value < 1 else int(value)
-
-
-def rule_error(rule: str, fix: str) -> PydanticCustomError:
-    """A validation failure that carries the contract's rule and fix."""
-    return PydanticCustomError("rule", "{rule}", {"rule": rule, "fix": fix})
 
 
 class Section(BaseModel):
@@ -83,14 +91,18 @@ class DataConfig(Section):
     def _template(self) -> Self:
         if self.prefix is None:
             return self
-        names = re.findall(r"\{(\w*)\}", self.prefix)
+        names = re.findall(r"\{([^{}]*)\}", self.prefix)
         if names.count("sequence") != 1 or set(names) - {"sequence", "domain"}:
             raise rule_error(
-                f"prefix {self.prefix!r} needs {{sequence}} once and knows only {{sequence}} and {{domain}}",
+                "needs {sequence} once and knows only {sequence} and {domain}",
                 "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:'",
+                field="data.prefix",
+                value=self.prefix,
             )
         if "domain" in names and self.domain is None:
-            raise rule_error("prefix uses {domain}, but domain is not set", "set data.domain")
+            raise rule_error(
+                "is needed by {domain} in data.prefix", "set it", field="data.domain", value="nothing"
+            )
         return self
 
 
@@ -102,7 +114,7 @@ class AdapterConfig(Section):
     alpha: Annotated[float, Field(gt=0)] = Field(
         16.0, description="The adapter's output is scaled by alpha / r0."
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
+    dropout: BelowOne = Field(0.0, description="Dropout on the adapter's input.")
     targets: str | list[str] = Field(
         "all-linear",
         description="`all-linear` (the family's maps), a list of names, or one regex on full names.",
@@ -141,10 +153,8 @@ class RankSamplingConfig(Section):
     )
     target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
     min_rank: Annotated[int, Field(ge=0)] = Field(0, description="Triplets that every site keeps at least.")
-    rho: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Probability that a kept triplet leaves."
-    )
-    rho_final: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    rho: BelowOne = Field(0.1, description="Probability that a kept triplet leaves.")
+    rho_final: BelowOne | None = Field(
         None, description="rho decays linearly to this at the final mask. null: constant."
     )
     reintroduction: Literal["uniform", "score"] = Field(
@@ -196,7 +206,7 @@ class TrainConfig(Section):
         0.05, description="Steps, or fraction of the run, in which the rate rises linearly."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
-    adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages.")
+    adam_betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="AdamW's averages.")
     adam_eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW's epsilon.")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Clip to this norm. null: no clipping."
@@ -212,7 +222,12 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _one_rhythm(self) -> Self:
         if self.eval_steps is not None and self.eval_epochs is not None:
-            raise rule_error("eval_steps and eval_epochs are both set", "keep one of them")
+            raise rule_error(
+                "stands beside train.eval_epochs",
+                "keep one of them",
+                field="train.eval_steps",
+                value=self.eval_steps,
+            )
         return self
 
 
@@ -259,7 +274,7 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """All settings of one run."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(description="Names the run and its folder.")
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(description="Names the run and its folder.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="Of initial values, order and rank sampling."
     )
@@ -278,15 +293,17 @@ class RunConfig(Section):
     def _ranks(self) -> Self:
         if self.rank_sampling.mode != "off" and self.rank_sampling.target_rank > self.adapter.rank:
             raise rule_error(
-                f"rank_sampling.target_rank {self.rank_sampling.target_rank} "
                 f"is above adapter.rank {self.adapter.rank}",
-                "lower target_rank, raise adapter.rank, or set rank_sampling.mode=off",
+                "lower it, raise adapter.rank, or set rank_sampling.mode=off",
+                field="rank_sampling.target_rank",
+                value=self.rank_sampling.target_rank,
             )
         if self.rank_sampling.min_rank > self.rank_sampling.target_rank:
             raise rule_error(
-                f"rank_sampling.min_rank {self.rank_sampling.min_rank} is above "
-                f"rank_sampling.target_rank {self.rank_sampling.target_rank}",
-                "lower min_rank or raise target_rank",
+                f"is above rank_sampling.target_rank {self.rank_sampling.target_rank}",
+                "lower it or raise target_rank",
+                field="rank_sampling.min_rank",
+                value=self.rank_sampling.min_rank,
             )
         return self
 
@@ -297,4 +314,4 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml12.dump(self.model_dump(mode="json"))

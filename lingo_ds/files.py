@@ -5,22 +5,40 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from lingo_ds.errors import Mistake, UserError
+
 
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    _remove(aside)
-    write(aside)
-    for file in [aside, *aside.rglob("*")]:
-        if file.is_file():
+    aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{part}") for part in ("new", "old"))
+    try:
+        write(aside)
+        for file in [aside, *aside.rglob("*")]:
             _sync(file)
-    if path.is_dir():  # a folder with content cannot be replaced in one step
+        if path.is_dir():  # a folder with content cannot be replaced in one step
+            path.rename(old)
+        os.replace(aside, path)
+        _sync(path.parent)
+    finally:
+        _remove(aside)
         _remove(old)
-        path.rename(old)
-    os.replace(aside, path)
-    _remove(old)
-    _sync(path.parent)
+
+
+def make_folder(path: Path, *, setting: str) -> Path:
+    """Makes a folder that a setting names, with those above it.
+
+    Raises:
+        UserError: where that cannot be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            Mistake(setting, path, f"cannot be a folder ({reason})", "name another place")
+        ) from None
+    return path
 
 
 def _sync(path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lingo_ds.distributed import DistEnv
+from lingo_ds.files import make_folder
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
@@ -29,11 +30,14 @@ def set_up(env: DistEnv) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def write_to(path: Path, env: DistEnv) -> None:
-    """Adds the run's log file, on global rank 0."""
+def write_to(folder: Path, env: DistEnv) -> None:
+    """Adds the run's log file `train.log`, on global rank 0.
+
+    Raises:
+        UserError: where the folder cannot be made.
+    """
     if env.is_main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path)
+        handler = logging.FileHandler(make_folder(folder, setting="output_dir") / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("lingo_ds").addHandler(handler)
 

@@ -192,7 +192,8 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     stage, group = _spread(config, facts)
     micro = _micro_batch(config, facts, stage, group)
     accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
-    micro = config.train.micro_batch_size or math.ceil(math.ceil(batch / facts.world_size) / accumulation)
+    if not config.train.micro_batch_size:
+        micro = math.ceil(math.ceil(batch / facts.world_size) / accumulation)
     return RunPlan(
         facts=facts,
         global_batch_size=batch,

@@ -31,7 +31,7 @@ from lingo_ds.data.tokenize import (
 )
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
+from lingo_ds.files import make_folder, write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
@@ -69,6 +69,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         UserError: for every mistake in config or input that can be seen without loading weights.
     """
     cache = config.data.cache_dir or default_cache()
+    distributed.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
     distributed.first_on_host_does(lambda: _make_builtins(config, cache), env)
     backbone_folder = _first_finds(config, cache, env)
     spec = read_spec(backbone_folder, trust_remote_code=config.backbone.trust_remote_code)
@@ -141,9 +142,7 @@ def _make_builtins(config: RunConfig, cache: Path) -> None:
 
 def _data_folder(config: RunConfig, cache: Path) -> Path:
     return (
-        _builtin_folder(cache, BUILTIN_DATA)
-        if config.data.path == BUILTIN_DATA
-        else Path(config.data.path)
+        _builtin_folder(cache, BUILTIN_DATA) if config.data.path == BUILTIN_DATA else Path(config.data.path)
     )
 
 
@@ -190,7 +189,6 @@ def _tokenized(
     def tokenise() -> None:
         if not entry.exists():
             splits = read_gue(folder, sequence_column=data.sequence_column, label_column=data.label_column)
-            entry.parent.mkdir(parents=True, exist_ok=True)
             prompt = make_prompt(data.prefix, domain=data.domain)
             write_tokenized(
                 entry,

@@ -8,28 +8,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from lingo_ds import yaml12
 from lingo_ds.config import RunConfig, Section
 from lingo_ds.errors import Mistake, UserError
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with the scalars of YAML 1.2: `off` is a word, `3e-3` is a number."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?i:true|false)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:e[-+]?\d+)?|\d+e[-+]?\d+|\.inf|\.nan)$", re.IGNORECASE),
-    list("-+0123456789."),
-)
-
-
-def _parse(text: str) -> Any:
-    return _Loader(text).get_single_data()
 
 
 def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
@@ -49,32 +30,40 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
                 )
             )
             continue
-        try:
-            value = _parse(text)
-        except yaml.YAMLError:
-            value = text
         *sections, name = key.split(".")
         target = values
         for section in sections:
             inner = target.get(section)
             target[section] = target = inner if isinstance(inner, dict) else {}
-        target[name] = value
+        target[name] = _override_value(text)
         lines[tuple(key.split("."))] = "command line"
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        mistakes += [_as_mistake(problem, lines, path) for problem in error.errors()]
+        by_setting: dict[str, Mistake] = {}
+        for problem in error.errors():
+            mistake = _as_mistake(problem, lines, path)
+            by_setting.setdefault(mistake.where, mistake)
+        mistakes += by_setting.values()
     if mistakes:
         raise UserError(mistakes)
     return config
+
+
+def _override_value(text: str) -> Any:
+    """A command-line value, by YAML's rules; what only YAML would take for a mapping is text."""
+    try:
+        value = yaml12.parse(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     """The file's values and, for every key path, its `file:line`."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        values = _parse(text)
+        node, values = yaml12.compose(text), yaml12.parse(text)
     except OSError as error:
         raise UserError(
             Mistake("--config", path, error.strerror or "cannot be read", "give a YAML file")
@@ -95,6 +84,9 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     def walk(mapping: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
         for key, value in mapping.value:
             here = (*prefix, str(key.value))
+            if here in lines:
+                where, rule = f"{path}:{key.start_mark.line + 1}", f"stands at {lines[here]} already"
+                raise UserError(Mistake(where, ".".join(here), rule, "write it once"))
             lines[here] = f"{path.name}:{key.start_mark.line + 1}"
             if isinstance(value, yaml.MappingNode):
                 walk(value, here)
@@ -104,33 +96,42 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
 
 
 def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path) -> Mistake:
-    known = _fields_at(())
-    field: list[str] = []
-    for part in problem["loc"]:  # stops before the tags that pydantic adds for members of a union
-        field.append(str(part))
-        known = _fields_at(tuple(field))
-        if not known:
-            break
-    place = next(
-        (lines[tuple(field[:n])] for n in range(len(field), 0, -1) if tuple(field[:n]) in lines), path.name
-    )
-    where = f"{'.'.join(field) or 'config'} ({place})"
+    """One of pydantic's findings in the contract's form."""
+    context = problem.get("ctx", {})
+    field = context["field"].split(".") if context.get("field") else _field_of(problem["loc"])
+    where = f"{'.'.join(field)} ({_place_of(tuple(field), lines, path)})"
     value, rule, fix = problem["input"], problem["msg"], "correct the value"
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(tuple(field[:-1]))
         near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
         rule = "is not a known setting"
         fix = (
-            f"did you mean {'.'.join([*field[:-1], near[0]])}?"
+            f"did you mean {'.'.join([*field[:-1], *near])}?"
             if near
             else f"known here: {', '.join(siblings)}"
         )
     elif problem["type"] == "missing":
         value, rule, fix = "nothing", "is required", f"set {'.'.join(field)}"
     elif problem["type"] == "rule":
-        fix = problem["ctx"]["fix"]
-        value = "settings" if isinstance(value, dict) else value
+        value, fix = context.get("value", value), context["fix"]
     return Mistake(where, value, rule[0].lower() + rule[1:], fix)
+
+
+def _field_of(location: tuple[str | int, ...]) -> list[str]:
+    """The setting's name, without the tags that pydantic adds for members of a union or a list."""
+    field: list[str] = []
+    for part in location:
+        field.append(str(part))
+        if not _fields_at(tuple(field)):
+            break
+    return field
+
+
+def _place_of(field: tuple[str, ...], lines: dict[tuple[str, ...], str], path: Path) -> str:
+    """Where the setting was written: its own line, else that of what is around or inside it."""
+    around = [field[:n] for n in range(len(field), 0, -1)]
+    inside = [key for key in lines if key[: len(field)] == field]
+    return next((lines[key] for key in [*around, *inside] if key in lines), path.name)
 
 
 def _fields_at(field: tuple[str, ...]) -> list[str]:

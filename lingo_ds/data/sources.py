@@ -16,7 +16,8 @@ IUPAC = "ACGTUNRYSWKMBDHV"
 MOST_MISTAKES = 20
 """Mistakes reported per file; the rest is counted."""
 
-_ILLEGAL = re.compile(f"[^{IUPAC}]")
+_ILLEGAL = re.compile(f"[^{IUPAC}{IUPAC.lower()}]")
+csv.field_size_limit(1 << 31)  # a chromosome may stand in one field
 
 
 @dataclass
@@ -72,9 +73,12 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
         UserError: with up to `MOST_MISTAKES` mistakes, each as file:line.
     """
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    split, mistakes = Split(path), []
+    split, mistakes, begin = Split(path), [], 1
     try:
         header = [name.strip() for name in next(reader, [])]
+        twice = [name for name in (sequence_column, label_column) if header.count(name) > 1]
+        if twice:
+            raise UserError(Mistake(f"{path}:1", twice[0], "names two columns", "rename one of them"))
         missing = [column for column in (sequence_column, label_column) if column not in header]
         if missing:
             raise UserError(
@@ -86,11 +90,13 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
                 ]
             )  # fmt: skip
         places = header.index(sequence_column), header.index(label_column)
+        begin = reader.line_num + 1
         for row in reader:
-            if row:
-                mistakes += _add_row(split, row, reader.line_num, len(header), *places)
+            if len(row) > 1 or "".join(row).strip():
+                mistakes += _add_row(split, row, begin, len(header), *places)
+            begin = reader.line_num + 1
     except csv.Error as error:
-        mistakes.append(Mistake(f"{path}:{reader.line_num}", "row", str(error), "quote the field properly"))
+        mistakes.append(Mistake(f"{path}:{begin}", "row", str(error), "quote the field properly"))
     if not mistakes and not len(split):
         mistakes.append(Mistake(str(path), "0 rows", "holds no examples", "add rows below the header"))
     if len(mistakes) > MOST_MISTAKES:
@@ -127,7 +133,7 @@ def _add_row(
     where = f"{split.path}:{line}"
     if len(row) != width:
         return [Mistake(where, f"{len(row)} fields", f"the header has {width}", "complete the row")]
-    sequence, label = row[sequence_at].strip().upper(), row[label_at].strip()
+    sequence, label = row[sequence_at].strip(), row[label_at].strip()
     mistakes = []
     if not sequence:
         mistakes.append(Mistake(where, sequence, "sequence is empty", "remove the row or fill it"))
@@ -143,7 +149,7 @@ def _add_row(
             Mistake(where, label, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
         )
     if not mistakes:
-        split.sequences.append(sequence)
+        split.sequences.append(sequence.upper())
         split.labels.append(int(label))
         split.lines.append(line)
     return mistakes

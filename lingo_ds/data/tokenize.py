@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.sources import SPLITS, Split, count_duplicates
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def write_tokenized(
     """Tokenises all splits into `folder`, written aside and renamed.
 
     Args:
-        folder: where the cache entry goes; an entry that is there stays.
+        folder: where the cache entry goes; it appears whole or not at all.
         splits: the rows.
         tokenize: token ids of a list of texts, special tokens included.
         prompt: text around each sequence.
@@ -134,20 +134,16 @@ def write_tokenized(
     Raises:
         UserError: where not even one base fits between prefix and suffix.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name, split in splits.items():
-        logger.info("tokenising %s: %d rows", name, len(split))
-        table = datasets.Dataset.from_dict(
-            _columns(split, tokenize=tokenize, prompt=prompt, max_length=max_length), features=FEATURES
-        )
-        table.save_to_disk(aside / name)
-    facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
-    (aside / "facts.json").write_text(json.dumps(facts))
-    try:
-        aside.rename(folder)
-    except OSError:  # another host or run finished the same entry first
-        shutil.rmtree(aside)
+
+    def write(aside: Path) -> None:
+        for name, split in splits.items():
+            logger.info("tokenising %s: %d rows", name, len(split))
+            columns = _columns(split, tokenize=tokenize, prompt=prompt, max_length=max_length)
+            datasets.Dataset.from_dict(columns, features=FEATURES).save_to_disk(aside / name)
+        facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
+        (aside / "facts.json").write_text(json.dumps(facts))
+
+    write_aside(folder, write)
 
 
 def read_tokenized(folder: Path) -> TokenizedData:

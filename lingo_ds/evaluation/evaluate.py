@@ -12,6 +12,7 @@ from lingo_ds import distributed
 from lingo_ds.data.loader import eval_batches
 from lingo_ds.data.tokenize import TokenizedSplit
 from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.metrics import classification_metrics
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
@@ -31,7 +32,11 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(model: AdaptedModel, split: TokenizedSplit, *, batch: int, env: DistEnv) -> Evaluation:
-    """Evaluates a split; `batch` is the examples per forward of one process."""
+    """Evaluates a split; `batch` is the examples per forward of one process.
+
+    Raises:
+        UserError: on every process, where the model's weights have diverged.
+    """
     model.backbone.train(False)
     rows, logits = [], []
     for part in eval_batches(split, batch=batch, rank=env.global_rank, world=env.world_size):
@@ -41,6 +46,11 @@ def evaluate(model: AdaptedModel, split: TokenizedSplit, *, batch: int, env: Dis
         logits.append(out[real.to(out.device)])
     model.backbone.release()
     all_logits = _gather(torch.cat(rows).to(env.device), torch.cat(logits), total=len(split), env=env)
+    if not np.isfinite(all_logits).all():
+        rule = "training diverged: the model's logits are not finite"
+        raise UserError(
+            Mistake("train.learning_rate", "too high", rule, "lower it, or clip with train.max_grad_norm")
+        )
     metrics = classification_metrics(all_logits, split.labels) if env.is_main else None
     return Evaluation(distributed.share_json(metrics, env), all_logits)
 

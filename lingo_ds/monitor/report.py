@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import shlex
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from rich.table import Table
+
+from lingo_ds.files import write_aside
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy")
 
@@ -23,20 +24,7 @@ def write_report(path: Path, report: dict) -> None:
     for key, number in _not_finite(report):
         raise ValueError(f"report: {key}: {number}: numbers must be finite: say None for what is undefined")
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def summary_table(report: dict) -> Table:

@@ -12,6 +12,9 @@ from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.trainer import StepInfo
 
+PICTURES = 5
+"""Maps of ranks drawn over a run: one takes half a second, in which the other processes wait."""
+
 
 class Watcher:
     """Turns each step into TensorBoard's tags and the progress bar.
@@ -34,6 +37,7 @@ class Watcher:
         self._tracker, self._progress, self._plan = tracker, progress, plan
         self._bank, self._sampler, self._audit, self._metric = bank, sampler, audit, metric
         self.throughput = Throughput()
+        self._draw_every = max(2, len(plan.schedule.mask_steps()) // PICTURES) if plan.schedule else 0
 
     def __call__(self, info: StepInfo) -> None:
         """Observes one step."""
@@ -56,7 +60,8 @@ class Watcher:
             self._tracker.scalars(
                 info.step, {"rank/kept": info.mask_event.kept, "rank/returned": info.mask_event.returned}
             )
-            self._draw(info.step)
+            if info.mask_event.final or len(self._sampler.events) % self._draw_every == 1:
+                self._draw(info.step)
 
     def mfu(self) -> float | None:
         """Model FLOP/s over the devices' peak, so far; None on CPU."""

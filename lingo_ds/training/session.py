@@ -3,15 +3,17 @@
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lingo_ds import distributed
-from lingo_ds.adapters.layout import BankLayout
+from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.data.loader import TrainBatches
-from lingo_ds.errors import UserError
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
-from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
+from lingo_ds.export import CARD, SavedAdapter, load_adapter, save_adapter
+from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import versions
@@ -131,6 +133,7 @@ class Session:
         self._follow_new_tensors()
         self._update.restore(progress["steps_taken"], progress["loss_scale"])
         self._selection.restore(progress["best"])
+        self._bring_best(Path(path))
         self._audit.audits, self._audit.divergences, self._audit.repairs = progress["audit"]
         self._trainer.skipped = progress["skipped"]
         if self._sampler:
@@ -139,6 +142,18 @@ class Session:
             )
         logger.info("resumed from %s; going on with step %d", path, step + 1)
         return step + 1
+
+    def _bring_best(self, checkpoint: Path) -> None:
+        """A run that goes on in another folder takes the best adapter along, or looks for a new best."""
+        theirs, ours = checkpoint.parent.parent / "adapter", self._folder / "adapter"
+        step = None
+        if self._prepared.env.is_main:
+            if theirs.is_dir() and theirs.resolve() != ours.resolve():
+                write_aside(ours, lambda aside: shutil.copytree(theirs, aside))
+            card = ours / CARD
+            step = json.loads(card.read_text())["step"] if card.is_file() else 0
+        if distributed.share_json(step, self._prepared.env) != self.best.step:
+            self._selection.restore(asdict(Best()))
 
     def report(self, outcome: Outcome, test: Evaluation | None) -> dict[str, Any]:
         """The contract's report, plain JSON values."""
@@ -291,31 +306,45 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
     """Puts the adapter of a folder into the model of every process: read on global rank 0, then broadcast.
 
     Raises:
-        UserError: where the folder holds no adapter for this backbone.
+        UserError: where the folder holds no adapter for this backbone, or one that read its input otherwise.
     """
     env, saved, failure = prepared.env, None, None
     if env.is_main:
         try:
             saved = load_adapter(folder, prepared.spec)
+            _require_same_reading(saved, prepared, folder)
         except UserError as error:
             failure = error
     distributed.raise_together(failure, env)
-    shape = distributed.share_json(
-        saved
-        and [
-            [site.name for site in saved.layout.sites],
-            saved.layout.ranks,
-            saved.layout.head_shape,
-            saved.alpha / saved.rank,
-        ],
-        env,
-    )
-    names, ranks, head_shape, scale = shape
-    by_name = {site.name: site for site in prepared.sites}
-    layout = BankLayout(tuple(by_name[name] for name in names), tuple(ranks), tuple(head_shape))
+    shape = saved and [
+        saved.layout.sites,
+        saved.layout.ranks,
+        saved.layout.head_shape,
+        saved.alpha / saved.rank,
+    ]
+    sites, ranks, head_shape, model.bank.scale = distributed.share_json(shape, env)
+    layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape))
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
-    model.bank.scale = scale
     model.adopt(layout, distributed.broadcast_(values))
+
+
+def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path) -> None:
+    """The config must turn sequences into hidden states as it was done in training."""
+    card, task = saved.card, prepared.task
+    trained = {
+        "data.prefix": (card["task"]["template"], task.template),
+        "data.domain": (card["task"]["domain"], task.domain),
+        "head.pooling": (card["pooling"], prepared.config.head.pooling),
+        "data.path": (f"{card['task']['classes']} classes", f"{task.classes} classes"),
+        "backbone.path": (card["backbone"]["fingerprint"], prepared.backbone_fingerprint),
+    }
+    mistakes = [
+        Mistake(field, ours, f"the adapter in {folder} was trained with {theirs!r}", "set it to that")
+        for field, (theirs, ours) in trained.items()
+        if theirs != ours
+    ]
+    if mistakes:
+        raise UserError(mistakes)
 
 
 def _clear(folder: Path) -> None:

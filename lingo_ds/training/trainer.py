@@ -113,7 +113,7 @@ class Trainer:
                 if step % self._audit_interval == 0 or step == self._plan.steps:
                     self._audit(step)
                 seconds = time.perf_counter() - start
-                evaluation = self._evaluate() if self._eval_due(step) and not stats.stop else None
+                evaluation = self._evaluate() if self._eval_due(step, stats.stop) else None
                 done = evaluation and self._selection.consider(
                     step, evaluation.metrics, at_budget=self._at_budget(step)
                 )
@@ -153,8 +153,9 @@ class Trainer:
         bank.scalars[Scalar.REAL_TOKENS] += batch.real_tokens
         bank.scalars[Scalar.ALL_TOKENS] += batch.input_ids.numel()
 
-    def _eval_due(self, step: int) -> bool:
-        return step % self._plan.eval_interval == 0 or step == self._plan.steps
+    def _eval_due(self, step: int, stopping: bool) -> bool:
+        last = step == self._plan.steps
+        return last or (step % self._plan.eval_interval == 0 and not stopping)
 
     def _at_budget(self, step: int) -> bool:
         return self._plan.schedule is None or step >= self._plan.schedule.final_step

@@ -1,4 +1,4 @@
-"""Importance and masks: numbers worked out by hand, golden numbers in float64, and stock PEFT's RankAllocator."""
+"""Importance and masks: numbers worked out by hand, golden numbers in float64, stock PEFT's RankAllocator."""
 
 import json
 from collections.abc import Iterator
@@ -175,9 +175,7 @@ def test_masks_equal_those_of_stock_peft():
         total=total,
         interval=interval,
     )
-    sampler = RankSampler(
-        bank, schedule, config.rank_sampling, seed=0, env=ALONE, on_compact=lambda: None
-    )
+    sampler = RankSampler(bank, schedule, config.rank_sampling, seed=0, env=ALONE, on_compact=lambda: None)
     generator = torch.Generator().manual_seed(0)
     compared = []
     for step in range(1, total + 1):

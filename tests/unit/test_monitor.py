@@ -315,7 +315,7 @@ def test_other_processes_show_nothing(caplog):
 # -- report
 
 REPORT = {
-    "task": "prom_core_tata",
+    "task": {"name": "prom_core_tata"},
     "metrics": {
         "dev": {"mcc": 0.8125, "auroc": 0.9375, "accuracy": 0.90625, "macro_f1": 0.90},
         "test": {"mcc": 0.75, "auroc": None, "accuracy": 0.875, "macro_f1": 0.87},

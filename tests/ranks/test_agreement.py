@@ -1,0 +1,311 @@
+"""Do processes agree, and is it noticed where they do not? Faults are put into real processes' memory."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from lingo_ds import distributed
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.adapters.layout import Site, uniform_layout
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, fingerprint
+from tests.ranks.spawn import run_ranks
+
+CPU = torch.device("cpu")
+PARTS = ("master", "exp_avg", "exp_avg_sq", "sensitivity", "uncertainty", "mask")
+SITES = [Site("first", 6, 5), Site("second", 5, 6), Site("third", 6, 6)]
+
+
+def place(rank: int, world_size: int) -> DistEnv:
+    return DistEnv(rank, rank, world_size, world_size, CPU)
+
+
+def new_bank(*, masked: bool = True) -> AdapterBank:
+    """A bank in the middle of a run, the same on every process."""
+    layout = uniform_layout(SITES, rank=4, head_shape=(2, 6))
+    bank = AdapterBank(layout, scale=2.0, dtype=torch.bfloat16, device=CPU, scalars=5, importance=True)
+    generator = torch.Generator().manual_seed(5)
+    for name in PARTS[:-1]:
+        getattr(bank, name).normal_(generator=generator)
+    if masked:
+        kept = np.arange(layout.triplets) % 3 > 0
+        bank.set_mask(kept)
+    bank.refresh()
+    return bank
+
+
+def flip(tensor: torch.Tensor, entry: int, bit: int) -> None:
+    """Flips one bit of one entry, as a cosmic ray would."""
+    if tensor.dtype == torch.bool:
+        tensor[entry] = ~tensor[entry]
+    else:
+        word = tensor.view(torch.int32)
+        word[entry] ^= torch.tensor(-(2**31) if bit == 31 else 1 << bit, dtype=torch.int32)
+
+
+def bits(bank: AdapterBank) -> dict[str, bytes]:
+    """What a process holds, to the bit: the audited parts, and the leaves over the compute copy."""
+    parts = {name: value.numpy().tobytes() for name, value in bank.state().items()}
+    parts["leaves"] = b"".join(t.detach().view(torch.int16).numpy().tobytes() for s in bank.leaves for t in s)
+    return parts
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """Messages of the audit's log."""
+    said, handler, log = [], logging.Handler(), logging.getLogger("lingo_ds.training.audit")
+    handler.emit = lambda record: said.append(f"{record.levelname} {record.getMessage()}")
+    log.addHandler(handler)
+    yield said
+    log.removeHandler(handler)
+
+
+class Repair(NamedTuple):
+    """One injected fault: what was found, said, and held before and after."""
+
+    found: bool
+    said: list[str]
+    counts: tuple[int, int, int]
+    before: dict[str, bytes]
+    after: dict[str, bytes]
+
+
+FAULTS = {
+    "master, lowest bit": [(1, "master", 0, 0)],
+    "master, sign of the head's last": [(1, "master", -1, 31)],
+    "exp_avg": [(1, "exp_avg", 17, 9)],
+    "exp_avg_sq": [(1, "exp_avg_sq", 17, 30)],
+    "sensitivity": [(1, "sensitivity", 3, 1)],
+    "uncertainty": [(1, "uncertainty", -1, 22)],
+    "mask, one more": [(1, "mask", 0, 0)],
+    "mask, one less": [(1, "mask", 1, 0)],
+    "two parts": [(1, "master", 5, 4), (1, "uncertainty", 6, 7)],
+    "on process 0": [(0, "master", 8, 3)],
+    "the same on both": [(0, "exp_avg", 2, 5), (1, "exp_avg", 2, 5)],
+    "none": [],
+}
+
+
+def inject(rank: int, bank: AdapterBank, faults: list[tuple[int, str, int, int]]) -> None:
+    for process, part, entry, bit in faults:
+        if process == rank:
+            flip(getattr(bank, part), entry, bit)
+            bank.masks_from_tensor()  # the damage spreads to what follows from it
+
+
+def repair(rank: int, env: DistEnv, faults: list) -> Repair:
+    bank = new_bank()
+    audit = Audit(bank, env, "repair")
+    with logged() as said:
+        assert not audit(1)
+        inject(rank, bank, faults)
+        before = bits(bank)
+        found = audit(2)
+        after = bits(bank)
+        assert not audit(3)
+    return Repair(found, said, (audit.audits, audit.divergences, audit.repairs), before, after)
+
+
+def not_repaired(rank: int, env: DistEnv) -> tuple[str, dict[str, bytes], dict[str, bytes]]:
+    bank = new_bank()
+    audit = Audit(bank, env, "raise")
+    assert not audit(6)
+    inject(rank, bank, FAULTS["sensitivity"])
+    before = bits(bank)
+    with pytest.raises(DivergenceError) as caught:
+        audit(7)
+    return str(caught.value), before, bits(bank)
+
+
+def after_compacting(rank: int, env: DistEnv) -> tuple[bool, list[str], dict[str, bytes]]:
+    """The final mask has dropped triplets and importance; the audit still finds what is left."""
+    bank = new_bank()
+    audit = Audit(bank, env, "repair")
+    kept = np.arange(bank.layout.triplets) % 2 > 0
+    bank.compact(kept)
+    assert not audit(1)
+    inject(rank, bank, [(1, "exp_avg_sq", 4, 12)])
+    with logged() as said:
+        found = audit(2)
+    return found, said, bits(bank)
+
+
+def audits(rank: int, world_size: int) -> dict[str, Any]:
+    env = place(rank, world_size)
+    return {
+        "repair": {name: repair(rank, env, faults) for name, faults in FAULTS.items()},
+        "raise": not_repaired(rank, env),
+        "compacted": after_compacting(rank, env),
+        "agreement": agreement(rank, env),
+    }
+
+
+def error_of(work) -> str:
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    return "no error"
+
+
+def mistaken() -> None:
+    raise UserError(Mistake("data.path", "/nowhere", "is not a folder", "give one"))
+
+
+VALUE = {"text": "Z\u00fcrich\n", "numbers": [1, -2.5, 1e300, None, True], "nested": {"empty": [], "": {}}}
+
+
+def agreement(rank: int, env: DistEnv) -> dict[str, Any]:
+    """The small collectives, each with something to disagree on."""
+    done = []
+    seen = {
+        "equal": error_of(lambda: distributed.require_equal("seed: 0", "config", env)),
+        "different": error_of(lambda: distributed.require_equal(f"seed: {rank}", "config", env)),
+        "first fails": error_of(
+            lambda: distributed.first_on_host_does(lambda: done.append("fails") or mistaken(), env)
+        ),
+        "first works": error_of(lambda: distributed.first_on_host_does(lambda: done.append("works"), env)),
+        "done": done,
+        "second fails": error_of(
+            lambda: distributed.raise_together(
+                UserError(Mistake("train.csv:3", "X", "is no base", "correct it")) if rank == 1 else None, env
+            )
+        ),
+        "json": [
+            distributed.share_json(VALUE if rank == 0 else None, env),
+            distributed.share_json(VALUE if rank == 1 else "unused", env, source=1),
+            distributed.share_json(None, env),
+            distributed.share_json(rank, env),
+            len(distributed.share_json("x" * 300_000 if rank == 0 else None, env)),
+        ],
+        "all": distributed.share_from_all([rank, str(rank) * 1000 * rank, None], env),
+        "sum": distributed.all_reduce_(torch.tensor([1.0, rank])).tolist(),
+        "gathered": distributed.all_gather(torch.tensor([[rank, 7]])).tolist(),
+        "broadcast": distributed.broadcast_(torch.tensor([rank + 5])).tolist(),
+    }
+    distributed.barrier()
+    return seen
+
+
+# The tests
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[dict[str, Any]]:
+    """What two processes saw of every fault and every disagreement."""
+    return run_ranks(audits, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in FAULTS if name not in ("none", "the same on both")])
+def test_flipped_bit_is_found_named_and_repaired(seen, name):
+    first, second = (process["repair"][name] for process in seen)
+    faults = FAULTS[name]
+    assert first.before != second.before  # the fault was there
+    assert first.found and second.found
+    assert first.counts == second.counts == (3, 1, 1)
+    parts = ", ".join(part for part in PARTS if part in [fault[1] for fault in faults])
+    expected = f"WARNING step 2: banks differ from global rank 0's (process 1: {parts}); repaired"
+    assert first.said == [expected]
+    assert second.said == []  # once per job
+    assert first.after == second.after == first.before  # bit for bit what process 0 held
+
+
+@pytest.mark.parametrize("name", ["none", "the same on both"])
+def test_nothing_is_found_where_processes_agree(seen, name):
+    for process in seen:
+        repaired = process["repair"][name]
+        assert not repaired.found
+        assert repaired.said == []
+        assert repaired.counts == (3, 0, 0)
+        assert repaired.after == repaired.before
+
+
+def test_divergence_can_end_the_run_on_every_process(seen):
+    first, second = (process["raise"] for process in seen)
+    assert first[0] == second[0]
+    assert "step 7" in first[0]
+    assert "process 1: sensitivity" in first[0]
+    assert first[1] == first[2]
+    assert second[1] == second[2]  # nothing was changed
+
+
+def test_audit_covers_the_bank_after_its_final_mask(seen):
+    first, second = (process["compacted"] for process in seen)
+    assert first[0] and second[0]
+    assert "(process 1: exp_avg_sq)" in first[1][0]
+    assert first[2] == second[2]
+    assert "sensitivity" not in first[2]
+
+
+def test_require_equal_names_the_process_that_differs(seen):
+    for process in seen:
+        assert process["agreement"]["equal"] == "no error"
+        message = process["agreement"]["different"]
+        assert message.startswith("error: config: 'processes [1]': differs from global rank 0's")
+
+
+def test_mistake_of_the_first_on_a_host_ends_every_process(seen):
+    first, second = (process["agreement"] for process in seen)
+    assert first["first fails"] == "error: data.path: '/nowhere': is not a folder: give one"
+    assert second["first fails"].startswith("error: ")
+    assert "another process" in second["first fails"]
+    assert first["first works"] == second["first works"] == "no error"
+    assert first["done"] == ["fails", "works"]  # once per host
+    assert second["done"] == []
+
+
+def test_mistake_of_another_process_ends_the_first_too(seen):
+    first, second = (process["agreement"] for process in seen)
+    assert second["second fails"] == "error: train.csv:3: 'X': is no base: correct it"
+    assert "another process" in first["second fails"]
+
+
+def test_shared_values_arrive_unchanged_on_every_process(seen):
+    for process in (one["agreement"] for one in seen):
+        assert process["json"] == [VALUE, VALUE, None, 0, 300_000]
+        assert process["all"] == [[0, "", None], [1, "1" * 1000, None]]
+        assert process["sum"] == [2.0, 1.0]
+        assert process["gathered"] == [[[0, 7]], [[1, 7]]]
+        assert process["broadcast"] == [5]
+
+
+def test_single_process_agrees_with_itself():
+    alone = DistEnv(0, 0, 1, 1, CPU)
+    distributed.require_equal("seed: 0", "config", alone)
+    assert distributed.share_json(VALUE, alone) == VALUE
+    assert distributed.share_from_all([1, "a"], alone) == [[1, "a"]]
+    assert distributed.all_gather(torch.tensor([3])).tolist() == [[3]]
+    assert not Audit(new_bank(), alone, "raise")(1)
+    with pytest.raises(UserError, match="is not a folder"):
+        distributed.first_on_host_does(mistaken, alone)
+
+
+# The fingerprint by itself
+
+
+@pytest.mark.parametrize("bit", range(32))
+def test_fingerprint_changes_with_every_bit(bit):
+    tensor = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    before = fingerprint(tensor)
+    for entry in (0, 1, 49):
+        changed = tensor.clone()
+        flip(changed, entry, bit)
+        assert fingerprint(changed) != before
+
+
+def test_fingerprint_tells_zeros_nans_places_and_chunks_apart():
+    base = torch.zeros(CHUNK + 10)
+    prints = {int(fingerprint(base))}
+    for entry, value in [(0, -0.0), (0, float("nan")), (1, 1.0), (2, 1.0), (CHUNK - 1, 1.0), (CHUNK, 1.0)]:
+        changed = base.clone()
+        changed[entry] = value
+        prints.add(int(fingerprint(changed)))
+    assert len(prints) == 7
+    swapped = torch.tensor([1.0, 2.0, 3.0])
+    assert fingerprint(swapped) != fingerprint(swapped[[1, 0, 2]])

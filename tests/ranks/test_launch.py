@@ -1,0 +1,267 @@
+"""The command as a user types it: DeepSpeed's launcher, two processes, a good end, a mistake and Ctrl-C."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from lingo_ds.distributed import detect
+from lingo_ds.training.trainer import StopSignals
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+RECIPE = CHECKOUT / "recipes" / "gue_prom_core_tata.yaml"
+MARK = "LINGO_DS_TEST_LAUNCH"
+ROWS = {"train": 200, "dev": 60, "test": 60}
+
+
+class Ended(NamedTuple):
+    """A launch that is over: exit status, all it said, seconds since the signal, processes that it left."""
+
+    status: int
+    output: str
+    seconds: float
+    orphans: list[psutil.Process]
+
+
+class Job:
+    """A running command, in a session and process group of its own as in a terminal."""
+
+    def __init__(self, command: list[str], folder: Path, env: dict[str, str]):
+        self.mark, self.log = uuid.uuid4().hex, folder / f"output-{uuid.uuid4().hex}.txt"
+        env = {
+            **os.environ,
+            MARK: self.mark,
+            "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": str(CHECKOUT),
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            **env,
+        }
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def own_processes(self) -> list[psutil.Process]:
+        """Every process that this launch started, however deep, by a mark in the environment."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def wait(self, seconds: float) -> Ended:
+        """Waits until the launch and all its processes have ended, at most so long."""
+        start = time.monotonic()
+        self.process.wait(seconds)
+        left = self.own_processes()
+        while left and time.monotonic() < start + seconds:
+            time.sleep(0.2)
+            left = self.own_processes()
+        return Ended(self.process.returncode, self.output, time.monotonic() - start, left)
+
+    def end(self) -> None:
+        for process in self.own_processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[Callable[..., Job]]:
+    """Starts commands and leaves none behind."""
+    jobs = []
+
+    def job(command: list[str], folder: Path, **env: str) -> Job:
+        jobs.append(Job(command, folder, env))
+        return jobs[-1]
+
+    try:
+        yield job
+    finally:
+        for one in jobs:
+            one.end()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Job]]:
+    with starting() as job:
+        yield job
+
+
+def launch(start: Callable[..., Job], folder: Path, overrides: list[str]) -> Job:
+    """Starts `deepspeed launchers/train.py` on two processes."""
+    launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
+    script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
+    return start([*launcher, *script, *overrides], folder)
+
+
+def small_run(shared: Path, folder: Path) -> list[str]:
+    """Overrides for the shipped recipe: the first rows of its data, all that it writes below `folder`."""
+    data = folder / "data"
+    data.mkdir()
+    for split, rows in ROWS.items():
+        lines = (shared / "data" / "gue" / "prom_core_tata" / f"{split}.csv").read_text().splitlines()
+        (data / f"{split}.csv").write_text("\n".join(lines[: rows + 1]) + "\n")
+    return [
+        f"backbone.path={shared / 'backbones' / 'stories260k'}",
+        f"data.path={data}",
+        f"data.cache_dir={folder / 'cache'}",
+        f"output_dir={folder / 'run'}",
+        "rank_sampling.interval=2",
+    ]
+
+
+@pytest.fixture
+def overrides(shared, tmp_path) -> list[str]:
+    return small_run(shared, tmp_path)
+
+
+class Finished(NamedTuple):
+    """A launch that went well, and the folder of its run."""
+
+    ended: Ended
+    run: Path
+
+
+@pytest.fixture(scope="module")
+def finished(shared, tmp_path_factory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    settings = [*small_run(shared, folder), "train.max_steps=12", "train.eval_steps=4"]
+    with starting() as start:
+        return Finished(launch(start, folder, settings).wait(240), folder / "run")
+
+
+def test_run_ends_well(finished):
+    ended, run = finished
+    assert ended.status == 0, ended.output
+    assert not ended.orphans
+    assert "Traceback" not in ended.output
+    report = json.loads((run / "report.json").read_text())
+    assert report["outcome"] == "finished"
+    assert (report["world_size"], report["zero"]["stage"]) == (2, 3)
+    assert report["metrics"]["test"]["mcc"] is not None
+    assert len(load_file(run / "adapter" / "adapter_model.safetensors")) > 1
+
+
+def test_what_was_noticed_in_the_data_is_said_once(finished):
+    assert finished.ended.output.count("the same sequence more than once") == 1, finished.ended.output
+
+
+def test_mistake_in_a_data_file_is_told_once(start, overrides, tmp_path):
+    lines = (tmp_path / "data" / "train.csv").read_text().splitlines()
+    lines[7] = "ACGTJACGT,1"
+    (tmp_path / "data" / "train.csv").write_text("\n".join(lines) + "\n")
+    ended = launch(start, tmp_path, [*overrides, "train.max_steps=12"]).wait(240)
+    assert ended.status == 2, ended.output
+    assert ended.output.count("error: ") == 1, ended.output
+    assert f"error: {tmp_path / 'data' / 'train.csv'}:8: 'J': " in ended.output
+    assert "Traceback" not in ended.output
+    assert not ended.orphans
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_ctrl_c_ends_the_run_with_adapter_and_report(start, overrides, tmp_path, number):
+    job = launch(start, tmp_path, [*overrides, "train.max_steps=100000", "train.eval_steps=5"])
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    deadline = time.monotonic() + 240
+    while not adapter.exists():
+        assert time.monotonic() < deadline and job.process.poll() is None, job.output
+        time.sleep(0.2)
+    time.sleep(1)  # in the middle of steps
+    os.killpg(job.process.pid, number)  # what a terminal or a batch system does
+    ended = job.wait(60)
+    assert ended.status != 0, ended.output
+    assert not ended.orphans, ended.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["outcome"] == "interrupted"
+    assert 5 <= report["steps"] < 100000
+    assert len(load_file(adapter)) > 1
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/bank.safetensors"))  # to go on from
+    assert "lingo_ds" not in "".join(part for part in ended.output.split("Traceback")[1:])
+
+
+def test_sigterm_again_from_the_launcher_kills_no_process():
+    """SIGTERM to a whole group, as from `scancel`: DeepSpeed's launcher then sends each process another."""
+    killed = []
+    before = signal.signal(signal.SIGTERM, lambda *_: killed.append("by the second"))
+    try:
+        stop = StopSignals()
+        with stop.installed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+            assert not killed
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_mistake_on_another_host_is_told_in_its_words(start, overrides, tmp_path):
+    """Two hosts, one process each: on the second the data is missing, and its user must read so somewhere."""
+    hosts = [tmp_path / "host0", tmp_path / "host1"]
+    for host in hosts:
+        host.mkdir()
+    (tmp_path / "data").rename(hosts[0] / "data")
+    port = str(free_port())
+    script = [sys.executable, str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
+    jobs = [
+        start(
+            [*script, *overrides, "data.path=data", "data.cache_dir=cache"],
+            host, RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
+        )
+        for rank, host in enumerate(hosts)
+    ]  # fmt: skip
+    ended = [job.wait(120) for job in jobs]
+    assert [one.status for one in ended] == [2, 2], ended
+    said = "".join(one.output for one in ended)
+    assert "Traceback" not in said
+    assert "error: data.path: 'data': is not a folder" in said
+
+
+LAUNCHERS = {
+    "deepspeed": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
+    "torchrun": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"},
+    "mpirun": {
+        "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "16",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+    },
+}  # fmt: skip
+"""What each launcher sets for the second process of the second host, of two hosts with eight."""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_place_on_the_second_of_two_hosts(monkeypatch, launcher):
+    for names in LAUNCHERS.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    env = detect()
+    assert (env.global_rank, env.local_rank, env.world_size, env.local_world_size) == (9, 1, 16, 8)

@@ -1,0 +1,496 @@
+"""From CSV to batches: what is refused and where, what is tolerated, and that every example counts once."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.config import RunConfig
+from lingo_ds.data.loader import TrainBatches, eval_batches, make_batch
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.sources import MOST_MISTAKES, Split, count_duplicates, read_csv, read_gue
+from lingo_ds.data.tokenize import FEATURES, TokenizedSplit, read_tokenized, write_tokenized
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.prepare import Prepared, prepare
+
+GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"
+COLUMNS = {"sequence_column": "sequence", "label_column": "label"}
+TEMPLATE = "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
+ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A good folder in GUE's layout."""
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.csv").write_text(GOOD)
+    return tmp_path
+
+
+def refused(folder: Path) -> list[Mistake]:
+    with pytest.raises(UserError) as caught:
+        read_gue(folder, **COLUMNS)
+    return caught.value.mistakes
+
+
+# -- good files
+
+
+def test_good_folder_is_read(folder):
+    (folder / "dev.csv").write_text("id,label,sequence,more\n7,1,acgt,x\n8,0,NNNN,\n")
+    splits = read_gue(folder, **COLUMNS)
+    train, dev = splits["train"], splits["dev"]
+    assert (train.sequences, train.labels) == (["ACGTACGT", "TTTTACGT", "GGGGACGT"], [0, 1, 0])
+    assert (dev.sequences, dev.labels, dev.lines) == (["ACGT", "NNNN"], [1, 0], [2, 3])
+    assert {name: len(split) for name, split in splits.items()} == {"train": 3, "dev": 2, "test": 3}
+
+
+def test_columns_may_have_other_names(tmp_path):
+    (tmp_path / "x.csv").write_text("class, dna \n1,ACGT\n")
+    split = read_csv(tmp_path / "x.csv", sequence_column="dna", label_column="class")
+    assert (split.sequences, split.labels) == (["ACGT"], [1])
+
+
+def test_promoters_of_gue_are_read_as_they_are_known(shared):
+    splits = read_gue(shared / "data/gue/prom_core_tata", **COLUMNS)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 4904, "dev": 613, "test": 613}
+    assert {len(sequence) for split in splits.values() for sequence in split.sequences} == {70}
+    assert {label for split in splits.values() for label in split.labels} == {0, 1}
+    found = count_duplicates(splits)
+    assert (found["train"], found["test_in_train"]) == (57, 16)
+
+
+def test_duplicates_by_hand():
+    train, dev, test = (
+        Split(Path("x"), list(letters), [0] * len(letters)) for letters in ("ABBAC", "BD", "AADX")
+    )
+    found = count_duplicates({"train": train, "dev": dev, "test": test})
+    assert found == {"train": 2, "dev_in_train": 1, "test_in_train": 2, "test_in_dev": 1}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        GOOD.lower().encode(),
+        GOOD.replace("\n", "\r\n").encode(),
+        GOOD.encode("utf-8-sig"),
+        GOOD.replace("\n", "\n\n").encode(),
+        GOOD.strip().encode(),
+        (GOOD + "\n\r\n\n").encode(),
+        GOOD.replace("ACGTACGT", '"ACGTACGT"').encode(),
+        GOOD.replace("ACGTACGT", "  ACGTACGT ").replace(",1", ", 1").encode(),
+    ],
+    ids=["lower case", "CRLF", "BOM", "blank lines", "no last newline", "blank end", "quotes", "spaces"],
+)
+def test_spelling_that_means_the_same_is_tolerated(tmp_path, raw):
+    (tmp_path / "x.csv").write_bytes(raw)
+    split = read_csv(tmp_path / "x.csv", **COLUMNS)
+    assert (split.sequences, split.labels) == (["ACGTACGT", "TTTTACGT", "GGGGACGT"], [0, 1, 0])
+
+
+def test_every_iupac_letter_is_legal(tmp_path):
+    letters = "ACGTUNRYSWKMBDHV"
+    (tmp_path / "x.csv").write_text(f"sequence,label\n{letters},0\n{letters.lower()},1\n")
+    assert read_csv(tmp_path / "x.csv", **COLUMNS).sequences == [letters, letters]
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        ("seq,label\nACGT,0\n", 1, "no column 'sequence'"),
+        ("sequence,lable\nACGT,0\n", 1, "no column 'label'"),
+        ("sequence;label\nACGT;0\n", 1, "no column"),
+        ("sequence,label\nACGT,0\n,1\n", 3, "empty"),
+        ("sequence,label\n  ,0\nACGT,1\n", 2, "empty"),
+        ("sequence,label\nACGT,0\n\nACXT,1\n", 4, "position 3 is no IUPAC nucleotide"),
+        ("sequence,label\nACGT,0\nAC-T,1\n", 3, "position 3 is no IUPAC nucleotide"),
+        ("sequence,label\nACGT,0\nAC GT,1\n", 3, "position 3 is no IUPAC nucleotide"),
+        ("sequence,label\nACGT,0\nACG\u00df,1\n", 3, "position 4 is no IUPAC nucleotide"),
+        ("sequence,label\nACGT,0\nACGT,1.0\n", 3, "not an integer"),
+        ("sequence,label\nACGT,0\nACGT,-1\n", 3, "not an integer"),
+        ("sequence,label\nACGT,0\nACGT,yes\n", 3, "not an integer"),
+        ("sequence,label\nACGT,0\nACGT,\n", 3, "not an integer"),
+        ("sequence,label\nACGT,0\nACGT\n", 3, "the header has 2"),
+        ("sequence,label\nACGT,0\nACGT,1,1\n", 3, "the header has 2"),
+        ('sequence,label\nACGT,0\n"AC"GT,1\nACGT,1\n', 3, "quote"),
+        ('sequence,label\nACGT,0\n"ACGT,1\nACGT,1\nACGT,0\n', 3, "quote"),
+        ("sequence,label\nACGT,0\nAC\0T,1\n", 3, "NUL"),
+    ],
+)
+def test_mistake_in_a_row_is_named_by_file_and_line(folder, text, line, says):
+    (folder / "train.csv").write_text(text)
+    mistakes = refused(folder)
+    assert {mistake.where for mistake in mistakes} == {f"{folder / 'train.csv'}:{line}"}
+    assert all(says in str(mistake) and mistake.fix for mistake in mistakes)
+
+
+def test_unbalanced_quote_in_a_large_file_is_found_where_it_is(folder, shared):
+    rows = (shared / "data/gue/prom_core_tata/train.csv").read_text().splitlines(keepends=True)
+    rows[99] = '"' + rows[99]
+    (folder / "train.csv").write_text("".join(rows))
+    (mistake,) = refused(folder)
+    assert mistake.where == f"{folder / 'train.csv'}:100"
+
+
+def test_file_that_is_not_utf8_is_named_by_line(folder):
+    (folder / "dev.csv").write_bytes(b"sequence,label\nACGT,0\nACG\xe9,1\n")
+    (mistake,) = refused(folder)
+    assert mistake.where == f"{folder / 'dev.csv'}:3"
+    assert (mistake.value, mistake.rule) == ("byte 0xe9", "is not UTF-8")
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_file_without_a_header_lacks_both_columns(folder, text):
+    (folder / "test.csv").write_text(text)
+    assert [mistake.where for mistake in refused(folder)] == [f"{folder / 'test.csv'}:1"] * 2
+
+
+@pytest.mark.parametrize("text", ["sequence,label\n", "sequence,label\n\n\n"])
+def test_file_without_rows_is_refused(folder, text):
+    (folder / "test.csv").write_text(text)
+    (mistake,) = refused(folder)
+    assert mistake.where == str(folder / "test.csv") and "no examples" in mistake.rule
+
+
+def test_missing_files_are_all_named(folder):
+    (folder / "train.csv").unlink()
+    (folder / "test.csv").unlink()
+    mistakes = refused(folder)
+    assert [mistake.where for mistake in mistakes] == [str(folder / "train.csv"), str(folder / "test.csv")]
+    assert {mistake.rule for mistake in mistakes} == {"No such file or directory"}
+    (mistake,) = refused(folder / "nowhere")
+    assert mistake.where == "data.path"
+
+
+def test_labels_run_from_zero_without_a_gap(folder):
+    (folder / "train.csv").write_text("sequence,label\nACGT,0\nACGT,3\nACGT,1\nACGT,3\n")
+    (mistake,) = refused(folder)
+    assert (mistake.where, mistake.value) == (f"{folder / 'train.csv'}:3", 3)
+    assert "no row has 2" in mistake.rule
+    (folder / "train.csv").write_text("sequence,label\nACGT,2\nACGT,1\n")
+    (mistake,) = refused(folder)
+    assert "no row has 0" in mistake.rule
+
+
+def test_one_class_is_no_task(folder):
+    (folder / "train.csv").write_text("sequence,label\nACGT,0\nTTTT,0\n")
+    (mistake,) = refused(folder)
+    assert mistake.where == str(folder / "train.csv") and "at least two classes" in mistake.fix
+
+
+def test_label_that_training_never_shows_is_refused(folder):
+    (folder / "dev.csv").write_text("sequence,label\nACGT,0\nACGT,4\n")
+    (folder / "test.csv").write_text("sequence,label\nACGT,0\n\nACGT,1\nACGT,2\n")
+    mistakes = refused(folder)
+    assert [(m.where, m.value) for m in mistakes] == [
+        (f"{folder / 'dev.csv'}:3", 4), (f"{folder / 'test.csv'}:5", 2)
+    ]  # fmt: skip
+
+
+def test_mistakes_of_all_files_are_reported_together(folder):
+    (folder / "train.csv").write_text("sequence,label\nACXT,one\nACGT,1\n,0\n")
+    (folder / "dev.csv").write_text("sequence,label\nACGT\n")
+    (folder / "test.csv").unlink()
+    where = [mistake.where.removeprefix(str(folder)) for mistake in refused(folder)]
+    assert where == ["/train.csv:2", "/train.csv:2", "/train.csv:4", "/dev.csv:2", "/test.csv"]
+
+
+def test_a_hopeless_file_is_not_reported_row_by_row(folder):
+    (folder / "train.csv").write_text("sequence,label\n" + "XXXX,0\n" * 500)
+    mistakes = refused(folder)
+    assert len(mistakes) == MOST_MISTAKES + 1
+    assert mistakes[-1].value == f"{500 - MOST_MISTAKES} more rows"
+
+
+# -- tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shared):
+    return read_tokenizer(shared / "backbones/stories260k")
+
+
+@pytest.fixture
+def tokenized(tmp_path, tokenizer):
+    """Tokenises sequences as the splits of a new cache entry, and reads it back."""
+
+    def make(sequences: list[str], *, template: str | None = TEMPLATE, max_length: int = 512):
+        split = Split(Path("x"), sequences, [row % 2 for row in range(len(sequences))])
+        write_tokenized(
+            tmp_path / "entry",
+            dict.fromkeys(("train", "dev", "test"), split),
+            tokenize=lambda texts: tokenizer(texts)["input_ids"],
+            prompt=make_prompt(template, domain="human core promoters"),
+            max_length=max_length,
+        )
+        return read_tokenized(tmp_path / "entry")
+
+    return make
+
+
+def real_sequences(shared: Path, rows: int) -> list[str]:
+    lines = (shared / "data/gue/prom_core_tata/train.csv").read_text().splitlines()
+    return [line.partition(",")[0] for line in lines[1 : rows + 1]]
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_the_whole_text_is_tokenised(shared, tokenizer, tokenized, template):
+    sequences = [*real_sequences(shared, 1100), "A", "ACGTN" * 20]  # more than one batch of texts
+    data = tokenized(sequences, template=template)
+    before, after = ("Domain: human core promoters\nSequence: ", "\nAnnotation:") if template else ("", "")
+    expected = [tokenizer(before + sequence + after)["input_ids"] for sequence in sequences]
+    for split in data.splits.values():
+        assert [split.tokens(row).tolist() for row in range(len(split))] == expected
+        assert split.lengths.tolist() == [len(ids) for ids in expected]
+        assert split.labels.tolist() == [row % 2 for row in range(len(sequences))]
+        assert split.truncated == 0
+    assert data.longest == max(map(len, expected)) and data.classes == 2
+
+
+def test_a_long_sequence_loses_its_end_and_nothing_else(shared, tokenizer, tokenized):
+    sequences = [*real_sequences(shared, 5), "ACGT" * 5, "ACGT" * 100]
+    full = [
+        tokenizer(f"Domain: human core promoters\nSequence: {s}\nAnnotation:")["input_ids"] for s in sequences
+    ]
+    limit = len(full[0]) - 10
+    data = tokenized(sequences, max_length=limit)
+    split = data.splits["train"]
+    assert len(full[5]) < limit
+    assert data.facts()["truncated"] == {"train": 6, "dev": 6, "test": 6}
+    for row, sequence in enumerate(sequences):
+        ids = split.tokens(row).tolist()
+        if row == 5:
+            assert ids == full[5]
+            continue
+        kept = next(
+            n
+            for n in range(len(sequence), 0, -1)
+            if len(
+                tokenizer(f"Domain: human core promoters\nSequence: {sequence[:n]}\nAnnotation:")["input_ids"]
+            )
+            <= limit
+        )  # the longest start that fits, by trying them all
+        text = f"Domain: human core promoters\nSequence: {sequence[:kept]}\nAnnotation:"
+        assert ids == tokenizer(text)["input_ids"] and len(ids) <= limit
+
+
+def test_a_sequence_of_just_the_length_is_whole(tokenizer, tokenized):
+    sequences = ["ACGT" * 5, "ACGT" * 4]
+    length = len(tokenizer(sequences[0])["input_ids"])
+    assert tokenized(sequences, template=None, max_length=length).splits["dev"].truncated == 0
+
+
+@pytest.mark.parametrize("sequence", ["A", "ACGT" * 10])
+def test_no_room_for_the_sequence_is_the_users_mistake(tokenizer, tokenized, sequence, tmp_path):
+    prefix = len(tokenizer("Domain: human core promoters\nSequence: \nAnnotation:")["input_ids"])
+    with pytest.raises(UserError) as caught:
+        tokenized([sequence], max_length=prefix - 1)
+    (mistake,) = caught.value.mistakes
+    assert (mistake.where, mistake.value) == ("data.max_length", prefix - 1)
+    assert not (tmp_path / "entry").exists()
+
+
+def test_cache_is_used_again_and_follows_what_it_depends_on(shared, tmp_path):
+    for split, rows in {"train": 8, "dev": 4, "test": 4}.items():
+        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
+        (tmp_path / f"{split}.csv").write_text("".join(lines[: rows + 1]))
+    cache = tmp_path / "cache"
+
+    def prepared(**data) -> Prepared:
+        config = {
+            "name": "x",
+            "backbone": {"path": str(shared / "backbones/stories260k")},
+            "data": {"path": str(tmp_path), "cache_dir": cache, **data},
+            "train": {"max_steps": 100},
+        }
+        return prepare(RunConfig.model_validate(config), ALONE)
+
+    def state() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in cache.rglob("*")}
+
+    def entries() -> int:
+        return len(os.listdir(cache / "tokenized"))
+
+    first, before = prepared(), state()
+    again = prepared()
+    assert state() == before and entries() == 1
+    assert again.data.fingerprint == first.data.fingerprint
+    assert [again.data.splits["train"].tokens(row).tolist() for row in range(8)] == [
+        first.data.splits["train"].tokens(row).tolist() for row in range(8)
+    ]
+    changed = prepared(prefix=TEMPLATE, domain="human")
+    assert entries() == 2 and changed.data.longest > first.data.longest
+    prepared(prefix=TEMPLATE, domain="mouse")
+    assert entries() == 3
+    assert prepared(max_length=50).data.longest == 50
+    assert entries() == 4
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("ACGT,1\n")
+    assert len(prepared().data.splits["train"]) == 9
+    assert entries() == 5
+    shutil.copytree(tmp_path, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("cache"))
+    prepared(path=str(tmp_path / "elsewhere"))
+    assert entries() == 5, "the same files in another folder are the same data"
+
+
+# -- batches
+
+
+def split_of(lengths: list[int]) -> TokenizedSplit:
+    """Rows of given lengths; row r holds the tokens 1000 r + 1, 1000 r + 2, .. and has label r % 3."""
+    rows = range(len(lengths))
+    table = {
+        "input_ids": [[1000 * row + place + 1 for place in range(lengths[row])] for row in rows],
+        "label": [row % 3 for row in rows],
+        "truncated": [False] * len(lengths),
+    }
+    return TokenizedSplit(datasets.Dataset.from_dict(table, features=FEATURES))
+
+
+def loaders(
+    split: TokenizedSplit, *, world: int, batch: int, micro: int, seed: int = 0
+) -> list[TrainBatches]:
+    """One loader per process, with as many micro-batches as the batch needs."""
+    accumulation = math.ceil(math.ceil(batch / world) / micro)
+    return [
+        TrainBatches(
+            split,
+            seed=seed,
+            batch=batch,
+            micro_batch=micro,
+            accumulation=accumulation,
+            rank=rank,
+            world=world,
+        )
+        for rank in range(world)
+    ]
+
+
+def counted(batches) -> list[int]:
+    """Rows of weight 1."""
+    return [
+        row
+        for b in batches
+        for row, weight in zip(b.rows.tolist(), b.weights.tolist(), strict=True)
+        if weight
+    ]
+
+
+@given(
+    rows=st.integers(1, 40),
+    batch=st.integers(1, 50),
+    world=st.integers(1, 5),
+    micro=st.integers(1, 9),
+    seed=st.integers(0, 2**63 - 1),
+)
+@settings(deadline=None, max_examples=60)
+def test_an_epoch_holds_every_example_once(rows, batch, world, micro, seed):
+    batch = max(batch, world)
+    split = split_of([1 + row % 4 for row in range(rows)])
+    processes = loaders(split, world=world, batch=batch, micro=micro, seed=seed)
+    per_epoch = -(-rows // batch)
+    for epoch in (0, 1):
+        seen = []
+        for step in range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1):
+            shares = [process.at(step) for process in processes]
+            assert len({len(share) for share in shares}) == 1, "as many forwards on every process"
+            of_step = [row for share in shares for row in counted(share)]
+            assert sorted(of_step) == sorted(processes[0].rows_at(step).tolist())
+            assert all(1 <= len(part.rows) <= micro for share in shares for part in share)
+            assert set(torch.cat([part.weights for share in shares for part in share]).tolist()) <= {0.0, 1.0}
+            seen += of_step
+        assert sorted(seen) == list(range(rows))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40),
+    batch=st.integers(1, 9),
+    world=st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=60)
+def test_evaluation_sees_every_example_once_the_longest_first(lengths, batch, world):
+    split = split_of(lengths)
+    shares = [list(eval_batches(split, batch=batch, rank=rank, world=world)) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1, "as many forwards on every process"
+    assert sorted(row for share in shares for row in counted(share)) == list(range(len(lengths)))
+    for share in shares:
+        seen = [lengths[row] for row in counted(share)]
+        assert seen == sorted(seen, reverse=True)
+        assert all(len(part.rows) <= batch for part in share)
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    split = split_of([3] * 50)
+
+    def order(epoch: int, *, seed: int = 0, batch: int = 8, world: int = 1, micro: int = 3) -> list[int]:
+        (loader, *_) = loaders(split, world=world, batch=batch, micro=micro, seed=seed)
+        per_epoch = -(-50 // batch)
+        steps = range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1)
+        return [row for step in steps for row in loader.rows_at(step).tolist()]
+
+    first = order(0)
+    assert order(0) == first == order(0, batch=7) == order(0, world=4, micro=1)
+    assert order(5, batch=50) == order(5)
+    assert len({tuple(order(epoch, seed=seed)) for epoch in range(3) for seed in range(3)}) == 9
+    assert first != sorted(first)
+
+
+def test_going_on_at_a_step_needs_no_steps_before():
+    split = split_of([3] * 50)
+    (walked,) = loaders(split, world=1, batch=8, micro=8)
+    for step in range(1, 30):
+        rows = walked.rows_at(step).tolist()
+        (fresh,) = loaders(split, world=1, batch=8, micro=8)
+        assert fresh.rows_at(step).tolist() == rows
+    assert fresh.rows_at(3).tolist() == walked.rows_at(3).tolist()  # and back
+
+
+def test_the_global_batch_is_the_same_at_any_number_of_processes():
+    split = split_of([1 + row % 7 for row in range(50)])
+    for step in range(1, 20):
+        at_world = {}
+        for world in (1, 2, 4):
+            shares = [process.at(step) for process in loaders(split, world=world, batch=12, micro=2)]
+            at_world[world] = sorted(row for share in shares for row in counted(share))
+        assert at_world[1] == at_world[2] == at_world[4]
+        assert len(at_world[1]) == (2 if step % 5 == 0 else 12)
+
+
+def test_padding_and_mask_are_right():
+    split = split_of([3, 1, 5, 5])
+    batch = make_batch(split, np.array([2, 0, 1]), np.array([1.0, 1.0, 0.0]))
+    assert batch.input_ids.tolist() == [[2001, 2002, 2003, 2004, 2005], [1, 2, 3, 0, 0], [1001, 0, 0, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert batch.lengths.tolist() == [5, 3, 1]
+    assert (batch.labels.tolist(), batch.rows.tolist()) == ([2, 0, 1], [2, 0, 1])
+    assert batch.real_tokens == 8, "a filler's tokens do not count"
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+    alike = make_batch(split, np.array([2, 3]), np.ones(2))
+    assert alike.attention_mask is None and alike.real_tokens == 10
+
+
+def test_batches_hold_what_was_tokenised(tokenized, tokenizer):
+    data = tokenized(["ACGT", "ACGTACGT", "A"], template=None)
+    (batch,) = eval_batches(data.splits["test"], batch=8, rank=0, world=1)
+    for row, ids, length in zip(batch.rows, batch.input_ids, batch.lengths, strict=True):
+        text = ["ACGT", "ACGTACGT", "A"][row]
+        assert ids[:length].tolist() == tokenizer(text)["input_ids"]
+
+
+def test_facts_of_the_data_are_json(tokenized):
+    facts = json.loads(json.dumps(tokenized(["ACGT", "ACGT", "TTTT"]).facts()))
+    assert facts["rows"] == {"train": 3, "dev": 3, "test": 3}
+    assert facts["duplicates"]["train"] == 1

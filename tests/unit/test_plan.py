@@ -1,0 +1,356 @@
+"""The plan's arithmetic against numbers worked out by hand, and what must hold for any job."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lingo_ds.config import RunConfig
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.plan import GIB, Facts, RunPlan, make_plan
+from lingo_ds.recipe import load_config
+from lingo_ds.resources import list_resources, resource_path
+
+SMALL = Facts(
+    train_rows=4904,
+    dev_rows=613,
+    test_rows=613,
+    longest=72,
+    mean_tokens=71.5,
+    backbone_parameters=260_032,
+    layer_parameters=45_440,
+    layers=5,
+    hidden_size=64,
+    ffn_size=172,
+    sites=35,
+    bank_parameters=46_648,
+    head_parameters=128,
+    compute_bytes=4,
+    world_size=1,
+    local_world_size=1,
+    memory_bytes=8 * GIB,
+)
+LLAMA_7B = replace(
+    SMALL,
+    backbone_parameters=6_607_343_616,
+    layer_parameters=202_383_360,
+    layers=32,
+    hidden_size=4096,
+    ffn_size=11_008,
+    sites=224,
+    bank_parameters=20_000_000,
+    head_parameters=8192,
+    compute_bytes=2,
+    longest=128,
+)
+LLAMA_70B = replace(
+    LLAMA_7B,
+    backbone_parameters=68_714_504_192,
+    layer_parameters=855_654_400,
+    layers=80,
+    hidden_size=8192,
+    ffn_size=28_672,
+    sites=560,
+    bank_parameters=103_000_000,
+)
+
+
+def config(**fields: Any) -> RunConfig:
+    """A config with some fields set: `train__max_steps=3`."""
+    values: dict[str, Any] = {"name": "x", "backbone": {"path": "x"}, "data": {"path": "x"}}
+    for field, value in fields.items():
+        section, _, name = field.partition("__")
+        values.setdefault(section, {})[name] = value
+    return RunConfig.model_validate(values)
+
+
+def job(facts: Facts, world: int, *, per_host: int | None = None, memory: float | None = None) -> Facts:
+    """The facts on `world` processes of `memory` GiB each."""
+    bytes_each = facts.memory_bytes if memory is None else int(memory * GIB)
+    return replace(facts, world_size=world, local_world_size=per_host or world, memory_bytes=bytes_each)
+
+
+def refused(run: RunConfig, facts: Facts = SMALL) -> list[Mistake]:
+    with pytest.raises(UserError) as caught:
+        make_plan(run, facts)
+    return caught.value.mistakes
+
+
+# -- batch, epochs, steps
+
+
+@pytest.mark.parametrize(
+    "world, batch, asked, micro, accumulation",
+    [
+        (1, 32, None, 32, 1),
+        (2, 32, None, 16, 1),
+        (2, 33, None, 17, 1),
+        (3, 32, None, 11, 1),
+        (1, 32, 5, 5, 7),
+        (2, 32, 5, 5, 4),
+        (4, 32, 8, 8, 1),
+        (8, 100, 4, 4, 4),
+        (8, 8, 1, 1, 1),
+    ],
+)
+def test_batch_is_shared_by_processes_and_micro_batches(world, batch, asked, micro, accumulation):
+    fields = {"train__global_batch_size": batch, "train__micro_batch_size": asked}
+    plan = make_plan(config(**fields), job(SMALL, world))
+    assert (plan.global_batch_size, plan.micro_batch_size, plan.accumulation) == (batch, micro, accumulation)
+
+
+@given(
+    world=st.integers(1, 16),
+    batch=st.integers(1, 300),
+    asked=st.none() | st.integers(1, 64),
+    fitting=st.integers(1, 40),
+)
+@settings(deadline=None)
+def test_micro_batches_hold_the_batch_and_none_is_superfluous(world, batch, asked, fitting):
+    batch = max(batch, world)
+    run = config(train__global_batch_size=batch, train__micro_batch_size=asked, zero__stage=0)
+    roomy = make_plan(run, job(SMALL, world))
+    fixed = sum(size for part, size in roomy.bytes_per_process.items() if part != "activations")
+    example = roomy.bytes_per_process["activations"] // roomy.micro_batch_size
+    plan = make_plan(run, job(SMALL, world, memory=(fixed + (fitting + 0.5) * example) / 0.8 / GIB))
+    share = math.ceil(batch / world)
+    assert world * plan.accumulation * plan.micro_batch_size >= batch
+    assert (plan.accumulation - 1) * plan.micro_batch_size < share
+    if asked is None:
+        assert plan.micro_batch_size <= min(fitting, share)
+        assert plan.accumulation == math.ceil(share / min(fitting, share))
+        assert sum(plan.bytes_per_process.values()) <= 0.8 * plan.facts.memory_bytes
+    else:
+        assert min(asked, share) <= plan.micro_batch_size <= asked
+
+
+def test_batch_below_the_number_of_processes_is_refused():
+    (mistake,) = refused(config(train__global_batch_size=7), job(SMALL, 8))
+    assert (mistake.where, mistake.value) == ("train.global_batch_size", 7)
+    assert "8 processes" in mistake.rule
+
+
+@pytest.mark.parametrize(
+    "fields, steps, eval_interval",
+    [
+        ({"train__num_epochs": 6}, 924, 154),  # ceil(4904 / 32) = 154 steps an epoch
+        ({"train__num_epochs": 0.5}, 77, 154),
+        ({"train__num_epochs": 0.001, "rank_sampling__mode": "off"}, 1, 154),
+        ({"train__num_epochs": 6, "train__max_steps": 100}, 100, 154),
+        ({"train__num_epochs": 6, "train__eval_epochs": 0.5}, 924, 77),
+        ({"train__num_epochs": 6, "train__eval_epochs": 1e-9}, 924, 1),
+        ({"train__num_epochs": 6, "train__eval_steps": 50}, 924, 50),
+        ({"train__num_epochs": 1, "train__global_batch_size": 4904, "rank_sampling__mode": "off"}, 1, 1),
+        ({"train__num_epochs": 1, "train__global_batch_size": 9999, "rank_sampling__mode": "off"}, 1, 1),
+    ],
+)
+def test_steps_and_rhythm_of_evaluation(fields, steps, eval_interval):
+    plan = make_plan(config(**fields), SMALL)
+    assert (plan.steps, plan.eval_interval) == (steps, eval_interval)
+
+
+def test_the_plan_is_told_as_equations_and_as_json():
+    plan = make_plan(config(train__num_epochs=6), job(SMALL, 2))
+    told = "\n".join(plan.equations())
+    for words in (
+        "32 examples <= 2 processes x 1 accumulation x 16 micro-batch",
+        "ceil(4904 rows / 32) = 154 steps",
+        "924 steps = 6.00 epochs; 46 warm-up; dev every 154",
+        "46,648 trainable / 260,032 backbone = 17.94%",
+        "280 -> 140 triplets",
+    ):
+        assert words in told
+    written = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    assert (written["steps"], written["facts"]["sites"], written["schedule"]["target"]) == (924, 35, 140)
+
+
+# -- budget
+
+
+def test_budget_of_a_plan():
+    fields = {"adapter__rank": 8, "rank_sampling__target_rank": 3, "train__max_steps": 200}
+    schedule = make_plan(config(**fields), SMALL).schedule
+    assert (schedule.initial, schedule.target) == (35 * 8, 35 * 3)
+    assert (schedule.t_init, schedule.t_final, schedule.final_step) == (20, 60, 140)  # 0.1 and 0.3 of the run
+    assert schedule.mask_steps() == list(range(30, 140, 10))
+    in_steps = make_plan(config(**fields, rank_sampling__t_init=20, rank_sampling__t_final=60), SMALL)
+    assert in_steps.schedule == schedule
+    assert make_plan(config(rank_sampling__mode="off"), SMALL).schedule is None
+
+
+@pytest.mark.parametrize(
+    "fields, where",
+    [
+        ({"t_init": 0.5, "t_final": 0.5}, "rank_sampling.t_init + rank_sampling.t_final"),
+        ({"t_init": 70, "t_final": 30}, "rank_sampling.t_init + rank_sampling.t_final"),
+        ({"t_init": 200}, "rank_sampling.t_init + rank_sampling.t_final"),
+        ({"interval": 70}, "rank_sampling.interval"),
+        ({"t_init": 0.1, "t_final": 0.89}, "rank_sampling.interval"),
+    ],
+)
+def test_schedule_that_cannot_work_is_refused(fields, where):
+    sampling = {f"rank_sampling__{name}": value for name, value in fields.items()}
+    (mistake,) = refused(config(train__max_steps=100, **sampling))
+    assert mistake.where == where and mistake.rule and mistake.fix
+    make_plan(config(train__max_steps=100, rank_sampling__mode="off"), SMALL)
+
+
+def test_run_too_short_for_any_mask_is_refused():
+    assert "rank_sampling" in refused(config(train__max_steps=3))[0].where
+
+
+# -- learning rate
+
+
+@pytest.mark.parametrize(
+    "schedule, factors",
+    [
+        ("linear", [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("cosine", [0.5, 1, *((1 + math.cos(math.pi * k / 5)) / 2 for k in (1, 2, 3, 4))]),
+    ],
+)
+def test_learning_rate_by_hand(schedule, factors):
+    plan = make_plan(config(train__max_steps=6, train__warmup=2, rank_sampling__mode="off"), SMALL)
+    assert [plan.learning_rate_factor(step, schedule) for step in range(1, 7)] == pytest.approx(factors)
+
+
+@given(
+    steps=st.integers(1, 400),
+    warmup=st.floats(0, 0.99) | st.integers(1, 500),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+)
+@settings(deadline=None)
+def test_learning_rate_rises_to_the_peak_and_falls_but_never_to_nothing(steps, warmup, schedule):
+    plan = make_plan(config(train__max_steps=steps, train__warmup=warmup, rank_sampling__mode="off"), SMALL)
+    factors = [plan.learning_rate_factor(step, schedule) for step in range(1, steps + 1)]
+    assert 0 <= plan.warmup_steps <= steps
+    assert all(0 < factor <= 1 for factor in factors)
+    rise, fall = factors[: plan.warmup_steps], factors[max(plan.warmup_steps - 1, 0) :]
+    assert rise == sorted(rise) and fall == sorted(fall, reverse=True)
+    if plan.warmup_steps:
+        assert rise[-1] == 1
+
+
+@pytest.mark.parametrize("warmup, steps", [(0, 0), (0.05, 5), (10, 10), (1000, 100)])
+def test_warmup_in_steps_or_as_a_fraction(warmup, steps):
+    assert make_plan(config(train__max_steps=100, train__warmup=warmup), SMALL).warmup_steps == steps
+
+
+# -- how the backbone is spread
+
+
+@pytest.mark.parametrize(
+    "facts, stage, group",
+    [
+        (job(SMALL, 1), 0, 1),
+        (job(SMALL, 16, per_host=8), 0, 1),
+        (job(LLAMA_7B, 8, memory=80), 0, 1),  # 12.3 GiB of weights
+        (job(LLAMA_7B, 1, memory=24), 0, 1),
+        (job(LLAMA_7B, 8, memory=14), 3, 2),  # 11.2 GiB usable: not whole, but half and three layers
+        (job(LLAMA_7B, 6, per_host=3, memory=14), 3, 3),  # two of three on a host would reach into the next
+        (job(LLAMA_70B, 8, memory=80), 3, 4),  # 128 GiB of weights, 64 usable: halves leave nothing
+        (job(LLAMA_70B, 64, per_host=8, memory=80), 3, 4),
+        (job(LLAMA_70B, 12, per_host=6, memory=65), 3, 6),  # four of six would reach into the next host
+        (job(LLAMA_70B, 16, per_host=8, memory=30), 3, 16),  # an eighth and the rest are 28 of 24 GiB usable
+    ],
+)
+def test_a_copy_is_whole_where_it_fits_else_in_the_smallest_group_inside_a_host(facts, stage, group):
+    plan = make_plan(config(train__global_batch_size=64), facts)
+    assert (plan.zero_stage, plan.shard_group) == (stage, group)
+    assert sum(plan.bytes_per_process.values()) <= 0.8 * facts.memory_bytes
+    assert plan.bytes_per_process["backbone"] * group >= facts.backbone_parameters * facts.compute_bytes
+
+
+@pytest.mark.parametrize(
+    "fields, world, stage, group",
+    [
+        ({"zero__stage": 0}, 8, 0, 1),
+        ({"zero__stage": 3}, 8, 3, 2),
+        ({"zero__stage": 3}, 1, 3, 1),
+        ({"zero__stage": 3, "zero__shard_group": 8}, 8, 3, 8),
+        ({"zero__stage": 3, "zero__shard_group": 4}, 8, 3, 4),
+        ({"zero__shard_group": 4}, 8, 3, 4),
+        ({"zero__shard_group": 1}, 8, 0, 1),
+    ],
+)
+def test_the_users_word_on_spreading_holds(fields, world, stage, group):
+    plan = make_plan(config(**fields), job(SMALL, world))
+    assert (plan.zero_stage, plan.shard_group) == (stage, group)
+
+
+@pytest.mark.parametrize("group", [3, 5, 16])
+def test_group_must_divide_the_processes(group):
+    (mistake,) = refused(config(zero__shard_group=group), job(SMALL, 8))
+    assert (mistake.where, mistake.value) == ("zero.shard_group", group)
+    assert "does not divide the 8 processes" in mistake.rule
+
+
+def test_backbone_that_fits_nowhere_is_refused_unless_the_user_insists():
+    small_gpus = job(LLAMA_70B, 8, memory=24)
+    (mistake,) = refused(config(), small_gpus)
+    assert (
+        mistake.where == "backbone.path" and "8 processes" in mistake.rule and "zero3_offload" in mistake.fix
+    )
+    assert "backbone.path" in refused(config(), job(LLAMA_7B, 1, memory=8))[0].where
+    for insisting in ({"zero__profile": "zero3_offload"}, {"zero__stage": 3}):
+        plan = make_plan(config(**insisting), small_gpus)
+        assert (plan.zero_stage, plan.shard_group) == (3, 8)
+
+
+# -- DeepSpeed's settings
+
+
+def leaves(value: Any) -> list[Any]:
+    if not isinstance(value, dict):
+        return [value]
+    return [leaf for inner in value.values() for leaf in leaves(inner)]
+
+
+def keys(value: Any, above: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return {above}
+    return {key for name, inner in value.items() for key in keys(inner, f"{above}.{name}")}
+
+
+@pytest.fixture
+def sharded() -> RunPlan:
+    return make_plan(config(zero__stage=3), job(LLAMA_7B, 4, memory=80))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", list_resources("ds_configs"))
+def test_every_profile_is_filled_in(sharded, name, dtype):
+    profile = json.loads(resource_path("ds_configs", name).read_text())
+    filled = sharded.deepspeed_config(profile, dtype=dtype)
+    assert "auto" not in leaves(filled)
+    assert keys(filled) == keys(profile)
+    assert filled["zero_optimization"]["stage"] == 3
+    assert filled["train_micro_batch_size_per_gpu"] == sharded.micro_batch_size
+    assert filled["bf16"]["enabled"] is (dtype == "bf16")
+    assert filled.get("fp16", {"enabled": False})["enabled"] is (dtype == "fp16" and "fp16" in profile)
+    kept = filled["zero_optimization"]["stage3_max_live_parameters"]
+    assert LLAMA_7B.layer_parameters < kept < LLAMA_7B.backbone_parameters / 2
+
+
+def test_what_a_profile_sets_itself_is_kept(sharded):
+    profile = {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 7, "deep": {"x": [1, None]}}}
+    assert sharded.deepspeed_config(profile, dtype="fp32") == profile
+
+
+def test_auto_that_the_plan_does_not_know_is_the_users_mistake(sharded):
+    with pytest.raises(UserError) as caught:
+        sharded.deepspeed_config({"zero_optimization": {"reduce_bucket_size": "auto"}}, dtype="fp32")
+    (mistake,) = caught.value.mistakes
+    assert mistake.where == "zero.profile" and mistake.value == "reduce_bucket_size: auto"
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+@pytest.mark.parametrize("name", list_resources("recipes"))
+def test_every_recipe_plans(name, world):
+    plan = make_plan(load_config(resource_path("recipes", name)), job(SMALL, world))
+    assert plan.steps > 0 and plan.equations()

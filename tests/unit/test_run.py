@@ -1,0 +1,612 @@
+"""`lingo-ds train` and `evaluate` as a user meets them, on a small real backbone and real promoters."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import sklearn.metrics
+import torch
+from peft import PeftModel
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lingo_ds.cli import main
+from lingo_ds.data.loader import TrainBatches
+from lingo_ds.recipe import load_config
+from lingo_ds.training import observers
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STEPS = 30
+LEARNING_RATE = 3e-3
+ROWS = {"train": 200, "dev": 40, "test": 40}
+MAPS = {  # (d_out, d_in) of the linear maps in each of the backbone's 5 layers, from its config.json
+    "self_attn.q_proj": (64, 64),
+    "self_attn.k_proj": (32, 64),
+    "self_attn.v_proj": (32, 64),
+    "self_attn.o_proj": (64, 64),
+    "mlp.gate_proj": (172, 64),
+    "mlp.up_proj": (172, 64),
+    "mlp.down_proj": (64, 172),
+}
+RECIPE = """\
+name: small
+backbone: {{path: {backbone}}}
+data:
+  path: {data}
+  cache_dir: {cache}
+adapter: {{rank: 8}}
+rank_sampling: {{target_rank: 4, interval: 3, t_init: 3, t_final: 9, audit_interval: 10}}
+train: {{global_batch_size: 8, max_steps: {steps}, eval_steps: 5, learning_rate: {rate}}}
+zero: {{stage: 0}}
+checkpoint: {{every: 6}}
+"""
+QUICK = ("rank_sampling.mode=off", "train.max_steps=2", "train.eval_steps=null")
+"""Settings of a run of two steps that is evaluated at its end only."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command line routes the package's log; other tests look at it where it was."""
+    package = logging.getLogger("lingo_ds")
+    before = package.handlers, package.level, package.propagate
+    yield
+    for handler in package.handlers:
+        handler.close()
+    package.handlers, level, package.propagate = before
+    package.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def backbone(shared) -> Path:
+    return shared / "backbones/stories260k"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, shared, backbone) -> Path:
+    """A recipe over the first rows of the human core promoters with TATA box."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "data").mkdir()
+    for split, rows in ROWS.items():
+        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
+        (folder / f"data/{split}.csv").write_text("".join(lines[: rows + 1]))
+    text = RECIPE.format(
+        backbone=backbone, data=folder / "data", cache=folder / "cache", steps=STEPS, rate=LEARNING_RATE
+    )
+    (folder / "small.yaml").write_text(text)
+    return folder / "small.yaml"
+
+
+def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = False) -> tuple[int, str]:
+    """Exit status and stderr of `lingo-ds VERB`, in this process; pictures are blank unless `drawn`."""
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown), pytest.MonkeyPatch.context() as patch:
+        if not drawn:  # drawing takes as long as the training
+            for name in ("draw_rank_map", "draw_budget"):
+                blank = np.zeros((8, 8, 3), np.uint8)
+                patch.setattr(observers, name, lambda *_, _blank=blank, **__: _blank, raising=False)
+        status = main([verb, "--config", str(recipe), f"output_dir={out}", *overrides])
+    return status, shown.getvalue()
+
+
+@contextlib.contextmanager
+def at_step(step: int, action: Callable[[], Any]) -> Iterator[None]:
+    """Inside, training does something else when it takes up the batch of a step."""
+    original = TrainBatches.at
+
+    def at(self: TrainBatches, now: int):
+        if now == step:
+            action()
+        return original(self, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainBatches, "at", at)
+        yield
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def crash() -> None:
+    raise RuntimeError("the machine is on fire")
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def learned(out: Path, step: int = STEPS) -> dict[str, bytes]:
+    """All bytes that training decides: the adapter on disk, and the weights and moments at a step."""
+    return contents(out / "adapter") | contents(out / f"checkpoints/step-{step:08d}")
+
+
+def decided(report: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a report that do not tell of time and memory."""
+    return {key: value for key, value in report.items() if key not in ("throughput", "memory")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, recipe) -> Path:
+    """Folder of a run that went through."""
+    out = tmp_path_factory.mktemp("run") / "finished"
+    status, shown = command("train", recipe, out, drawn=True)
+    assert status == 0, shown
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, recipe) -> tuple[Path, str]:
+    """Folder and words of a run that was stopped by Ctrl-C in step 12."""
+    out = tmp_path_factory.mktemp("run") / "stopped"
+    with at_step(12, ctrl_c):
+        status, shown = command("train", recipe, out)
+    assert status == 0, shown
+    return out, shown
+
+
+@pytest.fixture
+def copy(tmp_path) -> Callable[[Path], Path]:
+    return lambda out: Path(shutil.copytree(out, tmp_path / "copy"))
+
+
+# -- what a run leaves
+
+
+def test_everything_that_is_promised_lies_in_the_folder(finished):
+    for name in ("config.yaml", "plan.json", "report.json", "adapter", "tensorboard", "train.log",
+                 "predictions/test.parquet", f"checkpoints/step-{STEPS:08d}"):  # fmt: skip
+        assert (finished / name).exists(), name
+    assert not [path for path in finished.rglob(".*")], "nothing half-written stays behind"
+
+
+def test_report_has_every_key_of_the_contract(finished):
+    report = report_of(finished)
+    contract = {
+        "metrics": ("dev", "test"),
+        "rank_sampling": ("mode", "initial_triplets", "target_triplets", "kept_triplets", "mask_events",
+                          "returned_triplets", "ranks"),
+        "parameters": ("trainable", "backbone", "fraction"),
+        "sync": ("audits", "divergences", "repairs"),
+        "throughput": ("seconds", "examples_per_second", "tokens_per_second", "padding_fraction",
+                       "shared_prefix_fraction", "mfu"),
+        "memory": ("peak_host_bytes", "peak_device_bytes"),
+    }  # fmt: skip
+    assert set(report) >= {"task", "selected_step", "steps", "seed", "world_size", "versions", *contract}
+    for section, keys in contract.items():
+        assert set(report[section]) >= set(keys), section
+
+
+def test_report_says_what_happened(finished):
+    report = report_of(finished)
+    assert (report["outcome"], report["steps"], report["seed"], report["world_size"]) == (
+        "finished",
+        STEPS,
+        0,
+        1,
+    )
+    assert report["task"]["classes"] == 2 and report["data"]["rows"] == ROWS
+    assert report["sync"] == {"audits": 3, "divergences": 0, "repairs": 0}
+    trainable = 5 * sum(8 * (d_out + d_in + 1) for d_out, d_in in MAPS.values()) + 2 * 64
+    assert report["parameters"]["trainable"] == trainable
+    assert report["parameters"]["backbone"] == 260_032
+    assert report["parameters"]["fraction"] == pytest.approx(trainable / 260_032)
+    throughput = report["throughput"]
+    assert throughput["tokens_per_second"] > throughput["examples_per_second"] > 0
+    assert throughput["examples_per_second"] == pytest.approx(STEPS * 8 / throughput["seconds"], rel=0.01)
+    assert 0 <= throughput["padding_fraction"] < 0.2
+    assert throughput["mfu"] is None or throughput["mfu"] > 0
+    (peak,) = report["memory"]["peak_host_bytes"]
+    assert peak > 10**8
+    assert {"lingo_ds", "torch", "transformers", "deepspeed", "python"} <= set(report["versions"])
+
+
+def test_the_budget_is_met(finished):
+    sampling = report_of(finished)["rank_sampling"]
+    assert (sampling["mode"], sampling["initial_triplets"], sampling["target_triplets"]) == (
+        "exact",
+        280,
+        140,
+    )
+    assert sampling["kept_triplets"] == sum(sampling["ranks"].values()) == 140
+    assert set(sampling["ranks"]) == {f"layers.{layer}.{name}" for layer in range(5) for name in MAPS}
+    assert all(0 <= rank <= 8 for rank in sampling["ranks"].values())
+    assert len(set(sampling["ranks"].values())) > 2, "ranks follow importance, they are not all alike"
+    assert sampling["mask_events"] == 6  # steps 6, 9, 12, 15, 18 and the final one, 21
+    assert 0 < sampling["returned_triplets"] < 5 * 140
+
+
+def test_the_saved_adapter_is_the_selected_one(finished):
+    report, card = report_of(finished), json.loads((finished / "adapter/task.json").read_text())
+    assert report["selected_step"] == card["step"]
+    assert report["selected_step"] in (25, 30), "at the target budget and evaluated"
+    assert report["metrics"]["dev"] == card["dev"]
+
+
+def test_loss_falls(finished):
+    losses = [event.value for event in tensorboard(finished).Scalars("train/loss")]
+    assert sum(losses[-10:]) < sum(losses[:10]) - 0.2
+
+
+def test_resolved_config_and_plan_repeat_the_run(finished, recipe):
+    assert load_config(finished / "config.yaml") == load_config(recipe, [f"output_dir={finished}"])
+    plan = json.loads((finished / "plan.json").read_text())
+    assert (plan["steps"], plan["steps_per_epoch"], plan["micro_batch_size"]) == (STEPS, 25, 8)
+
+
+def test_log_holds_the_arithmetic_of_the_run(finished):
+    log = (finished / "train.log").read_text()
+    for words in (
+        "ceil(200 rows / 8) = 25 steps",
+        "280 -> 140 triplets",
+        "46,648 trainable / 260,032 backbone",
+    ):
+        assert words in log
+
+
+def test_predictions_reproduce_the_metrics(finished, recipe):
+    metrics = report_of(finished)["metrics"]["test"]
+    table = pq.read_table(finished / "predictions/test.parquet").to_pydict()
+    lines = (recipe.parent / "data/test.csv").read_text().splitlines()[1:]
+    labels, predicted, positive = table["label"], table["predicted"], table["probability_1"]
+    assert table["row"] == list(range(ROWS["test"]))
+    assert labels == [int(line.partition(",")[2]) for line in lines]
+    assert predicted == [int(p > 0.5) for p in positive]
+    assert [a + b for a, b in zip(table["probability_0"], positive, strict=True)] == pytest.approx(
+        [1.0] * len(labels)
+    )
+    assert metrics["mcc"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted))
+    assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert metrics["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+    assert metrics["auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(labels, positive))
+    assert metrics["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(labels, positive))
+
+
+def test_predictions_are_those_of_stock_peft_with_the_saved_adapter(finished, recipe, backbone):
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    plain = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
+    model = PeftModel.from_pretrained(plain, finished / "adapter").eval()
+    lines = (recipe.parent / "data/test.csv").read_text().splitlines()[1:]
+    with torch.no_grad():
+        logits = [model(**tokenizer(line.partition(",")[0], return_tensors="pt")).logits for line in lines]
+    probabilities = torch.cat(logits).softmax(1)[:, 1].tolist()
+    table = pq.read_table(finished / "predictions/test.parquet").to_pydict()
+    assert table["probability_1"] == pytest.approx(probabilities, abs=1e-4)
+    assert max(probabilities) - min(probabilities) > 0.05
+
+
+def test_evaluate_gives_the_reports_numbers_again(finished, copy):
+    out = copy(finished)
+    shutil.rmtree(out / "predictions")
+    status, _ = command("evaluate", finished / "config.yaml", out)
+    assert status == 0
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["metrics"]["test"] == report_of(finished)["metrics"]["test"]
+    again, before = (pq.read_table(folder / "predictions/test.parquet") for folder in (out, finished))
+    assert again.equals(before)
+    assert contents(out / "adapter") == contents(finished / "adapter")
+
+
+def test_evaluate_knows_how_the_adapter_was_trained(finished, copy):
+    """What the adapter folder says about pooling and prompt holds, or a contradiction is refused."""
+    out, trained = copy(finished), report_of(finished)["metrics"]["test"]
+    for override in ("head.pooling=mean", "data.prefix='Sequence: {sequence}'", "adapter.targets=[q_proj]"):
+        status, _ = command("evaluate", finished / "config.yaml", out, override)
+        if status == 0:
+            assert json.loads((out / "evaluation.json").read_text())["metrics"]["test"] == trained, override
+        else:
+            assert status == 2
+
+
+# -- TensorBoard
+
+
+def tensorboard(out: Path) -> EventAccumulator:
+    return EventAccumulator(str(out / "tensorboard"), size_guidance={"images": 0}).Reload()
+
+
+def test_tensorboard_has_the_tags_of_the_contract(finished):
+    tags = tensorboard(finished).Tags()
+    assert set(tags["scalars"]) >= {
+        "train/loss", "train/penalty", "train/grad_norm", "train/lr", "dev/mcc", "rank/budget", "rank/kept",
+        "rank/returned", "sync/divergences", "throughput/tokens_per_second",
+    }  # fmt: skip
+    assert "rank/map" in tags["images"]
+
+
+def test_tensorboard_has_the_numbers_of_the_run(finished):
+    events, report = tensorboard(finished), report_of(finished)
+
+    def points(tag: str) -> dict[int, float]:
+        return {event.step: event.value for event in events.Scalars(tag)}
+
+    every_step = list(range(1, STEPS + 1))
+    for tag in ("train/loss", "train/lr", "train/grad_norm", "rank/budget"):
+        assert [event.step for event in events.Scalars(tag)] == every_step
+    warmup = 2  # 0.05 of 30 steps, to the nearest
+    rates = [
+        LEARNING_RATE * min(step / warmup, 1 - (step - warmup) / (STEPS - warmup + 1)) for step in every_step
+    ]
+    assert list(points("train/lr").values()) == pytest.approx(rates)
+    history = report["rank_sampling"]["history"]
+    assert points("rank/kept") == {event["step"]: event["kept"] for event in history}
+    assert points("rank/returned") == {event["step"]: event["returned"] for event in history}
+    assert points("rank/budget")[STEPS] == 140 and points("rank/budget")[1] == 280
+    assert sorted(points("dev/mcc")) == [5, 10, 15, 20, 25, 30]
+    assert points("dev/mcc")[report["selected_step"]] == pytest.approx(report["metrics"]["dev"]["mcc"])
+    assert set(points("sync/divergences").values()) == {0}
+    pictures = events.Images("rank/map")
+    assert [picture.step for picture in pictures] == [6, 12, 18, 21]  # every other one, and the final
+    picture = Image.open(io.BytesIO(pictures[-1].encoded_image_string))
+    assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(1 << 20)) > 3
+
+
+# -- the same again, and going on
+
+
+def test_the_same_command_again_begins_anew_and_ends_the_same(finished, recipe, copy):
+    out = copy(finished)
+    (out / "checkpoints/step-99999999").mkdir()
+    status, _ = command("train", recipe, out)
+    assert status == 0
+    assert learned(out) == learned(finished)
+    assert decided(report_of(out)) == decided(report_of(finished))
+    assert contents(out / "predictions") == contents(finished / "predictions")
+    assert not (out / "checkpoints/step-99999999").exists()
+    assert len(tensorboard(out).Scalars("train/loss")) == STEPS, "the curves of the old run are gone"
+
+
+def test_the_seed_decides_what_is_learned(recipe, tmp_path):
+    for name, seed in (("zero", 0), ("again", 0), ("one", 1)):
+        status, shown = command(
+            "train", recipe, tmp_path / name, *QUICK, f"seed={seed}", "checkpoint.every=2"
+        )
+        assert status == 0, shown
+    zero, again, one = (learned(tmp_path / name, 2) for name in ("zero", "again", "one"))
+    assert zero == again
+    assert zero["adapter_model.safetensors"] != one["adapter_model.safetensors"]
+    assert zero["bank.safetensors"] != one["bank.safetensors"]
+
+
+def test_ctrl_c_ends_the_run_well_and_says_how_to_go_on(stopped):
+    out, shown = stopped
+    report = report_of(out)
+    assert (report["outcome"], report["steps"]) == ("interrupted", 12)
+    assert report["metrics"]["test"] is None and not (out / "predictions").exists()
+    assert (out / "checkpoints/step-00000012/bank.safetensors").exists()
+    assert "interrupted after step 12; the same command goes on from there" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_never_stopped(stopped, finished, recipe, copy):
+    out = copy(stopped[0])
+    status, shown = command("train", recipe, out)
+    assert status == 0 and "going on with step 13" in shown
+    assert learned(out) == learned(finished)
+    assert decided(report_of(out)) == decided(report_of(finished))
+    assert contents(out / "predictions") == contents(finished / "predictions")
+
+
+def test_a_crashed_run_goes_on_from_its_checkpoint(finished, recipe, tmp_path):
+    with at_step(17, crash), pytest.raises(RuntimeError, match="on fire"):
+        command("train", recipe, tmp_path / "out")
+    assert not (tmp_path / "out/report.json").exists()
+    time.sleep(
+        max(0.0, 1.1 - time.time() % 1)
+    )  # event files are read in the order of the second in their names
+    status, shown = command("train", recipe, tmp_path / "out")
+    assert status == 0 and "going on with step 13" in shown
+    assert learned(tmp_path / "out") == learned(finished)
+    steps = [event.step for event in tensorboard(tmp_path / "out").Scalars("train/loss")]
+    assert steps == list(range(1, STEPS + 1)), "a curve goes through every step once"
+
+
+def test_ctrl_c_in_the_last_step_loses_no_result(recipe, tmp_path):
+    with at_step(2, ctrl_c):
+        assert command("train", recipe, tmp_path / "out", *QUICK)[0] == 0
+    status, shown = command("train", recipe, tmp_path / "out", *QUICK)
+    assert status == 0, shown
+    report = report_of(tmp_path / "out")
+    assert (report["outcome"], report["steps"], report["selected_step"]) == ("finished", 2, 2)
+    assert report["metrics"]["test"] and (tmp_path / "out/adapter").is_dir()
+
+
+def test_sigint_to_a_real_process_and_going_on(finished, recipe, tmp_path):
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-m", "lingo_ds.cli", "train", "--config", str(recipe), f"output_dir={out}"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints/step-00000006").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    report = report_of(out)
+    assert report["outcome"] == "interrupted" and 6 <= report["steps"] < STEPS
+    assert f"interrupted after step {report['steps']}; the same command goes on from there" in shown
+    status, shown = command("train", recipe, out)
+    assert status == 0 and f"going on with step {report['steps'] + 1}" in shown
+    assert learned(out) == learned(finished)
+
+
+def test_another_learning_rate_does_not_go_on(stopped, recipe, copy):
+    out = copy(stopped[0])
+    before = learned(out, 12), report_of(out)
+    status, shown = command("train", recipe, out, "train.learning_rate=1e-3")
+    assert status == 2
+    (error,) = errors(shown)
+    assert error.startswith("error: train.learning_rate: '0.001': ")
+    assert "0.003" in error and "step-00000012" in error and "checkpoint.resume=never" in error
+    assert (learned(out, 12), report_of(out)) == before, "the stopped run can still go on"
+
+
+def test_resume_never_begins_anew(stopped, recipe, copy):
+    out = copy(stopped[0])
+    with at_step(2, ctrl_c):
+        status, shown = command("train", recipe, out, "train.learning_rate=1e-3", "checkpoint.resume=never")
+    assert status == 0 and "resumed" not in shown
+    assert report_of(out)["steps"] == 2
+    assert os.listdir(out / "checkpoints") == ["step-00000002"]
+
+
+def test_going_on_elsewhere_keeps_the_best_so_far(finished, recipe, tmp_path):
+    last = finished / f"checkpoints/step-{STEPS:08d}"
+    status, shown = command("train", recipe, tmp_path / "out", f"checkpoint.resume={last}")
+    assert status == 0, shown
+    assert report_of(tmp_path / "out")["metrics"] == report_of(finished)["metrics"]
+    assert contents(tmp_path / "out/adapter") == contents(finished / "adapter")
+
+
+def test_a_run_without_sampling_keeps_every_triplet(recipe, tmp_path):
+    assert command("train", recipe, tmp_path / "out", *QUICK)[0] == 0
+    sampling = report_of(tmp_path / "out")["rank_sampling"]
+    assert sampling["kept_triplets"] == 280 and set(sampling["ranks"].values()) == {8}
+    assert (sampling["mode"], sampling["mask_events"], sampling["returned_triplets"]) == ("off", 0, 0)
+
+
+# -- the user's mistakes
+
+
+def errors(shown: str) -> list[str]:
+    return [line for line in shown.splitlines() if line.startswith("error: ")]
+
+
+def refused(recipe: Path, out: Path, *overrides: str) -> str:
+    """The one error that a command ends with."""
+    status, shown = command("train", recipe, out, *overrides)
+    assert status == 2
+    assert "Traceback" not in shown
+    (error,) = errors(shown)
+    assert len(error.split(": ")) >= 5, "where, value, rule and fix"
+    assert not (out / "report.json").exists()
+    return error
+
+
+@pytest.mark.parametrize(
+    "override, where, says",
+    [
+        ("train.learning_rat=1", "train.learning_rat (command line)", "did you mean train.learning_rate?"),
+        ("data.path=/nowhere", "data.path", "'/nowhere': is not a folder"),
+        ("data.path=builtin:genes", "", "builtin:promoters"),
+        ("backbone.path=/nowhere", "backbone.path", "'/nowhere': is not a folder"),
+        ("adapter.targets=[q_porj]", "adapter.targets", "did you mean q_proj?"),
+        ("adapter.targets=.*nothing", "adapter.targets", "matches no linear map"),
+        ("data.max_length=513", "data.max_length", "above the backbone's context of 512"),
+        ("data.max_length=1", "data.max_length", "leaves no room"),
+        ("rank_sampling.interval=500", "rank_sampling.interval", "no mask step"),
+        ("rank_sampling.t_final=0.9", "rank_sampling.t_init + rank_sampling.t_final", "the run's 30 steps"),
+        ("train.max_steps=3", "rank_sampling", "3 steps"),
+        ("checkpoint.resume=/nowhere", "checkpoint.resume", "is no whole checkpoint"),
+        ("data.cache_dir={recipe}", "data.cache_dir", "{recipe}"),
+    ],
+)
+def test_mistake_is_one_line_that_says_where(recipe, tmp_path, override, where, says):
+    error = refused(recipe, tmp_path / "out", override.format(recipe=recipe))
+    assert where in error.removeprefix("error: ").partition(": ")[0]
+    assert says.format(recipe=recipe) in error
+
+
+def test_all_bad_rows_are_named_before_anything_is_trained(recipe, tmp_path):
+    data = Path(shutil.copytree(recipe.parent / "data", tmp_path / "data"))
+    with (data / "train.csv").open("a") as file:
+        file.write("ACXT,1\nACGT,one\n")
+    with (data / "test.csv").open("a") as file:
+        file.write(",1\n")
+    status, shown = command("train", recipe, tmp_path / "out", f"data.path={data}")
+    assert status == 2
+    places = [error.removeprefix("error: ").split(": ")[0] for error in errors(shown)]
+    assert places == [f"{data}/train.csv:202", f"{data}/train.csv:203", f"{data}/test.csv:42"]
+    assert not (tmp_path / "out/adapter").exists()
+
+
+@pytest.fixture
+def broken(backbone, tmp_path) -> Callable[..., Path]:
+    """A copy of the backbone's folder without some files, and with others."""
+
+    def make(*without: str, **others: bytes) -> Path:
+        folder = Path(shutil.copytree(backbone, tmp_path / "backbone"))
+        for name in without:
+            (folder / name).unlink()
+        for name, content in others.items():
+            (folder / name.replace("__", ".")).write_bytes(content)
+        return folder
+
+    return make
+
+
+def test_backbone_without_weights(recipe, broken, tmp_path):
+    folder = broken("model.safetensors")
+    error = refused(recipe, tmp_path / "out", f"backbone.path={folder}")
+    assert error.startswith(f"error: backbone.path: '{folder}': has no model.safetensors")
+
+
+def test_backbone_with_pickled_weights_only(recipe, broken, tmp_path):
+    folder = broken("model.safetensors", pytorch_model__bin=b"not even a pickle")
+    error = refused(recipe, tmp_path / "out", f"backbone.path={folder}")
+    assert "pickle" in error and "save_pretrained" in error
+
+
+def test_backbone_with_damaged_weights(recipe, broken, backbone, tmp_path):
+    whole = (backbone / "model.safetensors").read_bytes()
+    folder = broken(model__safetensors=whole[: len(whole) // 2])
+    error = refused(recipe, tmp_path / "out", f"backbone.path={folder}")
+    assert f"{folder}/model.safetensors" in error and "cannot be read" in error
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_backbone_without_config_or_tokenizer(recipe, broken, tmp_path, missing):
+    error = refused(recipe, tmp_path / "out", f"backbone.path={broken(missing)}")
+    assert error.startswith("error: backbone.path: ") and missing.removesuffix(".json") in error
+
+
+def test_recipe_that_is_not_there(tmp_path):
+    status, shown = command("train", tmp_path / "none.yaml", tmp_path / "out")
+    assert status == 2 and "none.yaml" in shown and "No such file" in shown
+    status, shown = command("train", Path("quikstart"), tmp_path / "out")
+    assert status == 2 and "use 'quickstart'" in shown
+
+
+def test_output_dir_that_is_a_file(recipe, tmp_path):
+    status, shown = command("train", recipe, recipe)
+    assert status == 2
+    assert errors(shown)[0].startswith("error: output_dir: ") and str(recipe) in shown
+
+
+def test_evaluate_before_there_is_an_adapter(recipe, tmp_path):
+    status, shown = command("evaluate", recipe, tmp_path / "out")
+    assert status == 2 and f"{tmp_path / 'out'}/adapter" in errors(shown)[0]
+
+
+def test_a_real_process_ends_with_status_2_and_without_a_traceback(recipe, tmp_path):
+    arguments = ["train", "--local_rank=0", "--config", str(recipe), f"output_dir={tmp_path / 'out'}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "lingo_ds.cli", *arguments, "train.max_stepz=3", "nonsense"],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines() == errors(ended.stderr)
+    assert [line.split(": ")[1] for line in errors(ended.stderr)] == [
+        "command line", "train.max_stepz (command line)"
+    ]  # fmt: skip
