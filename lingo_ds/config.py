@@ -147,9 +147,10 @@ class HeadConfig(Section):
 class RankSamplingConfig(Section):
     """Adaptive rank sampling (arXiv 2402.08075): a shrinking triplet budget, some given back by chance."""
 
-    mode: Literal["exact", "deterministic", "off"] = Field(
+    mode: Literal["exact", "bernoulli", "deterministic", "reference", "off"] = Field(
         "exact",
-        description="exact: budget met at every mask; deterministic: the best by score; off: no masks.",
+        description="exact: budget met at every mask; bernoulli: the paper's draw, met on average; "
+        "deterministic: the best by score; reference: the published code; off: no masks.",
     )
     target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
     min_rank: Annotated[int, Field(ge=0)] = Field(0, description="Triplets that every site keeps at least.")

@@ -3,21 +3,45 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.data.tasks import Task
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "task.json"
 RANK_EPSILON = 1e-5
 """PEFT divides by rank + 1e-5; lora_E is multiplied by as much, so that its logits are ours."""
+
+
+PARTS = ("lora_A", "lora_E", "lora_B")
+
+
+class BackboneCard(BaseModel, extra="forbid", frozen=True):
+    """Which backbone an adapter belongs to."""
+
+    path: str
+    fingerprint: str
+
+
+class Card(BaseModel, extra="forbid", frozen=True):
+    """What an adapter was trained for, and how it reads its input: `task.json`."""
+
+    format: Literal[1] = 1
+    task: Task
+    pooling: str
+    backbone: BackboneCard
+    step: int
+    at_budget: bool
+    dev: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,7 @@ class SavedAdapter:
     values: Tensor
     alpha: float
     rank: int
-    card: dict[str, Any]
+    card: Card
 
 
 def save_adapter(
@@ -48,7 +72,7 @@ def save_adapter(
         aside.mkdir()
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         (aside / CONFIG).write_text(json.dumps(config, indent=2))
-        (aside / CARD).write_text(json.dumps(adapter.card, indent=2))
+        (aside / CARD).write_text(adapter.card.model_dump_json(indent=2))
 
     write_aside(folder, write)
 
@@ -101,28 +125,25 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        card = json.loads((folder / CARD).read_text())
+        card = Card.model_validate_json((folder / CARD).read_text())
         tensors = load_file(folder / WEIGHTS)
         head = tensors.pop("base_model.model.score.weight")
         rank, alpha = int(config["init_r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        assert rank > 0, f"init_r {rank} is not above 0"
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
+        rule = f"is no complete adapter folder ({str(error).splitlines()[0]})"
         raise UserError(
-            Mistake(
-                str(folder),
-                type(error).__name__,
-                f"is no complete adapter folder ({error})",
-                "give the adapter/ of a run",
-            )
+            Mistake(str(folder), type(error).__name__, rule, "give the adapter/ of a run")
         ) from None
-    names = {key.removeprefix(_prefix(spec)).rpartition(".")[0] for key in tensors}
-    unknown = sorted(names - set(spec.linear_maps))
+    split = [key.removeprefix(_prefix(spec)).rpartition(".") for key in tensors]
+    names = {name for name, _, _ in split}
+    unknown = [
+        f"{name}.{part}" for name, _, part in split if name not in spec.linear_maps or part not in PARTS
+    ]
     if unknown or head.ndim != 2 or head.shape[1] != spec.output_size:
         found = unknown[0] if unknown else f"head {tuple(head.shape)}"
-        raise UserError(
-            Mistake(
-                str(folder), found, "does not belong to this backbone", "set the backbone it was trained on"
-            )
-        )
+        rule = "does not belong to this backbone's adapters"
+        raise UserError(Mistake(str(folder), found, rule, "set the backbone it was trained on"))
     sites = tuple(Site(name, *spec.linear_maps[name]) for name in spec.linear_maps if name in names)
     parts = {site.name: _site_tensors(tensors, _prefix(spec) + site.name, folder) for site in sites}
     layout = BankLayout(sites, tuple(len(parts[site.name][1]) for site in sites), tuple(head.shape))

@@ -163,7 +163,7 @@ class RankSampler:
         if config.mode == "bernoulli":
             return bernoulli(best, rho=rho, generator=generator) | protected
         if config.mode == "reference":
-            return best & (generator.random(len(best)) >= REFERENCE_DROP)
+            return best & (protected | (generator.random(len(best)) >= REFERENCE_DROP))
         return exchange(
             best,
             scores,

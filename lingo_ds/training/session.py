@@ -12,7 +12,7 @@ from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.data.loader import TrainBatches
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
-from lingo_ds.export import CARD, SavedAdapter, load_adapter, save_adapter
+from lingo_ds.export import CARD, BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
@@ -226,15 +226,14 @@ class Session:
         if not prepared.env.is_main:
             return
         layout, values = self.model.bank.kept_values()
-        card = {
-            "format": 1,
-            "task": prepared.task.to_dict(),
-            "pooling": config.head.pooling,
-            "backbone": {"path": config.backbone.path, "fingerprint": prepared.backbone_fingerprint},
-            "step": best.step,
-            "at_budget": best.at_budget,
-            "dev": best.metrics,
-        }
+        card = Card(
+            task=prepared.task,
+            pooling=config.head.pooling,
+            backbone=BackboneCard(path=config.backbone.path, fingerprint=prepared.backbone_fingerprint),
+            step=best.step,
+            at_budget=best.at_budget,
+            dev=best.metrics,
+        )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
         save_adapter(
             self._folder / "adapter", adapter, spec=prepared.spec, backbone_path=str(prepared.spec.folder),
@@ -263,7 +262,7 @@ class Session:
             return
         progress = {
             "steps_taken": self._update.steps_taken,
-            "loss_scale": self._update.loss_scale.value,
+            "loss_scale": [self._update.loss_scale.value, self._update.loss_scale.good_steps],
             "best": self._selection.state(),
             "audit": [self._audit.audits, self._audit.divergences, self._audit.repairs],
             "skipped": self._trainer.skipped,
@@ -332,11 +331,11 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
     """The config must turn sequences into hidden states as it was done in training."""
     card, task = saved.card, prepared.task
     trained = {
-        "data.prefix": (card["task"]["template"], task.template),
-        "data.domain": (card["task"]["domain"], task.domain),
-        "head.pooling": (card["pooling"], prepared.config.head.pooling),
-        "data.path": (f"{card['task']['classes']} classes", f"{task.classes} classes"),
-        "backbone.path": (card["backbone"]["fingerprint"], prepared.backbone_fingerprint),
+        "data.prefix": (card.task.template, task.template),
+        "data.domain": (card.task.domain, task.domain),
+        "head.pooling": (card.pooling, prepared.config.head.pooling),
+        "data.path": (f"{card.task.classes} classes", f"{task.classes} classes"),
+        "backbone.path": (card.backbone.fingerprint, prepared.backbone_fingerprint),
     }
     mistakes = [
         Mistake(field, ours, f"the adapter in {folder} was trained with {theirs!r}", "set it to that")

@@ -84,9 +84,10 @@ class BankUpdate:
         """Steps that changed the bank: skipped ones do not count in AdamW's bias correction."""
         return self._steps_taken
 
-    def restore(self, steps_taken: int, loss_scale: float) -> None:
+    def restore(self, steps_taken: int, loss_scale: tuple[float, int]) -> None:
         """Takes up the state of a checkpoint, after the bank was loaded."""
-        self._steps_taken, self.loss_scale.value = steps_taken, loss_scale
+        self._steps_taken = steps_taken
+        self.loss_scale.value, self.loss_scale.good_steps = loss_scale
         self.rebuild()
 
     @torch.no_grad()
@@ -143,15 +144,15 @@ class LossScale:
 
     def __init__(self, *, enabled: bool):
         self._enabled = enabled
-        self._good_steps = 0
+        self.good_steps = 0
         self.value = 2.0**15 if enabled else 1.0
 
     def follow(self, finite: bool) -> None:
         """Takes note of one step."""
         if not self._enabled:
             return
-        self._good_steps = self._good_steps + 1 if finite else 0
+        self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.value = max(self.value / 2, 1.0)
-        elif self._good_steps % 1000 == 0:
+        elif self.good_steps % 1000 == 0:
             self.value *= 2

@@ -16,15 +16,23 @@ from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.data.loader import Batch
+from lingo_ds.data.tasks import make_task
 from lingo_ds.errors import UserError
-from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
+from lingo_ds.export import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.model import AdaptedModel
 
 CPU = torch.device("cpu")
 CLASSES, RANK, ALPHA, PAD = 3, 4, 6.0, 0
 SETTINGS = {"lora_dropout": 0.1, "target_r": 2, "tinit": 3, "tfinal": 4, "deltaT": 5, "beta1": 0.85,
             "beta2": 0.85, "orth_reg_weight": 1e-12, "total_step": 100}  # fmt: skip
-CARD = {"format": 1, "task": {"classes": CLASSES}, "pooling": "last", "step": 7}
+CARD = Card(
+    task=make_task("toy", classes=CLASSES, template=None, domain=None, max_length=32),
+    pooling="last",
+    backbone=BackboneCard(path="toy", fingerprint="0" * 64),
+    step=7,
+    at_budget=True,
+    dev={"mcc": 0.5, "auroc": None},
+)
 
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 OPT = {

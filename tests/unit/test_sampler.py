@@ -495,7 +495,7 @@ def test_resuming_gives_the_same_masks(stop: int, pruned_value: str):
     for name, value in second.bank.state().items():
         value.copy_(first.bank.state()[name])
     second.bank.masks_from_tensor()
-    second.update.restore(first.update.steps_taken, 1.0)
+    second.update.restore(first.update.steps_taken, (1.0, 0))
     second.sampler.restore(first.sampler.kept, first.sampler.events)
     second.to(30, first=stop + 1)
     assert second.sampler.events == whole.sampler.events

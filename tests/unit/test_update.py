@@ -570,7 +570,7 @@ def test_restored_update_goes_on_bit_identically():
         value.copy_(saved[name])
     other.masks_from_tensor()
     second = BankUpdate(other, config)
-    second.restore(taken, 1.0)
+    second.restore(taken, (1.0, 0))
     for step in (3, 4):
         put_gradient(other, step)
         second.step(learning_rate=0.02)
