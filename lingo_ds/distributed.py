@@ -41,10 +41,16 @@ def detect() -> DistEnv:
     Raises:
         UserError: where the launcher's variables contradict each other.
     """
-    names = {"RANK": "OMPI_COMM_WORLD_RANK", "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
-             "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
-             "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE"}  # fmt: skip
-    found = {name: os.environ.get(name, os.environ.get(mpi)) for name, mpi in names.items()}
+    names = {
+        "RANK": ("RANK", "OMPI_COMM_WORLD_RANK"),
+        "LOCAL_RANK": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        "WORLD_SIZE": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"),
+        "LOCAL_WORLD_SIZE": ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    }
+    found = {
+        name: next((os.environ[a] for a in aliases if a in os.environ), None)
+        for name, aliases in names.items()
+    }
     rank, local_rank, world_size = (int(found[name] or 0) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     world_size = max(world_size, 1)
     if rank >= world_size:
@@ -140,16 +146,16 @@ def share_from_all(value: list[Any], env: DistEnv) -> list[list[Any]]:
 
 
 def raise_together(failure: UserError | None, env: DistEnv) -> None:
-    """Raises on every process where one of them found a user's mistake; only that one knows the words.
+    """Raises on every process, in the same words, where one of them found a user's mistake.
 
     Raises:
-        UserError: `failure` where there is one, else a pointer to the process that has it.
+        UserError: `failure` of the first process that has one.
     """
-    failed = all_reduce_(torch.tensor([float(failure is not None)], device=env.device))
-    if failure is not None:
-        raise failure
-    if failed.item() > 0:
-        raise UserError(Mistake("input", "another process", "found a mistake", "see its message"))
+    failed = all_gather(torch.tensor([failure is not None], device=env.device)).flatten().nonzero()
+    if len(failed):
+        source = int(failed[0])
+        mine = [list(map(str, mistake)) for mistake in failure.mistakes] if failure else None
+        raise UserError([Mistake(*words) for words in share_json(mine, env, source=source)])
 
 
 def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:

@@ -19,7 +19,7 @@ def set_up(env: DistEnv) -> None:
     """Routes this project's log, and quietens the libraries'."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     package = logging.getLogger("lingo_ds")
-    package.setLevel(logging.INFO if env.is_main else logging.WARNING)
+    package.setLevel(logging.INFO if env.is_main else logging.ERROR)
     package.propagate = False
     handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
     handler.setFormatter(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_KEYS = (
     r"(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|"
-    r".*inv_freq|.*masked_bias|.*attn(ention)?\.bias)\b"
+    r".*inv_freq|.*masked_bias|.*att(n|ention)\.bias)\b"
 )
 """Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
 
@@ -102,8 +102,8 @@ class WeightFiles:
         index = self._folder / "model.safetensors.index.json"
         if index.exists():
             try:
-                weight_map = json.loads(index.read_text())["weight_map"]
-            except (ValueError, KeyError, TypeError):
+                weight_map = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(
                     Mistake(str(index), "file", "is no index of weights", "download it again")
                 ) from None
@@ -147,26 +147,34 @@ class WeightFiles:
                 )
             )  # fmt: skip
         for name, key in found.items():
-            shape = tuple(self._handle(self._file_of[key]).get_slice(key).get_shape())
-            if shape != wanted[name]:
-                raise UserError(
-                    Mistake(
-                        key,
-                        shape,
-                        f"config.json says {wanted[name]}",
-                        "give the weights that belong to the config",
-                    )
-                )
-        used = set(found.values())
-        extra = [
-            key
-            for key in self._file_of
-            if key not in used and not re.match(HEAD_KEYS, key.removeprefix(prefix))
-        ]
-        if extra:
-            logger.warning("%s: %d weights are not part of %s and stay unread, e.g. %s",
-                           self._folder, len(extra), type(module).__name__, extra[0])  # fmt: skip
+            self._require_shape(key, wanted[name])
+        self._look_at_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
         return found
+
+    def _require_shape(self, key: str, wanted: tuple[int, ...]) -> None:
+        try:
+            shape = tuple(self._handle(self._file_of[key]).get_slice(key).get_shape())
+        except SafetensorError:
+            rule = f"is not in {self._file_of[key]}, where the index says it is"
+            raise UserError(Mistake(str(self._folder), key, rule, "download the backbone again")) from None
+        if shape != wanted:
+            fix = "give the weights that belong to the config"
+            raise UserError(Mistake(key, shape, f"config.json says {wanted}", fix))
+
+    def _look_at_extra(self, keys: list[str], prefix: str, wanted: Iterable[str]) -> None:
+        """Weights without a place: a mistake inside the layers, elsewhere said to stay unread."""
+        stacks = tuple(
+            {re.sub(r"(?<=\.)\d+\..*", "", prefix + name) for name in wanted if re.search(r"\.\d+\.", name)}
+        )
+        extra = [key for key in keys if not re.match(HEAD_KEYS, key.removeprefix(prefix))]
+        layers = [key for key in extra if key.startswith(stacks)]
+        if layers:
+            rule = f"has no place in the layers that config.json describes ({len(layers)} such weights)"
+            raise UserError(
+                Mistake(str(self._folder), layers[0], rule, "give the config that belongs to the weights")
+            )
+        if extra:
+            logger.warning("%s: %d weights stay unread, e.g. %s", self._folder, len(extra), extra[0])
 
 
 def fill(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -64,23 +65,22 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            Mistake(
-                "backbone.path",
-                folder,
-                f"has no usable config.json ({reason})",
-                "give a Hugging Face model folder",
+        for setting in DROPOUT_SETTINGS:
+            if isinstance(getattr(config, setting, None), float):
+                setattr(config, setting, 0.0)
+        if config.is_encoder_decoder:
+            raise ValueError(f"{config.model_type} is an encoder-decoder")
+        context = config.max_position_embeddings
+        with _parameters_on_meta(), no_init_weights():
+            skeleton = AutoModel.from_config(
+                config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
             )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        rule = f"has no usable config.json ({reason})"
+        raise UserError(
+            Mistake("backbone.path", folder, rule, "give a decoder model's Hugging Face folder")
         ) from None
-    for setting in DROPOUT_SETTINGS:
-        if isinstance(getattr(config, setting, None), float):
-            setattr(config, setting, 0.0)
-    with _parameters_on_meta(), no_init_weights():
-        skeleton = AutoModel.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
-        )
     skeleton.requires_grad_(False)
     names = set(skeleton._no_split_modules or ())
     layers = {name: module for name, module in skeleton.named_modules() if type(module).__name__ in names}
@@ -117,7 +117,7 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         hidden_size=config.hidden_size,
         output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
         ffn_size=max(d for shape in linear_maps.values() for d in shape),
-        context=config.max_position_embeddings,
+        context=context,
     )
 
 

@@ -47,7 +47,10 @@ class Outcome(NamedTuple):
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a request to end after the step; a second one acts at once."""
+    """Turns Ctrl-C or SIGTERM into a request to end after the step; a second Ctrl-C acts at once.
+
+    A launcher passes on a SIGTERM that its process group got as well, so a second one means nothing.
+    """
 
     def __init__(self):
         self.requested = False
@@ -59,7 +62,8 @@ class StopSignals:
 
         def request(number: int, _frame: object) -> None:
             self.requested = True
-            signal.signal(number, before[number])
+            if number == signal.SIGINT:
+                signal.signal(number, before[number])
 
         for number in before:
             signal.signal(number, request)

@@ -378,12 +378,19 @@ def test_weights_of_another_family(folder):
     refuse(folder, "lacks", "weights", "config.json")
 
 
-def test_weight_that_the_model_has_no_place_for_is_pointed_out(folder, warnings):
-    change_tensors(folder, lambda tensors: tensors.update({"model.layers.2.extra.weight": torch.ones(3)}))
+def test_weight_outside_the_layers_is_pointed_out_and_left(folder, warnings):
+    change_tensors(folder, lambda tensors: tensors.update({"model.vision.weight": torch.ones(3)}))
     assert_same_model(load(folder), folder)
     assert len(warnings) == 1
-    assert "1 weights" in warnings[0]
-    assert "model.layers.2.extra.weight" in warnings[0]
+    assert "1 weights" in warnings[0] and "model.vision.weight" in warnings[0]
+
+
+@pytest.mark.parametrize("key", ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias"])
+def test_weight_that_the_layers_have_no_place_for_is_refused(folder, key):
+    change_tensors(folder, lambda tensors: tensors.update({key: torch.ones(3)}))
+    with pytest.raises(UserError, match="no place in the layers") as refused:
+        load(folder)
+    assert key in str(refused.value)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
