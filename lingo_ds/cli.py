@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args, [override for override in overrides if not override.startswith("--local_rank")])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if not error.on_all or os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr, flush=True)  # noqa: T201
         return 2
 
@@ -36,8 +36,6 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
         path = resource_path("recipes", args.config)
     config, env = load_config(path, overrides), detect()
     logs.set_up(env)
-    if args.verb != "plan":
-        logs.write_to(config.run_dir, env)
     from lingo_ds import run
 
     getattr(run, args.verb)(config, env)

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import logging
 import os
 import socket
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,8 +14,6 @@ import torch
 import torch.distributed as dist
 
 from lingo_ds.errors import Mistake, UserError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,12 +116,6 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(out)
 
 
-def barrier() -> None:
-    """Waits for all processes."""
-    if not _alone():
-        dist.barrier()
-
-
 def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     """The JSON-able `value` of global rank `source`, on every process (JSON, never pickle)."""
     if _alone():
@@ -155,7 +146,22 @@ def raise_together(failure: UserError | None, env: DistEnv) -> None:
     if len(failed):
         source = int(failed[0])
         mine = [list(map(str, mistake)) for mistake in failure.mistakes] if failure else None
-        raise UserError([Mistake(*words) for words in share_json(mine, env, source=source)])
+        raise UserError([Mistake(*words) for words in share_json(mine, env, source=source)], on_all=True)
+
+
+@contextmanager
+def together(env: DistEnv) -> Iterator[None]:
+    """Around work that every process does alone, without collectives: one process's mistake ends all of them.
+
+    Raises:
+        UserError: on every process, in the same words.
+    """
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    raise_together(failure, env)
 
 
 def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:
@@ -164,13 +170,9 @@ def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:
     Raises:
         UserError: on every process, whichever host found the mistake.
     """
-    failure = None
-    if env.local_rank == 0:
-        try:
+    with together(env):
+        if env.local_rank == 0:
             work()
-        except UserError as error:
-            failure = error
-    raise_together(failure, env)
 
 
 def require_equal(value: str, what: str, env: DistEnv) -> None:
@@ -183,14 +185,10 @@ def require_equal(value: str, what: str, env: DistEnv) -> None:
     numbers = all_gather(torch.tensor([number], dtype=torch.long, device=env.device)).flatten().tolist()
     different = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
     if different:
-        raise UserError(
-            Mistake(
-                what,
-                f"processes {different}",
-                "differs from global rank 0's",
-                "give every host the same file",
-            )
+        mistake = Mistake(
+            what, f"processes {different}", "differs from global rank 0's", "make all hosts alike"
         )
+        raise UserError(mistake, on_all=True)
 
 
 def shard_group(size: int, env: DistEnv) -> dist.ProcessGroup | None:

@@ -26,8 +26,12 @@ class Mistake(NamedTuple):
 
 
 class UserError(ValueError):
-    """The user's mistakes, all found at once; the entry points print them and exit with status 2."""
+    """The user's mistakes, all found at once; the entry points print them and exit with status 2.
 
-    def __init__(self, mistakes: Mistake | Sequence[Mistake]):
+    `on_all` says that every process of the job raises the same, so that one of them may speak for all.
+    """
+
+    def __init__(self, mistakes: Mistake | Sequence[Mistake], *, on_all: bool = False):
+        self.on_all = on_all
         self.mistakes = [mistakes] if isinstance(mistakes, Mistake) else list(mistakes)
         super().__init__("\n".join(f"error: {mistake}" for mistake in self.mistakes))

@@ -1,7 +1,9 @@
-"""Writing files so that a reader finds the old or the new content, never half of one."""
+"""Writing files and folders so that a reader never finds half of one."""
 
+import errno
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from lingo_ds.errors import Mistake, UserError
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{part}") for part in ("new", "old"))
+    mark = uuid.uuid4().hex[:8]
+    aside, old = path.with_name(f".{path.name}.{mark}.new"), path.with_name(f".{path.name}.{mark}.old")
     try:
         write(aside)
         for file in [aside, *aside.rglob("*")]:
@@ -21,6 +24,8 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(aside, path)
         _sync(path.parent)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         _remove(aside)
         _remove(old)
 
@@ -29,10 +34,12 @@ def make_folder(path: Path, *, setting: str) -> Path:
     """Makes a folder that a setting names, with those above it.
 
     Raises:
-        UserError: where that cannot be.
+        UserError: where that cannot be, or where nothing can be written into it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(

@@ -13,6 +13,10 @@ from lingo_ds.distributed import DistEnv
 from lingo_ds.files import make_folder
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+"""What goes on, on stderr."""
+
+results = Console(width=None if sys.stdout.isatty() else 160)
+"""What was asked for, on stdout."""
 
 
 def set_up(env: DistEnv) -> None:
@@ -37,7 +41,8 @@ def write_to(folder: Path, env: DistEnv) -> None:
         UserError: where the folder cannot be made.
     """
     if env.is_main:
-        handler = logging.FileHandler(make_folder(folder, setting="output_dir") / "train.log")
+        make_folder(folder, setting="output_dir")
+        handler = logging.FileHandler(folder / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("lingo_ds").addHandler(handler)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
@@ -58,8 +59,15 @@ class Prepared:
     sites: list[Site]
     layout: BankLayout
     plan: RunPlan
+    profile: dict[str, Any]
     dtype: torch.dtype
     backbone_fingerprint: str
+
+    @property
+    def backbone_name(self) -> str:
+        """The hub id as it was given, or the whole path of a folder: how others find the backbone again."""
+        path = self.config.backbone.path
+        return str(self.spec.folder.resolve()) if Path(path).is_dir() or path == BUILTIN_BACKBONE else path
 
 
 def prepare(config: RunConfig, env: DistEnv) -> Prepared:
@@ -71,11 +79,16 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     cache = config.data.cache_dir or default_cache()
     distributed.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
     distributed.first_on_host_does(lambda: _make_builtins(config, cache), env)
-    backbone_folder = _first_finds(config, cache, env)
-    spec = read_spec(backbone_folder, trust_remote_code=config.backbone.trust_remote_code)
-    sites = choose_sites(spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names)
-    max_length = _max_length(config, spec)
-    data = _tokenized(config, spec, cache, max_length, env)
+    distributed.first_on_host_does(lambda: _backbone_folder(config, cache), env)
+    with distributed.together(env):
+        spec = read_spec(_backbone_folder(config, cache), trust_remote_code=config.backbone.trust_remote_code)
+        sites = choose_sites(
+            spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
+        )
+        max_length = _max_length(config, spec)
+        tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
+        profile = _profile(config, env)
+    data = _tokenized(config, tokenizer, cache, max_length, env)
     task = make_task(
         config.name,
         classes=data.classes,
@@ -85,8 +98,12 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     )
     layout = uniform_layout(sites, rank=config.adapter.rank, head_shape=(data.classes, spec.output_size))
     dtype = compute_dtype(config.backbone.dtype, env.device)
+    backbone_fingerprint = fingerprint(spec.folder)
+    distributed.require_equal(data.fingerprint, "data.path", env)
+    distributed.require_equal(backbone_fingerprint, "backbone.path", env)
     plan = make_plan(config, _facts(spec, data, layout, dtype, env))
-    return Prepared(config, env, spec, task, data, sites, layout, plan, dtype, fingerprint(backbone_folder))
+    distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
+    return Prepared(config, env, spec, task, data, sites, layout, plan, profile, dtype, backbone_fingerprint)
 
 
 def build_model(prepared: Prepared) -> AdaptedModel:
@@ -95,7 +112,7 @@ def build_model(prepared: Prepared) -> AdaptedModel:
     ds_config, group = None, None
     if plan.zero_stage == 3:
         distributed.start(env)
-        ds_config = plan.deepspeed_config(_profile(config, env), dtype=DTYPE_NAMES[prepared.dtype])
+        ds_config = plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
         group = distributed.shard_group(plan.shard_group, env)
     backbone = load_backbone(
         prepared.spec,
@@ -126,14 +143,14 @@ def _builtin_folder(cache: Path, name: str) -> Path:
 
 def _make_builtins(config: RunConfig, cache: Path) -> None:
     """Makes the embedded backbone and data where the config asks for them and the cache lacks them."""
-    for asked, name, write in (
-        (config.backbone.path, BUILTIN_BACKBONE, builtin.write_backbone),
-        (config.data.path, BUILTIN_DATA, synthetic.write_promoters),
+    for setting, asked, name, write in (
+        ("backbone.path", config.backbone.path, BUILTIN_BACKBONE, builtin.write_backbone),
+        ("data.path", config.data.path, BUILTIN_DATA, synthetic.write_promoters),
     ):
         if not asked.startswith("builtin:"):
             continue
         if asked != name:
-            raise UserError(Mistake("path", asked, "is not built in", f"write {name}"))
+            raise UserError(Mistake(setting, asked, "is not built in", f"write {name}"))
         folder = _builtin_folder(cache, name)
         if not folder.exists():
             logger.info("making %s in %s", name, folder)
@@ -146,16 +163,11 @@ def _data_folder(config: RunConfig, cache: Path) -> Path:
     )
 
 
-def _first_finds(config: RunConfig, cache: Path, env: DistEnv) -> Path:
-    """The backbone's folder, downloaded once per host where it is a hub id."""
+def _backbone_folder(config: RunConfig, cache: Path) -> Path:
+    """The backbone's files; a hub id is downloaded at the first call."""
     if config.backbone.path == BUILTIN_BACKBONE:
         return _builtin_folder(cache, BUILTIN_BACKBONE)
-
-    def find() -> Path:
-        return find_backbone(config.backbone.path, revision=config.backbone.revision)
-
-    distributed.first_on_host_does(find, env)
-    return find()
+    return find_backbone(config.backbone.path, revision=config.backbone.revision)
 
 
 def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
@@ -173,10 +185,9 @@ def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
 
 
 def _tokenized(
-    config: RunConfig, spec: BackboneSpec, cache: Path, max_length: int, env: DistEnv
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path, max_length: int, env: DistEnv
 ) -> TokenizedData:
     data, folder = config.data, _data_folder(config, cache)
-    tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
     settings = {
         "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
         "sequence_column": data.sequence_column, "label_column": data.label_column,
@@ -200,7 +211,8 @@ def _tokenized(
 
     distributed.first_on_host_does(tokenise, env)
     tokenized = read_tokenized(entry)
-    _say_what_was_noticed(tokenized)
+    if env.is_main:
+        _say_what_was_noticed(tokenized)
     return tokenized
 
 
@@ -216,10 +228,8 @@ def _say_what_was_noticed(data: TokenizedData) -> None:
 def _facts(
     spec: BackboneSpec, data: TokenizedData, layout: BankLayout, dtype: torch.dtype, env: DistEnv
 ) -> Facts:
-    if env.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(env.device).total_memory
-    else:
-        memory = psutil.virtual_memory().total // env.local_world_size
+    shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
+    memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
     train = data.splits["train"]
     return Facts(
         train_rows=len(train),
@@ -237,9 +247,19 @@ def _facts(
         head_parameters=layout.size - layout.adapter_size,
         compute_bytes=dtype.itemsize,
         world_size=env.world_size,
-        local_world_size=env.local_world_size,
+        local_world_size=local_world_size,
         memory_bytes=memory,
     )
+
+
+def _memory_bytes(env: DistEnv) -> int:
+    """Memory that this process may use: its GPU's, or its share of the host's or of the container's limit."""
+    if env.device.type == "cuda":
+        return torch.cuda.get_device_properties(env.device).total_memory
+    total = psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text) if text.isdigit() else total) // env.local_world_size
 
 
 def _profile(config: RunConfig, env: DistEnv) -> dict[str, Any]:
@@ -251,13 +271,11 @@ def _profile(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     name = config.zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        profile = json.loads(path.read_text())
+        assert isinstance(profile, dict), "not a mapping"
+    except (OSError, ValueError, AssertionError) as error:
+        rule = f"is no readable JSON settings ({error})"
         raise UserError(
-            Mistake(
-                "zero.profile",
-                path,
-                f"is no readable JSON ({error})",
-                "name a profile of ds_configs or a file",
-            )
+            Mistake("zero.profile", path, rule, "name a profile of ds_configs or a file")
         ) from None
+    return profile

@@ -26,12 +26,14 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     """Trains, selects on dev, evaluates the selected adapter on test once, writes everything to `run_dir`.
 
     Returns:
-        The report, the same on every process.
+        The report; its times are this process's own.
 
     Raises:
-        UserError: for mistakes in config or input, before anything is trained.
+        UserError: for mistakes in config or input, before anything is trained; and where training diverges.
     """
     with _job(config, env):
+        with distributed.together(env):
+            logs.write_to(config.run_dir, env)
         prepared = prepare(config, env)
         for line in prepared.plan.equations():
             logger.info("%s", line)
@@ -67,7 +69,7 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
         if env.is_main:
             write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
             write_report(config.run_dir / "evaluation.json", {"metrics": {"test": test.metrics}})
-            logs.console.print({name: value and round(value, 4) for name, value in test.metrics.items()})
+            logs.results.print({name: value and round(value, 4) for name, value in test.metrics.items()})
         return test.metrics
 
 
@@ -77,7 +79,7 @@ def plan(config: RunConfig, env: DistEnv) -> RunPlan:
         prepared = prepare(config, env)
         if env.is_main:
             for line in prepared.plan.equations():
-                logs.console.print(line, highlight=False, soft_wrap=True)
+                logs.results.print(line, highlight=False, soft_wrap=True)
         return prepared.plan
 
 
@@ -99,11 +101,12 @@ def _watching(prepared: Prepared, first_step: int) -> Iterator[tuple[Tracker, Pr
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = prepared.env, prepared.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
-    done = first_step - 1
+    metric = prepared.config.selection.metric
+    progress = Progress(
+        prepared.plan.steps, enabled=env.is_main, metric=metric, done=first_step - 1, console=logs.console
+    )
     try:
-        with Progress(
-            prepared.plan.steps, enabled=env.is_main, first_step=done, console=logs.console
-        ) as progress:
+        with progress:
             yield tracker, progress
     finally:
         tracker.close()
@@ -121,5 +124,5 @@ def _write_inputs(prepared: Prepared) -> None:
 def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:
     if report["outcome"] == "interrupted":
         logger.info("interrupted after step %d; the same command goes on from there", report["steps"])
-    logs.console.print(summary_table(report))
-    logs.console.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)
+    logs.results.print(summary_table(report))
+    logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)

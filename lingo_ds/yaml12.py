@@ -6,13 +6,24 @@ from typing import Any
 import yaml
 
 _RESOLVERS = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith((":bool", ":float", ":int", ":timestamp"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
+
+    def construct_decimal(self, node: yaml.Node) -> int:
+        """A whole number; `010` is ten, not eight."""
+        return int(self.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?i:true|false)$"), list("tTfF"))
@@ -21,6 +32,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"(?i:[-+]?(?:(?:\d+\.\d*|\.\d+)(?:e[-+]?\d+)?|\d+e[-+]?\d+|\.inf|\.nan))$"),
     list("-+0123456789."),
 )
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
 
 
 class _Dumper(yaml.SafeDumper):

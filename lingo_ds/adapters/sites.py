@@ -27,10 +27,12 @@ def choose_sites(
     """
     if targets == "all-linear":
         targets = list(family_default) or list(linear_maps)
+    chosen: list[str] = []
+    unmatched: list[str] = []
     if isinstance(targets, str):
         chosen = [name for name in linear_maps if re.fullmatch(targets, name)]
-        unmatched = [] if chosen else [targets]
-    else:
+        targets = [] if chosen else [targets]  # not a regex on full names, then, but one ending
+    if not chosen:
         matched = {t: [n for n in linear_maps if n == t or n.endswith(f".{t}")] for t in targets}
         chosen = [name for name in linear_maps if any(name in names for names in matched.values())]
         unmatched = [target for target, names in matched.items() if not names]

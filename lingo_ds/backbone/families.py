@@ -14,6 +14,6 @@ TARGETS = {
 
 DROPOUT_SETTINGS = (
     "dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop",
-    "attn_pdrop", "embd_pdrop", "resid_pdrop",
+    "attn_pdrop", "embd_pdrop", "resid_pdrop", "resid_dropout", "embed_dropout", "emb_pdrop", "ffn_dropout",
 )  # fmt: skip
 """Dropout settings in the families' configs. A frozen backbone runs without: its output must not vary."""

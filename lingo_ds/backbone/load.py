@@ -21,7 +21,7 @@ HEAD_KEYS = (
 )
 """Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
 
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
+HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*", "*.py"]
 
 
 def find_backbone(path: str, *, revision: str | None = None) -> Path:

@@ -143,7 +143,11 @@ def write_tokenized(
         facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
         (aside / "facts.json").write_text(json.dumps(facts))
 
-    write_aside(folder, write)
+    try:
+        write_aside(folder, write)
+    except OSError:
+        if not folder.is_dir():  # else another host finished the same entry first
+            raise
 
 
 def read_tokenized(folder: Path) -> TokenizedData:

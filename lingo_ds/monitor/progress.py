@@ -23,7 +23,8 @@ class Progress:
         total_steps: int,
         *,
         enabled: bool,
-        first_step: int = 0,
+        metric: str = "mcc",
+        done: int = 0,
         log_seconds: float = 10.0,
         console: Console | None = None,
     ):
@@ -32,11 +33,12 @@ class Progress:
         Args:
             total_steps: steps of the whole run.
             enabled: False (processes other than the first) shows nothing.
-            first_step: steps that were already done when this process began, for a resumed run.
+            metric: name of the dev metric that is shown.
+            done: steps that were already done when this process began, for a resumed run.
             log_seconds: least time between two log lines.
             console: where a bar goes; None is stderr. A log handler that shares it keeps off the bar.
         """
-        self._total, self._first = total_steps, first_step
+        self._total, self._first, self._metric = total_steps, done, metric
         self._enabled, self._log_seconds = enabled, log_seconds
         self._began = time.monotonic()
         self._logged: float | None = None
@@ -47,7 +49,7 @@ class Progress:
         if enabled and console.is_interactive and console.file.isatty():
             columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Bar(*columns, TextColumn("{task.fields[left]} left"), console=console)
-            self._task = self._bar.add_task(f"step {first_step}/{total_steps}", total=total_steps, left="-")
+            self._task = self._bar.add_task(f"step {done}/{total_steps}", total=total_steps, left="-")
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
@@ -76,7 +78,7 @@ class Progress:
             self._dev_metric = dev_metric
         dev = "-" if self._dev_metric is None else f"{self._dev_metric:.3f}"
         speed = f"{tokens_per_second:,.0f} tokens/s"
-        state = f"step {step}/{self._total}  loss {loss:.4f}  dev mcc {dev}  {speed}"
+        state = f"step {step}/{self._total}  loss {loss:.4f}  dev {self._metric} {dev}  {speed}"
         now = time.monotonic()
         passed, left = _clock(now - self._began), self._left(step, now - self._began)
         if self._bar is not None:

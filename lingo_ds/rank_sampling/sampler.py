@@ -156,7 +156,7 @@ class RankSampler:
         scores = self._bank.scores().double().cpu().numpy()
         protected = protected_triplets(scores, self._bank.layout.ranks, config.min_rank)
         best = best_triplets(scores, budget, protected)
-        if final or config.mode == "deterministic":
+        if final or config.mode == "deterministic" or budget == len(scores):
             return best
         rho = self._schedule.rho_at(step, rho=config.rho, rho_final=config.rho_final)
         generator = draw_generator(self._seed, step)

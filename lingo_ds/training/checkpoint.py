@@ -75,23 +75,13 @@ class CheckpointStore:
         Raises:
             UserError: where it was written by a run that means something else.
         """
-        state, tensors, failure = None, {}, None
-        if env.is_main:
-            try:
-                state = json.loads((path / "state.json").read_text())
-                tensors = load_file(path / "bank.safetensors")
-            except (OSError, ValueError, SafetensorError) as error:
-                failure = Mistake(
-                    "checkpoint.resume", path, f"is no whole checkpoint ({error})", "name another one"
-                )
-            else:
-                failure = self._other_meaning(path, state["meaning"])
-        failure = distributed.share_json(failure, env)
-        if failure:
-            raise UserError(Mistake(*failure))
-        state = distributed.share_json(state, env)
+        state, tensors = None, {}
+        with distributed.together(env):
+            if env.is_main:
+                state, tensors = self._read(path)
+        state, names = distributed.share_json([state, list(tensors)], env)
         layout = BankLayout(bank.layout.sites, tuple(state["ranks"]), bank.layout.head_shape)
-        if layout.ranks != bank.layout.ranks:  # written after the final mask
+        if "sensitivity" not in names and bank.sensitivity is not None:  # written after the final mask
             bank.adopt(layout, torch.zeros(layout.size, device=bank.device))
         with torch.no_grad():
             for name, value in bank.state().items():
@@ -100,6 +90,18 @@ class CheckpointStore:
                 distributed.broadcast_(value)
         bank.masks_from_tensor()
         return state["step"], state["progress"]
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        try:
+            state = json.loads((path / "state.json").read_text())
+            tensors = load_file(path / "bank.safetensors")
+            other = self._other_meaning(path, state["meaning"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            rule = f"is no whole checkpoint ({error})"
+            raise UserError(Mistake("checkpoint.resume", path, rule, "name another one")) from None
+        if other:
+            raise UserError(other)
+        return state, tensors
 
     def _other_meaning(self, path: Path, theirs: dict[str, Any]) -> Mistake | None:
         for field in [*self.meaning, *theirs]:

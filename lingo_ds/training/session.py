@@ -31,7 +31,7 @@ from lingo_ds.training.update import BankUpdate
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("adapter", "checkpoints", "tensorboard", "predictions", "report.json", "evaluation.json")
-"""What a run leaves in its folder; a new run in the same folder begins by removing the old one's."""
+"""What a run leaves in its folder; a new run in the same folder begins by moving it to `earlier/`."""
 
 FREE_SETTINGS = {
     "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path",
@@ -71,6 +71,7 @@ class Session:
         )
         self._trainer = Trainer(
             plan=plan,
+            seed=config.seed,
             lr=lambda step: (
                 config.train.learning_rate * plan.learning_rate_factor(step, config.train.lr_schedule)
             ),
@@ -127,7 +128,7 @@ class Session:
         path = distributed.share_json(path and str(path), self._prepared.env)
         if path is None:
             if self._prepared.env.is_main:
-                _clear(self._folder)
+                _set_aside(self._folder)
             return 1
         step, progress = self._store.load(Path(path), self.model.bank, self._prepared.env)
         self._follow_new_tensors()
@@ -159,10 +160,7 @@ class Session:
         """The contract's report, plain JSON values."""
         prepared, plan, best = self._prepared, self._prepared.plan, self.best
         events = self._sampler.events if self._sampler else []
-        saved = load_adapter(self._folder / "adapter", prepared.spec).layout if best.step else None
-        ranks = dict.fromkeys((site.name for site in prepared.sites), 0)
-        ranks |= {site.name: r for site, r in zip(saved.sites, saved.ranks, strict=True)} if saved else {}
-        trainable = saved.size if saved else plan.facts.bank_parameters
+        ranks, saved_size = self._saved_ranks()
         watched = self._watcher.throughput
         return {
             "task": prepared.task.to_dict(),
@@ -186,7 +184,7 @@ class Session:
             },
             "parameters": {
                 "trainable": plan.facts.bank_parameters,
-                "saved": trainable,
+                "saved": saved_size,
                 "backbone": plan.facts.backbone_parameters,
                 "fraction": plan.fraction,
             },
@@ -208,6 +206,15 @@ class Session:
             "world_size": prepared.env.world_size,
             "versions": versions(),
         }
+
+    def _saved_ranks(self) -> tuple[dict[str, int], int]:
+        """Rank of every site in the saved adapter, and its entries with the head; call on all processes."""
+        ranks, size = dict.fromkeys((site.name for site in self._prepared.sites), 0), 0
+        if self._prepared.env.is_main and self.best.step:
+            layout = load_adapter(self._folder / "adapter", self._prepared.spec).layout
+            ranks |= {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
+            size = layout.size
+        return tuple(distributed.share_json([ranks, size], self._prepared.env))
 
     def _memory(self) -> dict[str, list[int | None]]:
         """Peak bytes of every process; call on all."""
@@ -236,7 +243,7 @@ class Session:
         )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
         save_adapter(
-            self._folder / "adapter", adapter, spec=prepared.spec, backbone_path=str(prepared.spec.folder),
+            self._folder / "adapter", adapter, spec=prepared.spec, backbone_path=prepared.backbone_name,
             settings=self._peft_settings(),
         )  # fmt: skip
 
@@ -245,6 +252,7 @@ class Session:
         sampling, plan = self._prepared.config.rank_sampling, self._prepared.plan
         schedule = plan.schedule
         return {
+            "revision": self._prepared.config.backbone.revision,
             "lora_dropout": self._prepared.config.adapter.dropout,
             "target_r": sampling.target_rank if schedule else self._prepared.config.adapter.rank,
             "tinit": schedule.t_init if schedule else 0,
@@ -333,6 +341,7 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
     trained = {
         "data.prefix": (card.task.template, task.template),
         "data.domain": (card.task.domain, task.domain),
+        "data.max_length": (card.task.max_length, task.max_length),
         "head.pooling": (card.pooling, prepared.config.head.pooling),
         "data.path": (f"{card.task.classes} classes", f"{task.classes} classes"),
         "backbone.path": (card.backbone.fingerprint, prepared.backbone_fingerprint),
@@ -346,11 +355,13 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
         raise UserError(mistakes)
 
 
-def _clear(folder: Path) -> None:
-    """Removes what an earlier run left in the folder."""
-    for name in OUTPUTS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _set_aside(folder: Path) -> None:
+    """Moves what an earlier run left in the folder into `earlier/<n>` there, so that nothing is lost."""
+    left = [folder / name for name in OUTPUTS if (folder / name).exists()]
+    if left:
+        number = 1 + sum(1 for _ in (folder / "earlier").glob("*"))
+        target = folder / "earlier" / str(number)
+        target.mkdir(parents=True)
+        for path in left:
+            path.rename(target / path.name)
+        logger.warning("a new run begins in %s; what was there is in %s", folder, target)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 from lingo_ds.data.loader import Batch, TrainBatches
 from lingo_ds.distributed import DistEnv
 from lingo_ds.evaluation.evaluate import Evaluation
@@ -74,6 +77,11 @@ class StopSignals:
                 signal.signal(number, handler)
 
 
+def seed_dropout(seed: int, step: int, global_rank: int) -> None:
+    """Seeds torch's generators from what a resumed run knows as well, so that it drops the same entries."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, global_rank]).generate_state(1, np.uint64)[0]))
+
+
 class Trainer:
     """Runs a plan's steps. What changes the weights is a line of `run`; what only looks on is an observer."""
 
@@ -81,6 +89,7 @@ class Trainer:
         self,
         *,
         plan: RunPlan,
+        seed: int,
         lr: Callable[[int], float],
         env: DistEnv,
         model: AdaptedModel,
@@ -94,7 +103,8 @@ class Trainer:
         save_checkpoint: Callable[[int], None],
         checkpoint_interval: int | None,
     ):
-        self._plan, self._lr, self._env, self._model, self._batches = plan, lr, env, model, batches
+        self._plan, self._seed, self._lr = plan, seed, lr
+        self._env, self._model, self._batches = env, model, batches
         self._update, self._sampler, self._audit, self._audit_interval = (
             update,
             sampler,
@@ -131,6 +141,7 @@ class Trainer:
 
     def _step(self, step: int) -> StepStats:
         """Gradient of one global batch, and the update it leads to."""
+        seed_dropout(self._seed, step, self._env.global_rank)
         self._model.backbone.train()
         self._model.bank.zero_grad()
         examples = len(self._batches.rows_at(step))

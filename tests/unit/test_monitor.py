@@ -279,7 +279,7 @@ def test_log_lines_come_every_ten_seconds(caplog, clock):
 
 def test_time_left_of_a_resumed_run_uses_its_own_steps(caplog, clock):
     caplog.set_level(logging.INFO)
-    with Progress(1000, enabled=True, first_step=900, console=Console(file=io.StringIO())) as progress:
+    with Progress(1000, enabled=True, done=900, console=Console(file=io.StringIO())) as progress:
         clock.now += 100
         progress.update(910, loss=1.0, tokens_per_second=1.0)
     assert caplog.records[0].getMessage().endswith("0:01:40 passed, 0:15:00 left")  # 90 steps of 10 s

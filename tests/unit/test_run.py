@@ -28,6 +28,7 @@ from lingo_ds.cli import main
 from lingo_ds.data.loader import TrainBatches
 from lingo_ds.recipe import load_config
 from lingo_ds.training import observers
+from lingo_ds.training.trainer import seed_dropout
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STEPS = 30
@@ -610,3 +611,14 @@ def test_a_real_process_ends_with_status_2_and_without_a_traceback(recipe, tmp_p
     assert [line.split(": ")[1] for line in errors(ended.stderr)] == [
         "command line", "train.max_stepz (command line)"
     ]  # fmt: skip
+
+
+def test_dropout_follows_the_seed_and_resumes_exactly():
+    def dropped(seed: int, step: int, rank: int) -> torch.Tensor:
+        seed_dropout(seed, step, rank)
+        return torch.nn.functional.dropout(torch.ones(64), 0.5)
+
+    first = dropped(0, 7, 0)
+    assert torch.equal(first, dropped(0, 7, 0))
+    for other in ((1, 7, 0), (0, 8, 0), (0, 7, 1)):
+        assert not torch.equal(first, dropped(*other))

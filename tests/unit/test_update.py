@@ -401,8 +401,9 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
     update = BankUpdate(bank, config_of())
     trainer = Trainer(
         plan=SimpleNamespace(steps=5, eval_interval=100, schedule=None),
+        seed=0,
         lr=lambda step: 0.02,
-        env=None,
+        env=SimpleNamespace(global_rank=0),
         model=SimpleNamespace(
             bank=bank,
             backbone=SimpleNamespace(train=lambda: None, require_partitioned=lambda: None),
