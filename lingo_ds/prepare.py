@@ -32,7 +32,7 @@ from lingo_ds.data.tokenize import (
 )
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import make_folder, write_aside
+from lingo_ds.files import make_folder
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
@@ -154,7 +154,7 @@ def _make_builtins(config: RunConfig, cache: Path) -> None:
         folder = _builtin_folder(cache, name)
         if not folder.exists():
             logger.info("making %s in %s", name, folder)
-            write_aside(folder, write)
+            write(folder)
 
 
 def _data_folder(config: RunConfig, cache: Path) -> Path:

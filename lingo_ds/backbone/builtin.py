@@ -6,13 +6,13 @@ is the scale of the weights (instead of 0.02) and a rotary base that tells neigh
 """
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +34,16 @@ def write_backbone(folder: Path, *, seed: int = 0) -> None:
     as it was.
 
     Args:
-        folder: made if it is missing; files of these names in it are replaced, `config.json` last.
+        folder: appears whole or not at all; one that is there is replaced.
         seed: of the weights.
     """
     model, tokenizer = _random_model(seed), _character_tokenizer()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as aside:
+
+    def write(aside: Path) -> None:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        for draft in sorted(Path(aside).iterdir(), key=lambda path: path.name == "config.json"):
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())
-            draft.replace(folder / draft.name)
+
+    write_aside(folder, write)
     logger.info("wrote a random backbone of %d parameters to %s", model.num_parameters(), folder)
 
 

@@ -9,14 +9,13 @@ score on it says anything about biology.
 Positions are relative to the TSS, which is +1; there is no 0. In a file the TSS has index `length // 2 - 1`.
 """
 
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import write_aside
 
 MIN_LENGTH = 70  # -34 to +36: a TATA box that starts at -34 just fits
 
@@ -93,7 +92,7 @@ def write_promoters(
     bytes.
 
     Args:
-        folder: made if it is missing; files of these names in it are replaced.
+        folder: appears whole or not at all; one that is there is replaced.
         seed: of every draw.
         train, dev, test: rows of each split.
         length: bases of each sequence, at least 70.
@@ -108,11 +107,15 @@ def write_promoters(
     sequences = _spell(_draw_distinct(rng, labels, length))
     lines = [f"{sequence},{label}\n" for sequence, label in zip(sequences, labels, strict=True)]
 
-    folder.mkdir(parents=True, exist_ok=True)
-    start = 0
-    for split, rows in splits.items():
-        _write_aside(folder / f"{split}.csv", "sequence,label\n" + "".join(lines[start : start + rows]))
-        start += rows
+    def write(aside: Path) -> None:
+        aside.mkdir()
+        start = 0
+        for split, rows in splits.items():
+            text = "sequence,label\n" + "".join(lines[start : start + rows])
+            (aside / f"{split}.csv").write_text(text, encoding="ascii", newline="")
+            start += rows
+
+    write_aside(folder, write)
 
 
 def _check(splits: dict[str, int], length: int) -> None:
@@ -209,14 +212,3 @@ def _put(
 def _spell(codes: np.ndarray) -> list[str]:
     letters = np.frombuffer(b"ACGT", dtype=np.uint8)[codes]
     return [row.tobytes().decode("ascii") for row in letters]
-
-
-def _write_aside(path: Path, text: str) -> None:
-    """Whoever reads `path` sees the old file or the whole new one."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
-        draft = Path(aside) / path.name
-        with draft.open("w", encoding="ascii", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
