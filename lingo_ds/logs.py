@@ -31,7 +31,7 @@ def set_up(env: DistEnv) -> None:
     )
     package.handlers = [handler]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
 
 
 def write_to(folder: Path, env: DistEnv) -> None:
