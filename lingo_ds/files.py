@@ -9,6 +9,9 @@ from pathlib import Path
 
 from lingo_ds.errors import Mistake, UserError
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
 
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
@@ -18,6 +21,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(aside)
         for file in [aside, *aside.rglob("*")]:
+            file.chmod(file.stat().st_mode | 0o444 & ~_UMASK)  # safetensors writes for the owner alone
             _sync(file)
         if path.is_dir():  # a folder with content cannot be replaced in one step
             path.rename(old)
