@@ -101,6 +101,7 @@ def _watching(prepared: Prepared, first_step: int) -> Iterator[tuple[Tracker, Pr
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = prepared.env, prepared.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
+    tracker.text(first_step, "run/config", f"```yaml\n{prepared.config.to_yaml()}```")
     metric = prepared.config.selection.metric
     progress = Progress(
         prepared.plan.steps, enabled=env.is_main, metric=metric, done=first_step - 1, console=logs.console

@@ -1,6 +1,5 @@
 """Backbone: the frozen language model as the rest of the project sees it, whole or sharded."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from lingo_ds.backbone.spec import BackboneSpec
 if TYPE_CHECKING:
     from lingo_ds.backbone.zero import ShardedModule
 
-logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,6 +1,5 @@
 """The one seam to DeepSpeed: a frozen module, partitioned by ZeRO stage 3 without optimizer."""
 
-import logging
 from typing import Any
 
 import deepspeed
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 
 from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
-
-logger = logging.getLogger(__name__)
 
 
 def shard(

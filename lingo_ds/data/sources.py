@@ -2,14 +2,11 @@
 
 import csv
 import io
-import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lingo_ds.errors import Mistake, UserError
-
-logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
 IUPAC = "ACGTUNRYSWKMBDHV"

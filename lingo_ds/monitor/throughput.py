@@ -3,7 +3,6 @@
 import re
 import resource
 import sys
-import time
 from collections import deque
 
 import torch
@@ -50,28 +49,17 @@ class Throughput:
         self.real_tokens = 0
         self.total_tokens = 0
         self.seconds = 0.0
-        self._started: float | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
 
-    def start(self) -> None:
-        """Starts the clock of a step."""
-        self._started = time.perf_counter()
-
-    def step(
-        self, *, examples: int, real_tokens: int, total_tokens: int, seconds: float | None = None
-    ) -> None:
+    def step(self, *, examples: int, real_tokens: int, total_tokens: int, seconds: float) -> None:
         """Counts one finished step.
 
         Args:
             examples: labelled sequences.
             real_tokens: tokens without padding.
             total_tokens: tokens computed, padding included.
-            seconds: duration of the step; None takes the time since `start()`.
+            seconds: duration of the step.
         """
-        if seconds is None:
-            assert self._started is not None, "start() comes before a step without seconds"
-            seconds = time.perf_counter() - self._started
-        self._started = None
         self.examples += examples
         self.real_tokens += real_tokens
         self.total_tokens += total_tokens

@@ -21,7 +21,6 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lingo_ds.monitor import progress as progress_module
-from lingo_ds.monitor import throughput
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.rank_map import draw_budget, draw_rank_map
 from lingo_ds.monitor.report import summary_table, versions, what_to_open, write_report
@@ -203,18 +202,6 @@ def test_recent_rate_forgets_slow_early_steps():
         rates.step(examples=1, real_tokens=10, total_tokens=10, seconds=0.1)
     assert rates.recent_tokens_per_second == pytest.approx(100)
     assert rates.tokens_per_second < 3
-
-
-def test_only_time_inside_steps_counts(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    rates = Throughput()
-    for _ in range(2):
-        rates.start()
-        clock.now += 3
-        rates.step(examples=6, real_tokens=1, total_tokens=1)
-        clock.now += 100  # an evaluation
-    assert (rates.seconds, rates.examples_per_second) == (6, 2)
 
 
 def test_memory_and_peak():
