@@ -189,7 +189,7 @@ def agreement(rank: int, env: DistEnv) -> dict[str, Any]:
         "gathered": distributed.all_gather(torch.tensor([[rank, 7]])).tolist(),
         "broadcast": distributed.broadcast_(torch.tensor([rank + 5])).tolist(),
     }
-    distributed.barrier()
+    torch.distributed.barrier()
     return seen
 
 
