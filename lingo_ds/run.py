@@ -11,13 +11,14 @@ from lingo_ds.config import RunConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
 from lingo_ds.evaluation.evaluate import write_predictions
+from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.files import write_aside
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.plan import RunPlan
 from lingo_ds.prepare import Prepared, build_model, prepare
-from lingo_ds.training.session import EVAL_BATCH_FACTOR, Session, adopt_saved
+from lingo_ds.training.session import EVAL_BATCH_FACTOR, Session
 
 logger = logging.getLogger(__name__)
 

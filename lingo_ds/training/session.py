@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lingo_ds import distributed
-from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.data.loader import TrainBatches
-from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
-from lingo_ds.export import CARD, BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
+from lingo_ds.evaluation.saved import adopt_saved
+from lingo_ds.export import CARD, BackboneCard, Card, SavedAdapter, save_adapter
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
-from lingo_ds.monitor.report import versions
-from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
@@ -25,6 +22,7 @@ from lingo_ds.training.audit import Audit
 from lingo_ds.training.checkpoint import CheckpointStore, mask_from_text, mask_to_text
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.selection import Best, Selection
+from lingo_ds.training.summary import make_report
 from lingo_ds.training.trainer import Outcome, Trainer
 from lingo_ds.training.update import BankUpdate
 
@@ -157,72 +155,16 @@ class Session:
             self._selection.restore(asdict(Best()))
 
     def report(self, outcome: Outcome, test: Evaluation | None) -> dict[str, Any]:
-        """The contract's report, plain JSON values."""
-        prepared, plan, best = self._prepared, self._prepared.plan, self.best
-        events = self._sampler.events if self._sampler else []
-        ranks, saved_size = self._saved_ranks()
-        watched = self._watcher.throughput
-        return {
-            "task": prepared.task.to_dict(),
-            "outcome": outcome.reason,
-            "metrics": {"dev": best.metrics, "test": test and test.metrics},
-            "selected_step": best.step,
-            "selected_at_budget": best.at_budget,
-            "steps": outcome.steps,
-            "skipped_steps": outcome.skipped,
-            "seed": prepared.config.seed,
-            "data": prepared.data.facts(),
-            "rank_sampling": {
-                "mode": prepared.config.rank_sampling.mode,
-                "initial_triplets": plan.facts.sites * prepared.config.adapter.rank,
-                "target_triplets": plan.schedule.target if plan.schedule else None,
-                "kept_triplets": sum(ranks.values()),
-                "mask_events": len(events),
-                "returned_triplets": sum(event.returned for event in events),
-                "ranks": ranks,
-                "history": [event._asdict() for event in events],
-            },
-            "parameters": {
-                "trainable": plan.facts.bank_parameters,
-                "saved": saved_size,
-                "backbone": plan.facts.backbone_parameters,
-                "fraction": plan.fraction,
-            },
-            "sync": {
-                "audits": self._audit.audits,
-                "divergences": self._audit.divergences,
-                "repairs": self._audit.repairs,
-            },
-            "throughput": {
-                "seconds": watched.seconds,
-                "examples_per_second": watched.examples_per_second,
-                "tokens_per_second": watched.tokens_per_second,
-                "padding_fraction": watched.padding_fraction,
-                "shared_prefix_fraction": 0.0,
-                "mfu": self._watcher.mfu(),
-            },
-            "memory": self._memory(),
-            "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group},
-            "world_size": prepared.env.world_size,
-            "versions": versions(),
-        }
-
-    def _saved_ranks(self) -> tuple[dict[str, int], int]:
-        """Rank of every site in the saved adapter, and its entries with the head; call on all processes."""
-        ranks, size = dict.fromkeys((site.name for site in self._prepared.sites), 0), 0
-        if self._prepared.env.is_main and self.best.step:
-            layout = load_adapter(self._folder / "adapter", self._prepared.spec).layout
-            ranks |= {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
-            size = layout.size
-        return tuple(distributed.share_json([ranks, size], self._prepared.env))
-
-    def _memory(self) -> dict[str, list[int | None]]:
-        """Peak bytes of every process; call on all."""
-        peaks = distributed.share_from_all([peak_host_bytes(), peak_device_bytes()], self._prepared.env)
-        return {
-            "peak_host_bytes": [host for host, _ in peaks],
-            "peak_device_bytes": [device for _, device in peaks],
-        }
+        """The contract's report, plain JSON values; call on all processes."""
+        return make_report(
+            self._prepared,
+            outcome=outcome,
+            best=self.best,
+            test=test,
+            events=self._sampler.events if self._sampler else [],
+            audit=self._audit,
+            watcher=self._watcher,
+        )
 
     def _follow_new_tensors(self) -> None:
         self._update.rebuild()
@@ -307,52 +249,6 @@ class Session:
             "backbone (fingerprint)": prepared.backbone_fingerprint,
             "train.steps": prepared.plan.steps,
         }
-
-
-def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
-    """Puts the adapter of a folder into the model of every process: read on global rank 0, then broadcast.
-
-    Raises:
-        UserError: where the folder holds no adapter for this backbone, or one that read its input otherwise.
-    """
-    env, saved, failure = prepared.env, None, None
-    if env.is_main:
-        try:
-            saved = load_adapter(folder, prepared.spec)
-            _require_same_reading(saved, prepared, folder)
-        except UserError as error:
-            failure = error
-    distributed.raise_together(failure, env)
-    shape = saved and [
-        saved.layout.sites,
-        saved.layout.ranks,
-        saved.layout.head_shape,
-        saved.alpha / saved.rank,
-    ]
-    sites, ranks, head_shape, model.bank.scale = distributed.share_json(shape, env)
-    layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape))
-    values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
-    model.adopt(layout, distributed.broadcast_(values))
-
-
-def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path) -> None:
-    """The config must turn sequences into hidden states as it was done in training."""
-    card, task = saved.card, prepared.task
-    trained = {
-        "data.prefix": (card.task.template, task.template),
-        "data.domain": (card.task.domain, task.domain),
-        "data.max_length": (card.task.max_length, task.max_length),
-        "head.pooling": (card.pooling, prepared.config.head.pooling),
-        "data.path": (f"{card.task.classes} classes", f"{task.classes} classes"),
-        "backbone.path": (card.backbone.fingerprint, prepared.backbone_fingerprint),
-    }
-    mistakes = [
-        Mistake(field, ours, f"the adapter in {folder} was trained with {theirs!r}", "set it to that")
-        for field, (theirs, ours) in trained.items()
-        if theirs != ours
-    ]
-    if mistakes:
-        raise UserError(mistakes)
 
 
 def _set_aside(folder: Path) -> None:

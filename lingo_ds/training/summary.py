@@ -1,0 +1,91 @@
+"""The report of a run, as the contract names its parts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lingo_ds import distributed
+from lingo_ds.distributed import DistEnv
+from lingo_ds.evaluation.evaluate import Evaluation
+from lingo_ds.export import load_adapter
+from lingo_ds.monitor.report import versions
+from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
+from lingo_ds.prepare import Prepared
+from lingo_ds.rank_sampling.sampler import MaskEvent
+from lingo_ds.training.audit import Audit
+from lingo_ds.training.observers import Watcher
+from lingo_ds.training.selection import Best
+from lingo_ds.training.trainer import Outcome
+
+
+def make_report(
+    prepared: Prepared,
+    *,
+    outcome: Outcome,
+    best: Best,
+    test: Evaluation | None,
+    events: Sequence[MaskEvent],
+    audit: Audit,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """Everything that is known at the end of a run, as plain JSON values; call on all processes."""
+    config, plan, watched = prepared.config, prepared.plan, watcher.throughput
+    ranks, saved_size = _saved_ranks(prepared, best)
+    return {
+        "task": prepared.task.to_dict(),
+        "outcome": outcome.reason,
+        "metrics": {"dev": best.metrics, "test": test and test.metrics},
+        "selected_step": best.step,
+        "selected_at_budget": best.at_budget,
+        "steps": outcome.steps,
+        "skipped_steps": outcome.skipped,
+        "seed": config.seed,
+        "data": prepared.data.facts(),
+        "rank_sampling": {
+            "mode": config.rank_sampling.mode,
+            "initial_triplets": plan.facts.sites * config.adapter.rank,
+            "target_triplets": plan.schedule.target if plan.schedule else None,
+            "kept_triplets": sum(ranks.values()),
+            "mask_events": len(events),
+            "returned_triplets": sum(event.returned for event in events),
+            "ranks": ranks,
+            "history": [event._asdict() for event in events],
+        },
+        "parameters": {
+            "trainable": plan.facts.bank_parameters,
+            "saved": saved_size,
+            "backbone": plan.facts.backbone_parameters,
+            "fraction": plan.fraction,
+        },
+        "sync": {"audits": audit.audits, "divergences": audit.divergences, "repairs": audit.repairs},
+        "throughput": {
+            "seconds": watched.seconds,
+            "examples_per_second": watched.examples_per_second,
+            "tokens_per_second": watched.tokens_per_second,
+            "padding_fraction": watched.padding_fraction,
+            "shared_prefix_fraction": 0.0,
+            "mfu": watcher.mfu(),
+        },
+        "memory": _memory(prepared.env),
+        "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group},
+        "world_size": prepared.env.world_size,
+        "versions": versions(),
+    }
+
+
+def _saved_ranks(prepared: Prepared, best: Best) -> tuple[dict[str, int], int]:
+    """Rank of every site in the saved adapter, and its entries with the head."""
+    ranks, size = dict.fromkeys((site.name for site in prepared.sites), 0), 0
+    if prepared.env.is_main and best.step:
+        layout = load_adapter(prepared.config.run_dir / "adapter", prepared.spec).layout
+        ranks |= {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
+        size = layout.size
+    return tuple(distributed.share_json([ranks, size], prepared.env))
+
+
+def _memory(env: DistEnv) -> dict[str, list[int | None]]:
+    """Peak bytes of every process."""
+    peaks = distributed.share_from_all([peak_host_bytes(), peak_device_bytes()], env)
+    return {
+        "peak_host_bytes": [host for host, _ in peaks],
+        "peak_device_bytes": [device for _, device in peaks],
+    }
