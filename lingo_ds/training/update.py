@@ -95,7 +95,8 @@ class BankUpdate:
         """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite."""
         bank = self._bank
         distributed.all_reduce_(bank.wire)
-        bank.grad.div_(self.loss_scale.value)
+        if self.loss_scale.value != 1:
+            bank.grad.div_(self.loss_scale.value)
         penalty = (
             self._orthogonality.add_gradient_(bank, weight=self._sampling.orthogonality)
             if self._orthogonality
