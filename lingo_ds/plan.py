@@ -13,6 +13,9 @@ GIB = 1024**3
 USABLE_MEMORY = 0.8
 """Share of a process's memory that the plan fills; the rest: fragments, runtime, what the estimate misses."""
 
+EVAL_BATCH_FACTOR = 4
+"""Examples of an evaluation forward over those of a training one."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -91,6 +94,11 @@ class RunPlan:
     def fraction(self) -> float:
         """Trainable parameters over backbone parameters."""
         return self.facts.bank_parameters / self.facts.backbone_parameters
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples of an evaluation forward of one process: nothing is kept there for a backward pass."""
+        return EVAL_BATCH_FACTOR * self.micro_batch_size
 
     def learning_rate_factor(self, step: int, schedule: str) -> float:
         """Factor on the peak learning rate at `step` (1-based).

@@ -18,7 +18,7 @@ from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.plan import RunPlan
 from lingo_ds.prepare import Prepared, build_model, prepare
-from lingo_ds.training.session import EVAL_BATCH_FACTOR, Session
+from lingo_ds.training.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
         model = build_model(prepared)
         adopt_saved(model, prepared, config.run_dir / "adapter")
         split = prepared.data.splits["test"]
-        test = evaluate_split(model, split, batch=EVAL_BATCH_FACTOR * prepared.plan.micro_batch_size, env=env)
+        test = evaluate_split(model, split, batch=prepared.plan.eval_batch_size, env=env)
         if env.is_main:
             write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
             write_report(config.run_dir / "evaluation.json", {"metrics": {"test": test.metrics}})

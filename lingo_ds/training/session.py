@@ -39,9 +39,6 @@ FREE_SETTINGS = {
 }  # fmt: skip
 """Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
 
-EVAL_BATCH_FACTOR = 4
-"""Examples of an evaluation forward over those of a training one: nothing is kept for a backward pass."""
-
 
 class Session:
     """The parts of one training run.
@@ -110,8 +107,8 @@ class Session:
 
     def evaluate(self, split: str) -> Evaluation:
         """Logits and metrics of the bank as it is now."""
-        batch = EVAL_BATCH_FACTOR * self._prepared.plan.micro_batch_size
-        return evaluate(self.model, self._prepared.data.splits[split], batch=batch, env=self._prepared.env)
+        data, plan = self._prepared.data, self._prepared.plan
+        return evaluate(self.model, data.splits[split], batch=plan.eval_batch_size, env=self._prepared.env)
 
     def evaluate_best(self, split: str) -> Evaluation:
         """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""
@@ -129,7 +126,7 @@ class Session:
                 _set_aside(self._folder)
             return 1
         step, progress = self._store.load(Path(path), self.model.bank, self._prepared.env)
-        self._follow_new_tensors()
+        self.model.follow_bank()
         self._update.restore(progress["steps_taken"], progress["loss_scale"])
         self._selection.restore(progress["best"])
         self._bring_best(Path(path))
