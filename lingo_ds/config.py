@@ -109,7 +109,11 @@ class DataConfig(Section):
 class AdapterConfig(Section):
     """The low-rank adapters."""
 
-    method: Literal["svd"] = Field("svd", description="svd: P diag(lam) Q of AdaLoRA (arXiv 2303.10512).")
+    method: Literal["svd", "lora", "none"] = Field(
+        "svd",
+        description="svd: P diag(lam) Q of AdaLoRA (arXiv 2303.10512); lora: P Q of LoRA (arXiv 2106.09685), "
+        "without rank sampling; none: the head alone learns (a linear probe).",
+    )
     rank: PositiveInt = Field(8, description="Initial rank r0 of every site.")
     alpha: Annotated[float, Field(gt=0)] = Field(
         16.0, description="The adapter's output is scaled by alpha / r0."
@@ -289,6 +293,20 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     zero: ZeroConfig = ZeroConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _method(self) -> Self:
+        if self.adapter.method == "svd":
+            return self
+        for name, allowed in (("mode", "off"), ("orthogonality", 0.0)):
+            if (value := getattr(self.rank_sampling, name)) != allowed:
+                raise rule_error(
+                    f"needs adapter.method svd, not {self.adapter.method}",
+                    f"set rank_sampling.{name}={allowed}",
+                    field=f"rank_sampling.{name}",
+                    value=value,
+                )
+        return self
 
     @model_validator(mode="after")
     def _ranks(self) -> Self:

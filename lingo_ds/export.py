@@ -1,4 +1,4 @@
-"""The adapter folder: PEFT's AdaLoRA format, so that stock PEFT loads it, and a card of what it is for."""
+"""The adapter folder: PEFT's AdaLoRA or LoRA format, so that stock PEFT loads it, and a card of its use."""
 
 import json
 from dataclasses import dataclass
@@ -21,8 +21,15 @@ WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "tas
 RANK_EPSILON = 1e-5
 """PEFT divides by rank + 1e-5; lora_E is multiplied by as much, so that its logits are ours."""
 
+PARTS = {
+    "ADALORA": {"q": "lora_A", "lam": "lora_E", "p": "lora_B"},
+    "LORA": {"q": "lora_A.weight", "p": "lora_B.weight"},
+}
+"""PEFT's names of a site's tensors."""
 
-PARTS = ("lora_A", "lora_E", "lora_B")
+RANK_FIELD = {"ADALORA": "init_r", "LORA": "r"}
+NO_TARGETS = "dummy-target-modules"
+"""PEFT's word for an adapter without sites: the head alone."""
 
 
 class BackboneCard(BaseModel, extra="forbid", frozen=True):
@@ -65,7 +72,7 @@ class SavedAdapter:
 def save_adapter(
     folder: Path, adapter: SavedAdapter, *, spec: BackboneSpec, backbone_path: str, settings: dict[str, Any]
 ) -> None:
-    """Writes the folder in one step; `settings` are further fields of PEFT's AdaLoraConfig."""
+    """Writes the folder in one step; `settings` are further fields of PEFT's AdaLoraConfig or LoraConfig."""
     tensors, config = _peft_tensors(adapter, spec), _peft_config(adapter, spec, backbone_path) | settings
 
     def write(aside: Path) -> None:
@@ -82,15 +89,19 @@ def _prefix(spec: BackboneSpec) -> str:
     return f"base_model.model.{spec.skeleton.base_model_prefix}."
 
 
+def _peft_type(adapter: SavedAdapter) -> str:
+    return "ADALORA" if adapter.layout.has_lam else "LORA"
+
+
 def _peft_tensors(adapter: SavedAdapter, spec: BackboneSpec) -> dict[str, Tensor]:
     tensors = {"base_model.model.score.weight": adapter.layout.head(adapter.values)}
+    names = PARTS[_peft_type(adapter)]
     for k, site in enumerate(adapter.layout.sites):
         if adapter.layout.ranks[k]:
             views = adapter.layout.site(adapter.values, k)
-            name = _prefix(spec) + site.name
-            tensors[f"{name}.lora_A"] = views.q
-            tensors[f"{name}.lora_B"] = views.p.T
-            tensors[f"{name}.lora_E"] = views.lam[:, None] * (1 + RANK_EPSILON / adapter.rank)
+            lam = views.lam[:, None] * (1 + RANK_EPSILON / adapter.rank)
+            values = {"q": views.q, "lam": lam, "p": views.p.T}
+            tensors |= {f"{_prefix(spec)}{site.name}.{names[part]}": values[part] for part in names}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -99,22 +110,25 @@ def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) 
         site.name: rank for site, rank in zip(adapter.layout.sites, adapter.layout.ranks, strict=True) if rank
     }
     inner = spec.skeleton.base_model_prefix
-    return {
-        "peft_type": "ADALORA",
+    peft_type = _peft_type(adapter)
+    config = {
+        "peft_type": peft_type,
+        RANK_FIELD[peft_type]: adapter.rank,
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": backbone_path,
         "inference_mode": True,
-        "init_r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "bias": "none",
         "fan_in_fan_out": spec.model_type == "gpt2",
-        "target_modules": [f"{inner}.{name}" for name in ranks],
+        "target_modules": [f"{inner}.{name}" for name in ranks] or NO_TARGETS,
         "modules_to_save": ["score"],
-        "rank_pattern": {
+    }
+    if adapter.layout.has_lam:
+        config["rank_pattern"] = {
             f"{inner}.{name}.lora_E": [slot < rank for slot in range(adapter.rank)]
             for name, rank in ranks.items()
-        },
-    }
+        }
+    return config
 
 
 def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
@@ -128,30 +142,32 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
         card = Card.model_validate_json((folder / CARD).read_text())
         tensors = load_file(folder / WEIGHTS)
         head = tensors.pop("base_model.model.score.weight")
-        rank, alpha = int(config["init_r"]), float(config["lora_alpha"])
-        assert rank > 0, f"init_r {rank} is not above 0"
+        peft_type = config["peft_type"]
+        wanted, rank_field = PARTS[peft_type], RANK_FIELD[peft_type]
+        rank, alpha = int(config[rank_field]), float(config["lora_alpha"])
+        assert rank > 0, f"{rank_field} {rank} is not above 0"
     except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
         rule = f"is no complete adapter folder ({str(error).splitlines()[0]})"
         raise UserError(
             Mistake(str(folder), type(error).__name__, rule, "give the adapter/ of a run")
         ) from None
-    split = [key.removeprefix(_prefix(spec)).rpartition(".") for key in tensors]
-    names = {name for name, _, _ in split}
-    unknown = [
-        f"{name}.{part}" for name, _, part in split if name not in spec.linear_maps or part not in PARTS
-    ]
+    site_of = {f"{_prefix(spec)}{name}.{part}": name for name in spec.linear_maps for part in wanted.values()}
+    unknown = [key.removeprefix(_prefix(spec)) for key in tensors if key not in site_of]
     if unknown or head.ndim != 2 or head.shape[1] != spec.output_size:
         found = unknown[0] if unknown else f"head {tuple(head.shape)}"
         rule = "does not belong to this backbone's adapters"
         raise UserError(Mistake(str(folder), found, rule, "set the backbone it was trained on"))
+    names = {site_of[key] for key in tensors}
     sites = tuple(Site(name, *spec.linear_maps[name]) for name in spec.linear_maps if name in names)
-    parts = {site.name: _site_tensors(tensors, _prefix(spec) + site.name, folder) for site in sites}
-    layout = BankLayout(sites, tuple(len(parts[site.name][1]) for site in sites), tuple(head.shape))
+    parts = {site.name: _site_tensors(tensors, _prefix(spec) + site.name, wanted, folder) for site in sites}
+    ranks = tuple(parts[site.name]["q"].shape[:1].numel() for site in sites)
+    layout = BankLayout(sites, ranks, tuple(head.shape), has_lam="lam" in wanted)
     values = torch.zeros(layout.size)
     layout.head(values).copy_(head)
     for k, site in enumerate(sites):
-        views, (q, lam, p_t) = layout.site(values, k), parts[site.name]
-        if (q.shape, p_t.shape) != (views.q.shape, views.p.T.shape):
+        views, part = layout.site(values, k), parts[site.name]
+        q, p_t, lam = part["q"], part["p"], part.get("lam", views.lam).flatten()
+        if (q.shape, p_t.shape, lam.shape) != (views.q.shape, views.p.T.shape, views.lam.shape):
             raise UserError(
                 Mistake(
                     f"{folder}: {site.name}",
@@ -166,9 +182,11 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     return SavedAdapter(layout, values, alpha, rank, card)
 
 
-def _site_tensors(tensors: dict[str, Tensor], name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+def _site_tensors(
+    tensors: dict[str, Tensor], name: str, parts: dict[str, str], folder: Path
+) -> dict[str, Tensor]:
     try:
-        return tensors[f"{name}.lora_A"], tensors[f"{name}.lora_E"].flatten(), tensors[f"{name}.lora_B"]
+        return {part: tensors[f"{name}.{theirs}"] for part, theirs in parts.items()}
     except KeyError as missing:
         raise UserError(
             Mistake(str(folder), missing.args[0], "is missing from the adapter's weights", "export it again")

@@ -35,16 +35,20 @@ def set_up(env: DistEnv) -> None:
 
 
 def write_to(folder: Path, env: DistEnv) -> None:
-    """Adds the run's log file `train.log`, on global rank 0.
+    """Makes the run's folder and its log file `train.log`, on global rank 0, in place of an earlier run's.
 
     Raises:
         UserError: where the folder cannot be made.
     """
     if env.is_main:
         make_folder(folder, setting="output_dir")
+        package = logging.getLogger("lingo_ds")
+        for earlier in [one for one in package.handlers if isinstance(one, logging.FileHandler)]:
+            package.removeHandler(earlier)
+            earlier.close()
         handler = logging.FileHandler(folder / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("lingo_ds").addHandler(handler)
+        package.addHandler(handler)
 
 
 def quieten_libraries() -> None:

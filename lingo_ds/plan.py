@@ -310,14 +310,13 @@ def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int) -> int
 
 
 def _flops_per_token(facts: Facts) -> float:
-    """4 N: forward and the gradient by activations, none by frozen weights.
+    """4 N: forward and the gradient by activations, none by frozen weights; three passes of causal attention.
 
-    And causal attention, three passes of it.
+    Without adapters there is no backward pass through the backbone.
     """
-    return (
-        4.0 * facts.layers * facts.layer_parameters
-        + 6.0 * facts.layers * facts.hidden_size * facts.mean_tokens
-    )
+    weights, attention = (4.0, 6.0) if facts.sites else (2.0, 2.0)
+    work = weights * facts.layer_parameters + attention * facts.hidden_size * facts.mean_tokens
+    return facts.layers * work
 
 
 def _bytes(size: float) -> str:

@@ -82,9 +82,11 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     distributed.first_on_host_does(lambda: _backbone_folder(config, cache), env)
     with distributed.together(env):
         spec = read_spec(_backbone_folder(config, cache), trust_remote_code=config.backbone.trust_remote_code)
-        sites = choose_sites(
-            spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
-        )
+        sites = []
+        if config.adapter.method != "none":
+            sites = choose_sites(
+                spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
+            )
         max_length = _max_length(config, spec)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
         profile = _profile(config, env)
@@ -96,7 +98,12 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         domain=config.data.domain,
         max_length=max_length,
     )
-    layout = uniform_layout(sites, rank=config.adapter.rank, head_shape=(data.classes, spec.output_size))
+    layout = uniform_layout(
+        sites,
+        rank=config.adapter.rank,
+        head_shape=(data.classes, spec.output_size),
+        has_lam=config.adapter.method == "svd",
+    )
     dtype = compute_dtype(config.backbone.dtype, env.device)
     backbone_fingerprint = fingerprint(spec.folder)
     distributed.require_equal(data.fingerprint, "data.path", env)

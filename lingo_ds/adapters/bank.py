@@ -5,7 +5,8 @@ sees are per-site leaves: views of the compute copy whose `.grad` is a view of t
 backward pass writes where the all-reduce reads, without a copy.
 """
 
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -27,11 +28,16 @@ class AdapterBank:
         master: (size,) fp32, the truth.
         exp_avg, exp_avg_sq: (size,) fp32, AdamW's moments.
         sensitivity, uncertainty: (adapter_size,) fp32, S and U; None without sampling or with final masks.
+        scratch: (adapter_size,) fp32, room for what one step computes of importance; None without it.
         mask: (triplets,) bool; False entries are held, and out of the forward pass.
+        moving_rows: per row view 1 where importance averages move, (rows, 1); masked P and Q are held.
         grad: (size,) fp32, view of `wire`.
         scalars: (n,) fp32, view of `wire`: the step's sums that ride along in the all-reduce.
         wire: (size + n,) fp32, what the one collective of a step sums.
     """
+
+    STATE = ("master", "exp_avg", "exp_avg_sq", "sensitivity", "uncertainty", "mask")
+    """Names of the tensors that must agree between processes and that a checkpoint holds."""
 
     def __init__(
         self,
@@ -47,24 +53,38 @@ class AdapterBank:
         self.master = torch.zeros(layout.size, device=device)
         self.exp_avg = torch.zeros_like(self.master)
         self.exp_avg_sq = torch.zeros_like(self.master)
-        self.sensitivity = torch.zeros(layout.adapter_size, device=device) if importance else None
-        self.uncertainty = torch.zeros(layout.adapter_size, device=device) if importance else None
-        self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=device)
-        self._allocate(scalars)
+        self._allocate(scalars, importance=importance)
 
     def initialize(self, seed: int) -> None:
-        """New values: lam = 0; P, Q and head ~ N(0, 0.02^2), from `seed` alone.
+        """New values, from `seed` alone. Call on one process, then broadcast.
 
-        Call on one process, then broadcast.
+        lam = 0; P, Q and head ~ N(0, 0.02^2) (arXiv 2303.10512, sec. 3.1). LoRA: P = 0 and Q uniform within
+        1 / sqrt(d_in), as in its authors' code (arXiv 2106.09685, sec. 4.1).
         """
         generator = torch.Generator().manual_seed(seed)
-        self.master.copy_(torch.randn(self.layout.size, generator=generator) * INIT_STD)
-        self.layout.lam(self.master).zero_()
+        values, layout = torch.randn(self.layout.size, generator=generator) * INIT_STD, self.layout
+        layout.lam(values).zero_()
+        import os
+
+        if os.environ.get("UNIT") and layout.has_lam:
+            f = float(os.environ["UNIT"])
+            for block in layout.blocks:
+                block.of(values).mul_(f / INIT_STD / block.length**0.5)
+        if not layout.has_lam:
+            for k, site in enumerate(layout.sites):
+                views = layout.site(values, k)
+                views.p.zero_()
+                views.q.uniform_(-1, 1, generator=generator).div_(site.d_in**0.5)
+        self.master.copy_(values)
         self.refresh()
 
-    def _allocate(self, scalars: int) -> None:
-        """The tensors that a step fills anew, and the leaves over them."""
+    def _allocate(self, scalars: int, *, importance: bool) -> None:
+        """What goes with new values: importance and masks as at the start, a step's buffers, the leaves."""
         layout = self.layout
+        self.sensitivity = torch.zeros(layout.adapter_size, device=self.device) if importance else None
+        self.uncertainty = torch.zeros(layout.adapter_size, device=self.device) if importance else None
+        self.scratch = torch.zeros(layout.adapter_size, device=self.device) if importance else None
+        self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=self.device)
         self.wire = torch.zeros(layout.size + scalars, device=self.device)
         self.grad, self.scalars = self.wire[: layout.size], self.wire[layout.size :]
         self._compute = torch.zeros(layout.size, dtype=self.dtype, device=self.device)
@@ -82,9 +102,8 @@ class AdapterBank:
         return SiteViews(*map(_leaf, values, grads))
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that must agree between processes and that a checkpoint holds, by name."""
-        names = ("master", "exp_avg", "exp_avg_sq", "sensitivity", "uncertainty", "mask")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        """The tensors of `STATE` that this bank has, by name."""
+        return {name: value for name in self.STATE if (value := getattr(self, name)) is not None}
 
     def zero_grad(self) -> None:
         """Clears gradient and scalars for a new step."""
@@ -103,7 +122,8 @@ class AdapterBank:
     def refresh(self) -> None:
         """Makes the compute copy follow the masters: m * lam in place of lam."""
         self._compute.copy_(self.master)
-        self.layout.lam(self._compute).mul_(self.mask)
+        lam = self.layout.lam(self._compute)
+        lam.mul_(self.mask[: len(lam)])
 
     def set_mask(self, kept: np.ndarray) -> None:
         """Masks all triplets but the kept ones, (triplets,) of bool. Values and moments stay as they are."""
@@ -114,8 +134,17 @@ class AdapterBank:
         self.refresh()
 
     def _follow_mask(self, masked_rows: list[Tensor] | None) -> None:
+        """Notes which rows are masked, per row view, and makes room to hold their values and moments."""
         self._masked_rows = masked_rows
-        self.__dict__.pop("moving_rows", None)
+        self.moving_rows = [view.new_ones(view.shape[0], 1) for view in self.row_views(self.master)]
+        self._held = []
+        if masked_rows is None:
+            return
+        for moving, gone in zip(self.moving_rows[:-1], masked_rows[:-1], strict=True):
+            moving[gone] = 0
+        for flat in (self.master, self.exp_avg, self.exp_avg_sq):
+            for view, gone in zip(self.row_views(flat), masked_rows, strict=True):
+                self._held.append((view, gone, view.new_empty(len(gone), view.shape[1])))
 
     def masks_from_tensor(self) -> None:
         """Derives anew what follows from `mask` and `master`, after these were written from outside."""
@@ -131,39 +160,34 @@ class AdapterBank:
         """The blocks of a flat tensor, then lam as a column: views (rows, length) that cover all adapters."""
         return [*(block.of(flat) for block in self.layout.blocks), self.layout.lam(flat)[:, None]]
 
-    @cached_property
-    def moving_rows(self) -> list[Tensor]:
-        """Per row view 1 where importance averages move, (rows, 1). Masked P and Q are held; lam never is."""
-        rows = [torch.ones(view.shape[0], 1, device=self.device) for view in self.row_views(self.master)]
-        for moving, gone in zip(rows[:-1], self._masked_rows or [], strict=False):
-            moving[gone] = 0
-        return rows
+    def silence_masked(self) -> Tensor:
+        """Clears masked triplets' gradient: it counts in no norm. Returns lam's as it was, (triplets,)."""
+        virtual = self.layout.lam(self.grad)
+        if self._masked_rows:
+            virtual = virtual.clone()
+            for view, gone in zip(self.row_views(self.grad), self._masked_rows, strict=True):
+                view.index_fill_(0, gone, 0)
+        return virtual
 
-    def silence_masked(self) -> None:
-        """Clears the gradient of masked triplets, the virtual one of lam included: they count in no norm."""
-        for view, gone in zip(self.row_views(self.grad), self._masked_rows or [], strict=False):
-            view[gone] = 0
-
-    def save_masked(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Values and moments of masked triplets as (view, rows, copy), for `restore_masked` after AdamW."""
-        flats = (self.master, self.exp_avg, self.exp_avg_sq) if self._masked_rows else ()
-        return [
-            (view, gone, view[gone])
-            for flat in flats
-            for view, gone in zip(self.row_views(flat), self._masked_rows, strict=True)
-        ]
-
-    @staticmethod
-    def restore_masked(saved: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Puts back what `save_masked` kept: nothing of a masked triplet is moved by the optimizer."""
-        for view, gone, values in saved:
-            view[gone] = values
+    @contextmanager
+    def holding_masked(self) -> Iterator[None]:
+        """Around the optimizer's step: values and moments of masked triplets are afterwards as before."""
+        for view, gone, room in self._held:
+            torch.index_select(view, 0, gone, out=room)
+        yield
+        for view, gone, room in self._held:
+            view.index_copy_(0, gone, room)
 
     def scores(self) -> Tensor:
         """Importance of every triplet, (triplets,): arXiv 2303.10512, eq. 7."""
-        score = self.sensitivity * self.uncertainty
+        score = torch.mul(self.sensitivity, self.uncertainty, out=self.scratch)
         means = torch.cat([block.of(score).mean(1) for block in self.layout.blocks])
         return triplet_scores(self.layout.lam(score), means[self._p_rows], means[self._q_rows])
+
+    def kept_ranks(self) -> dict[str, int]:
+        """Triplets of each site that the forward pass uses now, by the name of its map."""
+        layout = self.layout.keep(self.mask.cpu().numpy())
+        return {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
 
     def kept_values(self) -> tuple[BankLayout, Tensor]:
         """Layout and values that the forward pass uses now: the adapter as evaluated, saved and exported."""
@@ -184,15 +208,23 @@ class AdapterBank:
         master: Tensor,
         exp_avg: Tensor | None = None,
         exp_avg_sq: Tensor | None = None,
+        *,
+        importance: bool = False,
     ) -> None:
-        """Takes other tensors in place of its own, all triplets kept; without moments they start at 0."""
+        """Takes other tensors in place of its own, all triplets kept; importance, if wanted, starts at 0."""
         self.layout, self.master = layout, master
         self.exp_avg = torch.zeros_like(master) if exp_avg is None else exp_avg
         self.exp_avg_sq = torch.zeros_like(master) if exp_avg_sq is None else exp_avg_sq
-        self.sensitivity = self.uncertainty = None
-        self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=self.device)
-        self._allocate(len(self.scalars))
+        self._allocate(len(self.scalars), importance=importance)
         self.refresh()
+
+    def reshape(self, ranks: Sequence[int], *, importance: bool) -> bool:
+        """Makes room for another process's or checkpoint's tensors; True where its own had to go."""
+        if tuple(ranks) == self.layout.ranks and importance == (self.sensitivity is not None):
+            return False
+        layout = self.layout.with_ranks(ranks)
+        self.adopt(layout, torch.zeros(layout.size, device=self.device), importance=importance)
+        return True
 
 
 def _leaf(values: Tensor, grads: Tensor) -> Tensor:

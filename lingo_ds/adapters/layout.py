@@ -1,14 +1,15 @@
 """Where every adapter lies in the flat buffer: rows of equal length together, so few kernels serve all sites.
 
-The buffer is [block of rows | block of rows | ... | lam | head]. One block holds all rows of one length d:
-the columns of P of every site with d_out = d, then the rows of Q of every site with d_in = d, in site order.
-P is therefore stored transposed, (rank, d_out). A sum over the rows of a block is one view and one reduction,
-whatever the number of sites.
+The buffer is [block of rows | block of rows | ... | lam | head]; LoRA has no lam. One block holds all rows of
+one length d: the columns of P of every site with d_out = d, then the rows of Q of every site with d_in = d,
+in site order. P is therefore stored transposed, (rank, d_out). A sum over the rows of a block is one view and
+one reduction, whatever the number of sites.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Block(NamedTuple):
 
 
 class SiteViews(NamedTuple):
-    """One site's part of a flat tensor: p (rank, d_out), lam (rank,), q (rank, d_in)."""
+    """One site's part of a flat tensor: p (rank, d_out), lam (rank,), or (0,) in LoRA, q (rank, d_in)."""
 
     p: Tensor
     lam: Tensor
@@ -53,11 +54,13 @@ class BankLayout:
         sites: the adapted maps, in the order that breaks ties between equal scores.
         ranks: triplets of each site; 0 is legal.
         head_shape: (classes, hidden).
+        has_lam: False in LoRA, whose triplets are pairs of a P column and a Q row.
     """
 
     sites: tuple[Site, ...]
     ranks: tuple[int, ...]
     head_shape: tuple[int, int]
+    has_lam: bool = True
 
     @cached_property
     def triplets(self) -> int:
@@ -107,7 +110,7 @@ class BankLayout:
     @property
     def adapter_size(self) -> int:
         """Entries of all adapters, the head left out."""
-        return self.lam_start + self.triplets
+        return self.lam_start + (self.triplets if self.has_lam else 0)
 
     @property
     def size(self) -> int:
@@ -129,7 +132,7 @@ class BankLayout:
         return rows[: self.triplets], rows[self.triplets :]
 
     def lam(self, flat: Tensor) -> Tensor:
-        """All lam of a flat tensor, a view of shape (triplets,)."""
+        """All lam of a flat tensor, a view of shape (triplets,), or (0,) in LoRA."""
         return flat[self.lam_start : self.adapter_size]
 
     def head(self, flat: Tensor) -> Tensor:
@@ -140,17 +143,20 @@ class BankLayout:
         """Views of site k's adapter in a flat tensor."""
         (_, d_out, d_in), rank = self.sites[k], self.ranks[k]
         p_start, q_start = (int(start) for start in self._placed[1][:, k])
-        lam_start = self.lam_start + int(self.first_triplet[k])
+        lam_first = int(self.first_triplet[k])
         return SiteViews(
             flat[p_start : p_start + rank * d_out].view(rank, d_out),
-            flat[lam_start : lam_start + rank],
+            self.lam(flat)[lam_first : lam_first + rank],
             flat[q_start : q_start + rank * d_in].view(rank, d_in),
         )
 
     def keep(self, kept: np.ndarray) -> "BankLayout":
         """The layout of the kept triplets alone; `kept` is (triplets,) of bool."""
-        ranks = tuple(int(part.sum()) for part in np.split(kept, self.first_triplet[1:-1]))
-        return BankLayout(self.sites, ranks, self.head_shape)
+        return self.with_ranks([int(kept[a:b].sum()) for a, b in pairwise(self.first_triplet)])
+
+    def with_ranks(self, ranks: Sequence[int]) -> "BankLayout":
+        """The layout of the same sites with other ranks."""
+        return replace(self, ranks=tuple(ranks))
 
     def take(self, flat: Tensor, kept: np.ndarray) -> Tensor:
         """A flat tensor of this layout, cut to the layout that `keep(kept)` gives.
@@ -161,9 +167,12 @@ class BankLayout:
         parts = [
             block.of(flat)[torch.from_numpy(kept[block.triplet_of_row])].flatten() for block in self.blocks
         ]
-        return torch.cat([*parts, self.lam(flat)[torch.from_numpy(kept)], flat[self.adapter_size :]])
+        lam = self.lam(flat)
+        return torch.cat([*parts, lam[torch.from_numpy(kept)[: len(lam)]], flat[self.adapter_size :]])
 
 
-def uniform_layout(sites: Sequence[Site], *, rank: int, head_shape: tuple[int, int]) -> BankLayout:
+def uniform_layout(
+    sites: Sequence[Site], *, rank: int, head_shape: tuple[int, int], has_lam: bool = True
+) -> BankLayout:
     """The layout of a new bank: every site with the same rank."""
-    return BankLayout(tuple(sites), (rank,) * len(sites), head_shape)
+    return BankLayout(tuple(sites), (rank,) * len(sites), head_shape, has_lam)

@@ -12,18 +12,20 @@ from lingo_ds.adapters.layout import SiteViews
 def add_adapter(
     output: Tensor, x: Tensor, site: SiteViews, *, scale: float, dropout: float, training: bool
 ) -> Tensor:
-    """W x + scale P ((m lam) (Q dropout(x))): arXiv 2303.10512, eq. 3.
+    """W x + scale P ((m lam) (Q dropout(x))): arXiv 2303.10512, eq. 3; LoRA where there is no lam.
 
     Args:
         output: W x, (.., d_out).
         x: input of the frozen map, (.., d_in).
-        site: p (rank, d_out), lam (rank,), already masked, q (rank, d_in), in the compute dtype.
+        site: p (rank, d_out), lam (rank,), already masked, or (0,), q (rank, d_in), in the compute dtype.
         scale: alpha / r0.
         dropout: probability of dropping an entry of x.
         training: whether dropout acts.
     """
     flat = x.reshape(-1, x.shape[-1]).to(site.q.dtype)
-    hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, site.q) * site.lam
+    hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, site.q)
+    if len(site.lam):
+        hidden = hidden * site.lam
     return torch.addmm(output.reshape(-1, output.shape[-1]), hidden, site.p, alpha=scale).view_as(output)
 
 

@@ -66,7 +66,11 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 class TrainBatches:
-    """The batches of every step: each epoch holds each example once; an epoch's last batch may be smaller."""
+    """The batches of every step: each epoch holds each example once; an epoch's last batch may be smaller.
+
+    Attributes:
+        seed: with the epoch, decides the order of examples.
+    """
 
     def __init__(
         self,
@@ -79,17 +83,18 @@ class TrainBatches:
         rank: int,
         world: int,
     ):
-        self._split, self._seed, self._batch = split, seed, batch
+        self._split, self.seed, self._batch = split, seed, batch
         self._micro, self._accumulation = micro_batch, accumulation
         self._rank, self._world = rank, world
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._drawn: tuple[int, int] | None = None
 
     def rows_at(self, step: int) -> np.ndarray:
         """Rows of the global batch of `step` (1-based), the same on every process."""
         per_epoch = -(-len(self._split) // self._batch)
         epoch, place = divmod(step - 1, per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(len(self._split), seed=self._seed, epoch=epoch)
+        if self._drawn != (self.seed, epoch):
+            self._drawn = self.seed, epoch
+            self._order = epoch_order(len(self._split), seed=self.seed, epoch=epoch)
         return self._order[place * self._batch : (place + 1) * self._batch]
 
     def at(self, step: int) -> list[Batch]:

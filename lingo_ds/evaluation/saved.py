@@ -25,10 +25,11 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
         saved.layout.sites,
         saved.layout.ranks,
         saved.layout.head_shape,
+        saved.layout.has_lam,
         saved.alpha / saved.rank,
     ]
-    sites, ranks, head_shape, model.bank.scale = distributed.share_json(shape, env)
-    layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape))
+    sites, ranks, head_shape, has_lam, model.bank.scale = distributed.share_json(shape, env)
+    layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam)
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
     model.adopt(layout, distributed.broadcast_(values))
 

@@ -60,6 +60,7 @@ def what_to_open(output_dir: Path) -> str:
     """A line for each result of a run that is there, saying how to look at it."""
     lines = {
         "tensorboard": "curves and rank maps:  tensorboard --logdir {}",
+        "pictures": "pictures of the ranks: {}",
         "report.json": "every number:          {}",
         "predictions/test.parquet": "test predictions:      {}",
         "adapter": "adapter (PEFT format): {}",

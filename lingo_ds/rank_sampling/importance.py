@@ -16,6 +16,7 @@ def update_importance_(
     beta1: float,
     beta2: float,
     moving: Tensor,
+    scratch: Tensor | None = None,
 ) -> None:
     """One step of the averages S and U, in place.
 
@@ -29,8 +30,9 @@ def update_importance_(
         beta1: average of S.
         beta2: average of U.
         moving: 1 where the averages move, 0 where they are held; broadcastable to the shape.
+        scratch: room for I, same shape; to touch fresh memory would take longer than the arithmetic.
     """
-    instant = (weight * grad).abs_()
+    instant = torch.mul(weight, grad, out=scratch).abs_()
     sensitivity.lerp_(instant, moving * (1 - beta1))
     uncertainty.lerp_(instant.sub_(sensitivity).abs_(), moving * (1 - beta2))
 

@@ -12,6 +12,7 @@ from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.config import RankSamplingConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
+from lingo_ds.rank_sampling.statistics import ScoreHistogram, score_histogram
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,10 @@ class RankSampler:
     """Decides the masks on global rank 0 and applies them on every process.
 
     Attributes:
+        seed: with the step, decides every draw.
+        kept: (triplets,) of bool, those that the last change of the masks kept.
         events: all changes of the masks so far.
+        scores: of the last change; None before the first, and on other processes than global rank 0.
     """
 
     def __init__(
@@ -128,16 +132,22 @@ class RankSampler:
         on_compact: Callable[[], None],
     ):
         self._bank, self._schedule, self._config = bank, schedule, config
-        self._seed, self._env, self._on_compact = seed, env, on_compact
+        self.seed, self._env, self._on_compact = seed, env, on_compact
         self.kept = np.ones(schedule.initial, bool)
         self.events: list[MaskEvent] = []
+        self.scores: ScoreHistogram | None = None
 
     def after_step(self, step: int) -> MaskEvent | None:
         """Changes the masks where `step` (1-based, just finished) is a mask step."""
         if not self._schedule.is_mask_step(step):
             return None
         budget, final = self._schedule.budget_at(step), step == self._schedule.final_step
-        kept = self._agree(self._decide(step, budget, final) if self._env.is_main else None)
+        decided = None
+        if self._env.is_main:
+            scores = self._bank.scores().double().cpu().numpy()
+            decided = self._decide(scores, step, budget, final)
+            self.scores = score_histogram(scores, decided, step=step)
+        kept = self._agree(decided)
         event = MaskEvent(step, budget, int(kept.sum()), int((kept & ~self.kept).sum()), final)
         self.kept = kept
         self.events.append(event)
@@ -151,15 +161,14 @@ class RankSampler:
         logger.debug("masks changed: %s", event)
         return event
 
-    def _decide(self, step: int, budget: int, final: bool) -> np.ndarray:
+    def _decide(self, scores: np.ndarray, step: int, budget: int, final: bool) -> np.ndarray:
         config = self._config
-        scores = self._bank.scores().double().cpu().numpy()
         protected = protected_triplets(scores, self._bank.layout.ranks, config.min_rank)
         best = best_triplets(scores, budget, protected)
         if final or config.mode == "deterministic" or budget == len(scores):
             return best
         rho = self._schedule.rho_at(step, rho=config.rho, rho_final=config.rho_final)
-        generator = draw_generator(self._seed, step)
+        generator = draw_generator(self.seed, step)
         if config.mode == "bernoulli":
             return bernoulli(best, rho=rho, generator=generator) | protected
         if config.mode == "reference":
@@ -179,6 +188,10 @@ class RankSampler:
         sent = distributed.broadcast_(torch.from_numpy(bits).to(self._env.device))
         return np.unpackbits(sent.cpu().numpy(), count=self._schedule.initial).astype(bool)
 
-    def restore(self, kept: np.ndarray, events: list[MaskEvent]) -> None:
-        """Takes up the state of a checkpoint; the bank holds its own."""
-        self.kept, self.events = kept, events
+    def kept_text(self) -> str:
+        """`kept` as a string of 0 and 1."""
+        return "".join("01"[int(value)] for value in self.kept)
+
+    def adopt_kept(self, text: str) -> None:
+        """Inverse of `kept_text`."""
+        self.kept = np.array([char == "1" for char in text], bool)

@@ -1,7 +1,11 @@
-"""Do all processes still hold the same bank? A 64-bit fingerprint per part, compared in one collective."""
+"""Do all processes still hold the same state? A 64-bit fingerprint per part, compared in one collective."""
 
+import hashlib
+import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,69 +16,124 @@ from lingo_ds.distributed import DistEnv
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
-"""Entries hashed at a time: bounds the temporary memory at 16 MiB."""
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+"""Entries hashed at a time: what stays in a core's cache, or what one kernel should not be less than."""
+
+ODD = 0x5851F42D4C957F2D
+"""Knuth's multiplier of a linear congruential generator: odd, and with bits all over."""
 
 
 class DivergenceError(RuntimeError):
-    """Processes hold different banks and `rank_sampling.on_divergence` is `raise`."""
+    """Processes hold different state and `rank_sampling.on_divergence` is `raise`."""
+
+
+class HostState(NamedTuple):
+    """A part of the state outside the bank's tensors.
+
+    Attributes:
+        name: what a divergence is called.
+        read: its value, plain JSON.
+        adopt: takes global rank 0's value.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    adopt: Callable[[Any], None]
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """64-bit fingerprint on the tensor's device: every entry's bits times an odd number of its place, summed.
+    """64-bit fingerprint on the tensor's device: a polynomial over chunks of sums of bits times odd numbers.
 
-    A change of any one entry changes the sum, since an odd factor is invertible modulo 2^64.
+    A change of any one entry changes it, since an odd factor is invertible modulo 2^64.
     """
     words = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor.view(torch.uint8)
+    size = CHUNK.get(tensor.device.type, CHUNK["cuda"])
+    weights = torch.arange(min(size, len(words)), device=tensor.device).mul_(2 * ODD).add_(1)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(words), CHUNK):
-        part = words[start : start + CHUNK].to(torch.int64)
-        place = torch.arange(start, start + len(part), device=tensor.device)
-        total += (part * (place * 0x5851F42D4C957F2D * 2 + 1)).sum()
+    for chunk in words.split(size):
+        total = total * ODD + chunk.to(torch.int64).mul_(weights[: len(chunk)]).sum()
     return total
+
+
+def host_fingerprint(value: Any) -> int:
+    """64-bit fingerprint of plain JSON values."""
+    return int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:8], "big", signed=True)
 
 
 @dataclass
 class Audit:
-    """Compares the banks of all processes and counts what it finds.
+    """Compares the state of all processes and counts what it finds.
+
+    The bank is hashed where it lies; what travels is one 64-bit number per part.
 
     Attributes:
-        audits, divergences, repairs: how many comparisons, how many found a difference, how many were mended.
+        bank: whose tensors and layout are compared.
+        env: this process's place.
+        on_divergence: `repair` or `raise`.
+        host: further parts.
+        on_new_tensors: called where a repair had to replace the bank's tensors.
+        audits: comparisons after a step; the one at the start of a run is not among them.
+        divergences, repairs: differences found and mended.
     """
 
     bank: AdapterBank
     env: DistEnv
     on_divergence: str
+    host: Sequence[HostState] = ()
+    on_new_tensors: Callable[[], None] = lambda: None
     audits: int = 0
     divergences: int = 0
     repairs: int = 0
 
     def __call__(self, step: int) -> bool:
-        """One audit. Returns True where a difference was found and repaired from global rank 0.
+        """One audit after a step; counts it, and does as `check`."""
+        self.audits += 1
+        return self.check(step)
+
+    def check(self, step: int) -> bool:
+        """Compares. Returns True where a difference was found and repaired from global rank 0.
 
         Raises:
             DivergenceError: on every process, where differences are not to be repaired.
         """
-        state = self.bank.state()
-        prints = distributed.all_gather(torch.stack([fingerprint(part) for part in state.values()])).cpu()
-        self.audits += 1
+        names, mine = self._prints()
+        prints = distributed.all_gather(mine).cpu()
         differs = prints != prints[0]
         if not differs.any():
             return False
         self.divergences += 1
-        names = list(state)
         found = "; ".join(
             f"process {rank}: {', '.join(names[part] for part in row.nonzero().flatten().tolist())}"
             for rank, row in enumerate(differs)
             if row.any()
         )
-        message = f"step {step}: banks differ from global rank 0's ({found})"
+        message = f"step {step}: processes differ from global rank 0 ({found})"
         if self.on_divergence == "raise":
             raise DivergenceError(message)
         if self.env.is_main:
             logger.warning("%s; repaired", message)
-        for part in state.values():
-            distributed.broadcast_(part)
-        self.bank.masks_from_tensor()
+        self._repair()
         self.repairs += 1
         return True
+
+    def _prints(self) -> tuple[list[str], Tensor]:
+        """Names of all parts, and this process's fingerprints of them; 0 for tensors it has not."""
+        state, bank = self.bank.state(), self.bank
+        host = {"ranks": bank.layout.ranks, **{part.name: part.read() for part in self.host}}
+        nothing = torch.zeros((), dtype=torch.int64, device=bank.device)
+        tensors = [fingerprint(state[name]) if name in state else nothing for name in bank.STATE]
+        hashes = torch.tensor([host_fingerprint(value) for value in host.values()], device=bank.device)
+        return [*bank.STATE, *host], torch.cat([torch.stack(tensors), hashes])
+
+    def _repair(self) -> None:
+        """Makes this process hold what global rank 0 holds."""
+        bank = self.bank
+        shape = bank.layout.ranks, bank.sensitivity is not None, [part.read() for part in self.host]
+        ranks, importance, host = distributed.share_json(shape, self.env)
+        if bank.reshape(ranks, importance=importance):
+            self.on_new_tensors()
+        for part in bank.state().values():
+            distributed.broadcast_(part)
+        bank.masks_from_tensor()
+        for part, value in zip(self.host, host, strict=True):
+            part.adopt(value)

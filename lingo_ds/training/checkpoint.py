@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
@@ -80,9 +78,7 @@ class CheckpointStore:
             if env.is_main:
                 state, tensors = self._read(path)
         state, names = distributed.share_json([state, list(tensors)], env)
-        layout = BankLayout(bank.layout.sites, tuple(state["ranks"]), bank.layout.head_shape)
-        if "sensitivity" not in names and bank.sensitivity is not None:  # written after the final mask
-            bank.adopt(layout, torch.zeros(layout.size, device=bank.device))
+        bank.reshape(state["ranks"], importance="sensitivity" in names)
         with torch.no_grad():
             for name, value in bank.state().items():
                 if env.is_main:
@@ -110,13 +106,3 @@ class CheckpointStore:
                 fix = "set it back, choose another output_dir, or set checkpoint.resume=never"
                 return Mistake(field, self.meaning.get(field), rule, fix)
         return None
-
-
-def mask_to_text(kept: np.ndarray) -> str:
-    """(triplets,) of bool as a string of 0 and 1."""
-    return "".join("01"[int(value)] for value in kept)
-
-
-def mask_from_text(text: str) -> np.ndarray:
-    """Inverse of `mask_to_text`."""
-    return np.array([char == "1" for char in text], bool)

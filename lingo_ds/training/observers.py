@@ -1,16 +1,23 @@
 """What looks on while training runs: TensorBoard, the progress bar, throughput. None changes a weight."""
 
+import logging
+from pathlib import Path
+
 import numpy as np
+from matplotlib.image import imsave
 
 from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
 from lingo_ds.monitor.progress import Progress
-from lingo_ds.monitor.rank_map import draw_budget, draw_rank_map
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.plan import GIB, RunPlan
-from lingo_ds.rank_sampling.sampler import RankSampler
+from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
+from lingo_ds.rank_sampling.statistics import budget_shares
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.trainer import StepInfo
+
+logger = logging.getLogger(__name__)
 
 PICTURES = 5
 """Maps of ranks drawn over a run: one takes half a second, in which the other processes wait."""
@@ -33,7 +40,10 @@ class Watcher:
         sampler: RankSampler | None,
         audit: Audit,
         metric: str,
+        pictures: Path | None,
     ):
+        """Takes what it looks at; `pictures` is the folder for PNG files, None where none are drawn."""
+        self._folder = pictures
         self._tracker, self._progress, self._plan = tracker, progress, plan
         self._bank, self._sampler, self._audit, self._metric = bank, sampler, audit, metric
         self.throughput = Throughput()
@@ -57,11 +67,7 @@ class Watcher:
             tokens_per_second=self.throughput.recent_tokens_per_second,
         )
         if info.mask_event:
-            self._tracker.scalars(
-                info.step, {"rank/kept": info.mask_event.kept, "rank/returned": info.mask_event.returned}
-            )
-            if info.mask_event.final or len(self._sampler.events) % self._draw_every == 1:
-                self._draw(info.step)
+            self._record_masks(info.mask_event)
 
     def mfu(self) -> float | None:
         """Model FLOP/s over the devices' peak, so far; None on CPU."""
@@ -90,21 +96,33 @@ class Watcher:
             }
         return values
 
-    def _draw(self, step: int) -> None:
-        ranks = kept_ranks(self._bank)
-        self._tracker.image(
-            step, "rank/map", draw_rank_map(ranks, initial_rank=self._initial_rank, title=f"step {step}")
-        )
-        self._tracker.histogram(step, "rank/per_site", np.array(list(ranks.values())))
-        events = [(e.step, e.budget, e.kept, e.returned) for e in self._sampler.events]
-        self._tracker.image(step, "rank/history", draw_budget(events))
+    def _record_masks(self, event: MaskEvent) -> None:
+        ranks = self._bank.kept_ranks()
+        shares = budget_shares(ranks)
+        values = {"rank/kept": event.kept, "rank/returned": event.returned}
+        values |= {f"rank_by_layer/{layer}": share for layer, share in shares["by_layer"].items()}
+        values |= {f"rank_by_kind/{kind}": share for kind, share in shares["by_kind"].items()}
+        self._tracker.scalars(event.step, values)
+        self._tracker.histogram(event.step, "rank/per_site", np.array(list(ranks.values())))
+        if self._folder is None or not (event.final or len(self._sampler.events) % self._draw_every == 1):
+            return
+        pictures = {
+            "map": draw_rank_map(
+                ranks, initial_rank=self._plan.schedule.initial // len(ranks), title=f"step {event.step}"
+            ),
+            "history": draw_budget([(e.step, e.budget, e.kept, e.returned) for e in self._sampler.events]),
+        }
+        if event.final:
+            pictures |= {"shares": draw_shares(ranks), "scores": draw_scores(self._sampler.scores)}
+        for name, picture in pictures.items():
+            self._tracker.image(event.step, f"rank/{name}", picture)
+            if event.final:
+                self._save(f"rank_{name}.png", picture)
 
-    @property
-    def _initial_rank(self) -> int:
-        return self._plan.schedule.initial // self._plan.facts.sites
-
-
-def kept_ranks(bank: AdapterBank) -> dict[str, int]:
-    """Triplets of each site that the forward pass uses now, by module name."""
-    layout, _ = bank.kept_values()
-    return {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
+    def _save(self, name: str, picture: np.ndarray) -> None:
+        """Keeps a picture in the run's folder; a full disk costs the picture, not the run."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            imsave(self._folder / name, picture)
+        except OSError as error:
+            logger.warning("%s was not written (%s)", self._folder / name, error)

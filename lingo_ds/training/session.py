@@ -18,8 +18,9 @@ from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
-from lingo_ds.training.audit import Audit
-from lingo_ds.training.checkpoint import CheckpointStore, mask_from_text, mask_to_text
+from lingo_ds.rank_sampling.statistics import ScoreHistogram
+from lingo_ds.training.audit import Audit, HostState
+from lingo_ds.training.checkpoint import CheckpointStore
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.summary import make_report
@@ -28,7 +29,15 @@ from lingo_ds.training.update import BankUpdate
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = ("adapter", "checkpoints", "tensorboard", "predictions", "report.json", "evaluation.json")
+OUTPUTS = (
+    "adapter",
+    "checkpoints",
+    "tensorboard",
+    "pictures",
+    "predictions",
+    "report.json",
+    "evaluation.json",
+)
 """What a run leaves in its folder; a new run in the same folder begins by moving it to `earlier/`."""
 
 FREE_SETTINGS = {
@@ -57,13 +66,21 @@ class Session:
                 model.bank, plan.schedule, config.rank_sampling,
                 seed=config.seed, env=env, on_compact=self._follow_new_tensors,
             )  # fmt: skip
-        self._audit = Audit(model.bank, env, config.rank_sampling.on_divergence)
+        self._audit = Audit(
+            model.bank, env, config.rank_sampling.on_divergence,
+            host=self._host_state(), on_new_tensors=self._follow_new_tensors,
+        )  # fmt: skip
         self._selection = Selection(
             config.selection, patience=config.train.early_stopping, save=self._save_best
         )
         self._store = CheckpointStore(
             self._folder / "checkpoints", config.checkpoint.keep_last, self._meaning()
         )
+        batches = TrainBatches(
+            prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
+            micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
+            rank=env.global_rank, world=env.world_size,
+        )  # fmt: skip
         self._trainer = Trainer(
             plan=plan,
             seed=config.seed,
@@ -72,11 +89,7 @@ class Session:
             ),
             env=env,
             model=model,
-            batches=TrainBatches(
-                prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
-                micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
-                rank=env.global_rank, world=env.world_size,
-            ),
+            batches=batches,
             update=self._update,
             sampler=self._sampler,
             audit=self._audit,
@@ -85,7 +98,8 @@ class Session:
             selection=self._selection,
             save_checkpoint=self._save_checkpoint,
             checkpoint_interval=config.checkpoint.every,
-        )  # fmt: skip
+        )
+        self._seeded = [part for part in (self._trainer, batches, self._sampler) if part]
 
     def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
         """Runs the loop from `first_step` on."""
@@ -97,6 +111,7 @@ class Session:
             sampler=self._sampler,
             audit=self._audit,
             metric=self._prepared.config.selection.metric,
+            pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
         return self._trainer.run(first_step, observers=[self._watcher])
 
@@ -127,15 +142,15 @@ class Session:
             return 1
         step, progress = self._store.load(Path(path), self.model.bank, self._prepared.env)
         self.model.follow_bank()
-        self._update.restore(progress["steps_taken"], progress["loss_scale"])
+        self._update.restore(progress["update"])
         self._selection.restore(progress["best"])
         self._bring_best(Path(path))
         self._audit.audits, self._audit.divergences, self._audit.repairs = progress["audit"]
         self._trainer.skipped = progress["skipped"]
         if self._sampler:
-            self._sampler.restore(
-                mask_from_text(progress["kept"]), [MaskEvent(*event) for event in progress["events"]]
-            )
+            self._sampler.adopt_kept(progress["kept"])
+            self._sampler.events = [MaskEvent(*event) for event in progress["events"]]
+            self._sampler.scores = progress["scores"] and ScoreHistogram(*progress["scores"])
         logger.info("resumed from %s; going on with step %d", path, step + 1)
         return step + 1
 
@@ -158,10 +173,25 @@ class Session:
             outcome=outcome,
             best=self.best,
             test=test,
-            events=self._sampler.events if self._sampler else [],
+            sampler=self._sampler,
             audit=self._audit,
             watcher=self._watcher,
         )
+
+    def _host_state(self) -> list[HostState]:
+        """What must agree between processes beside the bank."""
+        update, sampler = self._update, self._sampler
+        parts = [
+            HostState("seed", lambda: [part.seed for part in self._seeded], self._adopt_seeds),
+            HostState("optimizer", update.progress, update.restore),
+        ]
+        if sampler:
+            parts.append(HostState("kept triplets", sampler.kept_text, sampler.adopt_kept))
+        return parts
+
+    def _adopt_seeds(self, seeds: list[int]) -> None:
+        for part, seed in zip(self._seeded, seeds, strict=True):
+            part.seed = seed
 
     def _follow_new_tensors(self) -> None:
         self._update.rebuild()
@@ -187,20 +217,21 @@ class Session:
         )  # fmt: skip
 
     def _peft_settings(self) -> dict[str, Any]:
-        """How the ranks came about, in the words of PEFT's AdaLoraConfig."""
-        sampling, plan = self._prepared.config.rank_sampling, self._prepared.plan
-        schedule = plan.schedule
-        return {
-            "revision": self._prepared.config.backbone.revision,
-            "lora_dropout": self._prepared.config.adapter.dropout,
-            "target_r": sampling.target_rank if schedule else self._prepared.config.adapter.rank,
+        """How the adapter came about, in the words of PEFT's AdaLoraConfig or LoraConfig."""
+        config, plan = self._prepared.config, self._prepared.plan
+        sampling, schedule = config.rank_sampling, plan.schedule
+        common = {"revision": config.backbone.revision, "lora_dropout": config.adapter.dropout}
+        if config.adapter.method != "svd":
+            return common
+        return common | {
+            "target_r": sampling.target_rank if schedule else config.adapter.rank,
             "tinit": schedule.t_init if schedule else 0,
             "tfinal": schedule.t_final if schedule else 0,
             "deltaT": sampling.interval,
             "beta1": sampling.beta1,
             "beta2": sampling.beta2,
-            "orth_reg_weight": sampling.orthogonality
-            or 1e-12,  # PEFT refuses 0; it has no effect on inference
+            # PEFT refuses 0; it has no effect on inference
+            "orth_reg_weight": sampling.orthogonality or 1e-12,
             "total_step": plan.steps,
         }
 
@@ -208,13 +239,13 @@ class Session:
         if not self._prepared.env.is_main:
             return
         progress = {
-            "steps_taken": self._update.steps_taken,
-            "loss_scale": [self._update.loss_scale.value, self._update.loss_scale.good_steps],
+            "update": self._update.progress(),
             "best": self._selection.state(),
             "audit": [self._audit.audits, self._audit.divergences, self._audit.repairs],
             "skipped": self._trainer.skipped,
-            "kept": mask_to_text(self._sampler.kept) if self._sampler else "",
+            "kept": self._sampler.kept_text() if self._sampler else "",
             "events": self._sampler.events if self._sampler else [],
+            "scores": self._sampler.scores if self._sampler else None,
         }
         self._store.save(step, self.model.bank, progress)
 

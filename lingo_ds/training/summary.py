@@ -1,6 +1,5 @@
 """The report of a run, as the contract names its parts."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from lingo_ds import distributed
@@ -10,7 +9,8 @@ from lingo_ds.export import load_adapter
 from lingo_ds.monitor.report import versions
 from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
 from lingo_ds.prepare import Prepared
-from lingo_ds.rank_sampling.sampler import MaskEvent
+from lingo_ds.rank_sampling.sampler import RankSampler
+from lingo_ds.rank_sampling.statistics import budget_shares
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.selection import Best
@@ -23,13 +23,15 @@ def make_report(
     outcome: Outcome,
     best: Best,
     test: Evaluation | None,
-    events: Sequence[MaskEvent],
+    sampler: RankSampler | None,
     audit: Audit,
     watcher: Watcher,
 ) -> dict[str, Any]:
     """Everything that is known at the end of a run, as plain JSON values; call on all processes."""
     config, plan, watched = prepared.config, prepared.plan, watcher.throughput
     ranks, saved_size = _saved_ranks(prepared, best)
+    events = sampler.events if sampler else []
+    scores = sampler.scores._asdict() if sampler and sampler.scores else None
     return {
         "task": prepared.task.to_dict(),
         "outcome": outcome.reason,
@@ -48,6 +50,8 @@ def make_report(
             "mask_events": len(events),
             "returned_triplets": sum(event.returned for event in events),
             "ranks": ranks,
+            "shares": budget_shares(ranks),
+            "scores": scores,
             "history": [event._asdict() for event in events],
         },
         "parameters": {

@@ -83,7 +83,12 @@ def seed_dropout(seed: int, step: int, global_rank: int) -> None:
 
 
 class Trainer:
-    """Runs a plan's steps. What changes the weights is a line of `run`; what only looks on is an observer."""
+    """Runs a plan's steps. What changes the weights is a line of `run`; what only looks on is an observer.
+
+    Attributes:
+        seed: with step and process, decides dropout.
+        skipped: steps whose gradient was not finite.
+    """
 
     def __init__(
         self,
@@ -103,7 +108,7 @@ class Trainer:
         save_checkpoint: Callable[[int], None],
         checkpoint_interval: int | None,
     ):
-        self._plan, self._seed, self._lr = plan, seed, lr
+        self._plan, self.seed, self._lr = plan, seed, lr
         self._env, self._model, self._batches = env, model, batches
         self._update, self._sampler, self._audit, self._audit_interval = (
             update,
@@ -119,12 +124,13 @@ class Trainer:
     def run(self, first_step: int, observers: Sequence[Callable[[StepInfo], None]]) -> Outcome:
         """Trains from `first_step` to the plan's end, or until it is asked to stop."""
         step = first_step - 1
+        self._audit.check(step)
         with self._stop.installed():
             for step in range(first_step, self._plan.steps + 1):
                 start = time.perf_counter()
                 stats = self._step(step)
                 mask_event = self._sampler.after_step(step) if self._sampler else None
-                if step % self._audit_interval == 0 or step == self._plan.steps:
+                if self._audit_due(step, mask_event):
                     self._audit(step)
                 seconds = time.perf_counter() - start
                 evaluation = self._evaluate() if self._eval_due(step, stats.stop) else None
@@ -141,7 +147,7 @@ class Trainer:
 
     def _step(self, step: int) -> StepStats:
         """Gradient of one global batch, and the update it leads to."""
-        seed_dropout(self._seed, step, self._env.global_rank)
+        seed_dropout(self.seed, step, self._env.global_rank)
         self._model.backbone.train()
         self._model.bank.zero_grad()
         examples = len(self._batches.rows_at(step))
@@ -171,6 +177,11 @@ class Trainer:
     def _eval_due(self, step: int, stopping: bool) -> bool:
         last = step == self._plan.steps
         return last or (step % self._plan.eval_interval == 0 and not stopping)
+
+    def _audit_due(self, step: int, mask_event: MaskEvent | None) -> bool:
+        """After a final mask at once: processes of different size could not even reduce their gradients."""
+        final = mask_event is not None and mask_event.final
+        return final or step % self._audit_interval == 0 or step == self._plan.steps
 
     def _at_budget(self, step: int) -> bool:
         return self._plan.schedule is None or step >= self._plan.schedule.final_step

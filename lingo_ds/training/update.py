@@ -4,10 +4,12 @@ A handful of kernels for any number of sites.
 """
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
@@ -84,10 +86,13 @@ class BankUpdate:
         """Steps that changed the bank: skipped ones do not count in AdamW's bias correction."""
         return self._steps_taken
 
-    def restore(self, steps_taken: int, loss_scale: tuple[float, int]) -> None:
-        """Takes up the state of a checkpoint, after the bank was loaded."""
-        self._steps_taken = steps_taken
-        self.loss_scale.value, self.loss_scale.good_steps = loss_scale
+    def progress(self) -> list[float]:
+        """Steps taken, loss scale, good steps since it last changed: for a checkpoint, and for the audit."""
+        return [self._steps_taken, self.loss_scale.value, self.loss_scale.good_steps]
+
+    def restore(self, progress: Sequence[float]) -> None:
+        """Takes up what `progress` gave, after the bank was loaded."""
+        self._steps_taken, self.loss_scale.value, self.loss_scale.good_steps = progress
         self.rebuild()
 
     @torch.no_grad()
@@ -102,29 +107,34 @@ class BankUpdate:
             if self._orthogonality
             else 0.0
         )
-        finite = math.isfinite(bank.grad.norm())
+        virtual = bank.silence_masked()
+        grad_norm, virtual_norm = torch.stack([bank.grad.norm(), virtual.norm()]).tolist()
+        finite = math.isfinite(grad_norm + virtual_norm)
         self.loss_scale.follow(finite)
         if not finite:
             return self._stats(float(penalty), grad_norm=math.nan, skipped=True)
         if bank.sensitivity is not None:
-            self._update_importance()
-        bank.silence_masked()
-        grad_norm = float(bank.grad.norm())
+            self._update_importance(virtual)
         if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
             bank.grad.mul_(self._train.max_grad_norm / grad_norm)
-        held = bank.save_masked()
         self._optimizer.param_groups[0]["lr"] = learning_rate
-        self._optimizer.step()
-        bank.restore_masked(held)
+        with bank.holding_masked():
+            self._optimizer.step()
         bank.refresh()
         self._steps_taken += 1
         return self._stats(float(penalty), grad_norm=grad_norm, skipped=False)
 
-    def _update_importance(self) -> None:
+    def _update_importance(self, lam_grad: Tensor) -> None:
+        """Importance from the gradient of the product m * lam for lam, of P and Q for P and Q."""
         bank, sampling = self._bank, self._sampling
-        flats = (bank.sensitivity, bank.uncertainty, bank.master, bank.grad)
-        for *views, moving in zip(*map(bank.row_views, flats), bank.moving_rows, strict=True):
-            update_importance_(*views, beta1=sampling.beta1, beta2=sampling.beta2, moving=moving)
+        flats = (bank.sensitivity, bank.uncertainty, bank.master, bank.grad, bank.scratch)
+        *blocks, lam = zip(*map(bank.row_views, flats), bank.moving_rows, strict=True)
+        lam = (*lam[:3], lam_grad[:, None], *lam[4:])
+        for sensitivity, uncertainty, weight, grad, scratch, moving in (*blocks, lam):
+            update_importance_(
+                sensitivity, uncertainty, weight, grad,
+                beta1=sampling.beta1, beta2=sampling.beta2, moving=moving, scratch=scratch,
+            )  # fmt: skip
 
     def _stats(self, penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:
         sums = self._bank.scalars.tolist()

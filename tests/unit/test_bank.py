@@ -1,14 +1,17 @@
-"""The adapter bank against autograd: forward, gradient, masks, layout, compaction, penalty."""
+"""The adapter bank against autograd and PEFT: forward, gradient, masks, layout, compaction, penalty."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.adapters.bank import AdapterBank
@@ -52,9 +55,11 @@ def new_bank(
     importance: bool = False,
     seed: int = 1,
     sites: Sequence[Site] = SITES,
+    has_lam: bool = True,
+    hidden: int = 5,
 ) -> AdapterBank:
     """A bank in which every entry of value, moments and importance is random, lam included."""
-    layout = BankLayout(tuple(sites), tuple(ranks), (CLASSES, 5))
+    layout = BankLayout(tuple(sites), tuple(ranks), (CLASSES, hidden), has_lam)
     bank = AdapterBank(
         layout,
         scale=SCALE,
@@ -76,7 +81,10 @@ def inputs(*shape: int, seed: int = 2) -> Tensor:
 
 
 class Dense:
-    """The same function from separate leaves: P (d_out, rank), the product m * lam, Q (rank, d_in), head."""
+    """The same function from separate leaves: P (d_out, rank), the product m * lam, Q (rank, d_in), head.
+
+    LoRA has no product: (0,), which counts as ones.
+    """
 
     def __init__(self, model: Frozen, bank: AdapterBank, flat: Tensor | None = None):
         flat = bank.master if flat is None else flat
@@ -85,16 +93,16 @@ class Dense:
         for k in range(len(bank.layout.sites)):
             p, lam, q = bank.layout.site(flat, k)
             first, last = (int(bank.layout.first_triplet[i]) for i in (k, k + 1))
-            product = lam * bank.mask[first:last]
+            product = lam * bank.mask[first:last] if bank.layout.has_lam else lam
             self.parts.append([part.detach().clone().requires_grad_() for part in (p.T, product, q)])
         self.head = bank.layout.head(flat).detach().clone().requires_grad_()
 
     def weight(self, k: int) -> Tensor:
-        """W + alpha / r0 P diag(m lam) Q as one matrix (d_out, d_in)."""
+        """W + alpha / r0 P diag(m lam) Q, or W + alpha / r P Q, as one matrix (d_out, d_in)."""
         module = self.model.get_submodule(self.layout.sites[k].name)
         w = module.weight.T if isinstance(module, Conv1D) else module.weight
         p, product, q = self.parts[k]
-        return w + self.scale * p @ torch.diag(product) @ q
+        return w + self.scale * (p @ torch.diag(product) if self.layout.has_lam else p) @ q
 
     def hidden(self, x: Tensor) -> Tensor:
         for k, name in enumerate(("first", "second", "third")):
@@ -109,8 +117,10 @@ class Dense:
         flat = torch.zeros(self.layout.size)
         for k, part in enumerate(self.parts):
             views = self.layout.site(flat, k)
-            for view, leaf in zip(views, (part[0].grad.T, part[1].grad, part[2].grad), strict=True):
-                view.copy_(leaf)
+            views.p.copy_(part[0].grad.T)
+            views.q.copy_(part[2].grad)
+            if self.layout.has_lam:
+                views.lam.copy_(part[1].grad)
         self.layout.head(flat).copy_(self.head.grad)
         return flat
 
@@ -137,8 +147,9 @@ def some_kept(triplets: int, *, seed: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ranks", [(4, 4, 4), (1, 0, 3)], ids=["uniform", "ragged"])
-def test_forward_equals_the_dense_map(dtype: torch.dtype, ranks: tuple[int, ...]):
-    bank = new_bank(ranks=ranks)
+@pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
+def test_forward_equals_the_dense_map(dtype: torch.dtype, ranks: tuple[int, ...], has_lam: bool):
+    bank = new_bank(ranks=ranks, has_lam=has_lam)
     model, x = hooked(bank), inputs(2, 9, 7)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     expected = Dense(Frozen(), bank).logits(x)
@@ -148,9 +159,13 @@ def test_forward_equals_the_dense_map(dtype: torch.dtype, ranks: tuple[int, ...]
 
 
 @pytest.mark.parametrize("ranks", [(4, 4, 4), (1, 0, 3)], ids=["uniform", "ragged"])
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_gradient_equals_autograd_on_the_dense_map(dtype: torch.dtype, ranks: tuple[int, ...], masked: bool):
-    bank = new_bank(ranks=ranks)
+@pytest.mark.parametrize(
+    "has_lam, masked", [(True, False), (True, True), (False, False)], ids=["svd", "svd masked", "lora"]
+)
+def test_gradient_equals_autograd_on_the_dense_map(
+    dtype: torch.dtype, ranks: tuple[int, ...], has_lam: bool, masked: bool
+):
+    bank = new_bank(ranks=ranks, has_lam=has_lam)
     if masked:
         bank.set_mask(some_kept(bank.layout.triplets))
     model, plain = hooked(bank), Dense(Frozen(), bank)
@@ -290,6 +305,130 @@ def test_new_adapter_is_the_identity_and_comes_from_the_seed_alone():
     assert torch.equal(hooked(hooked_bank)(x), Frozen()(x))
 
 
+WIDE = [Site("first", 5, 7), Site("second", 6, 5), Site("wide", 400, 300), Site("alike", 400, 300)]
+
+
+def initialized(seed: int, *, has_lam: bool = False, sites: Sequence[Site] = WIDE) -> AdapterBank:
+    """A bank with the values that training begins with."""
+    layout = uniform_layout(sites, rank=4, head_shape=(CLASSES, 5), has_lam=has_lam)
+    bank = AdapterBank(layout, scale=SCALE, dtype=torch.float32, device=CPU, scalars=5, importance=False)
+    bank.initialize(seed)
+    return bank
+
+
+def test_new_lora_is_the_identity_and_comes_from_the_seed_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = initialized(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert torch.equal(initialized(0).master, first.master)
+    other = initialized(1)
+    for k in range(len(WIDE)):
+        p, _, q = first.layout.site(first.master, k)
+        assert not p.any()
+        assert not torch.equal(q, other.layout.site(other.master, k).q)
+    assert first.layout.head(first.master).all()
+    assert not torch.equal(first.layout.head(first.master), other.layout.head(other.master))
+    bank, x = initialized(0, sites=SITES), inputs(2, 9, 7)
+    assert torch.equal(hooked(bank)(x), Frozen()(x))
+    bank.zero_grad()
+    hooked(bank)(x).square().sum().backward()
+    for k in range(len(SITES)):  # what keeps it the identity does not keep it from learning
+        assert bank.layout.site(bank.grad, k).p.any()
+
+
+def test_new_lora_has_uniform_rows_within_the_bound():
+    bank = initialized(0)
+    whole = [bank.layout.site(bank.master, k).q for k in range(len(WIDE))]
+    for site, q in zip(WIDE, whole, strict=True):
+        bound = site.d_in**-0.5
+        assert bound / 2 < q.abs().max() <= bound
+        assert scipy.stats.kstest(q.flatten() / bound, "uniform", args=(-1, 2)).pvalue > 0.01
+    assert not torch.equal(whole[2], whole[3])
+
+
+def test_new_lora_is_drawn_as_pefts():
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        frozen = nn.ModuleDict({"wide": nn.Linear(300, 400)})
+        theirs = peft.get_peft_model(frozen, peft.LoraConfig(r=4, target_modules=["wide"])).state_dict()
+    bank = initialized(0)
+    p, _, q = bank.layout.site(bank.master, 2)
+    their_q, their_p = (theirs[f"base_model.model.wide.lora_{part}.default.weight"] for part in "AB")
+    assert torch.equal(p.T, their_p)
+    assert q.shape == their_q.shape
+    assert scipy.stats.ks_2samp(q.flatten(), their_q.flatten()).pvalue > 0.01
+
+
+BACKBONES = {
+    "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "resid_pdrop": 0, "embd_pdrop": 0,
+             "attn_pdrop": 0},
+}  # fmt: skip
+TARGETS = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+}
+
+
+def backbone_and_pefts_lora(
+    family: str, *, dropout: float, dtype: torch.dtype
+) -> tuple[nn.Module, nn.Module]:
+    """A tiny frozen backbone, and the same one in stock PEFT with LoRA on every linear map."""
+    from peft import LoraConfig, get_peft_model
+
+    config = AutoConfig.for_model(family, vocab_size=32, **BACKBONES[family])
+    lora = LoraConfig(
+        r=4,
+        lora_alpha=int(4 * SCALE),
+        lora_dropout=dropout,
+        target_modules=TARGETS[family],
+        fan_in_fan_out=family == "gpt2",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = AutoModel.from_config(config, dtype=dtype).requires_grad_(False)
+        return backbone, get_peft_model(copy.deepcopy(backbone), lora)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["plain", "dropout"])
+def test_lora_is_pefts(dtype: torch.dtype, family: str, dropout: float):
+    """The same values in stock PEFT's LoRA give the same logits and gradients, of every site and the head."""
+    pytest.importorskip("peft")
+    ours, theirs = backbone_and_pefts_lora(family, dropout=dropout, dtype=dtype)
+    modules, layers = dict(ours.named_modules()), dict(theirs.base_model.model.named_modules())
+    adapted = [name for name in modules if name.endswith(tuple(TARGETS[family]))]
+    assert len(adapted) == 2 * len(TARGETS[family])
+    sites = [Site(name, layers[name].out_features, layers[name].in_features) for name in adapted]
+    bank = new_bank(sites=sites, ranks=[4] * len(sites), has_lam=False, hidden=16)
+    ours.hooks = SiteHooks(modules, bank, dropout=dropout)
+    head = bank.layout.head(bank.master).clone().requires_grad_()
+    for k, name in enumerate(adapted):
+        values = bank.layout.site(bank.master, k)
+        layers[name].lora_A["default"].weight.data.copy_(values.q)
+        layers[name].lora_B["default"].weight.data.copy_(values.p.T)
+
+    ids = torch.randint(32, (4, 9), generator=torch.Generator().manual_seed(2))
+    logits = []
+    bank.zero_grad()
+    for model, weight in ((ours, bank.head_leaf), (theirs, head)):
+        torch.manual_seed(1)  # of dropout
+        logits.append(model.train()(input_ids=ids).last_hidden_state[:, -1] @ weight.T)
+        F.cross_entropy(logits[-1], torch.arange(4) % CLASSES).backward()
+    bank.collect_grad()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert distance(*logits) < tolerance
+    assert distance(bank.layout.head(bank.grad), head.grad) < tolerance
+    for k, name in enumerate(adapted):
+        grads = bank.layout.site(bank.grad, k)
+        for found, part in ((grads.q, layers[name].lora_A), (grads.p.T, layers[name].lora_B)):
+            assert found.any()
+            assert distance(found, part["default"].weight.grad) < tolerance, name
+
+
 def test_dropout_acts_on_the_adapters_input_in_training_only():
     bank = new_bank(sites=[Site("first", 5, 7)], ranks=[4])
     model, x = hooked(bank, dropout=0.5), inputs(8, 7)
@@ -352,7 +491,8 @@ def layouts(draw: st.DrawFn) -> BankLayout:
     lengths = st.integers(1, 5)
     sites = tuple(Site(f"s{k}", draw(lengths), draw(lengths)) for k in range(count))
     ranks = tuple(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))
-    return BankLayout(sites, ranks, (draw(st.integers(1, 3)), draw(st.integers(1, 4))))
+    head_shape = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    return BankLayout(sites, ranks, head_shape, has_lam=draw(st.booleans()))
 
 
 def site_parts(layout: BankLayout, flat: Tensor) -> list[Tensor]:
@@ -370,11 +510,13 @@ def test_any_layout_covers_the_buffer_once(layout: BankLayout):
     rows = [block.of(flat) for block in layout.blocks]
     adapters = torch.cat([*(block.flatten() for block in rows), layout.lam(flat)])
     assert adapters.tolist() == list(range(layout.adapter_size))
-    sizes = [rank * (s.d_out + s.d_in + 1) for s, rank in zip(layout.sites, layout.ranks, strict=True)]
+    own = 1 if layout.has_lam else 0  # lam of each triplet
+    sizes = [rank * (s.d_out + s.d_in + own) for s, rank in zip(layout.sites, layout.ranks, strict=True)]
     assert layout.adapter_size == sum(sizes)
+    assert layout.size == sum(sizes) + layout.head_shape[0] * layout.head_shape[1]
     for k, (site, rank) in enumerate(zip(layout.sites, layout.ranks, strict=True)):
         views = layout.site(flat, k)
-        assert [view.shape for view in views] == [(rank, site.d_out), (rank,), (rank, site.d_in)]
+        assert [view.shape for view in views] == [(rank, site.d_out), (own * rank,), (rank, site.d_in)]
         assert all(view.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr() for view in views)
 
 
@@ -388,7 +530,7 @@ def test_any_layout_knows_which_row_is_whose(layout: BankLayout):
     for k in range(len(layout.sites)):
         p, lam, q = layout.site(flat, k)
         triplets = range(int(layout.first_triplet[k]), int(layout.first_triplet[k + 1]))
-        assert lam.tolist() == [layout.lam_start + triplet for triplet in triplets]
+        assert lam.tolist() == [layout.lam_start + triplet for triplet in triplets if layout.has_lam]
         for views, rows, which in ((p, p_rows, k), (q, q_rows, len(layout.sites) + k)):
             assert layout.matrices[which].tolist() == rows[triplets.start : triplets.stop].tolist()
             for slot, triplet in enumerate(triplets):
@@ -403,16 +545,53 @@ def test_any_selection_equals_selecting_by_hand(layout: BankLayout, data: st.Dat
     kept = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
     flat = torch.arange(layout.size)
     smaller, taken = layout.keep(kept), layout.take(flat, kept)
-    assert (smaller.sites, smaller.head_shape) == (layout.sites, layout.head_shape)
+    assert smaller.sites == layout.sites
+    assert (smaller.head_shape, smaller.has_lam) == (layout.head_shape, layout.has_lam)
     assert len(taken) == smaller.size
     for k in range(len(layout.sites)):
         own = torch.from_numpy(kept[layout.first_triplet[k] : layout.first_triplet[k + 1]])
         assert smaller.ranks[k] == int(own.sum())
         for found, whole in zip(smaller.site(taken, k), layout.site(flat, k), strict=True):
-            assert torch.equal(found, whole[own])
+            assert torch.equal(found, whole[own[: len(whole)]])  # LoRA's lam is empty
     assert torch.equal(smaller.head(taken), layout.head(flat))
     importance = layout.take(flat[: layout.adapter_size], kept)  # has no head
     assert torch.equal(importance, taken[: smaller.adapter_size])
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(layouts(), st.data())
+def test_any_layout_with_other_ranks_is_one_made_with_them(layout: BankLayout, data: st.DataObject):
+    n = len(layout.sites)
+    ranks = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
+    before = layout.size, layout.triplets, layout.ranks
+    found = layout.with_ranks(ranks)
+    assert found == BankLayout(layout.sites, tuple(ranks), layout.head_shape, layout.has_lam)
+    assert found.triplets == sum(ranks)  # nothing that the first had worked out stays
+    flat = torch.arange(found.size)
+    covered = torch.cat([part.flatten() for part in site_parts(found, flat)])
+    assert sorted(covered.tolist()) == flat.tolist()
+    assert (layout.size, layout.triplets, layout.ranks) == before
+    assert layout.with_ranks(list(layout.ranks)) == layout
+
+
+@pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
+def test_head_alone_is_a_bank_that_learns(has_lam: bool):
+    """`adapter.method=none`: no site, no triplet, and what is done to every bank does not mind."""
+    bank = new_bank(sites=(), ranks=(), has_lam=has_lam)
+    bank.initialize(0)
+    assert (bank.layout.size, bank.layout.adapter_size, bank.layout.triplets) == (5 * CLASSES, 0, 0)
+    model, plain, x = hooked(bank), Dense(Frozen(), bank), inputs(8, 7)
+    assert torch.equal(model(x), Frozen()(x))
+    bank.zero_grad()
+    logits_of(model, bank, x).square().sum().backward()
+    (Frozen()(x) @ plain.head.T).square().sum().backward()
+    assert bank.head_leaf.any()
+    assert distance(bank.grad, plain.head.grad.flatten()) < 1e-6
+    bank.masks_from_tensor()
+    bank.silence_masked()
+    layout, values = bank.kept_values()
+    assert layout == bank.layout
+    assert torch.equal(values, bank.master)
 
 
 @pytest.mark.parametrize("ranks", [(4, 4, 4), (1, 0, 3), (0, 0, 2)])
@@ -482,6 +661,61 @@ def test_kept_values_are_what_the_forward_pass_uses():
     assert torch.allclose(logits_of(hooked(other), other, x), expected, rtol=1e-6, atol=1e-6)
     assert not other.exp_avg.any()
     assert not other.exp_avg_sq.any()
+
+
+# -- another's tensors
+
+
+@pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
+@pytest.mark.parametrize("importance", [True, False], ids=["with importance", "without"])
+def test_bank_of_the_right_shape_keeps_its_tensors(has_lam: bool, importance: bool):
+    bank = new_bank(ranks=(1, 0, 3), has_lam=has_lam, importance=importance)
+    before = [*bank.state().values(), bank.wire, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
+    copies = [tensor.clone() for tensor in before]
+    assert bank.reshape([1, 0, 3], importance=importance) is False  # ranks as JSON gives them
+    after = [*bank.state().values(), bank.wire, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
+    for now, then, values in zip(after, before, copies, strict=True):
+        assert now is then
+        assert torch.equal(now, values)
+
+
+@pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
+@pytest.mark.parametrize(
+    "ranks, had, importance",
+    [
+        ((1, 0, 3), True, False),  # a checkpoint from after the final mask
+        ((4, 4, 4), False, True),  # a repair that brings back what one process had cut
+        ((2, 4, 1), False, False),
+        ((4, 4, 4), True, False),
+        ((1, 0, 3), True, True),
+    ],
+)
+def test_bank_takes_on_the_shape_of_another(
+    has_lam: bool, ranks: tuple[int, ...], had: bool, importance: bool
+):
+    start = (4, 4, 4) if had else (1, 0, 3)
+    bank = new_bank(ranks=start, has_lam=has_lam, importance=had, seed=8)
+    other = new_bank(ranks=ranks, has_lam=has_lam, importance=importance)
+    assert bank.reshape(list(ranks), importance=importance) is True
+    assert bank.layout == other.layout
+    sizes = [rank * (d_out + d_in + has_lam) for (_, d_out, d_in), rank in zip(SITES, ranks, strict=True)]
+    adapters, whole = sum(sizes), sum(sizes) + 5 * CLASSES
+    expected = {"master": whole, "exp_avg": whole, "exp_avg_sq": whole, "mask": sum(ranks)}
+    if importance:
+        expected |= {"sensitivity": adapters, "uncertainty": adapters}
+    assert {name: len(value) for name, value in bank.state().items()} == expected
+    assert (len(bank.grad), len(bank.scalars), len(bank.wire)) == (whole, 5, whole + 5)
+    assert bank.mask.all()
+    for name, value in bank.state().items():
+        value.copy_(other.state()[name])
+    bank.masks_from_tensor()
+    model, x = hooked(bank), inputs(8, 7)
+    plain = Dense(Frozen(), other)
+    bank.zero_grad()
+    logits_of(model, bank, x).square().sum().backward()
+    plain.logits(x).square().sum().backward()
+    assert distance(logits_of(model, bank, x), plain.logits(x)) < 1e-6
+    assert distance(bank.grad, plain.flat_grad()) < 1e-6
 
 
 # -- penalty

@@ -138,6 +138,8 @@ def test_required_settings_are_asked_for(refused):
         ("data.path", "[a]"),
         ("data.max_length", "0"),
         ("data.packing", "on"),
+        ("adapter.method", "dora"),
+        ("adapter.method", "null"),
         ("adapter.rank", "2.5"),
         ("adapter.rank", "eight"),
         ("adapter.alpha", "0"),
@@ -205,6 +207,49 @@ def test_target_rank_must_not_exceed_the_initial_rank(load, refused):
     assert mistake.rule == "is above adapter.rank 4"
     assert load(MINIMAL, "adapter.rank=4", "rank_sampling.target_rank=4").rank_sampling.target_rank == 4
     assert load(MINIMAL, "adapter.rank=2", "rank_sampling.mode=off").adapter.rank == 2
+
+
+@pytest.mark.parametrize("method", ["lora", "none"])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("rank_sampling.mode", "exact"),
+        ("rank_sampling.mode", "bernoulli"),
+        ("rank_sampling.mode", "deterministic"),
+        ("rank_sampling.mode", "reference"),
+        ("rank_sampling.orthogonality", 0.1),
+    ],
+)
+def test_sampling_and_penalty_are_for_svd_alone(load, refused, method, field, value):
+    overrides = [f"adapter.method={method}", "rank_sampling.mode=off", f"{field}={value}"]
+    (mistake,) = refused(MINIMAL, *overrides)
+    assert (mistake.where, mistake.value) == (f"{field} (command line)", value)
+    assert mistake.rule == f"needs adapter.method svd, not {method}"
+    assert mistake.fix.startswith(f"set {field}=")
+    cured = load(MINIMAL, *overrides, mistake.fix.removeprefix("set "))
+    assert (cured.adapter.method, cured.rank_sampling.mode) == (method, "off")
+    assert cured.rank_sampling.orthogonality == 0
+    assert load(MINIMAL, *overrides, "adapter.method=svd").adapter.method == "svd"
+
+
+@pytest.mark.parametrize("method", ["lora", "none"])
+def test_sampling_is_on_unless_the_recipe_says_off(load, refused, method):
+    """The default mode is named too, at the line of its section if there is one."""
+    text = MINIMAL + f"adapter:\n  method: {method}\n"
+    (mistake,) = refused(text)
+    assert (mistake.where, mistake.value) == ("rank_sampling.mode (run.yaml)", "exact")
+    (mistake,) = refused(text + "rank_sampling:\n  interval: 5\n")
+    assert mistake.where == "rank_sampling.mode (run.yaml:8)"
+    (mistake,) = refused(text + "rank_sampling:\n  interval: 5\n  mode: bernoulli\n")
+    assert mistake.where == "rank_sampling.mode (run.yaml:10)"
+    config = load(text + "rank_sampling: {mode: off}\n")
+    assert (config.adapter.method, config.rank_sampling.mode) == (method, "off")
+
+
+@pytest.mark.parametrize("method", ["lora", "none"])
+def test_without_sampling_no_rank_is_too_low_for_the_target(load, method):
+    config = load(MINIMAL, f"adapter.method={method}", "rank_sampling.mode=off", "adapter.rank=1")
+    assert config.adapter.rank == 1 < config.rank_sampling.target_rank
 
 
 def test_only_one_rhythm_of_evaluation(refused):
@@ -358,7 +403,8 @@ train: {learning_rate: 1.0e-5, adam_eps: 1.0e-9, max_grad_norm: null, adam_betas
 zero: {stage: 3, shard_group: 2}
 checkpoint: {every: 6, resume: never}
 """
-    for config in (load(), load(text)):
+    others = [load(MINIMAL, f"adapter.method={name}", "rank_sampling.mode=off") for name in ("lora", "none")]
+    for config in (load(), load(text), *others):
         written = tmp_path / "written.yaml"
         written.write_text(config.to_yaml(), encoding="utf-8")
         assert load_config(written) == config

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site
@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 CLASSES, RANK, ALPHA, PAD = 3, 4, 6.0, 0
 SETTINGS = {"lora_dropout": 0.1, "target_r": 2, "tinit": 3, "tfinal": 4, "deltaT": 5, "beta1": 0.85,
             "beta2": 0.85, "orth_reg_weight": 1e-12, "total_step": 100}  # fmt: skip
+LORA_SETTINGS = {"lora_dropout": 0.1, "revision": None}
 CARD = Card(
     task=make_task("toy", classes=CLASSES, template=None, domain=None, max_length=32),
     pooling="last",
@@ -92,17 +93,35 @@ def ragged(sites: list[Site]) -> tuple[int, ...]:
     return tuple((4, 0, 3, 1, 2)[k % 5] for k in range(len(sites)))
 
 
+def full(sites: list[Site]) -> tuple[int, ...]:
+    """Every site's rank where nothing was pruned."""
+    return (RANK,) * len(sites)
+
+
 def random_adapter(
-    spec: BackboneSpec, *, ranks: Callable = ragged, targets: str | list = "all-linear"
+    spec: BackboneSpec, *, ranks: Callable = ragged, targets: str | list = "all-linear", has_lam: bool = True
 ) -> SavedAdapter:
     sites = choose_sites(spec.linear_maps, targets=targets, family_default=spec.target_names)
-    layout = BankLayout(tuple(sites), ranks(sites), (CLASSES, spec.output_size))
+    return filled(BankLayout(tuple(sites), ranks(sites), (CLASSES, spec.output_size), has_lam))
+
+
+def random_lora(spec: BackboneSpec, *, targets: str | list = "all-linear") -> SavedAdapter:
+    return random_adapter(spec, ranks=full, targets=targets, has_lam=False)
+
+
+def random_head(spec: BackboneSpec) -> SavedAdapter:
+    """What `adapter.method=none` leaves: no sites, only the head."""
+    return filled(BankLayout((), (), (CLASSES, spec.output_size), has_lam=False))
+
+
+def filled(layout: BankLayout) -> SavedAdapter:
     values = torch.randn(layout.size, generator=torch.Generator().manual_seed(1)) * 0.3
     return SavedAdapter(layout, values, ALPHA, RANK, CARD)
 
 
 def save(folder: Path, adapter: SavedAdapter, spec: BackboneSpec) -> Path:
-    save_adapter(folder, adapter, spec=spec, backbone_path=str(spec.folder), settings=SETTINGS)
+    settings = SETTINGS if adapter.layout.has_lam else LORA_SETTINGS
+    save_adapter(folder, adapter, spec=spec, backbone_path=str(spec.folder), settings=settings)
     return folder
 
 
@@ -138,17 +157,25 @@ def our_logits(model: AdaptedModel, batch: Batch) -> Tensor:
     return model.logits(batch)
 
 
-@torch.no_grad()
-def peft_logits(backbone: Path, folder: Path, batch: Batch) -> Tensor:
-    """What a user of stock PEFT gets."""
+def in_peft(backbone: Path, folder: Path) -> nn.Module:
+    """The model that a user of stock PEFT gets."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
     base = AutoModelForSequenceClassification.from_pretrained(
         backbone, num_labels=CLASSES, pad_token_id=PAD, dtype=torch.float32
     )
-    model = PeftModel.from_pretrained(base, folder).eval()
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+@torch.no_grad()
+def logits_in_peft(model: nn.Module, batch: Batch) -> Tensor:
     return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def peft_logits(backbone: Path, folder: Path, batch: Batch) -> Tensor:
+    """What a user of stock PEFT gets."""
+    return logits_in_peft(in_peft(backbone, folder), batch)
 
 
 @pytest.mark.filterwarnings("error::UserWarning:peft")  # e.g. missing keys
@@ -173,14 +200,56 @@ def test_stock_peft_gives_our_logits(name: str, backbone: Callable[[str], Path],
 
 
 @pytest.mark.filterwarnings("error::UserWarning:peft")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stock_peft_gives_the_logits_of_our_lora(name: str, backbone: Callable[[str], Path], tmp_path: Path):
+    """And would write the folder itself as we do: the same tensors under the same names."""
+    pytest.importorskip("peft")
+    spec, batch = read_spec(backbone(name)), padded_batch()
+    adapter = random_lora(spec)
+    model = adapted(spec, adapter)
+    expected = our_logits(model, batch)
+    folder = save(tmp_path / "adapter", adapter, spec)
+    theirs = in_peft(backbone(name), folder)
+    error = (logits_in_peft(theirs, batch) - expected).abs().max()
+    assert error < 1e-4
+    for k, site in enumerate(adapter.layout.sites):  # each site is seen in these logits
+        less = adapter.values.clone()
+        adapter.layout.site(less, k).p.zero_()
+        model.adopt(adapter.layout, less)
+        assert (our_logits(model, batch) - expected).abs().max() > 3 * error, site.name
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, written = (load_file(path / "adapter_model.safetensors") for path in (folder, tmp_path / "theirs"))
+    assert ours.keys() == written.keys()
+    assert all(torch.equal(ours[name], written[name]) for name in ours)
+
+
+@pytest.mark.filterwarnings("error::UserWarning:peft")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stock_peft_gives_the_logits_of_a_head_alone(
+    name: str, backbone: Callable[[str], Path], tmp_path: Path
+):
+    pytest.importorskip("peft")
+    spec, batch = read_spec(backbone(name)), padded_batch()
+    adapter = random_head(spec)
+    expected = our_logits(adapted(spec, adapter), batch)
+    folder = save(tmp_path / "adapter", adapter, spec)
+    model = in_peft(backbone(name), folder)
+    assert torch.allclose(logits_in_peft(model, batch), expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.01  # a head of zeros would agree as well
+    assert not [name for name, _ in model.named_parameters() if "lora_" in name]
+
+
+@pytest.mark.filterwarnings("error::UserWarning:peft")
+@pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r"layers\.1\..*"], ids=["list", "regex"])
 def test_stock_peft_adapts_the_chosen_sites_only(
-    targets: str | list[str], backbone: Callable[[str], Path], tmp_path: Path
+    targets: str | list[str], has_lam: bool, backbone: Callable[[str], Path], tmp_path: Path
 ):
     """And scales by the initial rank, which no site has any more."""
     pytest.importorskip("peft")
     spec, batch = read_spec(backbone("qwen2")), padded_batch()
-    adapter = random_adapter(spec, targets=targets, ranks=lambda sites: (3,) + (1,) * (len(sites) - 1))
+    pruned = random_adapter(spec, targets=targets, ranks=lambda sites: (3,) + (1,) * (len(sites) - 1))
+    adapter = pruned if has_lam else random_lora(spec, targets=targets)
     folder = save(tmp_path / "adapter", adapter, spec)
     found = peft_logits(backbone("qwen2"), folder, batch)
     assert torch.allclose(found, our_logits(adapted(spec, adapter), batch), rtol=0, atol=1e-4)
@@ -220,6 +289,37 @@ def test_round_trip(name: str, backbone: Callable[[str], Path], tmp_path: Path):
         assert torch.equal(mine.p, theirs.p)
         assert torch.equal(mine.q, theirs.q)
         assert torch.allclose(mine.lam, theirs.lam, rtol=3e-7, atol=0)  # went through PEFT's r + 1e-5
+
+
+@pytest.mark.parametrize("make", [random_lora, random_head], ids=["lora", "head alone"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt-350m"])
+def test_round_trip_without_lam_is_exact(
+    name: str, make: Callable, backbone: Callable[[str], Path], tmp_path: Path
+):
+    spec = read_spec(backbone(name))
+    adapter = make(spec)
+    saved = load_adapter(save(tmp_path / "adapter", adapter, spec), spec)
+    assert (saved.alpha, saved.rank, saved.card) == (ALPHA, RANK, CARD)
+    assert saved.layout == adapter.layout
+    assert torch.equal(saved.values, adapter.values)
+
+
+def test_config_says_what_kind_of_adapter_it_is(backbone: Callable[[str], Path], tmp_path: Path):
+    spec = read_spec(backbone("qwen2"))
+    lora, head = (
+        json.loads((save(tmp_path / make.__name__, make(spec), spec) / "adapter_config.json").read_text())
+        for make in (random_lora, random_head)
+    )
+    for config in (lora, head):
+        assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", RANK, ALPHA)
+        assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
+        assert not {"init_r", "target_r", "rank_pattern"} & config.keys()
+        assert LORA_SETTINGS.items() <= config.items()
+    assert head["target_modules"] == "dummy-target-modules"
+    assert lora["target_modules"] == [f"model.{name}" for name in spec.linear_maps]
+    assert list(load_file(tmp_path / "random_head" / "adapter_model.safetensors")) == [
+        "base_model.model.score.weight"
+    ]
 
 
 def test_folder_is_replaced_whole(backbone: Callable[[str], Path], tmp_path: Path):
@@ -312,6 +412,7 @@ CHANGES = {
     "lora_B transposed": lambda t: t.update({f"{SITE}.lora_B": t[f"{SITE}.lora_B"].T.contiguous()}),
     "lora_E of another rank": lambda t: t.update({f"{SITE}.lora_E": torch.zeros(RANK - 1, 1)}),
     "lora_A of another rank": lambda t: t.update({f"{SITE}.lora_A": torch.zeros(RANK - 1, 16)}),
+    "lora_A of one number": lambda t: t.update({f"{SITE}.lora_A": torch.tensor(1.0)}),
     "a site that is not there": lambda t: t.update({f"{FAR}.lora_A": torch.zeros(4, 16)}),
     "plain LoRA": lambda t: t.update({f"{SITE}.lora_A.weight": torch.zeros(4, 16)}),
     "one tensor too many": lambda t: t.update({f"{SITE}.lora_magnitude_vector": torch.zeros(16)}),
@@ -322,6 +423,76 @@ CHANGES = {
 def test_tensors_that_do_not_fit_are_refused(change: Callable, good: tuple[Path, BackboneSpec]):
     folder, spec = good
     rewrite(folder, change)
+    with pytest.raises(UserError) as caught:
+        load_adapter(folder, spec)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.fixture
+def good_lora(backbone: Callable[[str], Path], tmp_path: Path) -> tuple[Path, BackboneSpec]:
+    spec = read_spec(backbone("qwen2"))
+    return save(tmp_path / "adapter", random_lora(spec), spec), spec
+
+
+A, B = f"{SITE}.lora_A.weight", f"{SITE}.lora_B.weight"
+LORA_CHANGES = {
+    "no head": lambda t: t.pop("base_model.model.score.weight"),
+    "no lora_A": lambda t: t.pop(A),
+    "no lora_B": lambda t: t.pop(B),
+    "merged weights": lambda t: t.update({f"{SITE}.weight": t.pop(B) @ t.pop(A)}),
+    "an extra lora_E": lambda t: t.update({f"{SITE}.lora_E": torch.zeros(RANK, 1)}),
+    "AdaLoRA's names": lambda t: t.update({f"{SITE}.lora_A": t.pop(A), f"{SITE}.lora_B": t.pop(B)}),
+    "an extra bias": lambda t: t.update({f"{SITE}.lora_B.bias": torch.zeros(16)}),
+    "lora_A of another width": lambda t: t.update({A: torch.zeros(RANK, 17)}),
+    "lora_A of another rank": lambda t: t.update({A: torch.zeros(RANK - 1, 16)}),
+    "lora_A of one number": lambda t: t.update({A: torch.tensor(1.0)}),
+    "lora_A with one axis": lambda t: t.update({A: torch.zeros(RANK)}),
+    "lora_B transposed": lambda t: t.update({B: t[B].T.contiguous()}),
+    "a site that is not there": lambda t: t.update({f"{FAR}.lora_A.weight": torch.zeros(4, 16)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", LORA_CHANGES.values(), ids=LORA_CHANGES)
+def test_tensors_that_are_no_lora_of_the_backbone_are_refused(
+    change: Callable, good_lora: tuple[Path, BackboneSpec]
+):
+    folder, spec = good_lora
+    rewrite(folder, change)
+    with pytest.raises(UserError) as caught:
+        load_adapter(folder, spec)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peft_type": "LOHA"},
+        {"peft_type": "lora"},
+        {"peft_type": None},
+        {"peft_type": ["LORA"]},
+        {"peft_type": "ADALORA"},
+        {"peft_type": "ADALORA", "init_r": RANK},
+        {"r": None},
+        {"r": "four"},
+        {"r": 0},
+        {"lora_alpha": None},
+    ],
+    ids=str,
+)
+def test_lora_config_that_says_something_else_is_refused(changes: dict, good_lora: tuple[Path, BackboneSpec]):
+    folder, spec = good_lora
+    reconfigure(folder, **changes)
+    with pytest.raises(UserError) as caught:
+        load_adapter(folder, spec)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"peft_type": "LORA"}, {"peft_type": "LORA", "r": RANK}, {"peft_type": "IA3"}], ids=str
+)
+def test_adalora_under_another_name_is_refused(changes: dict, good: tuple[Path, BackboneSpec]):
+    folder, spec = good
+    reconfigure(folder, **changes)
     with pytest.raises(UserError) as caught:
         load_adapter(folder, spec)
     assert str(folder) in str(caught.value)

@@ -21,8 +21,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lingo_ds.monitor import progress as progress_module
+from lingo_ds.monitor.pictures import draw_budget, draw_rank_map
 from lingo_ds.monitor.progress import Progress
-from lingo_ds.monitor.rank_map import draw_budget, draw_rank_map
 from lingo_ds.monitor.report import summary_table, versions, what_to_open, write_report
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes, peak_host_bytes
 from lingo_ds.monitor.tracker import Tracker

@@ -3,13 +3,16 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lingo_ds import run
 from lingo_ds.config import RunConfig
+from lingo_ds.distributed import detect
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.plan import GIB, Facts, RunPlan, make_plan
 from lingo_ds.recipe import load_config
@@ -166,6 +169,61 @@ def test_the_plan_is_told_as_equations_and_as_json():
         assert words in told
     written = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
     assert (written["steps"], written["facts"]["sites"], written["schedule"]["target"]) == (924, 35, 140)
+
+
+# -- what learns
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+TINY_MAPS = {  # (d_out, d_in) in each of builtin:tiny's 3 layers, hidden size 64
+    "q_proj": (64, 64),
+    "k_proj": (64, 64),
+    "v_proj": (64, 64),
+    "o_proj": (64, 64),
+    "gate_proj": (176, 64),
+    "up_proj": (176, 64),
+    "down_proj": (64, 176),
+}
+
+
+@pytest.mark.parametrize("method, lam", [("svd", 1), ("lora", 0)])
+@pytest.mark.parametrize(
+    "rank, targets", [(8, list(TINY_MAPS)), (5, ["k_proj", "down_proj"])], ids=["all", "two"]
+)
+def test_parameters_of_low_rank_adapters_by_hand(cache, method, lam, rank, targets):
+    adapter = {"method": method, "rank": rank, "targets": targets}
+    of_a_layer = sum(rank * (d_out + d_in + lam) for d_out, d_in in (TINY_MAPS[name] for name in targets))
+    has_learning_parameters(cache, adapter, sites=3 * len(targets), trainable=3 * of_a_layer + 2 * 64)
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_parameters_of_a_head_alone_by_hand(cache, rank):
+    """2 classes of 64 numbers, whatever the settings of adapters that are not there."""
+    adapter = {"method": "none", "rank": rank}
+    has_learning_parameters(cache, adapter, sites=0, trainable=2 * 64)
+
+
+def has_learning_parameters(cache: Path, adapter: dict[str, Any], *, sites: int, trainable: int) -> None:
+    """As `lingo-ds plan` says of the embedded backbone and data."""
+    values = {
+        "name": "x",
+        "backbone": {"path": "builtin:tiny"},
+        "data": {"path": "builtin:promoters", "cache_dir": cache},
+        "adapter": adapter,
+        "rank_sampling": {"mode": "off"},
+    }
+    plan = run.plan(RunConfig.model_validate(values), detect())
+    facts = plan.facts
+    assert (facts.sites, facts.bank_parameters, facts.head_parameters) == (sites, trainable, 2 * 64)
+    assert plan.fraction == pytest.approx(trainable / 157_440)
+    assert plan.to_dict()["fraction"] == plan.fraction
+    assert plan.schedule is None
+    told = f"{trainable:,} trainable / 157,440 backbone = {trainable / 157_440:.2%} ({sites} sites, head 128)"
+    assert told in "\n".join(plan.equations())
 
 
 # -- budget

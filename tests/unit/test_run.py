@@ -21,6 +21,7 @@ import sklearn.metrics
 import torch
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -96,7 +97,7 @@ def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = F
     shown = io.StringIO()
     with contextlib.redirect_stderr(shown), pytest.MonkeyPatch.context() as patch:
         if not drawn:  # drawing takes as long as the training
-            for name in ("draw_rank_map", "draw_budget"):
+            for name in ("draw_rank_map", "draw_budget", "draw_shares", "draw_scores"):
                 blank = np.zeros((8, 8, 3), np.uint8)
                 patch.setattr(observers, name, lambda *_, _blank=blank, **__: _blank, raising=False)
         status = main([verb, "--config", str(recipe), f"output_dir={out}", *overrides])
@@ -204,7 +205,7 @@ def test_report_says_what_happened(finished):
         1,
     )
     assert report["task"]["classes"] == 2 and report["data"]["rows"] == ROWS
-    assert report["sync"] == {"audits": 3, "divergences": 0, "repairs": 0}
+    assert report["sync"] == {"audits": 4, "divergences": 0, "repairs": 0}
     trainable = 5 * sum(8 * (d_out + d_in + 1) for d_out, d_in in MAPS.values()) + 2 * 64
     assert report["parameters"]["trainable"] == trainable
     assert report["parameters"]["backbone"] == 260_032
@@ -482,6 +483,144 @@ def test_a_run_without_sampling_keeps_every_triplet(recipe, tmp_path):
     sampling = report_of(tmp_path / "out")["rank_sampling"]
     assert sampling["kept_triplets"] == 280 and set(sampling["ranks"].values()) == {8}
     assert (sampling["mode"], sampling["mask_events"], sampling["returned_triplets"]) == ("off", 0, 0)
+
+
+# -- other methods: LoRA, and the head alone
+
+
+OTHER_RECIPE = """\
+name: other
+backbone: {{path: builtin:tiny}}
+data: {{path: builtin:promoters, cache_dir: {cache}}}
+adapter: {{method: {method}, rank: 4}}
+rank_sampling: {{mode: off, audit_interval: 5}}
+train: {{global_batch_size: 8, max_steps: 10, eval_steps: 5, learning_rate: 3.0e-3}}
+zero: {{stage: 0}}
+checkpoint: {{every: 5}}
+"""
+OTHER_MAPS = {  # in each of builtin:tiny's 3 layers
+    "self_attn.q_proj": (64, 64),
+    "self_attn.k_proj": (64, 64),
+    "self_attn.v_proj": (64, 64),
+    "self_attn.o_proj": (64, 64),
+    "mlp.gate_proj": (176, 64),
+    "mlp.up_proj": (176, 64),
+    "mlp.down_proj": (64, 176),
+}
+
+
+@pytest.fixture(scope="module")
+def other_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", params=["lora", "none"])
+def method(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def other_recipe(tmp_path_factory, other_cache, method) -> Path:
+    path = tmp_path_factory.mktemp(method) / "other.yaml"
+    path.write_text(OTHER_RECIPE.format(cache=other_cache, method=method))
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(other_recipe) -> Path:
+    """Folder of a run of 10 steps with another method."""
+    out = other_recipe.parent / "run"
+    status, shown = command("train", other_recipe, out)
+    assert status == 0, shown
+    return out
+
+
+def test_report_of_another_method(other, method):
+    report = report_of(other)
+    ranks = {f"layers.{layer}.{name}": 4 for layer in range(3) for name in OTHER_MAPS}
+    of_adapters = 3 * sum(4 * (d_out + d_in) for d_out, d_in in OTHER_MAPS.values())
+    if method == "none":
+        ranks, of_adapters = {}, 0
+    assert (report["outcome"], report["steps"], report["skipped_steps"]) == ("finished", 10, 0)
+    parameters, sampling = report["parameters"], report["rank_sampling"]
+    assert (parameters["trainable"], parameters["backbone"]) == (of_adapters + 2 * 64, 157_440)
+    assert parameters["saved"] == parameters["trainable"]
+    assert parameters["fraction"] == pytest.approx(parameters["trainable"] / 157_440)
+    assert sampling["ranks"] == ranks
+    assert (sampling["mode"], sampling["target_triplets"], sampling["history"]) == ("off", None, [])
+    assert (sampling["mask_events"], sampling["returned_triplets"]) == (0, 0)
+    assert sampling["initial_triplets"] == sampling["kept_triplets"] == 4 * len(ranks)
+    assert report["sync"]["divergences"] == 0
+    assert not [tag for tag in tensorboard(other).Tags()["scalars"] if tag.startswith("rank/")]
+
+
+def test_other_method_learns_what_it_says(other, method):
+    """Every tensor has moved from the value it began with, and there are no more than there should be."""
+    tensors = load_file(other / "adapter/adapter_model.safetensors")
+    adapters = {name: value for name, value in tensors.items() if "score" not in name}
+    assert len(adapters) == (2 * 3 * len(OTHER_MAPS) if method == "lora" else 0)
+    assert all(value.any() for name, value in adapters.items() if "lora_B" in name)  # began as zeros
+    first, last = (
+        load_file(other / f"checkpoints/step-{step:08d}/bank.safetensors")["master"] for step in (5, 10)
+    )
+    assert len(first) == report_of(other)["parameters"]["trainable"]
+    assert (first != last).float().mean() > 0.95
+    losses = [event.value for event in tensorboard(other).Scalars("train/loss")]
+    assert len(set(losses)) == 10
+
+
+def test_other_methods_predictions_are_those_of_stock_peft(other, other_cache):
+    (backbone,) = other_cache.glob("builtin/tiny-*")
+    (data,) = other_cache.glob("builtin/promoters-*")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    plain = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
+    model = PeftModel.from_pretrained(plain, other / "adapter").eval()
+    texts = [line.partition(",")[0] for line in (data / "test.csv").read_text().splitlines()[1:]]
+    tokens = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        probabilities = model(**tokens).logits.softmax(1)[:, 1].tolist()
+    table = pq.read_table(other / "predictions/test.parquet").to_pydict()
+    assert table["probability_1"] == pytest.approx(probabilities, abs=1e-4)
+    assert max(probabilities) - min(probabilities) > 0.05
+
+
+@pytest.mark.parametrize("override", ["seed=0", "adapter.method=svd"])
+def test_evaluate_gives_another_methods_numbers_again(other, copy, override):
+    """Also where the config has another method: the adapter's folder says which one it is."""
+    out, trained = copy(other), report_of(other)["metrics"]["test"]
+    shutil.rmtree(out / "predictions")
+    status, shown = command("evaluate", other / "config.yaml", out, override)
+    assert status == 0, shown
+    assert json.loads((out / "evaluation.json").read_text())["metrics"]["test"] == trained
+    again, before = (pq.read_table(folder / "predictions/test.parquet") for folder in (out, other))
+    assert again.equals(before)
+
+
+def test_other_method_goes_on_as_if_it_never_stopped(other, other_recipe, tmp_path):
+    with at_step(7, ctrl_c):
+        assert command("train", other_recipe, tmp_path / "out")[0] == 0
+    status, shown = command("train", other_recipe, tmp_path / "out")
+    assert status == 0 and "going on with step 8" in shown
+    assert learned(tmp_path / "out", 10) == learned(other, 10)
+    assert decided(report_of(tmp_path / "out")) == decided(report_of(other))
+
+
+def test_other_method_does_not_go_on_as_a_third(other, other_recipe, method, tmp_path):
+    with at_step(2, ctrl_c):
+        assert command("train", other_recipe, tmp_path / "out")[0] == 0
+    third = {"lora": "none", "none": "lora"}[method]
+    status, shown = command("train", other_recipe, tmp_path / "out", f"adapter.method={third}")
+    assert status == 2
+    (error,) = errors(shown)
+    assert error.startswith(f"error: adapter.method: '{third}': ") and f"'{method}'" in error
+
+
+def test_other_method_refuses_sampling(other_recipe, method, tmp_path):
+    error = refused(other_recipe, tmp_path / "out", "rank_sampling.mode=exact")
+    assert error == (
+        "error: rank_sampling.mode (command line): 'exact': "
+        f"needs adapter.method svd, not {method}: set rank_sampling.mode=off"
+    )
 
 
 # -- the user's mistakes

@@ -495,8 +495,9 @@ def test_resuming_gives_the_same_masks(stop: int, pruned_value: str):
     for name, value in second.bank.state().items():
         value.copy_(first.bank.state()[name])
     second.bank.masks_from_tensor()
-    second.update.restore(first.update.steps_taken, (1.0, 0))
-    second.sampler.restore(first.sampler.kept, first.sampler.events)
+    second.update.restore(first.update.progress())
+    second.sampler.adopt_kept(first.sampler.kept_text())
+    second.sampler.events = first.sampler.events
     second.to(30, first=stop + 1)
     assert second.sampler.events == whole.sampler.events
     assert np.array_equal(second.sampler.kept, whole.sampler.kept)

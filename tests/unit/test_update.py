@@ -565,13 +565,13 @@ def test_restored_update_goes_on_bit_identically():
         put_gradient(bank, step)
         update.step(learning_rate=0.02)
         if step == 2:
-            saved, taken = copies(bank), update.steps_taken
+            saved, progress = copies(bank), update.progress()
     other = new_bank(seed=9)
     for name, value in other.state().items():
         value.copy_(saved[name])
     other.masks_from_tensor()
     second = BankUpdate(other, config)
-    second.restore(taken, (1.0, 0))
+    second.restore(progress)
     for step in (3, 4):
         put_gradient(other, step)
         second.step(learning_rate=0.02)

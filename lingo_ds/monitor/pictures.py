@@ -1,6 +1,5 @@
 """Pictures of where the rank budget went, drawn without a display and without matplotlib's global state."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,12 +7,15 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from lingo_ds.rank_sampling.statistics import ScoreHistogram, budget_shares, place_of
 
 _DPI = 110
 _MAX_ANNOTATED_LAYERS = 64
 _INK, _FAINT, _ABSENT = "#222222", "#d9d9d9", "#eeeeee"
 _BUDGET, _KEPT, _RETURNED = "#b8b8b8", "#08519c", "#f2a65a"
+_MAX_NAMED_LAYERS = 40
 
 
 class _Grid(NamedTuple):
@@ -49,7 +51,7 @@ def draw_rank_map(kept: Mapping[str, int], *, initial_rank: int, title: str) -> 
         for (row, column), rank in np.ma.ndenumerate(ranks):
             ink = "white" if rank > 0.55 * initial_rank else _INK
             axes.text(column + 0.5, row + 0.5, f"{rank:.0f}", color=ink, **style)
-    every = 1 if columns <= 40 else 4
+    every = 1 if columns <= _MAX_NAMED_LAYERS else 4
     shown = ["-" if layer is None else layer for layer in grid.layers]
     axes.set_xticks(np.arange(columns)[::every] + 0.5, shown[::every])
     axes.set_yticks(np.arange(rows) + 0.5, grid.kinds)
@@ -109,9 +111,66 @@ def draw_budget(history: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
     return _pixels(figure)
 
 
+def draw_shares(kept: Mapping[str, int]) -> np.ndarray:
+    """Draws which share of the kept triplets went to each layer and to each kind of map.
+
+    Args:
+        kept: site name to kept rank.
+
+    Returns:
+        A picture, (height, width, 3) uint8.
+    """
+    shares = budget_shares(kept)
+    layers, kinds = shares["by_layer"], shares["by_kind"]
+    size = (max(7.0, 4.6 + 0.12 * len(layers)), max(2.6, 0.9 + 0.26 * len(kinds)))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    left.bar(range(len(layers)), list(layers.values()), color=_KEPT, width=0.8)
+    every = 1 if len(layers) <= _MAX_NAMED_LAYERS / 2 else 4
+    left.set_xticks(range(len(layers))[::every], list(layers)[::every])
+    left.set_xlabel("layer", fontsize=9)
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.set_title("share of the kept triplets", fontsize=11, loc="left")
+    right.barh(range(len(kinds)), list(kinds.values()), color=_KEPT, height=0.8)
+    right.set_yticks(range(len(kinds)), list(kinds))
+    right.invert_yaxis()
+    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes, grid in ((left, "y"), (right, "x")):
+        axes.grid(axis=grid, color=_FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+    return _pixels(figure)
+
+
+def draw_scores(scores: ScoreHistogram) -> np.ndarray:
+    """Draws the scores of kept over those of pruned triplets at one mask event, on a logarithmic axis.
+
+    Returns:
+        A picture, (height, width, 3) uint8.
+    """
+    figure = Figure(figsize=(6.4, 2.8), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    edges, widths = np.array(scores.edges[:-1]), np.diff(scores.edges)
+    bars = {"align": "edge", "edgecolor": "white", "linewidth": 0.4}
+    axes.bar(edges, scores.pruned, widths, color=_BUDGET, label="pruned", **bars)
+    axes.bar(edges, scores.kept, widths, bottom=scores.pruned, color=_KEPT, label="kept", **bars)
+    axes.set_xscale("log")
+    axes.set_xlabel("score of a triplet", fontsize=9)
+    axes.set_ylabel("triplets", fontsize=9)
+    axes.set_title(f"step {scores.step}", fontsize=11, loc="left")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, which="both", labelsize=8)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return _pixels(figure)
+
+
 def _arrange(kept: Mapping[str, int]) -> _Grid:
     """Sorts sites by layer, the first number in a name, and kind, the rest of it, kinds as they come."""
-    placed = {name: _place(name) for name in kept}
+    placed = {name: place_of(name) for name in kept}
     several_stacks = len({stack for stack, _, _ in placed.values() if stack}) > 1
     kind_of = {
         name: f"{stack}.{rest}" if stack and several_stacks else rest
@@ -123,12 +182,6 @@ def _arrange(kept: Mapping[str, int]) -> _Grid:
     for name, rank in kept.items():
         ranks[kinds.index(kind_of[name]), layers.index(placed[name][1])] = rank
     return _Grid(ranks, kinds or [""], layers or [None])
-
-
-def _place(name: str) -> tuple[str, int | None, str]:
-    """`decoder.layers.3.self_attn.q_proj` -> (`decoder.layers`, 3, `self_attn.q_proj`)."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return ("", None, name) if found is None else (name[: found.start()], int(found[1]), name[found.end() :])
 
 
 def _pixels(figure: Figure) -> np.ndarray:
