@@ -5,7 +5,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 
-def arguments(description: str) -> argparse.Namespace:
+def parser(description: str) -> argparse.ArgumentParser:
     """`--json FILE` and `--quick`, as every benchmark takes them."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, help="write the rows there")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, help="write the rows there")
+    made.add_argument("--quick", action="store_true", help="fewer repetitions and sizes")
+    made.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return made
 
 
 def machine() -> dict[str, Any]:
@@ -54,13 +56,15 @@ def alternate(runs: dict[str, Callable[[], None]], *, repeats: int, warmup: int 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def show(title: str, rows: Sequence[dict[str, Any]], *, json_path: Path | None) -> None:
-    """Prints the rows as a table and writes them where `--json` says."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=160).print(table)
+def show(tables: Mapping[str, Sequence[dict[str, Any]]], *, json_path: Path | None) -> None:
+    """Prints each table of rows under its title, and writes all of them where `--json` says."""
+    for title, rows in tables.items():
+        table = Table(title=title)
+        for column in rows[0]:
+            table.add_column(column)
+        for row in rows:
+            cells = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values())
+            table.add_row(*cells)
+        Console(width=160).print(table)
     if json_path:
-        json_path.write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=2))
+        json_path.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=2))

@@ -1,32 +1,50 @@
-"""Time of everything in a step beyond forward and backward, against PEFT's AdaLoRA on the same adapters.
+"""What rank sampling costs beyond forward and backward, and what compaction gives back.
 
-Ours: all-reduce, finite check, importance, clip, AdamW, masks, audit. Rival: clip, foreach AdamW,
-`AdaLoraModel.update_and_allocate`. Both have rank 8 at every site, d = 256, masks every 10 steps.
-One process:
-`python benchmarks/rank_sampling.py`; two: `deepspeed --num_accelerators 2 benchmarks/rank_sampling.py`
-(the rival's gradients are then all-reduced as one coalesced bucket, as DDP would).
+1. A step's all-reduce, finite check, importance, clip, AdamW, masks and audit, against stock PEFT (clip,
+   foreach AdamW, `AdaLoraModel.update_and_allocate`) on the same adapters: rank 8, d = 256. Timed are a
+   hundred steps with ten changes of the masks and one audit.
+2. The same on a Llama shape of 50M parameters beside its forward and backward pass over 2,048 tokens, before
+   and after the final mask; and the adapters' own forward and backward there.
+
+One process: `python benchmarks/rank_sampling.py`; two: `deepspeed --num_accelerators 2
+benchmarks/rank_sampling.py` (the rival's gradients are then all-reduced as one bucket, as DDP would).
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from peft import AdaLoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaModel
 
-from benchmarks._common import alternate, arguments, show
+from benchmarks._common import alternate, parser, show
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
+from lingo_ds.adapters.svd import add_adapter
+from lingo_ds.backbone.backbone import Backbone
 from lingo_ds.config import RunConfig
+from lingo_ds.data.loader import Batch
 from lingo_ds.distributed import DistEnv
+from lingo_ds.model import AdaptedModel
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.training.update import BankUpdate, Scalar
 
-RANK, WIDTH, INTERVAL, TOTAL = 8, 256, 10, 100_000
+RANK, WIDTH, INTERVAL, TOTAL = 8, 256, 10, 1_000_000
+STEPS = 100
+"""Steps of one timing; as many lie between audits."""
+
+LLAMA_50M = {
+    "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 16,
+    "num_attention_heads": 8, "max_position_embeddings": 256,
+}  # fmt: skip
+EXAMPLES, LENGTH = 8, 256
 
 
 class CountOps(TorchDispatchMode):
@@ -44,35 +62,41 @@ class CountOps(TorchDispatchMode):
 class Ours:
     """A bank with its update, sampler and audit."""
 
-    def __init__(self, sites: int, env: DistEnv):
-        layout = uniform_layout(
-            [Site(f"layers.{k}", WIDTH, WIDTH) for k in range(sites)], rank=RANK, head_shape=(2, WIDTH)
-        )
+    def __init__(self, sites: Sequence[Site], env: DistEnv):
+        layout = uniform_layout(sites, rank=RANK, head_shape=(2, sites[0].d_in))
         self.bank = AdapterBank(
             layout, scale=2.0, dtype=torch.float32, device=env.device, scalars=len(Scalar), importance=True
         )
         self.bank.initialize(0)
-        settings = {"interval": INTERVAL, "audit_interval": 100}
         config = RunConfig(
-            name="benchmark", backbone={"path": "x"}, data={"path": "x"}, rank_sampling=settings
+            name="benchmark", backbone={"path": "x"}, data={"path": "x"}, rank_sampling={"interval": INTERVAL}
         )
-        schedule = BudgetSchedule(sites * RANK, sites * RANK // 2, 1, TOTAL // 2, TOTAL, INTERVAL)
+        self._schedule = BudgetSchedule(layout.triplets, layout.triplets // 2, 1, TOTAL // 2, TOTAL, INTERVAL)
         self._update = BankUpdate(self.bank, config)
         self._sampler = RankSampler(
-            self.bank, schedule, config.rank_sampling, seed=0, env=env, on_compact=lambda: None
+            self.bank, self._schedule, config.rank_sampling, seed=0, env=env, on_compact=self._update.rebuild
         )
         self._audit = Audit(self.bank, env, "raise")
-        self._gradient = torch.randn_like(self.bank.grad) * 1e-3
         self._step = 0
+        self._new_gradient()
+
+    def _new_gradient(self) -> None:
+        self._gradient = torch.randn_like(self.bank.grad) * 1e-3
 
     def __call__(self) -> None:
-        """One step."""
-        self._step += 1
-        self.bank.grad.copy_(self._gradient)
-        self._update.step(learning_rate=1e-3)
+        """A hundred steps with ten changes of the masks and an audit."""
+        for _ in range(STEPS):
+            self._step += 1
+            self.bank.grad.copy_(self._gradient)
+            self._update.step(learning_rate=1e-3)
+            self._sampler.after_step(self._step)
+        self._audit(self._step)
+
+    def compact(self) -> None:
+        """Goes to the final mask."""
+        self._step = self._schedule.final_step
         self._sampler.after_step(self._step)
-        if self._step % 100 == 0:
-            self._audit(self._step)
+        self._new_gradient()
 
 
 class Peft:
@@ -96,7 +120,11 @@ class Peft:
         self._env, self._step = env, 0
 
     def __call__(self) -> None:
-        """One step."""
+        """A hundred steps with ten allocations."""
+        for _ in range(STEPS):
+            self._one_step()
+
+    def _one_step(self) -> None:
         self._step += 1
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient.clone()
@@ -113,36 +141,107 @@ class Peft:
         self._optimizer.zero_grad()
 
 
+class Llama:
+    """Forward and backward of an adapted Llama of 50M random parameters over 2,048 tokens."""
+
+    def __init__(self, env: DistEnv):
+        torch.manual_seed(0)
+        module = LlamaModel(LlamaConfig(**LLAMA_50M)).to(env.device)
+        self.parameters = sum(p.numel() for p in module.parameters())
+        maps = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+        self.sites = [Site(name, m.out_features, m.in_features) for name, m in maps.items()]
+        self.ours = Ours(self.sites, env)
+        backbone = Backbone(module, shards=None, activation_checkpointing=False)
+        self._model = AdaptedModel(backbone, self.ours.bank, pooling="last", dropout=0.0)
+        ids = torch.randint(LLAMA_50M["vocab_size"], (EXAMPLES, LENGTH))
+        every = torch.arange(EXAMPLES)
+        self._batch = Batch(ids, torch.full_like(every, LENGTH), every % 2, every, torch.ones(EXAMPLES))
+
+    def __call__(self) -> None:
+        """One micro-batch."""
+        logits = self._model.logits(self._batch)
+        device = logits.device
+        cross_entropy_sum(logits, self._batch.labels.to(device), self._batch.weights.to(device)).backward()
+
+    def adapters(self) -> None:
+        """Only what the adapters add to it."""
+        bank = self.ours.bank
+        for site, rank, leaf in zip(self.sites, bank.layout.ranks, bank.leaves, strict=True):
+            if rank:
+                x = torch.ones(EXAMPLES * LENGTH, site.d_in, device=bank.device, requires_grad=True)
+                output = torch.ones(EXAMPLES * LENGTH, site.d_out, device=bank.device)
+                added = add_adapter(output, x, leaf, scale=2.0, dropout=0.0, training=True)
+                added.backward(output)
+
+    def compact(self) -> None:
+        """Goes to the final mask."""
+        self.ours.compact()
+        self._model.follow_bank()
+
+
+def against_peft(env: DistEnv, *, quick: bool) -> list[dict]:
+    """One row per number of sites."""
+    rows = []
+    for sites in (42, 224) if quick else (42, 224, 448):
+        ours = Ours([Site(f"layers.{k}", WIDTH, WIDTH) for k in range(sites)], env)
+        peft = Peft(sites, env)
+        seconds = alternate({"ours": ours, "rival": peft}, repeats=1 if quick else 5, warmup=1)
+        calls = {}
+        for name, steps in (("ours", ours), ("rival", peft)):
+            with CountOps() as count:
+                steps()
+            calls[name] = count.calls / STEPS
+        rows.append(
+            {
+                "processes": env.world_size,
+                "sites": sites,
+                "entries": ours.bank.layout.adapter_size,
+                "ours, ms a step": seconds["ours"] / STEPS * 1e3,
+                "PEFT, ms a step": seconds["rival"] / STEPS * 1e3,
+                "ratio": seconds["rival"] / seconds["ours"],
+                "operator calls, ours": calls["ours"],
+                "operator calls, PEFT": calls["rival"],
+            }
+        )
+    return rows
+
+
+def beside_a_llama(env: DistEnv, *, quick: bool) -> list[dict]:
+    """One row before the final mask, one after."""
+    llama, rows = Llama(env), []
+    for masks in ("sampled", "final"):
+        runs = {"pass": llama, "beyond": llama.ours, "adapters": llama.adapters}
+        seconds = alternate(runs, repeats=2 if quick else 7, warmup=1)
+        beyond = seconds["beyond"] / STEPS
+        layout = llama.ours.bank.layout
+        rows.append(
+            {
+                "processes": env.world_size,
+                "masks": masks,
+                "triplets stored": layout.triplets,
+                "sites with a hook": sum(rank > 0 for rank in layout.ranks),
+                "forward and backward, ms": seconds["pass"] * 1e3,
+                "of it adapters, ms": seconds["adapters"] * 1e3,
+                "beyond, ms": beyond * 1e3,
+                "beyond, share of the step": beyond / (seconds["pass"] + beyond),
+            }
+        )
+        if masks == "sampled":
+            llama.compact()
+    return rows
+
+
 def main() -> None:
-    args, env = arguments(__doc__), distributed.detect()
+    args, env = parser(__doc__).parse_args(), distributed.detect()
     torch.set_num_threads(1)
     if env.world_size > 1:
         distributed.start(env)
-    rows = []
-    for sites in (42, 224) if args.quick else (42, 224, 448):
-        ours, peft = Ours(sites, env), Peft(sites, env)
-        seconds = alternate({"ours": ours, "rival": peft}, repeats=20 if args.quick else 50)
-        calls = {}
-        for name, step in (("ours", ours), ("rival", peft)):
-            with CountOps() as count:
-                for _ in range(INTERVAL):
-                    step()
-            calls[name] = count.calls / INTERVAL
-        rows.append(
-            {
-                "measured": "seconds per step beyond forward and backward (median)",
-                "processes": env.world_size,
-                "sites": sites,
-                "parameters": ours.bank.layout.adapter_size,
-                "ours": seconds["ours"],
-                "rival": seconds["rival"],
-                "ratio": seconds["rival"] / seconds["ours"],
-                "operator calls, ours": calls["ours"],
-                "operator calls, rival": calls["rival"],
-            }
-        )
+    tables = {
+        "a step beyond forward and backward, against PEFT's AdaLoRA": against_peft(env, quick=args.quick),
+        "beside a Llama of 50M parameters, 2,048 tokens a process": beside_a_llama(env, quick=args.quick),
+    }
     if env.is_main:
-        show("rank sampling step: lingo_ds against PEFT AdaLoRA", rows, json_path=args.json)
+        show(tables, json_path=args.json)
     distributed.stop()
 
 

@@ -64,12 +64,6 @@ class AdapterBank:
         generator = torch.Generator().manual_seed(seed)
         values, layout = torch.randn(self.layout.size, generator=generator) * INIT_STD, self.layout
         layout.lam(values).zero_()
-        import os
-
-        if os.environ.get("UNIT") and layout.has_lam:
-            f = float(os.environ["UNIT"])
-            for block in layout.blocks:
-                block.of(values).mul_(f / INIT_STD / block.length**0.5)
         if not layout.has_lam:
             for k, site in enumerate(layout.sites):
                 views = layout.site(values, k)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -188,10 +188,12 @@ class RankSampler:
         sent = distributed.broadcast_(torch.from_numpy(bits).to(self._env.device))
         return np.unpackbits(sent.cpu().numpy(), count=self._schedule.initial).astype(bool)
 
-    def kept_text(self) -> str:
-        """`kept` as a string of 0 and 1."""
-        return "".join("01"[int(value)] for value in self.kept)
+    def state(self) -> list[Any]:
+        """What was kept, as text, and all events: for a checkpoint, and for the audit."""
+        return ["".join("01"[int(value)] for value in self.kept), [list(event) for event in self.events]]
 
-    def adopt_kept(self, text: str) -> None:
-        """Inverse of `kept_text`."""
+    def restore(self, state: list[Any]) -> None:
+        """Takes up what `state` gave; the bank holds its own."""
+        text, events = state
         self.kept = np.array([char == "1" for char in text], bool)
+        self.events = [MaskEvent(*event) for event in events]

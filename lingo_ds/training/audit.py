@@ -44,15 +44,24 @@ class HostState(NamedTuple):
 def fingerprint(tensor: Tensor) -> Tensor:
     """64-bit fingerprint on the tensor's device: a polynomial over chunks of sums of bits times odd numbers.
 
-    A change of any one entry changes it, since an odd factor is invertible modulo 2^64.
+    A change of one entry changes it, since an odd factor is invertible modulo 2^64. The factors are mixed:
+    in line with the places, an exchange of masked triplets could leave the sum as it was.
     """
     words = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor.view(torch.uint8)
     size = CHUNK.get(tensor.device.type, CHUNK["cuda"])
-    weights = torch.arange(min(size, len(words)), device=tensor.device).mul_(2 * ODD).add_(1)
+    weights = _odd_numbers(min(size, len(words)), tensor.device)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for chunk in words.split(size):
         total = total * ODD + chunk.to(torch.int64).mul_(weights[: len(chunk)]).sum()
     return total
+
+
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
+    """(count,) int64 odd numbers without pattern: a multiply-xorshift mix of the place."""
+    mixed = torch.arange(1, count + 1, device=device).mul_(ODD)
+    for shift in (32, 29, 32):
+        mixed = mixed.bitwise_xor_(mixed >> shift).mul_(ODD)
+    return mixed.bitwise_or_(1)
 
 
 def host_fingerprint(value: Any) -> int:

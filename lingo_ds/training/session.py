@@ -17,7 +17,7 @@ from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.prepare import Prepared
-from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
+from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
 from lingo_ds.training.checkpoint import CheckpointStore
@@ -148,8 +148,7 @@ class Session:
         self._audit.audits, self._audit.divergences, self._audit.repairs = progress["audit"]
         self._trainer.skipped = progress["skipped"]
         if self._sampler:
-            self._sampler.adopt_kept(progress["kept"])
-            self._sampler.events = [MaskEvent(*event) for event in progress["events"]]
+            self._sampler.restore(progress["sampler"])
             self._sampler.scores = progress["scores"] and ScoreHistogram(*progress["scores"])
         logger.info("resumed from %s; going on with step %d", path, step + 1)
         return step + 1
@@ -186,7 +185,7 @@ class Session:
             HostState("optimizer", update.progress, update.restore),
         ]
         if sampler:
-            parts.append(HostState("kept triplets", sampler.kept_text, sampler.adopt_kept))
+            parts.append(HostState("kept triplets", sampler.state, sampler.restore))
         return parts
 
     def _adopt_seeds(self, seeds: list[int]) -> None:
@@ -243,8 +242,7 @@ class Session:
             "best": self._selection.state(),
             "audit": [self._audit.audits, self._audit.divergences, self._audit.repairs],
             "skipped": self._trainer.skipped,
-            "kept": self._sampler.kept_text() if self._sampler else "",
-            "events": self._sampler.events if self._sampler else [],
+            "sampler": self._sampler and self._sampler.state(),
             "scores": self._sampler.scores if self._sampler else None,
         }
         self._store.save(step, self.model.bank, progress)

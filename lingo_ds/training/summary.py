@@ -31,7 +31,7 @@ def make_report(
     config, plan, watched = prepared.config, prepared.plan, watcher.throughput
     ranks, saved_size = _saved_ranks(prepared, best)
     events = sampler.events if sampler else []
-    scores = sampler.scores._asdict() if sampler and sampler.scores else None
+    scores = distributed.share_json(sampler and sampler.scores and sampler.scores._asdict(), prepared.env)
     return {
         "task": prepared.task.to_dict(),
         "outcome": outcome.reason,

@@ -2,23 +2,25 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, fingerprint
+from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, HostState, fingerprint
 from tests.ranks.spawn import run_ranks
 
 CPU = torch.device("cpu")
-PARTS = ("master", "exp_avg", "exp_avg_sq", "sensitivity", "uncertainty", "mask")
+PARTS = AdapterBank.STATE
 SITES = [Site("first", 6, 5), Site("second", 5, 6), Site("third", 6, 6)]
 
 
@@ -64,6 +66,23 @@ def logged() -> Iterator[list[str]]:
     log.addHandler(handler)
     yield said
     log.removeHandler(handler)
+
+
+class Collectives(TorchDispatchMode):
+    """Notes every collective that is made inside: its name, and the bytes that this process puts in."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            groups = [[leaf for leaf in tree_leaves(arg) if torch.is_tensor(leaf)] for arg in args]
+            put_in = [group for group in groups if group][-1]  # outputs come first
+            self.made.append((func.__name__.partition(".")[0], sum(tensor.nbytes for tensor in put_in)))
+        return func(*args, **(kwargs or {}))
 
 
 class Repair(NamedTuple):
@@ -123,6 +142,93 @@ def not_repaired(rank: int, env: DistEnv) -> tuple[str, dict[str, bytes], dict[s
     return str(caught.value), before, bits(bank)
 
 
+AGREED = {"seed": [3, 3, 3], "optimizer": [17, 1.0, 0], "kept triplets": "0110"}
+OUTSIDE = {
+    "seed": {"seed": [3, 4, 3]},
+    "optimizer": {"optimizer": [17, 0.5, 0]},
+    "kept triplets": {"kept triplets": "0101"},
+    "all": {"seed": [0, 0, 0], "optimizer": [0, 1.0, 0], "kept triplets": ""},
+}
+
+
+class Outside(NamedTuple):
+    """State that lies in no tensor, wrong on process 1: what was found and said, and the state afterwards."""
+
+    found: bool
+    said: list[str]
+    values: dict[str, Any]
+    bank_is_untouched: bool
+    found_again: bool
+
+
+def host_parts(values: dict[str, Any]) -> list[HostState]:
+    def part(name: str) -> HostState:
+        return HostState(name, lambda: values[name], lambda value: values.update({name: value}))
+
+    return [part(name) for name in values]
+
+
+def outside(rank: int, env: DistEnv, wrong: dict[str, Any]) -> Outside:
+    bank, values = new_bank(), {**AGREED, **(wrong if rank == 1 else {})}
+    audit, before = Audit(bank, env, "repair", host=host_parts(values)), bits(bank)
+    with logged() as said:
+        return Outside(audit(2), said, values, bits(bank) == before, audit(3))
+
+
+RESIZED = {
+    "not compacted": ((2, 0), None),
+    "the first not compacted": (None, (2, 0)),
+    "other ranks": ((3, 0), (3, 1)),
+    "nothing left": ((3, 0), (99, 98)),
+}
+"""Which triplets each process keeps: those whose number leaves, (divisor, remainder); None: not compacted."""
+
+
+class Resized(NamedTuple):
+    """Banks of different ranks: what was said, new tensors that were told, and the bank afterwards."""
+
+    said: list[str]
+    told: int
+    ranks: tuple[int, ...]
+    before: dict[str, bytes]
+    after: dict[str, bytes]
+    summed: float
+
+
+def resized(rank: int, env: DistEnv, keeps: tuple[tuple[int, int] | None, ...]) -> Resized:
+    bank, told = new_bank(), []
+    if keeps[rank]:
+        divisor, remainder = keeps[rank]
+        bank.compact(np.arange(bank.layout.triplets) % divisor == remainder)
+    audit = Audit(bank, env, "repair", on_new_tensors=lambda: told.append(bank.layout.ranks))
+    before = bits(bank)
+    with logged() as said:
+        assert audit(12)
+    after = bits(bank)
+    bank.zero_grad()
+    bank.grad.fill_(rank + 1)
+    summed = float(distributed.all_reduce_(bank.wire)[: len(bank.grad)].mean())  # as the next step does
+    assert not audit(13)
+    assert told in ([], [bank.layout.ranks])
+    return Resized(said, len(told), bank.layout.ranks, before, after, summed)
+
+
+def traffic(env: DistEnv) -> dict[str, list[tuple[str, int]]]:
+    """The collectives of an audit that finds nothing: before and after the final mask, of a small bank."""
+    bank, made = new_bank(), {}
+    for name in ("before", "after"):
+        with Collectives() as collectives:
+            assert not Audit(bank, env, "raise", host=host_parts(dict(AGREED)))(1)
+        made[name] = collectives.made
+        bank.compact(np.arange(bank.layout.triplets) % 2 > 0)
+    with Collectives() as collectives:
+        torch.distributed.barrier()
+        distributed.all_reduce_(torch.zeros(3))
+        distributed.all_gather(torch.zeros(5))
+        distributed.broadcast_(torch.zeros(7, dtype=torch.uint8))
+    return {**made, "others": collectives.made}
+
+
 def after_compacting(rank: int, env: DistEnv) -> tuple[bool, list[str], dict[str, bytes]]:
     """The final mask has dropped triplets and importance; the audit still finds what is left."""
     bank = new_bank()
@@ -142,11 +248,14 @@ def audits(rank: int, world_size: int) -> dict[str, Any]:
         "repair": {name: repair(rank, env, faults) for name, faults in FAULTS.items()},
         "raise": not_repaired(rank, env),
         "compacted": after_compacting(rank, env),
+        "outside": {name: outside(rank, env, wrong) for name, wrong in OUTSIDE.items()},
+        "resized": {name: resized(rank, env, keeps) for name, keeps in RESIZED.items()},
+        "traffic": traffic(env),
         "agreement": agreement(rank, env),
     }
 
 
-def error_of(work) -> str:
+def error_of(work: Callable[[], Any]) -> str:
     try:
         work()
     except UserError as error:
@@ -210,7 +319,7 @@ def test_flipped_bit_is_found_named_and_repaired(seen, name):
     assert first.found and second.found
     assert first.counts == second.counts == (3, 1, 1)
     parts = ", ".join(part for part in PARTS if part in [fault[1] for fault in faults])
-    expected = f"WARNING step 2: banks differ from global rank 0's (process 1: {parts}); repaired"
+    expected = f"WARNING step 2: processes differ from global rank 0 (process 1: {parts}); repaired"
     assert first.said == [expected]
     assert second.said == []  # once per job
     assert first.after == second.after == first.before  # bit for bit what process 0 held
@@ -241,6 +350,54 @@ def test_audit_covers_the_bank_after_its_final_mask(seen):
     assert "(process 1: exp_avg_sq)" in first[1][0]
     assert first[2] == second[2]
     assert "sensitivity" not in first[2]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_state_outside_the_bank_is_named_and_adopted(seen, name):
+    first, second = (process["outside"][name] for process in seen)
+    parts = ", ".join(OUTSIDE[name])
+    expected = f"WARNING step 2: processes differ from global rank 0 (process 1: {parts}); repaired"
+    assert (first.said, second.said) == ([expected], [])
+    for process in (first, second):
+        assert process.found
+        assert process.values == AGREED
+        assert process.bank_is_untouched
+        assert not process.found_again
+
+
+ALL = "master, exp_avg, exp_avg_sq, sensitivity, uncertainty, mask, ranks"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "ranks"),
+    [
+        ("not compacted", ALL, (2, 2, 2)),
+        ("the first not compacted", ALL, (4, 4, 4)),
+        ("other ranks", "master, exp_avg, exp_avg_sq, ranks", (2, 1, 1)),
+        ("nothing left", "master, exp_avg, exp_avg_sq, mask, ranks", (2, 1, 1)),
+    ],
+)
+def test_bank_of_other_ranks_gets_those_of_the_first_process(seen, name, parts, ranks):
+    first, second = (process["resized"][name] for process in seen)
+    assert first.said == [
+        f"WARNING step 12: processes differ from global rank 0 (process 1: {parts}); repaired"
+    ]
+    assert first.ranks == second.ranks == ranks
+    assert first.before != second.before
+    assert first.after == second.after == first.before
+    assert (first.told, second.told) == (0, 1)  # whoever holds the old tensors
+    assert first.summed == second.summed == 3.0
+
+
+def test_agreeing_processes_send_one_number_per_part(seen):
+    for process in seen:
+        made = process["traffic"]
+        parts = len([*PARTS, "ranks", *AGREED])
+        assert made["before"] == made["after"] == [("allgather_", 8 * parts)]
+        assert 8 * parts <= 8 * 12
+        # what would be seen of others
+        assert [name for name, _ in made["others"]] == ["barrier", "allreduce_", "allgather_", "broadcast_"]
+        assert [size for _, size in made["others"][1:]] == [12, 20, 7]
 
 
 def test_require_equal_names_the_process_that_differs(seen):
@@ -300,9 +457,10 @@ def test_fingerprint_changes_with_every_bit(bit):
 
 
 def test_fingerprint_tells_zeros_nans_places_and_chunks_apart():
-    base = torch.zeros(CHUNK + 10)
+    chunk = CHUNK["cpu"]
+    base = torch.zeros(chunk + 10)
     prints = {int(fingerprint(base))}
-    for entry, value in [(0, -0.0), (0, float("nan")), (1, 1.0), (2, 1.0), (CHUNK - 1, 1.0), (CHUNK, 1.0)]:
+    for entry, value in [(0, -0.0), (0, float("nan")), (1, 1.0), (2, 1.0), (chunk - 1, 1.0), (chunk, 1.0)]:
         changed = base.clone()
         changed[entry] = value
         prints.add(int(fingerprint(changed)))

@@ -496,8 +496,7 @@ def test_resuming_gives_the_same_masks(stop: int, pruned_value: str):
         value.copy_(first.bank.state()[name])
     second.bank.masks_from_tensor()
     second.update.restore(first.update.progress())
-    second.sampler.adopt_kept(first.sampler.kept_text())
-    second.sampler.events = first.sampler.events
+    second.sampler.restore(first.sampler.state())
     second.to(30, first=stop + 1)
     assert second.sampler.events == whole.sampler.events
     assert np.array_equal(second.sampler.kept, whole.sampler.kept)
