@@ -21,11 +21,12 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lingo_ds.monitor import progress as progress_module
-from lingo_ds.monitor.pictures import draw_budget, draw_rank_map
+from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, versions, what_to_open, write_report
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes, peak_host_bytes
 from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.rank_sampling.statistics import score_histogram
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -177,6 +178,32 @@ def test_budget_plot_shows_budget_kept_and_returned():
     for changed in ((20, 35, 29, 3), (20, 30, 20, 3), (20, 30, 29, 1)):
         assert (plain != draw_budget([history[0], changed, history[2]])).any()
     assert draw_budget([]).shape == draw_budget(history[:1]).shape == plain.shape
+
+
+def test_shares_follow_the_budget():
+    even = draw_shares(sites(5, 4))
+    assert (even.dtype, even.shape[2]) == (np.uint8, 3)
+    changed = {}
+    for layer in (0, 4):
+        kept = {name: 8 if name.startswith(f"layers.{layer}.") else 1 for name in sites(5, 4)}
+        left = draw_shares(kept)[:, : even.shape[1] // 2]
+        changed[layer] = np.nonzero((left < 100).any(2))[1].mean()  # where the ink is
+    assert changed[0] < changed[4]
+    for kept in ({}, sites(5, 0), sites(90, 3), {"lm_head": 3}):
+        assert draw_shares(kept).ndim == 3
+
+
+def test_scores_of_kept_and_pruned_differ_in_colour():
+    scores = np.geomspace(1e-9, 1e-3, 50)
+    half = draw_scores(score_histogram(scores, scores > 1e-6, step=3))
+    everything = draw_scores(score_histogram(scores, scores > 0, step=3))
+
+    def blue(picture: np.ndarray) -> int:
+        red, blue = picture[..., 0].astype(int), picture[..., 2].astype(int)
+        return int((blue - red > 80).sum())
+
+    assert 0.35 < blue(half) / blue(everything) < 0.65
+    assert draw_scores(score_histogram(np.zeros(4), np.ones(4, bool), step=1)).ndim == 3
 
 
 # -- throughput

@@ -360,6 +360,25 @@ def test_tensorboard_has_the_numbers_of_the_run(finished):
     assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(1 << 20)) > 3
 
 
+def test_where_the_budget_went_is_told_three_times_alike(finished):
+    """In the report, in TensorBoard at the final mask, and as pictures."""
+    events, sampling = tensorboard(finished), report_of(finished)["rank_sampling"]
+    for group, shares in sampling["shares"].items():
+        assert sum(shares.values()) == pytest.approx(1)
+        for name, share in shares.items():
+            assert events.Scalars(f"rank_{group}/{name}")[-1].value == pytest.approx(share)
+    assert sampling["shares"]["by_layer"].keys() == set("01234")
+    assert sampling["shares"]["by_kind"].keys() == MAPS.keys()
+    scores = sampling["scores"]
+    assert (scores["step"], sum(scores["kept"]), sum(scores["pruned"])) == (21, 140, 140)
+    filled = {name: np.flatnonzero(scores[name]) for name in ("kept", "pruned")}
+    assert filled["pruned"].max() <= filled["kept"].min()  # the final mask keeps the best
+    for name in ("map", "history", "shares", "scores"):
+        shown = Image.open(io.BytesIO(events.Images(f"rank/{name}")[-1].encoded_image_string)).convert("RGB")
+        kept = Image.open(finished / "pictures" / f"rank_{name}.png").convert("RGB")
+        assert list(kept.get_flattened_data()) == list(shown.get_flattened_data())
+
+
 # -- the same again, and going on
 
 
