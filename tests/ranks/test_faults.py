@@ -200,7 +200,7 @@ ACTING = {
     "master, exponent": Case([flipped(8, "master", -1, 30)], {10: "master"}, RARELY),
     "seed of dropout": Case([changed(7, SEEDS[0], by=1)], {10: "seed"}, RARELY),
     "seed of batches": Case([changed(7, SEEDS[1], by=1)], {10: "seed"}, RARELY),
-    "mask missed": Case([missed(6)], {10: f"{VALUES}, sensitivity, uncertainty"}, RARELY),
+    "mask missed": Case([missed(6)], {10: f"{VALUES}, sensitivity, uncertainty, kept triplets"}, RARELY),
     "the first's master": Case([flipped(7, "master", -1, 23, process=0)], {7: "master"}),
     "the first's final mask not applied": Case(
         [not_compacted(process=0)], {FINAL: f"{VALUES}, sensitivity, uncertainty, mask, ranks"}
