@@ -43,7 +43,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "head only": {"adapter": {"method": "none"}, "rank_sampling": {"mode": "off"}},
     "LoRA": {"adapter": {"method": "lora", **FIXED}, "rank_sampling": {"mode": "off"}},
     "SVD, no sampling": {"adapter": FIXED, "rank_sampling": {"mode": "off"}},
-    "AdaLoRA": _pruned(mode="deterministic", pruned_value="zero"),
+    "AdaLoRA": {
+        **_pruned(mode="deterministic", pruned_value="zero"),
+        "adapter": {**PRUNED["adapter"], "init": "adalora"},
+    },
     "deterministic": _pruned(mode="deterministic"),
     "exact": _pruned(mode="exact"),
     "exact, score": _pruned(mode="exact", reintroduction="score"),
@@ -66,8 +69,9 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names the run by everything in its config."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        """Names the run by everything in its config, wherever its files lie."""
+        config = {**self.config, "backbone": self.backbone, "data": Path(self.config["data"]["path"]).name}
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def main() -> None:

@@ -114,6 +114,11 @@ class AdapterConfig(Section):
         description="svd: P diag(lam) Q of AdaLoRA (arXiv 2303.10512); lora: P Q of LoRA (arXiv 2106.09685), "
         "without rank sampling; none: the head alone learns (a linear probe).",
     )
+    init: Literal["lora", "adalora"] = Field(
+        "lora",
+        description="Start of new adapters, the identity either way. lora: P = 0, lam = 1, Q uniform: every "
+        "triplet learns from the first step; adalora: lam = 0, P and Q ~ N(0, 0.02^2).",
+    )
     rank: PositiveInt = Field(8, description="Initial rank r0 of every site.")
     alpha: Annotated[float, Field(gt=0)] = Field(
         16.0, description="The adapter's output is scaled by alpha / r0."
@@ -160,18 +165,18 @@ class RankSamplingConfig(Section):
     min_rank: Annotated[int, Field(ge=0)] = Field(0, description="Triplets that every site keeps at least.")
     rho: BelowOne = Field(0.1, description="Probability that a kept triplet leaves.")
     rho_final: BelowOne | None = Field(
-        None, description="rho decays linearly to this at the final mask. null: constant."
+        0.0, description="rho decays linearly to this at the final mask. null: constant."
     )
     reintroduction: Literal["uniform", "score"] = Field(
         "uniform",
         description="How the triplets that come back are drawn: alike, or in proportion to the score.",
     )
-    interval: PositiveInt = Field(10, description="Steps between masks.")
+    interval: PositiveInt = Field(20, description="Steps between masks.")
     t_init: Duration = Field(
         0.1, description="Warm-up with all triplets, in steps or as a fraction of the run."
     )
     t_final: Duration = Field(
-        0.3, description="Last steps at the target, in steps or as a fraction of the run."
+        0.5, description="Last steps at the target, in steps or as a fraction of the run."
     )
     pruned_value: Literal["hold", "zero"] = Field(
         "hold",
@@ -298,6 +303,13 @@ class RunConfig(Section):
     def _method(self) -> Self:
         if self.adapter.method == "svd":
             return self
+        if self.adapter.init != "lora":
+            raise rule_error(
+                f"needs adapter.method svd, not {self.adapter.method}",
+                "set adapter.init=lora",
+                field="adapter.init",
+                value=self.adapter.init,
+            )
         for name, allowed in (("mode", "off"), ("orthogonality", 0.0)):
             if (value := getattr(self.rank_sampling, name)) != allowed:
                 raise rule_error(

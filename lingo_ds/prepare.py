@@ -138,7 +138,7 @@ def build_model(prepared: Prepared) -> AdaptedModel:
         importance=plan.schedule is not None,
     )
     if env.is_main:
-        bank.initialize(config.seed)
+        bank.initialize(config.seed, init=config.adapter.init)
     distributed.broadcast_(bank.master)
     bank.refresh()
     return AdaptedModel(backbone, bank, pooling=config.head.pooling, dropout=config.adapter.dropout)

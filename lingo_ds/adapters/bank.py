@@ -16,7 +16,7 @@ from lingo_ds.adapters.layout import BankLayout, SiteViews
 from lingo_ds.rank_sampling.importance import triplet_scores
 
 INIT_STD = 0.02
-"""Standard deviation of new P, Q and head (AdaLoRA's); lam starts at 0: a new adapter is the identity."""
+"""Standard deviation of a new head, and of AdaLoRA's new P and Q."""
 
 
 class AdapterBank:
@@ -55,16 +55,18 @@ class AdapterBank:
         self.exp_avg_sq = torch.zeros_like(self.master)
         self._allocate(scalars, importance=importance)
 
-    def initialize(self, seed: int) -> None:
-        """New values, from `seed` alone. Call on one process, then broadcast.
+    def initialize(self, seed: int, *, init: str = "lora") -> None:
+        """New values, from `seed` alone: adapters that are the identity. Call on one process, then broadcast.
 
-        lam = 0; P, Q and head ~ N(0, 0.02^2) (arXiv 2303.10512, sec. 3.1). LoRA: P = 0 and Q uniform within
-        1 / sqrt(d_in), as in its authors' code (arXiv 2106.09685, sec. 4.1).
+        Args:
+            seed: of all draws.
+            init: `lora`: P = 0, lam = 1, Q uniform within 1 / sqrt(d_in), as LoRA's authors do
+                (arXiv 2106.09685, sec. 4.1); `adalora`: lam = 0, P and Q ~ N(0, 0.02^2) (arXiv 2303.10512).
         """
         generator = torch.Generator().manual_seed(seed)
         values, layout = torch.randn(self.layout.size, generator=generator) * INIT_STD, self.layout
-        layout.lam(values).zero_()
-        if not layout.has_lam:
+        layout.lam(values).fill_(init == "lora")
+        if init == "lora":
             for k, site in enumerate(layout.sites):
                 views = layout.site(values, k)
                 views.p.zero_()

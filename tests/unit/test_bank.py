@@ -278,7 +278,7 @@ def test_zeroed_lam_leaves_the_mask_at_one():
     assert distance(logits_of(hooked(bank), bank, x), expected) < 1e-6
 
 
-def test_new_adapter_is_the_identity_and_comes_from_the_seed_alone():
+def test_new_adapter_as_adaloras_is_the_identity_and_comes_from_the_seed_alone():
     layout = uniform_layout(
         [Site("first", 5, 7), Site("second", 6, 5), Site("wide", 400, 300)], rank=4, head_shape=(3, 5)
     )
@@ -289,7 +289,7 @@ def test_new_adapter_is_the_identity_and_comes_from_the_seed_alone():
     for bank, seed, noise in zip(banks, (0, 0, 1), (5, 6, 5), strict=True):
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        bank.initialize(seed)
+        bank.initialize(seed, init="adalora")
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(banks[0].master, banks[1].master)
     assert not torch.equal(banks[0].master, banks[2].master)
@@ -300,7 +300,7 @@ def test_new_adapter_is_the_identity_and_comes_from_the_seed_alone():
         assert abs(matrix.mean().item()) < 0.002
     assert layout.head(banks[0].master).all()
     hooked_bank = new_bank()
-    hooked_bank.initialize(0)
+    hooked_bank.initialize(0, init="adalora")
     x = inputs(2, 9, 7)
     assert torch.equal(hooked(hooked_bank)(x), Frozen()(x))
 
@@ -316,21 +316,23 @@ def initialized(seed: int, *, has_lam: bool = False, sites: Sequence[Site] = WID
     return bank
 
 
-def test_new_lora_is_the_identity_and_comes_from_the_seed_alone():
+@pytest.mark.parametrize("has_lam", [False, True], ids=["lora", "svd"])
+def test_new_adapter_as_loras_is_the_identity_and_comes_from_the_seed_alone(has_lam: bool):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = initialized(0)
+    first = initialized(0, has_lam=has_lam)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert torch.equal(initialized(0).master, first.master)
-    other = initialized(1)
+    assert torch.equal(initialized(0, has_lam=has_lam).master, first.master)
+    other = initialized(1, has_lam=has_lam)
     for k in range(len(WIDE)):
-        p, _, q = first.layout.site(first.master, k)
+        p, lam, q = first.layout.site(first.master, k)
         assert not p.any()
+        assert (lam == 1).all() and len(lam) == (4 if has_lam else 0)
         assert not torch.equal(q, other.layout.site(other.master, k).q)
     assert first.layout.head(first.master).all()
     assert not torch.equal(first.layout.head(first.master), other.layout.head(other.master))
-    bank, x = initialized(0, sites=SITES), inputs(2, 9, 7)
+    bank, x = initialized(0, has_lam=has_lam, sites=SITES), inputs(2, 9, 7)
     assert torch.equal(hooked(bank)(x), Frozen()(x))
     bank.zero_grad()
     hooked(bank)(x).square().sum().backward()
@@ -338,8 +340,9 @@ def test_new_lora_is_the_identity_and_comes_from_the_seed_alone():
         assert bank.layout.site(bank.grad, k).p.any()
 
 
-def test_new_lora_has_uniform_rows_within_the_bound():
-    bank = initialized(0)
+@pytest.mark.parametrize("has_lam", [False, True], ids=["lora", "svd"])
+def test_new_adapter_as_loras_has_uniform_rows_within_the_bound(has_lam: bool):
+    bank = initialized(0, has_lam=has_lam)
     whole = [bank.layout.site(bank.master, k).q for k in range(len(WIDE))]
     for site, q in zip(WIDE, whole, strict=True):
         bound = site.d_in**-0.5

@@ -218,9 +218,10 @@ def test_target_rank_must_not_exceed_the_initial_rank(load, refused):
         ("rank_sampling.mode", "deterministic"),
         ("rank_sampling.mode", "reference"),
         ("rank_sampling.orthogonality", 0.1),
+        ("adapter.init", "adalora"),
     ],
 )
-def test_sampling_and_penalty_are_for_svd_alone(load, refused, method, field, value):
+def test_sampling_penalty_and_start_are_for_svd_alone(load, refused, method, field, value):
     overrides = [f"adapter.method={method}", "rank_sampling.mode=off", f"{field}={value}"]
     (mistake,) = refused(MINIMAL, *overrides)
     assert (mistake.where, mistake.value) == (f"{field} (command line)", value)

@@ -233,9 +233,9 @@ def test_budget_of_a_plan():
     fields = {"adapter__rank": 8, "rank_sampling__target_rank": 3, "train__max_steps": 200}
     schedule = make_plan(config(**fields), SMALL).schedule
     assert (schedule.initial, schedule.target) == (35 * 8, 35 * 3)
-    assert (schedule.t_init, schedule.t_final, schedule.final_step) == (20, 60, 140)  # 0.1 and 0.3 of the run
-    assert schedule.mask_steps() == list(range(30, 140, 10))
-    in_steps = make_plan(config(**fields, rank_sampling__t_init=20, rank_sampling__t_final=60), SMALL)
+    assert (schedule.t_init, schedule.t_final, schedule.final_step) == (20, 100, 100)  # .1 and .5 of the run
+    assert schedule.mask_steps() == [40, 60, 80]
+    in_steps = make_plan(config(**fields, rank_sampling__t_init=20, rank_sampling__t_final=100), SMALL)
     assert in_steps.schedule == schedule
     assert make_plan(config(rank_sampling__mode="off"), SMALL).schedule is None
 

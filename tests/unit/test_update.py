@@ -16,6 +16,8 @@ from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.adapters.sites import SiteHooks
 from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import Batch
+from lingo_ds.distributed import DistEnv
+from lingo_ds.training.audit import Audit
 from lingo_ds.training.trainer import Trainer
 from lingo_ds.training.update import BankUpdate, LossScale, Scalar
 
@@ -412,7 +414,7 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
         batches=SimpleNamespace(rows_at=lambda step: np.arange(8), at=lambda step: [one]),
         update=update,
         sampler=None,
-        audit=lambda step: False,
+        audit=Audit(bank, DistEnv(0, 0, 1, 1, torch.device("cpu")), "raise"),
         audit_interval=100,
         evaluate=lambda: None,
         selection=None,
