@@ -81,10 +81,10 @@ def main() -> None:
         _run(args, backbone, args.sets[0], method, rate, SEARCH_SEED)
         for backbone in args.backbones for method in args.methods for rate in args.rates
     ]  # fmt: skip
-    found = _all(search, args, "learning rates")
-    chosen = {}
-    for run in sorted(search, key=lambda run: found[run.key]["dev"]):
-        chosen[run.backbone, run.method] = run.learning_rate
+    if len(args.rates) > 1:
+        found = _all(search, args, "learning rates")
+        search.sort(key=lambda run: found[run.key]["dev"])
+    chosen = {(run.backbone, run.method): run.learning_rate for run in search}
     runs = [
         _run(args, backbone, data, method, chosen[Path(backbone).name, method], seed)
         for seed in range(args.seeds) for data in args.sets for backbone in args.backbones
