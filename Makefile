@@ -41,7 +41,7 @@ lint: $(READY)  ## ruff and the rules on imports
 
 bench: $(READY)  ## every benchmark, quickly (BENCH_ARGS= for full length)
 	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
-	    echo "== $$script"; $(BIN)/python "$$script" $(BENCH_ARGS); done
+	    echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename "$$script" .py) $(BENCH_ARGS); done
 
 clean:  ## remove what was built; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

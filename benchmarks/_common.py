@@ -67,4 +67,5 @@ def show(tables: Mapping[str, Sequence[dict[str, Any]]], *, json_path: Path | No
             table.add_row(*cells)
         Console(width=160).print(table)
     if json_path:
-        json_path.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=2))
+        rows = [{"table": title, **row} for title, table in tables.items() for row in table]
+        json_path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2, allow_nan=False))

@@ -4,7 +4,7 @@ For every backbone and method the learning rate is the best on dev (a seed of it
 With it every data set is trained with every seed, and test is evaluated once, at the step that dev chose.
 Differences are paired: same backbone, data, seed. Runs are kept in `--runs`; a second call repeats none.
 
-`python benchmarks/methods.py --gue DIR --sets prom_core_tata mouse_0 --backbones DIR DIR --json FILE`;
+`python -m benchmarks.methods --gue DIR --sets prom_core_tata mouse_0 --backbones DIR DIR --json FILE`;
 without arguments the embedded data and backbone.
 """
 
@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import logging
+import re
 import statistics
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from rich.console import Console
 from scipy import stats
 
 from benchmarks._common import parser, show
+from lingo_ds.config import RunConfig
+from lingo_ds.errors import UserError
+from lingo_ds.files import write_aside
 
 RANK, TARGET, SCALE = 8, 4, 2.0
 """Initial and final average rank of what is pruned; what is not pruned has the final one. alpha / rank."""
@@ -55,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BASELINES = ("LoRA", "AdaLoRA")
 METRICS = {"mcc": "MCC", "auroc": "AUROC"}
+CHANCE = {"mcc": 0.0, "auroc": 0.5}
 
 
 class Run(NamedTuple):
@@ -69,8 +75,10 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names the run by everything in its config, wherever its files lie."""
-        config = {**self.config, "backbone": self.backbone, "data": Path(self.config["data"]["path"]).name}
+        """Names the run by its whole config, defaults included, wherever its files lie."""
+        config = RunConfig(**self.config).model_dump(mode="json")
+        for section in ("backbone", "data"):
+            config[section]["path"] = Path(config[section]["path"]).name
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,8 +123,14 @@ def _arguments() -> argparse.Namespace:
     given.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     args = given.parse_args()
     if args.quick:
-        args.steps, args.seeds, args.rates = min(args.steps, 40), 1, args.rates[:1]
-        args.methods = [method for method in args.methods if method in ("LoRA", "AdaLoRA", "exact")]
+        args.steps, args.seeds, args.rates = min(args.steps, 80), 1, args.rates[:1]
+        args.methods = [method for method in args.methods if method in (*BASELINES, "exact")] or args.methods
+    if args.gue is None and not all(name.startswith("builtin:") for name in args.sets):
+        given.error("--sets: --gue must say in which folder they lie")
+    if len({Path(backbone).name for backbone in args.backbones}) < len(args.backbones):
+        given.error("--backbones: two of one name cannot be told apart")
+    if wrong := [setting for setting in args.set if not re.fullmatch(r"\w+\.\w+=.+", setting)]:
+        given.error(f"--set {wrong[0]}: write section.field=value")
     return args
 
 
@@ -139,7 +153,7 @@ def _run(
         name, _, value = setting.partition("=")
         section, _, field = name.partition(".")
         if section != "rank_sampling" or METHODS[method]["rank_sampling"].get("mode") != "off":
-            config[section] = {**config.get(section, {}), field: json.loads(value)}
+            config[section] = {**config.get(section, {}), field: yaml.safe_load(value)}
     return Run(Path(backbone).name, data, method, rate, seed, config)
 
 
@@ -147,17 +161,19 @@ def _subset(args: argparse.Namespace, data: str) -> Path:
     """A folder with at most so many rows of each split, drawn without replacement by seed 0."""
     source = args.gue / data
     target = args.runs / "data" / f"{data}-{args.rows}-{args.eval_rows}"
+    if not target.exists():
+        write_aside(target, lambda aside: _write_subset(args, source, aside))
+    return target
+
+
+def _write_subset(args: argparse.Namespace, source: Path, target: Path) -> None:
+    target.mkdir()
     for split, rows in (("train", args.rows), ("dev", args.eval_rows), ("test", args.eval_rows)):
-        file = target / f"{split}.csv"
-        if file.exists():
-            continue
-        target.mkdir(parents=True, exist_ok=True)
-        with (source / file.name).open(newline="") as opened:
+        with (source / f"{split}.csv").open(newline="") as opened:
             header, *lines = csv.reader(opened)
         order = np.random.default_rng(0).permutation(len(lines))[:rows]
-        with file.open("w", newline="") as opened:
+        with (target / f"{split}.csv").open("w", newline="") as opened:
             csv.writer(opened).writerows([header, *(lines[i] for i in sorted(order))])
-    return target
 
 
 def _all(runs: Sequence[Run], args: argparse.Namespace, title: str) -> dict[str, dict[str, Any]]:
@@ -193,13 +209,15 @@ def _train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from lingo_ds import distributed, run
-    from lingo_ds.config import RunConfig
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lingo_ds").setLevel(logging.ERROR)
     run.logs.results.quiet = run.logs.console.quiet = True
-    report = run.train(RunConfig(**config, output_dir=folder), distributed.detect())
+    try:
+        report = run.train(RunConfig(**config, output_dir=folder), distributed.detect())
+    except UserError as error:  # a rate at which training diverges is worth as much as a coin
+        return {"dev": 0.0, "test": CHANCE, "saved": 0, "kept": 0, "seconds": 0.0, "error": str(error)}
     return {
         "dev": report["metrics"]["dev"]["mcc"],
         "test": {metric: report["metrics"]["test"][metric] for metric in METRICS},
@@ -240,13 +258,13 @@ def summarize(
     return rows
 
 
-def _seed_spread(values: dict[tuple, float]) -> float:
+def _seed_spread(values: dict[tuple, float]) -> float | None:
     """Standard deviation over the seeds of one cell (backbone, data), pooled over the cells."""
     cells: dict[tuple, list[float]] = {}
     for (*cell, _seed), value in values.items():
         cells.setdefault(tuple(cell), []).append(value)
     several = [statistics.variance(cell) for cell in cells.values() if len(cell) > 1]
-    return statistics.mean(several) ** 0.5 if several else float("nan")
+    return statistics.mean(several) ** 0.5 if several else None
 
 
 def _paired(ours: dict[tuple, float], theirs: dict[tuple, float]) -> str:

@@ -6,8 +6,8 @@
 2. The same on a Llama shape of 50M parameters beside its forward and backward pass over 2,048 tokens, before
    and after the final mask; and the adapters' own forward and backward there.
 
-One process: `python benchmarks/rank_sampling.py`; two: `deepspeed --num_accelerators 2
-benchmarks/rank_sampling.py` (the rival's gradients are then all-reduced as one bucket, as DDP would).
+One process: `python -m benchmarks.rank_sampling`; two: `deepspeed --num_accelerators 2 --module
+benchmarks.rank_sampling` (the rival's gradients are then all-reduced as one bucket, as DDP would).
 """
 
 import warnings
@@ -209,11 +209,12 @@ def against_peft(env: DistEnv, *, quick: bool) -> list[dict]:
                 "processes": env.world_size,
                 "sites": sites,
                 "entries": ours.bank.layout.adapter_size,
-                "ours, ms a step": seconds["ours"] / STEPS * 1e3,
-                "PEFT, ms a step": seconds["rival"] / STEPS * 1e3,
+                "unit": "ms a step",
+                "ours": seconds["ours"] / STEPS * 1e3,
+                "rival": seconds["rival"] / STEPS * 1e3,
                 "ratio": seconds["rival"] / seconds["ours"],
                 "operator calls, ours": calls["ours"],
-                "operator calls, PEFT": calls["rival"],
+                "operator calls, rival": calls["rival"],
             }
         )
     return rows

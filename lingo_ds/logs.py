@@ -35,7 +35,7 @@ def set_up(env: DistEnv) -> None:
 
 
 def write_to(folder: Path, env: DistEnv) -> None:
-    """Makes the run's folder and its log file `train.log`, on global rank 0, in place of an earlier run's.
+    """Logs to `train.log` in the run's folder, on global rank 0, and no longer to an earlier run's.
 
     Raises:
         UserError: where the folder cannot be made.

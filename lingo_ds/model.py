@@ -25,11 +25,14 @@ class AdaptedModel:
 
     def logits(self, batch: Batch) -> Tensor:
         """(n, classes) fp32 logits of a batch."""
-        device = self.bank.device
-        mask = batch.attention_mask
-        hidden = self.backbone.hidden_states(
-            batch.input_ids.to(device), None if mask is None else mask.to(device)
-        )
+        device, mask = self.bank.device, batch.attention_mask
+        adapted = any(self.bank.layout.ranks)  # else nothing in the backbone needs a backward pass
+        with torch.set_grad_enabled(adapted and torch.is_grad_enabled()):
+            hidden = self.backbone.hidden_states(
+                batch.input_ids.to(device), None if mask is None else mask.to(device)
+            )
+        if not adapted:
+            self.backbone.release()
         pooled = pool(hidden, batch.lengths.to(device), self._pooling)
         return F.linear(pooled.to(self.bank.dtype), self.bank.head_leaf).float()
 

@@ -215,7 +215,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         zero_stage=stage,
         shard_group=group,
         bytes_per_process={
-            **_fixed_bytes(facts, stage, group),
+            **_fixed_bytes(config, facts, stage, group),
             "activations": micro * _example_bytes(config, facts),
         },
         flops_per_token=_flops_per_token(facts),
@@ -236,27 +236,29 @@ def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | N
     )
 
 
-def _fixed_bytes(facts: Facts, stage: int, group: int) -> dict[str, int]:
+def _fixed_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> dict[str, int]:
     """Memory of one process that does not grow with the batch."""
     width = facts.compute_bytes
     share = math.ceil(facts.backbone_parameters / group) * width
     parts = {"backbone": share}
     if stage == 3:
         parts["gathered layers"] = 3 * facts.layer_parameters * width
-    # masters, gradient, two moments, two averages of importance: fp32;
-    # compute copy and, below fp32, its gradient
-    parts["bank"] = facts.bank_parameters * (6 * 4 + (width if width == 4 else 2 * width))
+    # fp32: masters, gradient, two moments; with sampling two averages of importance, their room, and at most
+    # three held copies. Compute copy and, below fp32, its gradient
+    floats = 4 if config.rank_sampling.mode == "off" else 10
+    parts["bank"] = facts.bank_parameters * (floats * 4 + (width if width == 4 else 2 * width))
     return parts
 
 
 def _example_bytes(config: RunConfig, facts: Facts) -> int:
     """Activations that one example keeps for the backward pass (a deliberate overestimate)."""
     inside_layer = 12 * facts.hidden_size + 5 * facts.ffn_size
-    kept = (
-        facts.layers * facts.hidden_size + inside_layer
-        if config.backbone.activation_checkpointing
-        else facts.layers * inside_layer
-    )
+    if not facts.sites:  # the head alone: no layer keeps anything
+        kept = inside_layer
+    elif config.backbone.activation_checkpointing:
+        kept = facts.layers * facts.hidden_size + inside_layer
+    else:
+        kept = facts.layers * inside_layer
     return facts.longest * kept * facts.compute_bytes
 
 
@@ -265,7 +267,9 @@ def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
     zero, budget = config.zero, USABLE_MEMORY * facts.memory_bytes
 
     def fits(stage: int, group: int) -> bool:
-        return sum(_fixed_bytes(facts, stage, group).values()) + _example_bytes(config, facts) <= budget
+        return (
+            sum(_fixed_bytes(config, facts, stage, group).values()) + _example_bytes(config, facts) <= budget
+        )
 
     if zero.stage == 0 or (zero.stage == "auto" and zero.shard_group in ("auto", 1) and fits(0, 1)):
         return 0, 1
@@ -288,7 +292,7 @@ def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
         return 3, fitting[0]
     if zero.stage == 3 or zero.profile:
         return 3, facts.world_size  # the user's word, e.g. with offload, which the estimate does not know
-    need = sum(_fixed_bytes(facts, 3, facts.world_size).values()) + _example_bytes(config, facts)
+    need = sum(_fixed_bytes(config, facts, 3, facts.world_size).values()) + _example_bytes(config, facts)
     raise UserError(
         Mistake(
             "backbone.path",
@@ -305,7 +309,7 @@ def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int) -> int
     share = math.ceil(config.train.global_batch_size / facts.world_size)
     if config.train.micro_batch_size:
         return min(config.train.micro_batch_size, share)
-    free = USABLE_MEMORY * facts.memory_bytes - sum(_fixed_bytes(facts, stage, group).values())
+    free = USABLE_MEMORY * facts.memory_bytes - sum(_fixed_bytes(config, facts, stage, group).values())
     return max(1, min(share, int(free // _example_bytes(config, facts))))
 
 

@@ -60,8 +60,8 @@ class AdapterBank:
 
         Args:
             seed: of all draws.
-            init: `lora`: P = 0, lam = 1, Q uniform within 1 / sqrt(d_in), as LoRA's authors do
-                (arXiv 2106.09685, sec. 4.1); `adalora`: lam = 0, P and Q ~ N(0, 0.02^2) (arXiv 2303.10512).
+            init: `lora`: P = 0, lam = 1, Q uniform within 1 / sqrt(d_in), as LoRA's code does (Kaiming with
+                a = sqrt 5); `adalora`: lam = 0, P and Q ~ N(0, 0.02^2), as AdaLoRA's (arXiv 2303.10512).
         """
         generator = torch.Generator().manual_seed(seed)
         values, layout = torch.randn(self.layout.size, generator=generator) * INIT_STD, self.layout
@@ -179,11 +179,6 @@ class AdapterBank:
         score = torch.mul(self.sensitivity, self.uncertainty, out=self.scratch)
         means = torch.cat([block.of(score).mean(1) for block in self.layout.blocks])
         return triplet_scores(self.layout.lam(score), means[self._p_rows], means[self._q_rows])
-
-    def kept_ranks(self) -> dict[str, int]:
-        """Triplets of each site that the forward pass uses now, by the name of its map."""
-        layout = self.layout.keep(self.mask.cpu().numpy())
-        return {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
 
     def kept_values(self) -> tuple[BankLayout, Tensor]:
         """Layout and values that the forward pass uses now: the adapter as evaluated, saved and exported."""

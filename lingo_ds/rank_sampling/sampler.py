@@ -133,6 +133,7 @@ class RankSampler:
     ):
         self._bank, self._schedule, self._config = bank, schedule, config
         self.seed, self._env, self._on_compact = seed, env, on_compact
+        self._initial = bank.layout
         self.kept = np.ones(schedule.initial, bool)
         self.events: list[MaskEvent] = []
         self.scores: ScoreHistogram | None = None
@@ -187,6 +188,11 @@ class RankSampler:
         bits = np.zeros(-(-self._schedule.initial // 8), np.uint8) if kept is None else np.packbits(kept)
         sent = distributed.broadcast_(torch.from_numpy(bits).to(self._env.device))
         return np.unpackbits(sent.cpu().numpy(), count=self._schedule.initial).astype(bool)
+
+    def kept_ranks(self) -> dict[str, int]:
+        """Triplets of each site that the last change of the masks kept, by the name of its map."""
+        layout = self._initial.keep(self.kept)
+        return {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
 
     def state(self) -> list[Any]:
         """What was kept, as text, and all events: for a checkpoint, and for the audit."""

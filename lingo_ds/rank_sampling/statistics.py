@@ -60,7 +60,12 @@ class ScoreHistogram(NamedTuple):
 
 
 def score_histogram(scores: np.ndarray, kept: np.ndarray, *, step: int) -> ScoreHistogram:
-    """Counts the scores (triplets,) of kept and of pruned triplets; `kept` is (triplets,) of bool."""
+    """Counts the scores (triplets,) of kept and of pruned triplets; `kept` is (triplets,) of bool.
+
+    A score that overflowed counts with the largest finite one, one that is no number with the least.
+    """
+    finite = scores[np.isfinite(scores)]
+    scores = np.nan_to_num(scores, nan=0.0, posinf=finite.max(initial=0.0))
     positive = scores[scores > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
     edges = np.geomspace(low, high if high > low else 10 * low, SCORE_BINS + 1)

@@ -16,8 +16,8 @@ from lingo_ds.distributed import DistEnv
 
 logger = logging.getLogger(__name__)
 
-CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
-"""Entries hashed at a time: what stays in a core's cache, or what one kernel should not be less than."""
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 21}
+"""Entries hashed at a time: what stays in a core's cache; what fills a GPU with 50 MiB of temporaries."""
 
 ODD = 0x5851F42D4C957F2D
 """Knuth's multiplier of a linear congruential generator: odd, and with bits all over."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imsave
 
-from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.files import write_aside
 from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
@@ -20,7 +20,7 @@ from lingo_ds.training.trainer import StepInfo
 logger = logging.getLogger(__name__)
 
 PICTURES = 5
-"""Maps of ranks drawn over a run: one takes half a second, in which the other processes wait."""
+"""About how often ranks are drawn over a run: a picture takes half a second, in which others wait."""
 
 
 class Watcher:
@@ -36,7 +36,6 @@ class Watcher:
         progress: Progress,
         *,
         plan: RunPlan,
-        bank: AdapterBank,
         sampler: RankSampler | None,
         audit: Audit,
         metric: str,
@@ -45,7 +44,7 @@ class Watcher:
         """Takes what it looks at; `pictures` is the folder for PNG files, None where none are drawn."""
         self._folder = pictures
         self._tracker, self._progress, self._plan = tracker, progress, plan
-        self._bank, self._sampler, self._audit, self._metric = bank, sampler, audit, metric
+        self._sampler, self._audit, self._metric = sampler, audit, metric
         self.throughput = Throughput()
         self._draw_every = max(2, len(plan.schedule.mask_steps()) // PICTURES) if plan.schedule else 0
 
@@ -97,7 +96,7 @@ class Watcher:
         return values
 
     def _record_masks(self, event: MaskEvent) -> None:
-        ranks = self._bank.kept_ranks()
+        ranks = self._sampler.kept_ranks()
         shares = budget_shares(ranks)
         values = {"rank/kept": event.kept, "rank/returned": event.returned}
         values |= {f"rank_by_layer/{layer}": share for layer, share in shares["by_layer"].items()}
@@ -106,6 +105,13 @@ class Watcher:
         self._tracker.histogram(event.step, "rank/per_site", np.array(list(ranks.values())))
         if self._folder is None or not (event.final or len(self._sampler.events) % self._draw_every == 1):
             return
+        try:
+            self._draw(event, ranks)
+        except Exception as error:  # a picture is not worth a training run that the other processes wait in
+            logger.warning("pictures of step %d: %s: %s", event.step, type(error).__name__, error)
+
+    def _draw(self, event: MaskEvent, ranks: dict[str, int]) -> None:
+        """Pictures for TensorBoard, those of the final mask also as files."""
         pictures = {
             "map": draw_rank_map(
                 ranks, initial_rank=self._plan.schedule.initial // len(ranks), title=f"step {event.step}"
@@ -117,12 +123,5 @@ class Watcher:
         for name, picture in pictures.items():
             self._tracker.image(event.step, f"rank/{name}", picture)
             if event.final:
-                self._save(f"rank_{name}.png", picture)
-
-    def _save(self, name: str, picture: np.ndarray) -> None:
-        """Keeps a picture in the run's folder; a full disk costs the picture, not the run."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            imsave(self._folder / name, picture)
-        except OSError as error:
-            logger.warning("%s was not written (%s)", self._folder / name, error)
+                path = self._folder / f"rank_{name}.png"
+                write_aside(path, lambda aside, shown=picture: imsave(aside, shown, format="png"))

@@ -107,7 +107,6 @@ class Session:
             tracker,
             progress,
             plan=self._prepared.plan,
-            bank=self.model.bank,
             sampler=self._sampler,
             audit=self._audit,
             metric=self._prepared.config.selection.metric,
@@ -183,6 +182,7 @@ class Session:
         parts = [
             HostState("seed", lambda: [part.seed for part in self._seeded], self._adopt_seeds),
             HostState("optimizer", update.progress, update.restore),
+            HostState("selection", lambda: self._selection.state(), lambda s: self._selection.restore(s)),
         ]
         if sampler:
             parts.append(HostState("kept triplets", sampler.state, sampler.restore))

@@ -42,6 +42,7 @@ def make_report(
         "skipped_steps": outcome.skipped,
         "seed": config.seed,
         "data": prepared.data.facts(),
+        "adapter": config.adapter.model_dump(mode="json"),
         "rank_sampling": {
             "mode": config.rank_sampling.mode,
             "initial_triplets": plan.facts.sites * config.adapter.rank,

@@ -130,7 +130,7 @@ class Trainer:
                 start = time.perf_counter()
                 stats = self._step(step)
                 mask_event = self._sampler.after_step(step) if self._sampler else None
-                if self._audit_due(step, mask_event):
+                if self._audit_due(step):
                     self._audit(step)
                 seconds = time.perf_counter() - start
                 evaluation = self._evaluate() if self._eval_due(step, stats.stop) else None
@@ -178,9 +178,10 @@ class Trainer:
         last = step == self._plan.steps
         return last or (step % self._plan.eval_interval == 0 and not stopping)
 
-    def _audit_due(self, step: int, mask_event: MaskEvent | None) -> bool:
+    def _audit_due(self, step: int) -> bool:
         """After a final mask at once: processes of different size could not even reduce their gradients."""
-        final = mask_event is not None and mask_event.final
+        schedule = self._plan.schedule
+        final = schedule is not None and step == schedule.final_step
         return final or step % self._audit_interval == 0 or step == self._plan.steps
 
     def _at_budget(self, step: int) -> bool:
