@@ -134,9 +134,7 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _run(
-    args: argparse.Namespace, backbone: str, data: str, method: str, rate: float, seed: int
-) -> Run:  # fmt: skip
+def _run(args: argparse.Namespace, backbone: str, data: str, method: str, rate: float, seed: int) -> Run:
     config: dict[str, Any] = {
         "name": "methods",
         "seed": seed,
@@ -216,7 +214,10 @@ def _train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     run.logs.results.quiet = run.logs.console.quiet = True
     try:
         report = run.train(RunConfig(**config, output_dir=folder), distributed.detect())
-    except UserError as error:  # a rate at which training diverges is worth as much as a coin
+    except UserError as error:
+        if any(mistake.where != "train.learning_rate" for mistake in error.mistakes):
+            raise RuntimeError(str(error)) from None  # a UserError does not survive the way between processes
+        # a rate at which training diverges is worth as much as a coin
         return {"dev": 0.0, "test": CHANCE, "saved": 0, "kept": 0, "seconds": 0.0, "error": str(error)}
     return {
         "dev": report["metrics"]["dev"]["mcc"],
