@@ -175,14 +175,19 @@ def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:
             work()
 
 
+def text_fingerprint(text: str) -> int:
+    """64-bit signed fingerprint of a text, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
 def require_equal(value: str, what: str, env: DistEnv) -> None:
     """Checks that all processes hold the same text, e.g. the resolved config.
 
     Raises:
         UserError: on every process, naming those that differ from global rank 0.
     """
-    number = int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big", signed=True)
-    numbers = all_gather(torch.tensor([number], dtype=torch.long, device=env.device)).flatten().tolist()
+    mine = text_fingerprint(value)
+    numbers = all_gather(torch.tensor([mine], dtype=torch.long, device=env.device)).flatten().tolist()
     different = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
     if different:
         mistake = Mistake(

@@ -1,6 +1,5 @@
 """Do all processes still hold the same state? A 64-bit fingerprint per part, compared in one collective."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -66,7 +65,7 @@ def _odd_numbers(count: int, device: torch.device) -> Tensor:
 
 def host_fingerprint(value: Any) -> int:
     """64-bit fingerprint of plain JSON values."""
-    return int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:8], "big", signed=True)
+    return distributed.text_fingerprint(json.dumps(value))
 
 
 @dataclass

@@ -220,7 +220,7 @@ class Session:
         config, plan = self._prepared.config, self._prepared.plan
         sampling, schedule = config.rank_sampling, plan.schedule
         common = {"revision": config.backbone.revision, "lora_dropout": config.adapter.dropout}
-        if config.adapter.method != "svd":
+        if not self._prepared.layout.has_lam:
             return common
         return common | {
             "target_r": sampling.target_rank if schedule else config.adapter.rank,
