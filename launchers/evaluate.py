@@ -5,7 +5,7 @@ deepspeed [--hostfile H | --num_accelerators N] launchers/evaluate.py --config F
 
 import sys
 
-from lingo_ds.cli import main
+from lingo_ds.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    leave(main(["evaluate", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from lingo_ds.cli import main
+from lingo_ds.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main(["plan", *sys.argv[1:]]))
+    leave(main(["plan", *sys.argv[1:]]))

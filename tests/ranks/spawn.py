@@ -184,7 +184,9 @@ def _be_rank(folder: Path, rank: int) -> None:
     aside.rename(folder / f"outcome-{rank}")
     if failure is None and dist.is_initialized():
         dist.destroy_process_group()
-    sys.exit(0 if failure is None else 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if failure is None else 1)  # see lingo_ds.cli.leave
 
 
 if __name__ == "__main__":
