@@ -82,7 +82,11 @@ class DataConfig(Section):
         description="Longest example in tokens; longer sequences lose their end. "
         "null: the backbone's context.",
     )
-    packing: Literal["off"] = Field("off", description="Batches are padded to their longest example.")
+    packing: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: examples without padding in one row, their common prefix once, where the family's "
+        "attention allows it; off: batches padded to their longest example.",
+    )
     cache_dir: Path | None = Field(
         None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
     )
@@ -201,7 +205,12 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt = Field(32, description="Examples per optimizer step, over all processes.")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="Examples per forward on one process. "
+        description="Examples per forward on one process at most. "
+        "null: as many as the plan's memory estimate allows.",
+    )
+    micro_batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens per forward on one process, with packing; a longer example has a pack to itself. "
         "null: the most that the plan's memory estimate allows.",
     )
     num_epochs: Annotated[float, Field(gt=0)] = Field(4, description="Passes over the training split.")

@@ -1,5 +1,7 @@
 """The adapted model: frozen backbone, adapters on its linear maps, and the head on top."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,7 @@ from lingo_ds.adapters.layout import BankLayout
 from lingo_ds.adapters.sites import SiteHooks
 from lingo_ds.backbone.backbone import Backbone
 from lingo_ds.data.loader import Batch
+from lingo_ds.data.packing import Pack
 
 
 class AdaptedModel:
@@ -19,22 +22,46 @@ class AdaptedModel:
         bank: adapters and head.
     """
 
-    def __init__(self, backbone: Backbone, bank: AdapterBank, *, pooling: str, dropout: float):
+    def __init__(
+        self,
+        backbone: Backbone,
+        bank: AdapterBank,
+        *,
+        pooling: str,
+        dropout: float,
+        shared_inputs: Sequence[Sequence[str]] = (),
+    ):
         self.backbone, self.bank, self._pooling = backbone, bank, pooling
-        self._hooks = SiteHooks(dict(backbone.module.named_modules()), bank, dropout=dropout)
+        modules = dict(backbone.module.named_modules())
+        self._hooks = SiteHooks(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """(n, classes) fp32 logits of a batch."""
-        device, mask = self.bank.device, batch.attention_mask
+    def logits(self, batch: Batch | Pack) -> Tensor:
+        """(n, classes) fp32 logits of a padded batch or of a pack."""
         adapted = any(self.bank.layout.ranks)  # else nothing in the backbone needs a backward pass
         with torch.set_grad_enabled(adapted and torch.is_grad_enabled()):
-            hidden = self.backbone.hidden_states(
-                batch.input_ids.to(device), None if mask is None else mask.to(device)
-            )
+            pooled = self._pooled_pack(batch) if isinstance(batch, Pack) else self._pooled_batch(batch)
         if not adapted:
             self.backbone.release()
-        pooled = pool(hidden, batch.lengths.to(device), self._pooling)
         return F.linear(pooled.to(self.bank.dtype), self.bank.head_leaf).float()
+
+    def _pooled_batch(self, batch: Batch) -> Tensor:
+        device, mask = self.bank.device, batch.attention_mask
+        hidden = self.backbone.hidden_states(
+            batch.input_ids.to(device, non_blocking=True),
+            None if mask is None else mask.to(device, non_blocking=True),
+        )
+        return pool(hidden, batch.lengths.to(device, non_blocking=True), self._pooling)
+
+    def _pooled_pack(self, pack: Pack) -> Tensor:
+        only = None if self._pooling == "mean" else self._pooling
+        hidden, packed = self.backbone.packed_states(
+            pack.input_ids.to(self.bank.device, non_blocking=True), pack.prefix, pack.lengths, only=only
+        )
+        if only:
+            return hidden[getattr(packed, only)]
+        own = torch.stack([part.sum(0) for part in hidden[pack.prefix :].split(list(pack.lengths))])
+        tokens = torch.tensor(pack.lengths, device=hidden.device)[:, None] + pack.prefix
+        return (own + hidden[: pack.prefix].sum(0)) / tokens
 
     def follow_bank(self) -> None:
         """Hooks the sites anew, after the bank was compacted or replaced."""

@@ -24,6 +24,7 @@ class Facts:
     Attributes:
         train_rows, dev_rows, test_rows: examples per split.
         longest: tokens of the longest example.
+        shared_prefix: tokens that all training examples begin with.
         mean_tokens: tokens per example, on average over the training split.
         backbone_parameters: entries of the frozen weights.
         layer_parameters: entries of the largest decoder layer.
@@ -33,6 +34,8 @@ class Facts:
         bank_parameters: trainable entries of a new bank, head included.
         head_parameters: of these, the head's.
         compute_bytes: bytes per entry in the compute dtype.
+        packable: whether the backbone's attention takes packs.
+        causal: whether a token sees only those before it, so that a prefix can be shared.
         world_size: processes of the job.
         local_world_size: processes of one host.
         memory_bytes: memory that one process may use.
@@ -42,6 +45,7 @@ class Facts:
     dev_rows: int
     test_rows: int
     longest: int
+    shared_prefix: int
     mean_tokens: float
     backbone_parameters: int
     layer_parameters: int
@@ -52,6 +56,8 @@ class Facts:
     bank_parameters: int
     head_parameters: int
     compute_bytes: int
+    packable: bool
+    causal: bool
     world_size: int
     local_world_size: int
     memory_bytes: int
@@ -64,8 +70,9 @@ class RunPlan:
     Attributes:
         facts: what it was derived from.
         global_batch_size: examples per step.
-        micro_batch_size: examples per forward of one process.
-        accumulation: forwards of one process per step.
+        micro_batch_size: examples per forward of one process; with packing an average.
+        micro_batch_tokens: tokens of a pack at most; None without packing.
+        accumulation: forwards of one process per step; with packing an estimate, since lengths differ.
         steps_per_epoch, steps: optimizer steps; the last batch of an epoch may be smaller.
         warmup_steps: steps in which the learning rate rises.
         eval_interval: steps between evaluations on dev; the last step is always evaluated.
@@ -79,6 +86,7 @@ class RunPlan:
     facts: Facts
     global_batch_size: int
     micro_batch_size: int
+    micro_batch_tokens: int | None
     accumulation: int
     steps_per_epoch: int
     steps: int
@@ -100,6 +108,16 @@ class RunPlan:
         """Examples of an evaluation forward of one process: nothing is kept there for a backward pass."""
         return EVAL_BATCH_FACTOR * self.micro_batch_size
 
+    @property
+    def packed(self) -> bool:
+        """Whether forwards are packs, without padding."""
+        return self.micro_batch_tokens is not None
+
+    @property
+    def eval_tokens(self) -> int:
+        """Tokens of an evaluation's pack, about."""
+        return EVAL_BATCH_FACTOR * self.micro_batch_tokens
+
     def learning_rate_factor(self, step: int, schedule: str) -> float:
         """Factor on the peak learning rate at `step` (1-based).
 
@@ -115,7 +133,7 @@ class RunPlan:
         f = self.facts
         lines = [
             f"batch      {self.global_batch_size} examples <= {f.world_size} processes x {self.accumulation} "
-            f"accumulation x {self.micro_batch_size} micro-batch",
+            f"accumulation x {self.micro_batch_size} micro-batch{self._how_packed()}",
             f"epoch      ceil({f.train_rows} rows / {self.global_batch_size}) = {self.steps_per_epoch} steps",
             f"run        {self.steps} steps = {self.steps / self.steps_per_epoch:.2f} epochs; "
             f"{self.warmup_steps} warm-up; dev every {self.eval_interval}",
@@ -140,6 +158,12 @@ class RunPlan:
         lines.append(f"memory     {parts} = {total} of {_bytes(f.memory_bytes)} per process (estimate)")
         lines.append(f"work       {self.flops_per_token:.3g} FLOP per token")
         return lines
+
+    def _how_packed(self) -> str:
+        if not self.packed:
+            return ", padded"
+        prefix = f", {self.facts.shared_prefix} of each shared" if self.facts.shared_prefix else ""
+        return f", packed to {self.micro_batch_tokens:,} tokens at most{prefix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -198,7 +222,8 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         1, round((config.train.eval_epochs or 1) * steps_per_epoch)
     )
     stage, group = _spread(config, facts)
-    micro = _micro_batch(config, facts, stage, group)
+    tokens = _micro_batch_tokens(config, facts, stage, group)
+    micro = _micro_batch(config, facts, stage, group, tokens)
     accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
     if not config.train.micro_batch_size:
         micro = math.ceil(math.ceil(batch / facts.world_size) / accumulation)
@@ -206,6 +231,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         facts=facts,
         global_batch_size=batch,
         micro_batch_size=micro,
+        micro_batch_tokens=tokens,
         accumulation=accumulation,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
@@ -216,7 +242,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         shard_group=group,
         bytes_per_process={
             **_fixed_bytes(config, facts, stage, group),
-            "activations": micro * _example_bytes(config, facts),
+            "activations": (tokens or micro * facts.longest) * _token_bytes(config, facts),
         },
         flops_per_token=_flops_per_token(facts),
     )
@@ -251,7 +277,12 @@ def _fixed_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> dic
 
 
 def _example_bytes(config: RunConfig, facts: Facts) -> int:
-    """Activations that one example keeps for the backward pass (a deliberate overestimate)."""
+    """Activations that the longest example keeps for the backward pass."""
+    return facts.longest * _token_bytes(config, facts)
+
+
+def _token_bytes(config: RunConfig, facts: Facts) -> int:
+    """Activations that one token keeps for the backward pass (a deliberate overestimate)."""
     inside_layer = 12 * facts.hidden_size + 5 * facts.ffn_size
     if not facts.sites:  # the head alone: no layer keeps anything
         kept = inside_layer
@@ -259,7 +290,7 @@ def _example_bytes(config: RunConfig, facts: Facts) -> int:
         kept = facts.layers * facts.hidden_size + inside_layer
     else:
         kept = facts.layers * inside_layer
-    return facts.longest * kept * facts.compute_bytes
+    return kept * facts.compute_bytes
 
 
 def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
@@ -304,13 +335,32 @@ def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
     )
 
 
-def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int) -> int:
+def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int, tokens: int | None) -> int:
     """The largest micro-batch that the memory estimate allows, at most one process's share of the batch."""
     share = math.ceil(config.train.global_batch_size / facts.world_size)
+    most = min(config.train.micro_batch_size or share, share)
+    if tokens is not None:
+        own = max(facts.mean_tokens - facts.shared_prefix, 1)
+        return max(1, min(most, int((tokens - facts.shared_prefix) // own)))
     if config.train.micro_batch_size:
-        return min(config.train.micro_batch_size, share)
-    free = USABLE_MEMORY * facts.memory_bytes - sum(_fixed_bytes(config, facts, stage, group).values())
-    return max(1, min(share, int(free // _example_bytes(config, facts))))
+        return most
+    return max(1, min(share, int(_free_bytes(config, facts, stage, group) // _example_bytes(config, facts))))
+
+
+def _micro_batch_tokens(config: RunConfig, facts: Facts, stage: int, group: int) -> int | None:
+    """Tokens of a pack: what memory allows or the config says, at most what a process's share can have."""
+    if config.data.packing == "off" or not facts.packable:
+        return None
+    share = math.ceil(config.train.global_batch_size / facts.world_size)
+    examples = min(config.train.micro_batch_size or share, share)
+    most = facts.shared_prefix + examples * (facts.longest - facts.shared_prefix)
+    fitting = int(_free_bytes(config, facts, stage, group) // _token_bytes(config, facts))
+    return max(facts.longest, min(most, config.train.micro_batch_tokens or fitting))
+
+
+def _free_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> float:
+    """Memory of one process that is left for activations."""
+    return USABLE_MEMORY * facts.memory_bytes - sum(_fixed_bytes(config, facts, stage, group).values())
 
 
 def _flops_per_token(facts: Facts) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from lingo_ds.backbone.load import find_backbone, fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data import synthetic
+from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.sources import read_gue
 from lingo_ds.data.tasks import Task, make_task
@@ -108,7 +110,9 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     backbone_fingerprint = fingerprint(spec.folder)
     distributed.require_equal(data.fingerprint, "data.path", env)
     distributed.require_equal(backbone_fingerprint, "backbone.path", env)
-    plan = make_plan(config, _facts(spec, data, layout, dtype, env))
+    if config.data.packing == "auto" and not spec.packable and env.is_main:
+        logger.warning("family %s takes no packs: batches are padded", spec.model_type)
+    plan = make_plan(config, _facts(config, spec, data, layout, dtype, env))
     distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
     return Prepared(config, env, spec, task, data, sites, layout, plan, profile, dtype, backbone_fingerprint)
 
@@ -128,6 +132,7 @@ def build_model(prepared: Prepared) -> AdaptedModel:
         activation_checkpointing=config.backbone.activation_checkpointing,
         ds_config=ds_config,
         group=group,
+        packed=plan.packed,
     )
     bank = AdapterBank(
         prepared.layout,
@@ -141,7 +146,13 @@ def build_model(prepared: Prepared) -> AdaptedModel:
         bank.initialize(config.seed, init=config.adapter.init)
     distributed.broadcast_(bank.master)
     bank.refresh()
-    return AdaptedModel(backbone, bank, pooling=config.head.pooling, dropout=config.adapter.dropout)
+    return AdaptedModel(
+        backbone,
+        bank,
+        pooling=config.head.pooling,
+        dropout=config.adapter.dropout,
+        shared_inputs=prepared.spec.shared_inputs,
+    )
 
 
 def _builtin_folder(cache: Path, name: str) -> Path:
@@ -233,16 +244,23 @@ def _say_what_was_noticed(data: TokenizedData) -> None:
 
 
 def _facts(
-    spec: BackboneSpec, data: TokenizedData, layout: BankLayout, dtype: torch.dtype, env: DistEnv
+    config: RunConfig,
+    spec: BackboneSpec,
+    data: TokenizedData,
+    layout: BankLayout,
+    dtype: torch.dtype,
+    env: DistEnv,
 ) -> Facts:
     shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
     memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
     train = data.splits["train"]
+    shares = config.data.packing == "auto" and spec.packable and spec.causal
     return Facts(
         train_rows=len(train),
         dev_rows=len(data.splits["dev"]),
         test_rows=len(data.splits["test"]),
         longest=data.longest,
+        shared_prefix=common_prefix(train, np.arange(len(train))) if shares else 0,
         mean_tokens=float(train.lengths.mean()),
         backbone_parameters=spec.parameters,
         layer_parameters=spec.layer_parameters,
@@ -253,6 +271,8 @@ def _facts(
         bank_parameters=layout.size,
         head_parameters=layout.size - layout.adapter_size,
         compute_bytes=dtype.itemsize,
+        packable=spec.packable,
+        causal=spec.causal,
         world_size=env.world_size,
         local_world_size=local_world_size,
         memory_bytes=memory,

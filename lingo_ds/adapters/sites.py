@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site
-from lingo_ds.adapters.svd import add_adapter
+from lingo_ds.adapters.layout import Site, SiteViews
+from lingo_ds.adapters.svd import add_adapter_, project
 from lingo_ds.errors import Mistake, UserError
 
 
@@ -51,8 +52,17 @@ def _no_match(target: str, known: Sequence[str]) -> Mistake:
 class SiteHooks:
     """The forward hooks that add each site's adapter to its frozen map's output."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], bank: AdapterBank, *, dropout: float):
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        bank: AdapterBank,
+        *,
+        dropout: float,
+        shared_inputs: Sequence[Sequence[str]] = (),
+    ):
+        """Hooks the bank's sites among `modules`; `shared_inputs` names maps that read the same tensor."""
         self._modules, self._bank, self._dropout = modules, bank, dropout
+        self._shared_inputs = shared_inputs
         self._handles = []
         self.attach()
 
@@ -60,16 +70,41 @@ class SiteHooks:
         """Hooks every site with a rank above 0; call again after the bank was compacted."""
         for handle in self._handles:
             handle.remove()
-        ranks = enumerate(self._bank.layout.ranks)
-        self._handles = [self._hook(k) for k, rank in ranks if rank > 0]
+        layout = self._bank.layout
+        sites = {site.name: k for k, site in enumerate(layout.sites) if layout.ranks[k] > 0}
+        groups = [[sites.pop(name) for name in names if name in sites] for names in self._shared_inputs]
+        groups += [[k] for k in sites.values()]
+        self._handles = [handle for group in groups for handle in self._hook(group)]
 
-    def _hook(self, k: int):
+    def _hook(self, group: Sequence[int]) -> list[RemovableHandle]:
+        """Hooks on maps that read the same tensor; `group` are their places in the layout."""
         bank = self._bank
-        site = bank.leaves[k]
+        projection = SharedProjection([bank.leaves[k] for k in group], dropout=self._dropout)
 
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return add_adapter(
-                output, args[0], site, scale=bank.scale, dropout=self._dropout, training=module.training
-            )
+        def hook(place: int, k: int) -> RemovableHandle:
+            def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                projected = projection(place, args[0], training=module.training)
+                return add_adapter_(output, projected, bank.leaves[k], scale=bank.scale)
 
-        return self._modules[bank.layout.sites[k].name].register_forward_hook(add)
+            return self._modules[bank.layout.sites[k].name].register_forward_hook(add)
+
+        return [hook(place, k) for place, k in enumerate(group)]
+
+
+class SharedProjection:
+    """The first factor of adapters whose maps read the same tensor, computed when the first of them runs."""
+
+    def __init__(self, sites: Sequence[SiteViews], *, dropout: float):
+        self._sites, self._dropout = sites, dropout
+        self._x: Tensor | None = None
+        self._waiting: dict[int, Tensor] = {}
+
+    def __call__(self, place: int, x: Tensor, *, training: bool) -> Tensor:
+        """(tokens, rank) of the site at `place`; kept only for the very tensor it was computed from."""
+        if x is not self._x or place not in self._waiting:
+            parts = project(x, self._sites, dropout=self._dropout, training=training)
+            self._x, self._waiting = x, dict(enumerate(parts))
+        part = self._waiting.pop(place)
+        if not self._waiting:
+            self._x = None
+        return part

@@ -1,5 +1,7 @@
 """The adapter's forward term, and the penalty that keeps P and Q near orthogonal (arXiv 2303.10512)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,24 +11,41 @@ from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import SiteViews
 
 
-def add_adapter(
-    output: Tensor, x: Tensor, site: SiteViews, *, scale: float, dropout: float, training: bool
-) -> Tensor:
-    """W x + scale P ((m lam) (Q dropout(x))): arXiv 2303.10512, eq. 3; LoRA where there is no lam.
+def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: bool) -> tuple[Tensor, ...]:
+    """(m lam) (Q dropout(x)) of maps that read the same x, in one product: (tokens, rank) for each.
 
     Args:
-        output: W x, (.., d_out).
-        x: input of the frozen map, (.., d_in).
-        site: p (rank, d_out), lam (rank,), already masked, or (0,), q (rank, d_in), in the compute dtype.
-        scale: alpha / r0.
+        x: input of the frozen maps, (.., d_in).
+        sites: q (rank, d_in), lam (rank,), already masked, or (0,) in LoRA, in the compute dtype.
         dropout: probability of dropping an entry of x.
         training: whether dropout acts.
     """
-    flat = x.reshape(-1, x.shape[-1]).to(site.q.dtype)
-    hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, site.q)
-    if len(site.lam):
-        hidden = hidden * site.lam
-    return torch.addmm(output.reshape(-1, output.shape[-1]), hidden, site.p, alpha=scale).view_as(output)
+    flat = x.reshape(-1, x.shape[-1]).to(sites[0].q.dtype)
+    q, lam = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in _q_and_lam(sites))
+    hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
+    if len(lam):
+        hidden = hidden * lam
+    return hidden.split([len(site.q) for site in sites], dim=1)
+
+
+def _q_and_lam(sites: Sequence[SiteViews]) -> tuple[list[Tensor], list[Tensor]]:
+    return [site.q for site in sites], [site.lam for site in sites]
+
+
+def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: float) -> Tensor:
+    """W x + scale P ((m lam) (Q dropout(x))), in place: arXiv 2303.10512, eq. 3; LoRA where there is no lam.
+
+    Args:
+        output: W x, (tokens, d_out) or (batch, tokens, d_out); nobody else may hold it.
+        projected: what `project` gave, (tokens, rank).
+        site: p (rank, d_out).
+        scale: alpha / r0.
+    """
+    if output.ndim == 2:
+        return output.addmm_(projected, site.p, alpha=scale)
+    # no view of the output: autograd would copy the gradient of a view that is written to
+    projected = projected.view(*output.shape[:-1], -1)
+    return output.baddbmm_(projected, site.p.expand(len(output), *site.p.shape), alpha=scale)
 
 
 class Orthogonality:

@@ -1,12 +1,15 @@
 """Backbone: the frozen language model as the rest of the project sees it, whole or sharded."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from lingo_ds.backbone import attention
+from lingo_ds.backbone.attention import PackedAttention, WantedOnly
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.spec import BackboneSpec
 
@@ -33,8 +36,21 @@ class Backbone:
         module: the transformers base model; adapters hook onto its linear maps.
     """
 
-    def __init__(self, module: nn.Module, *, shards: "ShardedModule | None", activation_checkpointing: bool):
-        self.module, self._shards = module, shards
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        shards: "ShardedModule | None",
+        activation_checkpointing: bool,
+        packed: bool,
+    ):
+        module = spec.skeleton
+        self.module, self._shards, self._first_position = module, shards, spec.first_position
+        self._no_cache = {"use_cache": False} if spec.causal else {}
+        self._last_layer = None
+        if packed:
+            module.set_attn_implementation(attention.NAME)
+            self._last_layer = WantedOnly(module.get_submodule(spec.last_layer))
         if activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         module.eval()
@@ -47,8 +63,26 @@ class Backbone:
             attention_mask: (batch, length), 1 on real tokens; None: all are real.
         """
         return self.module(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids, attention_mask=attention_mask, **self._no_cache
         ).last_hidden_state
+
+    def packed_states(
+        self, input_ids: Tensor, prefix: int, lengths: Sequence[int], *, only: Literal["last", "first"] | None
+    ) -> tuple[Tensor, PackedAttention]:
+        """Last hidden states of a pack, (tokens, output_size), and where in it what lies.
+
+        Args:
+            input_ids: (tokens,), the shared prefix, then every example's own tokens.
+            prefix: tokens of the shared prefix, 0 for none.
+            lengths: own tokens of each example.
+            only: compute the last layer for each example's last or first token alone, 0 elsewhere.
+        """
+        pack = PackedAttention(prefix, lengths, input_ids.device)
+        attention.begin(pack)
+        self._last_layer.wanted = only and getattr(pack, only)
+        positions = pack.positions + self._first_position
+        hidden = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
+        return hidden.last_hidden_state[0], pack
 
     def train(self, mode: bool = True) -> None:
         """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
@@ -79,8 +113,11 @@ def load_backbone(
     activation_checkpointing: bool,
     ds_config: dict[str, Any] | None,
     group: dist.ProcessGroup | None,
+    packed: bool = False,
 ) -> Backbone:
     """Loads the weights: a whole copy, or with `ds_config` this process's ranges of it.
+
+    `packed` makes it a model for packs, without padded batches.
 
     Raises:
         UserError: where the files do not fit the config.
@@ -97,4 +134,4 @@ def load_backbone(
         from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
 
         shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
-    return Backbone(spec.skeleton, shards=shards, activation_checkpointing=activation_checkpointing)
+    return Backbone(spec, shards=shards, activation_checkpointing=activation_checkpointing, packed=packed)

@@ -1,4 +1,6 @@
-"""What is known of each family of language models: the linear maps that adapters go to."""
+"""What is known of each family of language models: where adapters go, and what packing needs to know."""
+
+from transformers import PreTrainedConfig
 
 TARGETS = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -9,11 +11,28 @@ TARGETS = {
     "gpt_neox": ("query_key_value", "attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "phi": ("q_proj", "k_proj", "v_proj", "self_attn.dense", "fc1", "fc2"),
+    "bert": ("query", "key", "value", "output.dense", "intermediate.dense"),
+    "esm": ("query", "key", "value", "output.dense", "intermediate.dense"),
 }
 """`adapter.targets: all-linear` by model type; other types adapt every linear map of their decoder layers."""
 
+SHARED_INPUTS = (
+    ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"),
+)  # fmt: skip
+"""Maps of one module that read the same tensor: the first factors of their adapters are one product."""
+
+PACKABLE = frozenset(TARGETS)
+"""Families whose packed outputs are tested against padded ones; others are padded."""
+
 DROPOUT_SETTINGS = (
     "dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop",
-    "attn_pdrop", "embd_pdrop", "resid_pdrop", "resid_dropout", "embed_dropout", "emb_pdrop", "ffn_dropout",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop",
+    "resid_dropout", "embed_dropout", "emb_pdrop", "ffn_dropout",
 )  # fmt: skip
 """Dropout settings in the families' configs. A frozen backbone runs without: its output must not vary."""
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Position of a text's first token in learned embeddings: ESM counts on from its padding id."""
+    counts_on = config.model_type == "esm" and config.position_embedding_type == "absolute"
+    return config.pad_token_id + 1 if counts_on else 0

@@ -16,7 +16,7 @@ from lingo_ds.errors import Mistake, UserError
 logger = logging.getLogger(__name__)
 
 HEAD_KEYS = (
-    r"(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|"
+    r"(lm_head|embed_out|score|classifier|cls|pooler|contact_head|qa_outputs|"
     r".*inv_freq|.*masked_bias|.*att(n|ention)\.bias)\b"
 )
 """Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
@@ -132,12 +132,14 @@ class WeightFiles:
         wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         prefixes = ("", f"{module.base_model_prefix}.", "model.", "transformer.")
         prefix = max(dict.fromkeys(prefixes), key=lambda p: sum(p + name in self._file_of for name in wanted))
-        found = {name: prefix + name for name in wanted if prefix + name in self._file_of}
+        keys = {name: self._key_in_file(prefix + name) for name in wanted}
+        found = {name: key for name, key in keys.items() if key in self._file_of}
         embedding = next((n for n, m in module.named_modules() if m is module.get_input_embeddings()), None)
         if module.config.tie_word_embeddings and f"{embedding}.weight" not in found:
             tied = next((key for key in ("lm_head.weight", "embed_out.weight") if key in self._file_of), None)
             found.update({f"{embedding}.weight": tied} if tied else {})
-        missing = [name for name in wanted if name not in found]
+        computed = {name for name, _ in module.named_buffers()}
+        missing = [name for name in wanted if name not in found and name not in computed]
         if missing:
             raise UserError(
                 Mistake(
@@ -150,6 +152,11 @@ class WeightFiles:
             self._require_shape(key, wanted[name])
         self._look_at_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
         return found
+
+    def _key_in_file(self, key: str) -> str:
+        """BERT's first checkpoints call the weight and bias of a layer norm gamma and beta."""
+        old = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        return old if old in self._file_of and key not in self._file_of else key
 
     def _require_shape(self, key: str, wanted: tuple[int, ...]) -> None:
         try:

@@ -4,7 +4,8 @@ Cheap for any size, needed before anything is loaded.
 """
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.backbone.families import DROPOUT_SETTINGS, TARGETS
+from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
 from lingo_ds.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ class BackboneSpec:
         target_names: what `all-linear` means for this family; empty: every map.
         layer_classes: classes of the decoder layers.
         layers: number of decoder layers.
+        last_layer: module name of the one whose output is the last hidden state.
+        shared_inputs: names of linear maps of one module that read the same tensor.
+        causal: False in an encoder, where a token sees those after it.
+        packable: whether packed attention is known to give what padded batches give.
+        first_position: of a text, in learned position embeddings.
         parameters: entries of all weights.
         layer_parameters: entries of the largest decoder layer.
         hidden_size: width of the residual stream.
@@ -49,6 +55,11 @@ class BackboneSpec:
     target_names: tuple[str, ...]
     layer_classes: tuple[type[nn.Module], ...]
     layers: int
+    last_layer: str
+    shared_inputs: tuple[tuple[str, ...], ...]
+    causal: bool
+    packable: bool
+    first_position: int
     parameters: int
     layer_parameters: int
     hidden_size: int
@@ -83,7 +94,14 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         ) from None
     skeleton.requires_grad_(False)
     names = set(skeleton._no_split_modules or ())
-    layers = {name: module for name, module in skeleton.named_modules() if type(module).__name__ in names}
+    for top in ("pooler", "contact_head"):  # of encoders; the head is ours
+        if hasattr(skeleton, top):
+            setattr(skeleton, top, None)
+    layers = {
+        name: module
+        for name, module in skeleton.named_modules()
+        if type(module).__name__ in names and re.search(r"\.\d+$|^\d+$", name)
+    }
     if not layers:
         raise UserError(
             Mistake(
@@ -112,6 +130,11 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         target_names=targets,
         layer_classes=tuple({type(layer) for layer in layers.values()}),
         layers=len(layers),
+        last_layer=list(layers)[-1],
+        shared_inputs=_shared_inputs(layers),
+        causal=any(getattr(module, "is_causal", False) for module in skeleton.modules()),
+        packable=config.model_type in PACKABLE,
+        first_position=first_position(config),
         parameters=sum(p.numel() for p in skeleton.parameters()),
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
         hidden_size=config.hidden_size,
@@ -139,6 +162,17 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
                 "add the model's tokenizer files",
             )
         ) from None
+
+
+def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ...]:
+    """Groups of linear maps that lie in one module and that the families' table names together."""
+    return tuple(
+        tuple(f"{layer}.{name}.{child}" if name else f"{layer}.{child}" for child in together)
+        for layer, block in layers.items()
+        for name, module in block.named_modules()
+        for together in SHARED_INPUTS
+        if all(hasattr(module, child) for child in together)
+    )
 
 
 def _map_shape(module: nn.Module) -> tuple[int, int]:

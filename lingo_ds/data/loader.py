@@ -4,12 +4,15 @@ Everything follows from (seed, step): resuming needs no state.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lingo_ds.data.packing import Pack, common_prefix, deal, make_pack
 from lingo_ds.data.tokenize import TokenizedSplit
 
 
@@ -43,6 +46,16 @@ class Batch(NamedTuple):
         """Tokens of examples that count."""
         return int((self.lengths * self.weights.bool()).sum())
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that the backbone computes, padding included."""
+        return self.input_ids.numel()
+
+    @property
+    def shared_tokens(self) -> int:
+        """Real tokens that need no computing: none, without packing."""
+        return 0
+
 
 def make_batch(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray) -> Batch:
     """Pads the examples `rows` (n,) of a split to their longest."""
@@ -65,6 +78,20 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, 2**32 + epoch])).permutation(rows)
 
 
+class Packing(NamedTuple):
+    """How a process's examples become packs.
+
+    Attributes:
+        budget: tokens of a pack at most.
+        share_prefix: whether examples share their common prefix.
+        most: examples of a pack at most; None: as many as the budget allows.
+    """
+
+    budget: int
+    share_prefix: bool
+    most: int | None = None
+
+
 class TrainBatches:
     """The batches of every step: each epoch holds each example once; an epoch's last batch may be smaller.
 
@@ -82,25 +109,93 @@ class TrainBatches:
         accumulation: int,
         rank: int,
         world: int,
+        packing: Packing | None = None,
     ):
+        """Takes the global `batch`, and `micro_batch` and `accumulation`, or `packing`, which split it."""
         self._split, self.seed, self._batch = split, seed, batch
-        self._micro, self._accumulation = micro_batch, accumulation
+        self._micro, self._accumulation, self._packing = micro_batch, accumulation, packing
         self._rank, self._world = rank, world
-        self._drawn: tuple[int, int] | None = None
+        self._drawn: tuple[tuple[int, int], np.ndarray] | None = None
 
     def rows_at(self, step: int) -> np.ndarray:
         """Rows of the global batch of `step` (1-based), the same on every process."""
         per_epoch = -(-len(self._split) // self._batch)
         epoch, place = divmod(step - 1, per_epoch)
-        if self._drawn != (self.seed, epoch):
-            self._drawn = self.seed, epoch
-            self._order = epoch_order(len(self._split), seed=self.seed, epoch=epoch)
-        return self._order[place * self._batch : (place + 1) * self._batch]
+        drawn = self._drawn  # read once: another thread may draw the next epoch meanwhile
+        if drawn is None or drawn[0] != (self.seed, epoch):
+            order = epoch_order(len(self._split), seed=self.seed, epoch=epoch)
+            self._drawn = drawn = (self.seed, epoch), order
+        return drawn[1][place * self._batch : (place + 1) * self._batch]
 
-    def at(self, step: int) -> list[Batch]:
-        """This process's micro-batches of `step`: as many on every process, padded with weight-0 examples."""
+    def at(self, step: int) -> list[Batch] | list[Pack]:
+        """This process's forwards of `step`: as many on every process, padded with weight-0 examples."""
         rows = self.rows_at(step)
-        return list(_shares(self._split, rows, self._micro, self._accumulation, self._rank, self._world))
+        if self._packing is None:
+            return list(_shares(self._split, rows, self._micro, self._accumulation, self._rank, self._world))
+        budget, share_prefix, most = self._packing
+        own = self._split.lengths[rows] - self._prefix
+        packs = deal(own, world=self._world, budget=max(budget - self._prefix, 1), most=most, turn=step)
+        return [self._pack(rows, pack, share_prefix) for pack in packs[self._rank]]
+
+    def _pack(self, rows: np.ndarray, places: np.ndarray, share_prefix: bool) -> Pack:
+        part, weights = rows[places], np.ones(len(places))
+        if not len(part):
+            part, weights = rows[:1], np.zeros(1)
+        return make_pack(self._split, part, weights, share_prefix=share_prefix)
+
+    @cached_property
+    def _prefix(self) -> int:
+        """Tokens that every example of the split begins with; a pack may find that its own have more."""
+        return common_prefix(self._split, np.arange(len(self._split))) if self._packing.share_prefix else 0
+
+
+class Ahead:
+    """Builds the next step's batches in a thread of its own while this step's are computed."""
+
+    def __init__(self, batches: TrainBatches, *, last_step: int, pin: bool):
+        """Takes the batches of all steps; `pin`: into memory that a GPU copies from without waiting."""
+        self._batches, self._last_step, self._pin = batches, last_step, pin
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[tuple[int, int], Future] | None = None
+
+    @property
+    def seed(self) -> int:
+        """As `TrainBatches.seed`; batches that were built with another one are not used."""
+        return self._batches.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._batches.seed = seed
+
+    def rows_at(self, step: int) -> np.ndarray:
+        """As `TrainBatches.rows_at`."""
+        return self._batches.rows_at(step)
+
+    def at(self, step: int) -> list[Batch] | list[Pack]:
+        """As `TrainBatches.at`; begins with those of the next step."""
+        wanted = self.seed, step
+        if self._next is not None and self._next[0] == wanted:
+            batches = self._next[1].result()
+        else:
+            batches = self._build(step)
+        self._next = None
+        if step < self._last_step:
+            self._next = (self.seed, step + 1), self._worker.submit(self._build, step + 1)
+        return batches
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._worker.shutdown(cancel_futures=True)
+
+    def _build(self, step: int) -> list[Batch] | list[Pack]:
+        batches = self._batches.at(step)
+        return [_pinned(batch) for batch in batches] if self._pin else batches
+
+
+def _pinned(batch: Batch | Pack) -> Batch | Pack:
+    return batch._replace(
+        **{name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    )
 
 
 def eval_batches(split: TokenizedSplit, *, batch: int, rank: int, world: int) -> Iterator[Batch]:

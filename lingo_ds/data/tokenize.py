@@ -73,6 +73,11 @@ class TokenizedSplit:
         values, offsets = self._ids
         return values[offsets[row] : offsets[row + 1]]
 
+    def heads(self, rows: np.ndarray, length: int) -> np.ndarray:
+        """The first `length` token ids of examples that have as many, (rows, length)."""
+        values, offsets = self._ids
+        return values[offsets[rows][:, None] + np.arange(length)]
+
 
 @dataclass(frozen=True)
 class TokenizedData:

@@ -1,5 +1,6 @@
 """Logits and metrics of a whole split, every row exactly once, however many processes share the work."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +10,15 @@ import pyarrow.parquet as pq
 import torch
 
 from lingo_ds import distributed
-from lingo_ds.data.loader import eval_batches
+from lingo_ds.data.loader import Batch, eval_batches
+from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.tokenize import TokenizedSplit
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.metrics import classification_metrics
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
+from lingo_ds.plan import RunPlan
 
 
 class Evaluation(NamedTuple):
@@ -31,15 +34,15 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: AdaptedModel, split: TokenizedSplit, *, batch: int, env: DistEnv) -> Evaluation:
-    """Evaluates a split; `batch` is the examples per forward of one process.
+def evaluate(model: AdaptedModel, split: TokenizedSplit, *, plan: RunPlan, env: DistEnv) -> Evaluation:
+    """Evaluates a split, in packs or padded batches of examples of like length, as the plan says.
 
     Raises:
         UserError: on every process, where the model's weights have diverged.
     """
     model.backbone.train(False)
     rows, logits = [], []
-    for part in eval_batches(split, batch=batch, rank=env.global_rank, world=env.world_size):
+    for part in _forwards(split, plan, env):
         out = model.logits(part)
         real = part.weights.bool()
         rows.append(part.rows[real])
@@ -55,9 +58,17 @@ def evaluate(model: AdaptedModel, split: TokenizedSplit, *, batch: int, env: Dis
     return Evaluation(distributed.share_json(metrics, env), all_logits)
 
 
+def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Batch] | Iterator[Pack]:
+    """This process's share of a split; as many forwards on every process."""
+    rank, world = env.global_rank, env.world_size
+    if not plan.packed:
+        return eval_batches(split, batch=plan.eval_batch_size, rank=rank, world=world)
+    return eval_packs(split, budget=plan.eval_tokens, rank=rank, world=world, share_prefix=plan.facts.causal)
+
+
 def _gather(rows: torch.Tensor, logits: torch.Tensor, *, total: int, env: DistEnv) -> np.ndarray:
-    """All processes' logits in file order; shares are padded to one size with row `total`, dropped here."""
-    share = -(-total // env.world_size)
+    """All processes' logits in file order; shares are filled up with row `total`, which is dropped here."""
+    share = int(distributed.all_gather(torch.tensor([len(rows)], device=env.device)).max())
     table = torch.full((share, logits.shape[1] + 1), float("nan"), dtype=torch.float64, device=env.device)
     table[:, 0] = total
     table[: len(rows), 0] = rows

@@ -48,10 +48,21 @@ class Throughput:
         self.examples = 0
         self.real_tokens = 0
         self.total_tokens = 0
+        self.shared_tokens = 0
         self.seconds = 0.0
+        self.input_seconds = 0.0
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
 
-    def step(self, *, examples: int, real_tokens: int, total_tokens: int, seconds: float) -> None:
+    def step(
+        self,
+        *,
+        examples: int,
+        real_tokens: int,
+        total_tokens: int,
+        seconds: float,
+        shared_tokens: int = 0,
+        input_seconds: float = 0.0,
+    ) -> None:
         """Counts one finished step.
 
         Args:
@@ -59,11 +70,15 @@ class Throughput:
             real_tokens: tokens without padding.
             total_tokens: tokens computed, padding included.
             seconds: duration of the step.
+            shared_tokens: real tokens that needed no computing, since examples share their prefix.
+            input_seconds: part of `seconds` spent waiting for batches.
         """
         self.examples += examples
         self.real_tokens += real_tokens
         self.total_tokens += total_tokens
+        self.shared_tokens += shared_tokens
         self.seconds += seconds
+        self.input_seconds += input_seconds
         self._recent.append((real_tokens, seconds))
 
     @property
@@ -84,10 +99,21 @@ class Throughput:
     @property
     def padding_fraction(self) -> float:
         """Share of computed tokens that were padding, 0 to 1."""
-        return 1 - self.real_tokens / self.total_tokens if self.total_tokens else 0.0
+        computed = self.real_tokens - self.shared_tokens
+        return 1 - computed / self.total_tokens if self.total_tokens else 0.0
+
+    @property
+    def shared_prefix_fraction(self) -> float:
+        """Share of real tokens that needed no computing, since a pack holds its prefix once, 0 to 1."""
+        return _rate(self.shared_tokens, self.real_tokens)
+
+    @property
+    def input_wait_fraction(self) -> float:
+        """Share of the time spent waiting for batches, 0 to 1."""
+        return _rate(self.input_seconds, self.seconds)
 
     def mfu(self, flops_per_token: float, peak_flops: float | None) -> float | None:
-        """Model FLOPs utilisation: the share of the devices' peak that went into real tokens.
+        """Model FLOPs utilisation: the share of the devices' peak that went into tokens that were computed.
 
         Args:
             flops_per_token: forward and backward FLOPs the model needs for one real token.
@@ -98,7 +124,7 @@ class Throughput:
         """
         if peak_flops is None or not self.seconds:
             return None
-        return flops_per_token * self.tokens_per_second / peak_flops
+        return flops_per_token * _rate(self.real_tokens - self.shared_tokens, self.seconds) / peak_flops
 
 
 def peak_host_bytes() -> int:

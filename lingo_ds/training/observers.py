@@ -55,7 +55,9 @@ class Watcher:
             examples=stats.examples,
             real_tokens=stats.real_tokens,
             total_tokens=stats.all_tokens,
+            shared_tokens=stats.shared_tokens,
             seconds=info.seconds,
+            input_seconds=info.input_seconds,
         )
         self._tracker.scalars(info.step, self._scalars(info))
         dev = info.evaluation.metrics[self._metric] if info.evaluation else None
@@ -82,6 +84,7 @@ class Watcher:
             "train/lr": info.learning_rate,
             "sync/divergences": self._audit.divergences,
             "throughput/tokens_per_second": self.throughput.recent_tokens_per_second,
+            "throughput/input_wait": self.throughput.input_wait_fraction,
         }
         if plan.schedule:
             values["rank/budget"] = plan.schedule.budget_at(info.step)

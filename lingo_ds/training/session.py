@@ -3,12 +3,13 @@
 import json
 import logging
 import shutil
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lingo_ds import distributed
-from lingo_ds.data.loader import TrainBatches
+from lingo_ds.data.loader import Ahead, Packing, TrainBatches
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.export import CARD, BackboneCard, Card, SavedAdapter, save_adapter
@@ -42,9 +43,9 @@ OUTPUTS = (
 
 FREE_SETTINGS = {
     "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path",
-    "backbone.revision", "backbone.activation_checkpointing", "train.micro_batch_size", "train.eval_steps",
-    "train.eval_epochs", "train.early_stopping", "rank_sampling.audit_interval",
-    "rank_sampling.on_divergence",
+    "backbone.revision", "backbone.activation_checkpointing", "data.packing", "train.micro_batch_size",
+    "train.micro_batch_tokens", "train.eval_steps", "train.eval_epochs", "train.early_stopping",
+    "rank_sampling.audit_interval", "rank_sampling.on_divergence",
 }  # fmt: skip
 """Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
 
@@ -80,7 +81,10 @@ class Session:
             prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
             rank=env.global_rank, world=env.world_size,
+            packing=Packing(plan.micro_batch_tokens, plan.facts.causal, config.train.micro_batch_size)
+            if plan.packed else None,
         )  # fmt: skip
+        self._ahead = Ahead(batches, last_step=plan.steps, pin=env.device.type == "cuda")
         self._trainer = Trainer(
             plan=plan,
             seed=config.seed,
@@ -89,7 +93,7 @@ class Session:
             ),
             env=env,
             model=model,
-            batches=batches,
+            batches=self._ahead,
             update=self._update,
             sampler=self._sampler,
             audit=self._audit,
@@ -99,7 +103,7 @@ class Session:
             save_checkpoint=self._save_checkpoint,
             checkpoint_interval=config.checkpoint.every,
         )
-        self._seeded = [part for part in (self._trainer, batches, self._sampler) if part]
+        self._seeded = [part for part in (self._trainer, self._ahead, self._sampler) if part]
 
     def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
         """Runs the loop from `first_step` on."""
@@ -112,7 +116,8 @@ class Session:
             metric=self._prepared.config.selection.metric,
             pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
-        return self._trainer.run(first_step, observers=[self._watcher])
+        with closing(self._ahead):
+            return self._trainer.run(first_step, observers=[self._watcher])
 
     @property
     def best(self) -> Best:
@@ -121,8 +126,8 @@ class Session:
 
     def evaluate(self, split: str) -> Evaluation:
         """Logits and metrics of the bank as it is now."""
-        data, plan = self._prepared.data, self._prepared.plan
-        return evaluate(self.model, data.splits[split], batch=plan.eval_batch_size, env=self._prepared.env)
+        prepared = self._prepared
+        return evaluate(self.model, prepared.data.splits[split], plan=prepared.plan, env=prepared.env)
 
     def evaluate_best(self, split: str) -> Evaluation:
         """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds.data.loader import Batch, TrainBatches
+from lingo_ds.data.loader import Ahead, Batch
+from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import DistEnv
 from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.model import AdaptedModel
@@ -25,12 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class StepInfo(NamedTuple):
-    """What an observer is told after each step."""
+    """What an observer is told after each step; `input_seconds` of `seconds` were a wait for batches."""
 
     step: int
     stats: StepStats
     learning_rate: float
     seconds: float
+    input_seconds: float
     mask_event: MaskEvent | None
     evaluation: Evaluation | None
 
@@ -98,7 +100,7 @@ class Trainer:
         lr: Callable[[int], float],
         env: DistEnv,
         model: AdaptedModel,
-        batches: TrainBatches,
+        batches: Ahead,
         update: BankUpdate,
         sampler: RankSampler | None,
         audit: Audit,
@@ -128,7 +130,9 @@ class Trainer:
         with self._stop.installed():
             for step in range(first_step, self._plan.steps + 1):
                 start = time.perf_counter()
-                stats = self._step(step)
+                batches = self._batches.at(step)
+                input_seconds = time.perf_counter() - start
+                stats = self._step(step, batches)
                 mask_event = self._sampler.after_step(step) if self._sampler else None
                 if self._audit_due(step):
                     self._audit(step)
@@ -140,18 +144,20 @@ class Trainer:
                 if stats.stop or (self._checkpoint_interval and step % self._checkpoint_interval == 0):
                     self._save_checkpoint(step)
                 for observe in observers:
-                    observe(StepInfo(step, stats, self._lr(step), seconds, mask_event, evaluation))
+                    observe(
+                        StepInfo(step, stats, self._lr(step), seconds, input_seconds, mask_event, evaluation)
+                    )
                 if stats.stop or done:
                     return Outcome(step, self.skipped, "interrupted" if stats.stop else "early stopping")
         return Outcome(step, self.skipped, "finished")
 
-    def _step(self, step: int) -> StepStats:
+    def _step(self, step: int, batches: Sequence[Batch | Pack]) -> StepStats:
         """Gradient of one global batch, and the update it leads to."""
         seed_dropout(self.seed, step, self._env.global_rank)
         self._model.backbone.train()
         self._model.bank.zero_grad()
         examples = len(self._batches.rows_at(step))
-        for batch in self._batches.at(step):
+        for batch in batches:
             self._backward(batch, examples)
         self._model.backbone.require_partitioned()
         self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
@@ -161,7 +167,7 @@ class Trainer:
             logger.warning("step %d: gradient is not finite; nothing was changed", step)
         return stats
 
-    def _backward(self, batch: Batch, examples: int) -> None:
+    def _backward(self, batch: Batch | Pack, examples: int) -> None:
         """Adds one micro-batch's share of the mean loss over `examples` to the gradient."""
         bank = self._model.bank
         logits = self._model.logits(batch)
@@ -172,7 +178,8 @@ class Trainer:
         bank.scalars[Scalar.LOSS] += loss.detach()
         bank.scalars[Scalar.EXAMPLES] += weights.sum()
         bank.scalars[Scalar.REAL_TOKENS] += batch.real_tokens
-        bank.scalars[Scalar.ALL_TOKENS] += batch.input_ids.numel()
+        bank.scalars[Scalar.ALL_TOKENS] += batch.computed_tokens
+        bank.scalars[Scalar.SHARED_TOKENS] += batch.shared_tokens
 
     def _eval_due(self, step: int, stopping: bool) -> bool:
         last = step == self._plan.steps

@@ -25,7 +25,8 @@ class Scalar(IntEnum):
     EXAMPLES = 1
     REAL_TOKENS = 2
     ALL_TOKENS = 3
-    STOP_REQUESTS = 4
+    SHARED_TOKENS = 4
+    STOP_REQUESTS = 5
 
 
 class StepStats(NamedTuple):
@@ -35,7 +36,9 @@ class StepStats(NamedTuple):
         loss: mean cross-entropy per example of the global batch, without the penalty.
         penalty: the weighted orthogonality penalty.
         grad_norm: of what may move, before clipping; not finite where the step was skipped.
-        examples, real_tokens, all_tokens: of the global batch; all_tokens with padding.
+        examples, real_tokens: of the global batch.
+        all_tokens: computed, padding included.
+        shared_tokens: real ones that needed no computing, since a pack holds its prefix once.
         stop: True where some process was asked to stop.
         skipped: True where the gradient was not finite and nothing was changed.
     """
@@ -46,6 +49,7 @@ class StepStats(NamedTuple):
     examples: int
     real_tokens: int
     all_tokens: int
+    shared_tokens: int
     stop: bool
     skipped: bool
 
@@ -145,6 +149,7 @@ class BankUpdate:
             examples=round(sums[Scalar.EXAMPLES]),
             real_tokens=round(sums[Scalar.REAL_TOKENS]),
             all_tokens=round(sums[Scalar.ALL_TOKENS]),
+            shared_tokens=round(sums[Scalar.SHARED_TOKENS]),
             stop=sums[Scalar.STOP_REQUESTS] > 0,
             skipped=skipped,
         )

@@ -84,10 +84,11 @@ def zero_config(spec: BackboneSpec, layout: BankLayout, world_size: int, *, dtyp
         {"name": "zero", "backbone": {"path": "."}, "data": {"path": "."}, "rank_sampling": {"mode": "off"}}
     )
     facts = Facts(
-        train_rows=64, dev_rows=8, test_rows=8, longest=16, mean_tokens=16.0,
+        train_rows=64, dev_rows=8, test_rows=8, longest=16, shared_prefix=0, mean_tokens=16.0,
         backbone_parameters=spec.parameters, layer_parameters=spec.layer_parameters, layers=spec.layers,
         hidden_size=spec.hidden_size, ffn_size=spec.ffn_size, sites=len(layout.sites),
         bank_parameters=layout.size, head_parameters=layout.size - layout.adapter_size, compute_bytes=4,
+        packable=False, causal=True,
         world_size=world_size, local_world_size=world_size, memory_bytes=2**34,
     )  # fmt: skip
     profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())

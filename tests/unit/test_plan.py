@@ -23,6 +23,7 @@ SMALL = Facts(
     dev_rows=613,
     test_rows=613,
     longest=72,
+    shared_prefix=0,
     mean_tokens=71.5,
     backbone_parameters=260_032,
     layer_parameters=45_440,
@@ -33,6 +34,8 @@ SMALL = Facts(
     bank_parameters=46_648,
     head_parameters=128,
     compute_bytes=4,
+    packable=False,
+    causal=True,
     world_size=1,
     local_world_size=1,
     memory_bytes=8 * GIB,
@@ -48,7 +51,10 @@ LLAMA_7B = replace(
     bank_parameters=20_000_000,
     head_parameters=8192,
     compute_bytes=2,
+    packable=False,
+    causal=True,
     longest=128,
+    shared_prefix=0,
 )
 LLAMA_70B = replace(
     LLAMA_7B,

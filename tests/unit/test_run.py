@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lingo_ds.cli import main
-from lingo_ds.data.loader import TrainBatches
+from lingo_ds.data.loader import Ahead
 from lingo_ds.recipe import load_config
 from lingo_ds.training import observers
 from lingo_ds.training.trainer import seed_dropout
@@ -107,15 +107,15 @@ def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = F
 @contextlib.contextmanager
 def at_step(step: int, action: Callable[[], Any]) -> Iterator[None]:
     """Inside, training does something else when it takes up the batch of a step."""
-    original = TrainBatches.at
+    original = Ahead.at
 
-    def at(self: TrainBatches, now: int):
+    def at(self: Ahead, now: int):
         if now == step:
             action()
         return original(self, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainBatches, "at", at)
+        patch.setattr(Ahead, "at", at)
         yield
 
 

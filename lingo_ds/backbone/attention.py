@@ -1,0 +1,355 @@
+"""Attention over packs, through transformers' AttentionInterface: no padding, one prefix for all examples.
+
+A pack is one row of tokens, [prefix | own tokens of example 0 | own tokens of example 1 | ...]. A token of an
+example attends to the prefix and to its own example; the prefix attends to itself. In an encoder, where
+earlier tokens see later ones, a prefix cannot be shared and is empty.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "lingo_ds_packed"
+
+MOST_PADDING = 0.15
+"""Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
+
+
+class Bucket(NamedTuple):
+    """Neighbouring examples whose attention is one batched product.
+
+    Attributes:
+        tokens: own tokens of all of them.
+        count: examples.
+        width: own tokens of the longest.
+        place: (count * width,) which of the tokens stands there, 0 in padding; None where nothing is padded.
+        real: (tokens,) the entries of (count * width) that are no padding; None likewise.
+        lengths: (count,) own tokens of each.
+    """
+
+    tokens: int
+    count: int
+    width: int
+    place: Tensor | None
+    real: Tensor | None
+    lengths: Tensor
+
+
+class PackedAttention:
+    """The attention of one pack, for every layer.
+
+    Attributes:
+        prefix: tokens of the shared prefix.
+        tokens: of the whole pack.
+    """
+
+    def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
+        """Takes the own tokens of every example; packs whose neighbours are of like length are fastest."""
+        self.prefix, self.tokens = prefix, prefix + sum(lengths)
+        self._lengths, self._device = list(lengths), device
+        self._masks: dict[tuple, Tensor] = {}
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(1, tokens): 0, 1, .. in the prefix; every example goes on where the prefix ended."""
+        own = torch.tensor(self._lengths)
+        starts = own.cumsum(0) - own
+        positions = torch.arange(self.tokens - self.prefix) - starts.repeat_interleave(own) + self.prefix
+        return torch.cat([torch.arange(self.prefix), positions])[None].to(self._device)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(examples,): place of each example's last token."""
+        return (torch.tensor(self._lengths).cumsum(0) + (self.prefix - 1)).to(self._device)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(examples,): place of each example's first token; the prefix's, where there is one."""
+        if self.prefix:
+            return torch.zeros(len(self._lengths), dtype=torch.long, device=self._device)
+        own = torch.tensor(self._lengths)
+        return (own.cumsum(0) - own).to(self._device)
+
+    @cached_property
+    def _buckets(self) -> list[Bucket]:
+        groups: list[list[int]] = []
+        for length in self._lengths:
+            group = [*(groups[-1] if groups else []), length]
+            if groups and sum(group) >= (1 - MOST_PADDING) * len(group) * max(group):
+                groups[-1].append(length)
+            else:
+                groups.append([length])
+        return [self._bucket(group) for group in groups]
+
+    def _bucket(self, group: list[int]) -> Bucket:
+        lengths, width = torch.tensor(group), max(group)
+        real = place = None
+        if min(group) < width:
+            inside = torch.arange(width) < lengths[:, None]
+            real = inside.flatten().nonzero().flatten()
+            place = torch.zeros(len(group) * width, dtype=torch.long)
+            place[real] = torch.arange(len(real))
+            real, place = real.to(self._device), place.to(self._device)
+        return Bucket(sum(group), len(group), width, place, real, lengths.to(self._device))
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
+    ) -> Tensor:
+        """Attention of all tokens.
+
+        Args:
+            query: (1, heads, tokens, size); key and value may have fewer heads, in whole groups of query's.
+            key: (1, key heads, tokens, size), positions already in it.
+            value: likewise.
+            scale: of the scores.
+            window: a token sees itself and the `window` - 1 tokens before; None: all.
+            causal: False in an encoder: every token of an example sees all of it.
+
+        Returns:
+            (1, tokens, heads, size).
+        """
+        assert causal or not self.prefix, "an encoder shares no prefix"
+        if _has_varlen(query):
+            return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
+        pieces = [part[0].transpose(0, 1).split(self._sizes) for part in (query, key, value)]
+        outputs = []
+        if self.prefix:
+            head = [part[0][None] for part in pieces]
+            outputs.append(_attend(*head, mask=self._mask(0, self.prefix, window, causal), scale=scale)[0])
+            pieces = [part[1:] for part in pieces]
+        for bucket, q, k, v in zip(self._buckets, *pieces, strict=True):
+            q, k, v = (_spread(part, bucket) for part in (q, k, v))
+            k, v = (self._with_prefix(part, head) for part, head in ((k, key), (v, value)))
+            mask = self._mask(self.prefix, bucket.width, window, causal)
+            if not causal and bucket.real is not None:
+                mask = _real_keys(bucket, 0)[:, None, None]
+            out = _attend(q, k, v, mask=mask, scale=scale).flatten(0, 1)
+            outputs.append(out if bucket.real is None else out[bucket.real])
+        return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
+
+    def of_one_token(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Attention of one token per example that sees all of it, its last one say.
+
+        Args:
+            query: (1, heads, examples, size).
+            key: (1, key heads, tokens, size).
+            value: likewise.
+            scale, window: as for all tokens.
+
+        Returns:
+            (1, examples, heads, size).
+        """
+        counts = [bucket.count for bucket in self._buckets]
+        queries = query[0].transpose(0, 1)[:, None].split(counts)
+        sizes = self._sizes[1:] if self.prefix else self._sizes
+        keys, values = (part[0].transpose(0, 1)[self.prefix :].split(sizes) for part in (key, value))
+        outputs = []
+        for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
+            k, v = (self._with_prefix(_spread(part, bucket), head) for part, head in ((k, key), (v, value)))
+            mask = None
+            if bucket.real is not None or (window is not None and window < k.shape[1]):
+                mask = _real_keys(bucket, self.prefix, window)[:, None, None]
+            outputs.append(_attend(q, k, v, mask=mask, scale=scale).flatten(0, 1))
+        return torch.cat(outputs)[None]
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self.prefix] * bool(self.prefix) + [bucket.tokens for bucket in self._buckets]
+
+    def _with_prefix(self, own: Tensor, whole: Tensor) -> Tensor:
+        """Keys or values (count, width, heads, size) behind the prefix's, out of `whole`."""
+        if not self.prefix:
+            return own
+        head = whole[0, :, : self.prefix].transpose(0, 1)
+        return torch.cat([head.expand(len(own), *head.shape), own], dim=1)
+
+    def _mask(self, before: int, width: int, window: int | None, causal: bool) -> Tensor | None:
+        """(width, before + width) bool: what each of the last `width` tokens sees; None: all, in an encoder.
+
+        Padding stands behind the tokens of its example, where none of them looks.
+        """
+        if not causal:
+            return None
+        key = before, width, window
+        if key not in self._masks:
+            query = torch.arange(before, before + width, device=self._device)[:, None]
+            seen = torch.arange(before + width, device=self._device)
+            allowed = seen <= query
+            self._masks[key] = allowed if window is None else allowed & (seen > query - window)
+        return self._masks[key]
+
+    def _varlen(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
+    ) -> Tensor:
+        """The same by a flash kernel for sequences of different length; keys of the prefix are gathered."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        of_query, of_key, gather, longest = self._varlen_places
+        key, value = (part[0].transpose(0, 1)[gather] for part in (key, value))
+        sees = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
+        return varlen_attn(
+            query[0].transpose(0, 1), key, value, of_query, of_key, longest, self.prefix + longest,
+            scale=scale, window_size=sees, enable_gqa=query.shape[1] > key.shape[1],
+        )[None]  # fmt: skip
+
+    @cached_property
+    def _varlen_places(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Where sequences begin among queries and among gathered keys; the keys' places; the longest one."""
+        own = torch.tensor(self._lengths)
+        counts = torch.cat([torch.tensor([self.prefix] * bool(self.prefix), dtype=torch.long), own])
+        prefix, start, gather = torch.arange(self.prefix), self.prefix, []
+        if self.prefix:
+            gather.append(prefix)
+        for length in self._lengths:
+            gather += [prefix, torch.arange(start, start + length)]
+            start += length
+        seen = torch.cat([counts[: len(counts) - len(own)], own + self.prefix])
+        ends = [F.pad(part.cumsum(0), (1, 0)).int().to(self._device) for part in (counts, seen)]
+        return *ends, torch.cat(gather).to(self._device), int(counts.max())
+
+
+def _has_varlen(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _spread(own: Tensor, bucket: Bucket) -> Tensor:
+    """(tokens, heads, size) of a bucket as (count, width, heads, size), with padding where lengths differ."""
+    if bucket.place is not None:
+        own = own.index_select(0, bucket.place)
+    return own.unflatten(0, (bucket.count, bucket.width))
+
+
+def _real_keys(bucket: Bucket, prefix: int, window: int | None = None) -> Tensor:
+    """(count, prefix + width) bool: the tokens of each example, the last `window` of them."""
+    place = torch.arange(prefix + bucket.width, device=bucket.lengths.device)
+    end = prefix + bucket.lengths[:, None]
+    return (place < end) if window is None else (place < end) & (place >= end - window)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
+    """Scaled dot-product attention of (count, queries, heads, size) over (count, keys, key heads, size).
+
+    Below fp32, torch's kernel for the CPU is four to six times slower than the products written out.
+    """
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    if query.device.type == "cpu" and query.dtype != torch.float32 and query.dtype != torch.float64:
+        return _written_out(query, key, value, mask=mask, scale=scale).transpose(1, 2)
+    shared = query.shape[1] > key.shape[1]
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared)
+    return out.transpose(1, 2)
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of (count, heads, queries, size) by two batched products and a softmax."""
+    heads = key.shape[1]
+    grouped = query.unflatten(1, (heads, -1)).flatten(2, 3)  # the queries of one key head below each other
+    scores = torch.matmul(grouped * scale, key.mT).unflatten(2, (-1, query.shape[2]))
+    if mask is not None:
+        allowed = mask if mask.ndim == 2 else mask[:, :, None]
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    weights = torch.softmax(scores, dim=-1).flatten(2, 3)
+    return torch.matmul(weights, value).unflatten(2, (-1, query.shape[2])).flatten(1, 2)
+
+
+class _Captured(Exception):
+    """Ends a layer's forward once its keys and values are known."""
+
+
+class _Running:
+    """What the attention function works on: the pack of the last forward, until the next one begins.
+
+    A recomputation in the backward pass, and threads of autograd, need it after the forward is over.
+    """
+
+    pack: PackedAttention | None = None
+    capturing: bool = False
+    captured: tuple[Tensor, Tensor] | None = None
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_ignored: object,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every attention layer."""
+    assert _Running.pack is not None, "packed attention outside of a pack"
+    if _Running.capturing:
+        _Running.captured = key, value
+        raise _Captured
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if _Running.captured is not None:
+        return _Running.pack.of_one_token(query, *_Running.captured, scale=scale, window=sliding_window), None
+    causal = getattr(module, "is_causal", True)
+    return _Running.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
+
+
+AttentionInterface.register(NAME, _packed_attention)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+def begin(pack: PackedAttention) -> None:
+    """Makes all following attention that of `pack`."""
+    _Running.pack = pack
+
+
+class WantedOnly:
+    """In place of the last layer's forward: runs it for one token per example, where only those are used.
+
+    Keys and values come from all tokens: the layer's forward runs until its attention has them, then again
+    with the wanted tokens alone. What it puts out elsewhere is 0. Nothing there is recomputed in the backward
+    pass: what would be kept is small anyway.
+
+    Attributes:
+        wanted: (examples,) places in the pack; None: the layer runs for all tokens.
+    """
+
+    def __init__(self, layer: nn.Module):
+        self.wanted: Tensor | None = None
+        self._layer, self._forward = layer, layer.forward
+        layer.forward = self
+
+    def __call__(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The layer's output for `hidden` (1, tokens, size)."""
+        if self.wanted is None:
+            return self._forward(hidden, *args, **kwargs)
+        recompute = getattr(self._layer, "gradient_checkpointing", False)
+        self._layer.gradient_checkpointing = False
+        try:
+            with suppress(_Captured):
+                _Running.capturing = True
+                self._forward(hidden, *args, **kwargs)
+            _Running.capturing = False
+            out = self._forward(
+                *self._cut((hidden, *args), hidden.shape[1]), **self._cut(kwargs, hidden.shape[1])
+            )
+        finally:
+            _Running.capturing, _Running.captured = False, None
+            self._layer.gradient_checkpointing = recompute
+        out = out[0] if isinstance(out, tuple) else out
+        return torch.zeros_like(hidden).index_copy(1, self.wanted, out)
+
+    def _cut(self, value: object, tokens: int) -> object:
+        """Every (1, tokens, ..) tensor in a forward's arguments, as that of the wanted tokens."""
+        if isinstance(value, Tensor):
+            return (
+                value.index_select(1, self.wanted) if value.ndim > 1 and value.shape[1] == tokens else value
+            )
+        if isinstance(value, tuple):
+            return tuple(self._cut(part, tokens) for part in value)
+        if isinstance(value, dict):
+            return {name: self._cut(part, tokens) for name, part in value.items()}
+        return value
