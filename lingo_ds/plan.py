@@ -17,6 +17,10 @@ EVAL_BATCH_FACTOR = 4
 """Examples of an evaluation forward over those of a training one."""
 
 
+WORTH_SHARING = 0.03
+"""Share of an example that a common prefix must be: each example's attention gets a copy of its keys."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the plan starts from.
@@ -114,6 +118,12 @@ class RunPlan:
         return self.micro_batch_tokens is not None
 
     @property
+    def share_prefix(self) -> bool:
+        """Whether a pack holds the common prefix of its examples once."""
+        worth = self.facts.shared_prefix >= WORTH_SHARING * self.facts.mean_tokens
+        return self.packed and self.facts.causal and worth
+
+    @property
     def eval_tokens(self) -> int:
         """Tokens of an evaluation's pack, about."""
         return EVAL_BATCH_FACTOR * self.micro_batch_tokens
@@ -162,7 +172,7 @@ class RunPlan:
     def _how_packed(self) -> str:
         if not self.packed:
             return ", padded"
-        prefix = f", {self.facts.shared_prefix} of each shared" if self.facts.shared_prefix else ""
+        prefix = f", {self.facts.shared_prefix} of each shared" if self.share_prefix else ""
         return f", packed to {self.micro_batch_tokens:,} tokens at most{prefix}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lingo_ds.backbone import attention
 from lingo_ds.backbone.attention import PackedAttention, WantedOnly
+from lingo_ds.backbone.linear import use_onednn
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.spec import BackboneSpec
 
@@ -134,4 +135,5 @@ def load_backbone(
         from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
 
         shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
+    use_onednn(spec, dtype=dtype, device=device)
     return Backbone(spec, shards=shards, activation_checkpointing=activation_checkpointing, packed=packed)

@@ -63,7 +63,7 @@ def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Ba
     rank, world = env.global_rank, env.world_size
     if not plan.packed:
         return eval_batches(split, batch=plan.eval_batch_size, rank=rank, world=world)
-    return eval_packs(split, budget=plan.eval_tokens, rank=rank, world=world, share_prefix=plan.facts.causal)
+    return eval_packs(split, budget=plan.eval_tokens, rank=rank, world=world, share_prefix=plan.share_prefix)
 
 
 def _gather(rows: torch.Tensor, logits: torch.Tensor, *, total: int, env: DistEnv) -> np.ndarray:
