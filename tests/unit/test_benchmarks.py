@@ -1,14 +1,23 @@
-"""The comparison of methods: every method can run at every length offered, and its statistics are right."""
+"""Benchmarks: what they compare can run and is the same work, and their statistics are right."""
 
+import json
 import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from benchmarks import methods
+from benchmarks import _rival, _training_runs, methods, train_throughput
+from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
+from lingo_ds import distributed
+from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import RunConfig
-from lingo_ds.plan import make_plan
+from lingo_ds.data.loader import epoch_order
+from lingo_ds.plan import GIB, make_plan
+from lingo_ds.prepare import prepare
 from tests.unit.test_plan import SMALL
 
 
@@ -67,3 +76,161 @@ def test_spread_is_that_of_seeds_not_of_data_sets():
     }
     assert methods._seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
     assert methods._seed_spread({("b", "x", 0): 0.5}) is None
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return _training_runs.make_backbone("tiny", tmp_path_factory.mktemp("backbone") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny, tmp_path_factory) -> Work:
+    return _training_runs.prepare(
+        WORKLOADS["c"], tiny, tmp_path_factory.mktemp("work"), batch=4, steps=5, learning_rate=1e-3
+    )
+
+
+@pytest.fixture
+def prepared(mixture, tmp_path, monkeypatch):
+    """What our own code makes of the workload."""
+    monkeypatch.setenv("LINGO_DS_CACHE", str(tmp_path / "cache"))
+    config = _training_runs.our_config(mixture, tmp_path, dtype="fp32", stage="auto", adapter={})
+    return prepare(config, distributed.detect())
+
+
+def test_rival_gets_our_examples_in_our_order(mixture, prepared):
+    rows, split = json.loads(mixture.rows.read_text()), prepared.data.splits["train"]
+    assert prepared.plan.steps == prepared.plan.steps_per_epoch == mixture.all_steps
+    order = epoch_order(len(split), seed=prepared.config.seed, epoch=0)
+    assert [row["input_ids"] for row in rows] == [split.tokens(row).tolist() for row in order]
+    assert [row["labels"] for row in rows] == split.labels[order].tolist()
+    assert mixture.tokens == pytest.approx(split.lengths.mean())
+
+
+def test_rival_learns_at_our_rates(mixture, prepared):
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=mixture.learning_rate)
+    schedule = _rival.schedule(optimizer, warmup=WARMUP, steps=mixture.all_steps)
+    rates = []
+    for _ in range(mixture.all_steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    config, plan = prepared.config.train, prepared.plan
+    ours = [plan.learning_rate_factor(step, config.lr_schedule) for step in range(1, plan.steps + 1)]
+    assert rates == pytest.approx([config.learning_rate * factor for factor in ours])
+
+
+def test_mixture_has_equal_shares_of_each_length(mixture):
+    lengths = [len(row["input_ids"]) for row in json.loads(mixture.rows.read_text())]
+    counts = Counter(length - min(lengths) for length in lengths)
+    assert set(counts) == {0, 31, 230, 430}
+    assert max(counts.values()) - min(counts.values()) <= len(lengths) % 4
+    assert lengths != sorted(lengths)
+
+
+@pytest.mark.parametrize(
+    ("context", "what"),
+    [(400, "70 101 300 bp, short prefix; 500 bp beyond the context"), (110, None)],
+)
+def test_what_is_beyond_the_context_is_left_out_and_said(tmp_path, context, what):
+    backbone = _training_runs.make_backbone("tiny", tmp_path / "tiny")
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+    work = _training_runs.prepare(
+        WORKLOADS["c"], backbone, tmp_path / "work", batch=4, steps=2, learning_rate=1e-3
+    )
+    assert (work and work.what) == what
+    if work:
+        assert max(len(row["input_ids"]) for row in json.loads(work.rows.read_text())) <= context
+
+
+def test_description_is_about_100_tokens(tiny):
+    tokenizer = read_tokenizer(tiny)
+    before, after = WORKLOADS["b"].prefix(tokenizer).split("{sequence}")
+    assert 100 <= len(tokenizer(before.partition("\n")[0])["input_ids"]) < 115
+    assert after == "\nAnnotation:"
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["padded", "grouped"])
+def test_grouping_moves_timed_rows_only(grouped):
+    lengths = [int(length) for length in np.random.default_rng(0).integers(1, 100, 48)]
+    settings = {"timed_rows": [12, 44], "grouped": grouped, "seed": 0, "batch": 2}
+    order = _rival.order_of_rows(settings, lengths)
+    assert sorted(order) == list(range(48))
+    assert order[:12] + order[44:] == [*range(12), *range(44, 48)]
+    timed = np.array(lengths)[order[12:44]].reshape(-1, 2)
+    padding = (timed.max(1, keepdims=True) - timed).sum() / timed.sum()
+    assert padding < 0.05 if grouped else padding > 0.2
+
+
+def measured(seconds: float, *, loss: float = 0.5, **other) -> Measured:
+    """A run of 8 timed steps, each so long; warm-up and last step are slow."""
+    pauses = [9.0] * WARMUP + [seconds] * 8 + [9.0] * COOLDOWN
+    given = {"rates": [1e-3] * len(pauses), "trainable": 10, "peak_host_bytes": GIB, "held": 1.0, **other}
+    return Measured(stamps=np.cumsum(pauses).tolist(), losses=[loss] * len(pauses), **given)
+
+
+def test_only_timed_steps_count():
+    assert measured(0.25).step_seconds == pytest.approx(0.25)
+
+
+def test_ratio_is_to_the_best_rival_by_medians(mixture):
+    runs = {
+        "ours, auto": [measured(0.1), measured(0.1), measured(7.0)],
+        "ours, stage 3": [measured(0.4)],
+        "rival, padded": [measured(0.3, loss=0.7)],
+        "rival, grouped": [measured(0.2)],
+    }
+    auto, sharded = train_throughput.compare(mixture, runs)
+    assert (auto["ours"], auto["rival"]) == (pytest.approx(40), pytest.approx(20))
+    assert (auto["ratio"], sharded["ratio"]) == (pytest.approx(2), pytest.approx(0.5))
+    assert auto["over rival, padded"] == pytest.approx(3)
+    rows = train_throughput.describe(mixture, runs)
+    assert [row["loss apart"] for row in rows] == [0, 0, pytest.approx(0.2), None]
+    assert rows[0]["slowest"] == pytest.approx(4 / 7)
+
+
+def test_last_quarter_of_the_steps():
+    assert train_throughput.last_quarter([9, 9, 9, 9, 9, 9, 1, 2]) == 1.5
+    assert train_throughput.last_quarter([3]) == 3
+
+
+@pytest.mark.parametrize("other", [{"trainable": 11}, {"rates": [2e-3] * 12}], ids=["size", "rates"])
+def test_other_work_is_no_comparison(other):
+    train_throughput.require_same_work({"ours": [measured(1.0)], "rival": [measured(2.0)]})
+    with pytest.raises(AssertionError, match="rival does other work"):
+        train_throughput.require_same_work({"ours": [measured(1.0)], "rival": [measured(2.0, **other)]})
+
+
+def test_a_job_that_fails_says_how(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit('no such luck')")
+    with pytest.raises(RuntimeError, match=r"status 1:\n.*no such luck"):
+        _training_runs._launch([str(script)], tmp_path, 1)
+
+
+def test_a_job_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(_training_runs, "TIMEOUT", 1)
+    script = tmp_path / "script.py"
+    script.write_text("import time; time.sleep(60)")
+    with pytest.raises(RuntimeError, match="none within 1 s"):
+        _training_runs._launch([str(script)], tmp_path, 1)
+
+
+def throughput_arguments(monkeypatch: pytest.MonkeyPatch, *given: str):
+    monkeypatch.setattr(sys, "argv", ["train_throughput", *given])
+    return train_throughput._arguments()
+
+
+def test_throughput_arguments(monkeypatch):
+    quick, full = (throughput_arguments(monkeypatch, *given) for given in (("--quick",), ()))
+    assert (quick.backbones, quick.workloads, quick.repeats) == (["tiny"], ["c"], 1)
+    assert (full.backbones, full.workloads, full.repeats) == (["llama-50m"], ["a", "b", "c"], 3)
+
+
+@pytest.mark.parametrize("given", [("--backbones", "nowhere"), ("--batch", "5")])
+def test_wrong_throughput_arguments_end_with_status_2(monkeypatch, capsys, given):
+    with pytest.raises(SystemExit) as ended:
+        throughput_arguments(monkeypatch, *given)
+    assert ended.value.code == 2
+    assert " ".join(given) in capsys.readouterr().err
