@@ -53,8 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "adapter": {**PRUNED["adapter"], "init": "adalora"},
     },
     "deterministic": _pruned(mode="deterministic"),
-    "exact": _pruned(mode="exact"),
-    "exact, score": _pruned(mode="exact", reintroduction="score"),
+    "exact": _pruned(mode="exact", reintroduction="score"),
+    "exact, uniform": _pruned(mode="exact", reintroduction="uniform"),
     "bernoulli": _pruned(mode="bernoulli"),
     "reference": _pruned(mode="reference"),
 }

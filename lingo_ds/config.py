@@ -172,7 +172,7 @@ class RankSamplingConfig(Section):
         0.0, description="rho decays linearly to this at the final mask. null: constant."
     )
     reintroduction: Literal["uniform", "score"] = Field(
-        "uniform",
+        "score",
         description="How the triplets that come back are drawn: alike, or in proportion to the score.",
     )
     interval: PositiveInt = Field(20, description="Steps between masks.")
