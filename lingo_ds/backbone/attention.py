@@ -1,21 +1,18 @@
-"""Attention over packs, through transformers' AttentionInterface: no padding, one prefix for all examples.
+"""Attention over packs: no padding, one prefix for all examples.
 
 A pack is one row of tokens, [prefix | own tokens of example 0 | own tokens of example 1 | ...]. A token of an
 example attends to the prefix and to its own example; the prefix attends to itself. In an encoder, where
 earlier tokens see later ones, a prefix cannot be shared and is empty.
 """
 
+import inspect
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-
-NAME = "lingo_ds_packed"
+from torch import Tensor
 
 MOST_PADDING = 0.15
 """Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
@@ -195,9 +192,14 @@ class PackedAttention:
         of_query, of_key, gather, longest = self._varlen_places
         key, value = (part[0].transpose(0, 1)[gather] for part in (key, value))
         sees = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
+        heads = query.shape[1] // key.shape[1]
+        options = {"enable_gqa": True} if heads > 1 else {}
+        if options.keys() - _varlen_options():
+            key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
+            options = {}
         return varlen_attn(
             query[0].transpose(0, 1), key, value, of_query, of_key, longest, self.prefix + longest,
-            scale=scale, window_size=sees, enable_gqa=query.shape[1] > key.shape[1],
+            scale=scale, window_size=sees, **options,
         )[None]  # fmt: skip
 
     @cached_property
@@ -217,7 +219,18 @@ class PackedAttention:
 
 
 def _has_varlen(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return query.is_cuda and half and {"scale", "window_size"} <= _varlen_options()
+
+
+@cache
+def _varlen_options() -> frozenset[str]:
+    """Parameters of torch's variable-length attention, which gained some from one version to the next."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _spread(own: Tensor, bucket: Bucket) -> Tensor:
@@ -257,99 +270,3 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | No
         scores = scores.masked_fill(~allowed, float("-inf"))
     weights = torch.softmax(scores, dim=-1).flatten(2, 3)
     return torch.matmul(weights, value).unflatten(2, (-1, query.shape[2])).flatten(1, 2)
-
-
-class _Captured(Exception):
-    """Ends a layer's forward once its keys and values are known."""
-
-
-class _Running:
-    """What the attention function works on: the pack of the last forward, until the next one begins.
-
-    A recomputation in the backward pass, and threads of autograd, need it after the forward is over.
-    """
-
-    pack: PackedAttention | None = None
-    capturing: bool = False
-    captured: tuple[Tensor, Tensor] | None = None
-
-
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    _mask: None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_ignored: object,
-) -> tuple[Tensor, None]:
-    """What transformers calls in every attention layer."""
-    assert _Running.pack is not None, "packed attention outside of a pack"
-    if _Running.capturing:
-        _Running.captured = key, value
-        raise _Captured
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if _Running.captured is not None:
-        return _Running.pack.of_one_token(query, *_Running.captured, scale=scale, window=sliding_window), None
-    causal = getattr(module, "is_causal", True)
-    return _Running.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
-
-
-AttentionInterface.register(NAME, _packed_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-
-
-def begin(pack: PackedAttention) -> None:
-    """Makes all following attention that of `pack`."""
-    _Running.pack = pack
-
-
-class WantedOnly:
-    """In place of the last layer's forward: runs it for one token per example, where only those are used.
-
-    Keys and values come from all tokens: the layer's forward runs until its attention has them, then again
-    with the wanted tokens alone. What it puts out elsewhere is 0. Nothing there is recomputed in the backward
-    pass: what would be kept is small anyway.
-
-    Attributes:
-        wanted: (examples,) places in the pack; None: the layer runs for all tokens.
-    """
-
-    def __init__(self, layer: nn.Module):
-        self.wanted: Tensor | None = None
-        self._layer, self._forward = layer, layer.forward
-        layer.forward = self
-
-    def __call__(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """The layer's output for `hidden` (1, tokens, size)."""
-        if self.wanted is None:
-            return self._forward(hidden, *args, **kwargs)
-        recompute = getattr(self._layer, "gradient_checkpointing", False)
-        self._layer.gradient_checkpointing = False
-        try:
-            with suppress(_Captured):
-                _Running.capturing = True
-                self._forward(hidden, *args, **kwargs)
-            _Running.capturing = False
-            out = self._forward(
-                *self._cut((hidden, *args), hidden.shape[1]), **self._cut(kwargs, hidden.shape[1])
-            )
-        finally:
-            _Running.capturing, _Running.captured = False, None
-            self._layer.gradient_checkpointing = recompute
-        out = out[0] if isinstance(out, tuple) else out
-        return torch.zeros_like(hidden).index_copy(1, self.wanted, out)
-
-    def _cut(self, value: object, tokens: int) -> object:
-        """Every (1, tokens, ..) tensor in a forward's arguments, as that of the wanted tokens."""
-        if isinstance(value, Tensor):
-            return (
-                value.index_select(1, self.wanted) if value.ndim > 1 and value.shape[1] == tokens else value
-            )
-        if isinstance(value, tuple):
-            return tuple(self._cut(part, tokens) for part in value)
-        if isinstance(value, dict):
-            return {name: self._cut(part, tokens) for name, part in value.items()}
-        return value

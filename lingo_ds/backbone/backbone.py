@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lingo_ds.backbone import attention
-from lingo_ds.backbone.attention import PackedAttention, WantedOnly
+from lingo_ds.backbone import packed as packed_model
+from lingo_ds.backbone.attention import PackedAttention
 from lingo_ds.backbone.linear import use_onednn
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.spec import BackboneSpec
@@ -50,8 +50,8 @@ class Backbone:
         self._no_cache = {"use_cache": False} if spec.causal else {}
         self._last_layer = None
         if packed:
-            module.set_attn_implementation(attention.NAME)
-            self._last_layer = WantedOnly(module.get_submodule(spec.last_layer))
+            module.set_attn_implementation(packed_model.NAME)
+            self._last_layer = packed_model.WantedOnly(module.get_submodule(spec.last_layer))
         if activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         module.eval()
@@ -79,7 +79,7 @@ class Backbone:
             only: compute the last layer for each example's last or first token alone, 0 elsewhere.
         """
         pack = PackedAttention(prefix, lengths, input_ids.device)
-        attention.begin(pack)
+        packed_model.begin(pack)
         self._last_layer.wanted = only and getattr(pack, only)
         positions = pack.positions + self._first_position
         hidden = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
