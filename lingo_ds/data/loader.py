@@ -121,10 +121,10 @@ class TrainBatches:
         """Rows of the global batch of `step` (1-based), the same on every process."""
         per_epoch = -(-len(self._split) // self._batch)
         epoch, place = divmod(step - 1, per_epoch)
-        drawn = self._drawn  # read once: another thread may draw the next epoch meanwhile
-        if drawn is None or drawn[0] != (self.seed, epoch):
-            order = epoch_order(len(self._split), seed=self.seed, epoch=epoch)
-            self._drawn = drawn = (self.seed, epoch), order
+        # each is read once: another thread may draw the next epoch meanwhile, an audit may mend the seed
+        seed, drawn = self.seed, self._drawn
+        if drawn is None or drawn[0] != (seed, epoch):
+            self._drawn = drawn = (seed, epoch), epoch_order(len(self._split), seed=seed, epoch=epoch)
         return drawn[1][place * self._batch : (place + 1) * self._batch]
 
     def at(self, step: int) -> list[Batch] | list[Pack]:

@@ -113,7 +113,7 @@ def deal(
         max(-(-int(lengths[share].sum()) // budget), -(-len(share) // (most or len(share) or 1)), 1)
         for share in shares
     )
-    for count in range(fewest, len(lengths) + 1):
+    for count in range(min(fewest, len(lengths)), len(lengths) + 1):
         packs = [[share[part] for part in _spread(lengths[share], count)] for share in shares]
         if all(_fits(lengths[pack], budget, most) for share in packs for pack in share):
             return packs

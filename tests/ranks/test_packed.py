@@ -1,0 +1,84 @@
+"""Packs over two processes that share a backbone under ZeRO-3: the gradient is that of one padded batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, OPTConfig
+
+from lingo_ds import distributed
+from lingo_ds.backbone.backbone import load_backbone
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.data.loader import Packing, TrainBatches, make_batch
+from lingo_ds.model import AdaptedModel
+from tests.ranks.spawn import run_ranks
+from tests.ranks.test_zero import CPU, new_bank, new_layout, place, random_model, zero_config
+from tests.unit.test_packed_model import LENGTHS, distance, examples
+
+CONFIGS = {
+    "llama": LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    ),
+    "opt": OPTConfig(
+        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=64, pad_token_id=1,
+    ),
+}  # fmt: skip
+BATCH = len(LENGTHS["mixed"])
+
+
+def backward(model: AdaptedModel, batches: list) -> torch.Tensor:
+    model.bank.zero_grad()
+    for batch in batches:
+        loss = F.cross_entropy(model.logits(batch), batch.labels, reduction="none")
+        (loss * batch.weights).sum().backward()
+        model.bank.collect_grad()
+    return model.bank.grad
+
+
+def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> dict[str, float | list[int]]:
+    """The summed gradient of packs on the shards, against a whole copy's of all examples padded."""
+    place(rank, world_size)
+    split = examples(13, LENGTHS["mixed"])
+    models = {}
+    for name in ("packed", "padded"):
+        spec = read_spec(folder)
+        layout = new_layout(spec)
+        ds_config = zero_config(spec, layout, world_size, dtype="fp32") if name == "packed" else None
+        backbone = load_backbone(
+            spec, dtype=torch.float32, device=CPU, activation_checkpointing=checkpointing,
+            ds_config=ds_config, group=None, packed=name == "packed",
+        )  # fmt: skip
+        backbone.train()
+        models[name] = AdaptedModel(
+            backbone, new_bank(layout), pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs
+        )
+    batches = TrainBatches(
+        split, seed=0, batch=BATCH, micro_batch=BATCH, accumulation=1, rank=rank, world=world_size,
+        packing=Packing(70, True),
+    )  # fmt: skip
+    packs = batches.at(1)
+    found = distributed.all_reduce_(backward(models["packed"], packs).clone())
+    models["packed"].backbone.require_partitioned()
+    expected = backward(models["padded"], [make_batch(split, np.arange(BATCH), np.ones(BATCH))])
+    return {
+        "apart": distance(found, expected),
+        "rows": [int(row) for pack in packs for row in pack.rows],
+        "packs": [len(packs)],
+        "prefixes": [pack.prefix for pack in packs],
+    }
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_packs_on_shards_give_the_padded_gradient(tmp_path, family: str, checkpointing: bool):
+    folder = random_model(CONFIGS[family], tmp_path)
+    seen = run_ranks(gradients, 2, folder, checkpointing)
+    for one in seen:
+        assert one["apart"] < 1e-5
+    assert sorted(seen[0]["rows"] + seen[1]["rows"]) == list(range(BATCH))
+    assert seen[0]["packs"] == seen[1]["packs"] != [1], "several packs, as many on both"
+    assert 13 in seen[0]["prefixes"] + seen[1]["prefixes"]
