@@ -89,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     given.add_argument("--processes", type=int, default=2)
     given.add_argument("--batch", type=int, default=16, help="examples per step, over all processes")
     given.add_argument("--steps", type=int, default=20, help="timed steps of a run")
-    given.add_argument("--learning-rate", type=float, default=1e-3)
+    given.add_argument("--learning-rate", type=float, default=1e-4, help="peak")
     given.add_argument("--repeats", type=int, default=3)
     args = given.parse_args()
     args.backbones = args.backbones or ["tiny" if args.quick else "llama-50m"]

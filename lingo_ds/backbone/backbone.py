@@ -47,7 +47,7 @@ class Backbone:
     ):
         module = spec.skeleton
         self.module, self._shards, self._first_position = module, shards, spec.first_position
-        self._no_cache = {"use_cache": False} if spec.causal else {}
+        self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
         self._last_layer = None
         if packed:
             module.set_attn_implementation(packed_model.NAME)
@@ -76,11 +76,13 @@ class Backbone:
             input_ids: (tokens,), the shared prefix, then every example's own tokens.
             prefix: tokens of the shared prefix, 0 for none.
             lengths: own tokens of each example.
-            only: compute the last layer for each example's last or first token alone, 0 elsewhere.
+            only: compute the last layer for each example's last or first token alone, 0 elsewhere, where
+                that token sees its whole example.
         """
         pack = PackedAttention(prefix, lengths, input_ids.device)
         packed_model.begin(pack)
-        self._last_layer.wanted = only and getattr(pack, only)
+        sees_all = only == "last" or not self._causal  # what the shortened last layer takes for granted
+        self._last_layer.wanted = getattr(pack, only) if only and sees_all else None
         positions = pack.positions + self._first_position
         hidden = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
         return hidden.last_hidden_state[0], pack

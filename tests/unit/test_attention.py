@@ -182,7 +182,6 @@ def test_pack_has_the_logits_and_gradients_of_a_padded_batch(
         assert distance(found.grad, expected.grad) < 1e-5
 
 
-@pytest.mark.xfail(reason="bug: a decoder's first token is given all of its example to see", strict=True)
 @pytest.mark.parametrize("share_prefix", [False, True])
 def test_decoder_pooled_at_its_first_token_is_that_of_a_padded_batch(folders, share_prefix):
     padded = model_of(folders("llama"), packed=False, pooling="first")
