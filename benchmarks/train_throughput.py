@@ -13,7 +13,9 @@ examples in all runs. A run's mean counts, not its median: grouping by length ma
 """
 
 import argparse
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +54,7 @@ COST_STEPS = 8
 def main() -> None:
     args = _arguments()
     logs.quieten_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the job and the temporary folder along
     compared, described, costs = [], [], []
     with tempfile.TemporaryDirectory(prefix="train_throughput-") as name:
         folder = Path(name)
