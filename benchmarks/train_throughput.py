@@ -60,7 +60,7 @@ def main() -> None:
         folder = Path(name)
         for given in args.backbones:
             backbone = make_backbone(given, folder / given) if given in MADE else Path(given).resolve()
-            for key in args.workloads:
+            for key in args.workloads if "rival" in args.parts else ():
                 place = folder / "work" / backbone.name / key
                 work = prepare(
                     WORKLOADS[key], backbone, place,
@@ -74,7 +74,8 @@ def main() -> None:
                 require_same_work(runs)
                 compared += compare(work, runs)
                 described += describe(work, runs)
-            costs += cost_of_a_step(args, backbone, folder)
+            if "cost" in args.parts:
+                costs += cost_of_a_step(args, backbone, folder)
     setting = f"{args.processes} CPU processes, {args.dtype}, batch {args.batch}"
     tables = {
         f"LoRA, {setting}: examples/s": compared,
@@ -88,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     given = parser(__doc__)
     given.add_argument("--backbones", nargs="+", help=f"folders, or {', '.join(MADE)}; default: llama-50m")
     given.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    given.add_argument("--parts", nargs="+", choices=("rival", "cost"), default=["rival", "cost"])
     given.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     given.add_argument("--processes", type=int, default=2)
     given.add_argument("--batch", type=int, default=16, help="examples per step, over all processes")
