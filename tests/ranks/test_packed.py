@@ -15,7 +15,8 @@ from lingo_ds.data.loader import Packing, TrainBatches, make_batch
 from lingo_ds.model import AdaptedModel
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import CPU, new_bank, new_layout, place, random_model, zero_config
-from tests.unit.test_packed_model import LENGTHS, distance, examples
+from tests.unit.test_attention import LENGTHS, PREFIX, distance, some_examples
+from tests.unit.test_packing import split_of
 
 CONFIGS = {
     "llama": LlamaConfig(
@@ -27,7 +28,7 @@ CONFIGS = {
         word_embed_proj_dim=32, max_position_embeddings=64, pad_token_id=1,
     ),
 }  # fmt: skip
-BATCH = len(LENGTHS["mixed"])
+BATCH = len(LENGTHS["different"])
 
 
 def backward(model: AdaptedModel, batches: list) -> torch.Tensor:
@@ -42,7 +43,7 @@ def backward(model: AdaptedModel, batches: list) -> torch.Tensor:
 def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> dict[str, float | list[int]]:
     """The summed gradient of packs on the shards, against a whole copy's of all examples padded."""
     place(rank, world_size)
-    split = examples(13, LENGTHS["mixed"])
+    split = split_of(some_examples(LENGTHS["different"]))
     models = {}
     for name in ("packed", "padded"):
         spec = read_spec(folder)
@@ -58,7 +59,7 @@ def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> 
         )
     batches = TrainBatches(
         split, seed=0, batch=BATCH, micro_batch=BATCH, accumulation=1, rank=rank, world=world_size,
-        packing=Packing(70, True),
+        packing=Packing(50, True),
     )  # fmt: skip
     packs = batches.at(1)
     found = distributed.all_reduce_(backward(models["packed"], packs).clone())
@@ -81,4 +82,4 @@ def test_packs_on_shards_give_the_padded_gradient(tmp_path, family: str, checkpo
         assert one["apart"] < 1e-5
     assert sorted(seen[0]["rows"] + seen[1]["rows"]) == list(range(BATCH))
     assert seen[0]["packs"] == seen[1]["packs"] != [1], "several packs, as many on both"
-    assert 13 in seen[0]["prefixes"] + seen[1]["prefixes"]
+    assert PREFIX in seen[0]["prefixes"] + seen[1]["prefixes"]

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    BertConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -569,6 +570,23 @@ def test_activation_checkpointing_recomputes_and_changes_no_gradient(tmp_path, f
     assert calls == [1, 2]
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
+
+
+def test_old_names_of_layer_norms_are_found(tmp_path):
+    """BERT's first checkpoints say gamma and beta."""
+    config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    folder = save(AutoModel.from_config(config), tmp_path / "new")
+    weights = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for key, value in load_file(folder / "model.safetensors").items()
+    }
+    assert sum("gamma" in key for key in weights) == 5
+    (tmp_path / "old").mkdir()
+    save_file(weights, tmp_path / "old" / "model.safetensors")
+    (tmp_path / "old" / "config.json").write_bytes((folder / "config.json").read_bytes())
+    input_ids, mask = some_input()
+    new, old = (load(tmp_path / name).hidden_states(input_ids, mask) for name in ("new", "old"))
+    assert torch.equal(new, old)
 
 
 def test_activation_checkpointing_rests_in_evaluation(tmp_path):
