@@ -222,6 +222,19 @@ def test_throughput_arithmetic():
     assert rates.mfu(6e9, None) is None
 
 
+def test_what_packs_save_is_no_padding_and_no_work():
+    """8 examples of 100 tokens, 40 of them a prefix that is computed once; nothing is padded."""
+    rates = Throughput()
+    rates.step(
+        examples=8, real_tokens=800, total_tokens=520, shared_tokens=280, seconds=2.0, input_seconds=0.5
+    )
+    assert rates.tokens_per_second == 400
+    assert rates.padding_fraction == 0
+    assert rates.shared_prefix_fraction == pytest.approx(0.35)
+    assert rates.input_wait_fraction == pytest.approx(0.25)
+    assert rates.mfu(1.0, 1000.0) == pytest.approx(0.26)  # of the computed 520 tokens
+
+
 def test_recent_rate_forgets_slow_early_steps():
     rates = Throughput()
     rates.step(examples=1, real_tokens=10, total_tokens=10, seconds=100.0)
