@@ -10,8 +10,10 @@ One process: `python -m benchmarks.rank_sampling`; two: `deepspeed --num_acceler
 benchmarks.rank_sampling` (the rival's gradients are then all-reduced as one bucket, as DDP would).
 """
 
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -24,10 +26,11 @@ from benchmarks._common import alternate, parser, show
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.adapters.svd import add_adapter
-from lingo_ds.backbone.backbone import Backbone
+from lingo_ds.adapters.svd import add_adapter_, project
+from lingo_ds.backbone.backbone import load_backbone
+from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config import RunConfig
-from lingo_ds.data.loader import Batch
+from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.rank_sampling.sampler import RankSampler
@@ -156,20 +159,26 @@ class Llama:
 
     def __init__(self, env: DistEnv):
         torch.manual_seed(0)
-        module = LlamaModel(LlamaConfig(**LLAMA_50M)).to(env.device)
-        self.parameters = sum(p.numel() for p in module.parameters())
-        maps = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-        self.sites = [Site(name, m.out_features, m.in_features) for name, m in maps.items()]
+        with tempfile.TemporaryDirectory() as folder:
+            LlamaModel(LlamaConfig(**LLAMA_50M)).save_pretrained(folder)
+            spec = read_spec(Path(folder))
+            backbone = load_backbone(
+                spec, dtype=torch.float32, device=env.device, activation_checkpointing=False,
+                ds_config=None, group=None, packed=True,
+            )  # fmt: skip
+        self.parameters = spec.parameters
+        self.sites = [Site(name, *shape) for name, shape in spec.linear_maps.items()]
         self.ours = Ours(self.sites, env)
-        backbone = Backbone(module, shards=None, activation_checkpointing=False)
-        self._model = AdaptedModel(backbone, self.ours.bank, pooling="last", dropout=0.0)
-        ids = torch.randint(LLAMA_50M["vocab_size"], (EXAMPLES, LENGTH))
-        every = torch.arange(EXAMPLES)
-        self._batch = Batch(ids, torch.full_like(every, LENGTH), every % 2, every, torch.ones(EXAMPLES))
-        tokens = EXAMPLES * LENGTH
+        self._model = AdaptedModel(
+            backbone, self.ours.bank, pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs
+        )
+        tokens, every = EXAMPLES * LENGTH, torch.arange(EXAMPLES)
+        ids = torch.randint(LLAMA_50M["vocab_size"], (tokens,))
+        self._batch = Pack(ids, 0, (LENGTH,) * EXAMPLES, every % 2, every, torch.ones(EXAMPLES))
         widths = {d for site in self.sites for d in (site.d_out, site.d_in)}
         self._inputs = {d: torch.ones(tokens, d, device=env.device, requires_grad=True) for d in widths}
         self._outputs = {d: torch.ones(tokens, d, device=env.device) for d in widths}
+        self._rooms = {d: torch.zeros(tokens, d, device=env.device) for d in widths}
 
     def __call__(self) -> None:
         """One micro-batch."""
@@ -183,8 +192,8 @@ class Llama:
         for site, rank, leaf in zip(self.sites, bank.layout.ranks, bank.leaves, strict=True):
             if rank:
                 x, output = self._inputs[site.d_in], self._outputs[site.d_out]
-                added = add_adapter(output, x, leaf, scale=2.0, dropout=0.0, training=True)
-                added.backward(output)
+                (projected,) = project(x, [leaf], dropout=0.0, training=True)
+                add_adapter_(self._rooms[site.d_out].detach(), projected, leaf, scale=2.0).backward(output)
 
     def compact(self) -> None:
         """Goes to the final mask."""
