@@ -120,8 +120,7 @@ class RunPlan:
     @property
     def share_prefix(self) -> bool:
         """Whether a pack holds the common prefix of its examples once."""
-        worth = self.facts.shared_prefix >= WORTH_SHARING * self.facts.mean_tokens
-        return self.packed and self.facts.causal and worth
+        return self.packed and _prefix_shared(self.facts) > 0
 
     @property
     def eval_tokens(self) -> int:
@@ -350,8 +349,8 @@ def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int, tokens
     share = math.ceil(config.train.global_batch_size / facts.world_size)
     most = min(config.train.micro_batch_size or share, share)
     if tokens is not None:
-        own = max(facts.mean_tokens - facts.shared_prefix, 1)
-        return max(1, min(most, int((tokens - facts.shared_prefix) // own)))
+        prefix = _prefix_shared(facts)
+        return max(1, min(most, int((tokens - prefix) // max(facts.mean_tokens - prefix, 1))))
     if config.train.micro_batch_size:
         return most
     return max(1, min(share, int(_free_bytes(config, facts, stage, group) // _example_bytes(config, facts))))
@@ -363,9 +362,16 @@ def _micro_batch_tokens(config: RunConfig, facts: Facts, stage: int, group: int)
         return None
     share = math.ceil(config.train.global_batch_size / facts.world_size)
     examples = min(config.train.micro_batch_size or share, share)
-    most = facts.shared_prefix + examples * (facts.longest - facts.shared_prefix)
+    prefix = _prefix_shared(facts)
+    most = prefix + examples * (facts.longest - prefix)
     fitting = int(_free_bytes(config, facts, stage, group) // _token_bytes(config, facts))
     return max(facts.longest, min(most, config.train.micro_batch_tokens or fitting))
+
+
+def _prefix_shared(facts: Facts) -> int:
+    """Tokens that a pack holds once for all of its examples; 0 where sharing cannot be or does not pay."""
+    worth = facts.causal and facts.shared_prefix >= WORTH_SHARING * facts.mean_tokens
+    return facts.shared_prefix if worth else 0
 
 
 def _free_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> float:

@@ -18,6 +18,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    EsmConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -587,6 +588,57 @@ def test_old_names_of_layer_norms_are_found(tmp_path):
     input_ids, mask = some_input()
     new, old = (load(tmp_path / name).hidden_states(input_ids, mask) for name in ("new", "old"))
     assert torch.equal(new, old)
+
+
+ENCODERS = {
+    "bert": BertConfig(**{**COMMON, "pad_token_id": 0}, intermediate_size=48),
+    "esm": EsmConfig(
+        **COMMON, intermediate_size=48, position_embedding_type="rotary", token_dropout=True, mask_token_id=3
+    ),
+    "esm_absolute": EsmConfig(
+        **COMMON, intermediate_size=48, position_embedding_type="absolute", mask_token_id=3
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_encoder_loads_as_transformers_loads_it_without_pooler_and_contact_head(tmp_path, family, warnings):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(ENCODERS[family])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = save(model, tmp_path)
+    heads = [p for name, p in model.named_parameters() if name.startswith(("pooler", "contact_head"))]
+    assert heads
+    spec, backbone = read_spec(folder), load(folder)
+    assert not spec.causal
+    assert spec.parameters == sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in heads)
+    names = [name for name, _ in backbone.module.named_parameters()]
+    assert not any("pooler" in name or "contact_head" in name for name in (*names, *spec.linear_maps))
+    assert_same_model(backbone, folder)
+    change_tensors(  # as in the checkpoint of a masked language model
+        folder, lambda tensors: [tensors.pop(key) for key in list(tensors) if key.startswith("pooler")]
+    )
+    assert_same_model(load(folder), folder)
+    assert not warnings
+
+
+@pytest.mark.parametrize("kept", ["none", "one for each layer, as in the first checkpoints"])
+def test_rotary_frequencies_of_an_encoder_need_not_be_in_the_file(tmp_path, kept, warnings):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(ENCODERS["esm"])
+    whole, folder = save(model, tmp_path / "whole"), save(model, tmp_path / "folder")
+    old = {f"encoder.layer.{k}.attention.self.rotary_embeddings.inv_freq": torch.ones(4) for k in (0, 1)}
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if "inv_freq" in key]:
+            del tensors[key]
+        tensors.update({} if kept == "none" else old)
+
+    change_tensors(folder, change)
+    assert_same_model(load(folder), whole)
+    assert not warnings
 
 
 def test_activation_checkpointing_rests_in_evaluation(tmp_path):

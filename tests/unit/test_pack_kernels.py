@@ -183,6 +183,17 @@ def test_little_of_the_products_is_padding(lengths):
     assert len(products.shapes) <= len(set(lengths))  # those of one length are one product
 
 
+def test_neighbours_of_like_length_are_one_product():
+    """A few large products are faster than one for every length."""
+    for case, shapes in (
+        (CASES["causal"], [(2, 4), (3, 18), (1, 30)]),
+        (Case(0, list(range(90, 101))), [(11, 100)]),
+    ):
+        with Products() as products, torch.no_grad():
+            of_pack(case)(*inputs(case))
+        assert products.shapes == shapes
+
+
 # The kernel for sequences of different length
 
 

@@ -473,3 +473,21 @@ def test_prefix_is_shared_where_it_pays_and_can_be(prefix, causal, shared):
     """Above 3 % of 71.5 tokens, and never in an encoder."""
     plan = make_plan(config(), replace(PACKED, shared_prefix=prefix, causal=causal))
     assert plan.packed and plan.share_prefix is shared
+
+
+@pytest.mark.parametrize(
+    "world, batch, tokens",
+    [(2, 32, 20 + 16 * 52), (3, 32, 20 + 11 * 52), (32, 32, 72)],
+)
+def test_pack_holds_a_process_share_of_the_batch_and_no_more(world, batch, tokens):
+    plan = make_plan(config(train__global_batch_size=batch), job(PACKED, world))
+    assert (plan.micro_batch_tokens, plan.accumulation) == (tokens, 1)
+    assert plan.eval_tokens > plan.micro_batch_tokens
+
+
+def test_share_of_like_examples_is_one_pack_where_the_prefix_is_not_shared():
+    """Sequences of one length, which have only their first token in common."""
+    facts = replace(PACKED, longest=301, mean_tokens=301.0, shared_prefix=1)
+    plan = make_plan(config(train__global_batch_size=32), facts)
+    assert not plan.share_prefix and plan.accumulation == 1
+    assert plan.micro_batch_tokens == 32 * 301

@@ -1,11 +1,16 @@
 """Adapters of maps that read one tensor share their first product; each still gets what is its own."""
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
 import torch
+from torch import Tensor, nn
 
 from lingo_ds.adapters import sites
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.adapters.sites import SharedProjection
+from lingo_ds.adapters.sites import SharedProjection, SiteHooks
 from tests.unit.test_attention import (
     CPU,
     LENGTHS,
@@ -64,3 +69,103 @@ def test_one_dropout_serves_all_members():
     dropped = torch.nn.functional.dropout(x, 0.5)
     for place in (0, 1):
         assert torch.allclose(found[place], dropped @ bank.leaves[place].q.T)
+
+
+# Hooks on a model
+
+
+class Maps(nn.Module):
+    """Three maps that read one tensor, and one that reads what they put out."""
+
+    SITES = (Site("q", 5, 7), Site("k", 4, 7), Site("v", 3, 7), Site("o", 7, 12))
+    TOGETHER = (("q", "k", "v"),)
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, d_out, d_in in self.SITES:
+            setattr(self, name, nn.Linear(d_in, d_out))
+        for parameter in self.parameters():
+            parameter.requires_grad_(False).copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.o(torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)) / 10)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def hooked(
+    shared_inputs: Sequence[Sequence[str]], *, kept: np.ndarray | None = None, has_lam: bool = True
+) -> tuple[Maps, AdapterBank]:
+    """The maps with an adapter on each, compacted to the kept triplets."""
+    layout = uniform_layout(Maps.SITES, rank=4, head_shape=(2, 7), has_lam=has_lam)
+    bank = AdapterBank(
+        layout, scale=2.0, dtype=torch.get_default_dtype(), device=CPU, scalars=1, importance=False
+    )
+    bank.master.copy_(torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
+    bank.refresh()
+    model = Maps()
+    hooks = SiteHooks(dict(model.named_modules()), bank, dropout=0.0, shared_inputs=shared_inputs)
+    if kept is not None:
+        bank.compact(kept)
+        hooks.attach()
+    return model, bank
+
+
+def two_steps(model: Maps, bank: AdapterBank) -> tuple[Tensor, Tensor]:
+    """Output, and gradient of the adapters, of two micro-batches of other values."""
+    bank.zero_grad()
+    outs = []
+    for seed in (2, 3):
+        x = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(seed))
+        outs.append(model(model(x)))
+        outs[-1].square().sum().backward()
+        bank.collect_grad()
+    return torch.stack(outs).detach(), bank.grad[: bank.layout.adapter_size].clone()
+
+
+KEPT = {
+    "all": None,
+    "other ranks": np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 0], dtype=bool),
+    "k gone": np.repeat([True, False, True, True], 4),
+    "q and v gone": np.repeat([False, True, False, True], 4),
+    "all of them gone": np.repeat([False, False, False, True], 4),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
+def test_gradient_is_that_of_products_by_themselves(float64, has_lam, kept):
+    alone, together = (two_steps(*hooked(how, kept=kept, has_lam=has_lam)) for how in ((), Maps.TOGETHER))
+    for found, expected in zip(together, alone, strict=True):
+        assert (found - expected).norm() < 1e-12 * expected.norm()
+    assert (alone[1] != 0).all()  # every entry is at work
+
+
+@pytest.mark.parametrize(
+    ("kept", "products"), [("all", [3, 1]), ("k gone", [2, 1]), ("all of them gone", [1])]
+)
+def test_product_is_one_for_the_members_that_are_left(monkeypatch, kept, products):
+    counted, project = [], sites.project
+    monkeypatch.setattr(
+        sites, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
+    )
+    model, _ = hooked(Maps.TOGETHER, kept=KEPT[kept])
+    model(torch.randn(3, 7))
+    assert counted == products
+
+
+def test_member_that_is_called_with_another_tensor_gets_its_own():
+    x, y = torch.randn(3, 7), torch.randn(3, 7)
+    outputs = []
+    for how in ((), Maps.TOGETHER):
+        model, _ = hooked(how)
+        calls = [(model.q, x), (model.k, y), (model.v, x), (model.v, y), (model.q, x), (model.q, x)]
+        outputs.append([map_(given) for map_, given in calls])
+    for found, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(found, expected)
