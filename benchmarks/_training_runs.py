@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import epoch_order
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.distributed import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 3600
@@ -269,7 +269,7 @@ def _launch(script: list[str], folder: Path, processes: int) -> None:
     command = [sys.executable]
     if processes > 1:
         launcher = Path(sys.executable).with_name("deepspeed")
-        command = [str(launcher), "--num_accelerators", str(processes), "--master_port", str(_free_port())]
+        command = [str(launcher), "--num_accelerators", str(processes), "--master_port", str(free_port())]
     env = os.environ | {
         "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false", "LINGO_DS_CACHE": str(folder.parent / "cache"),
@@ -292,9 +292,3 @@ def _launch(script: list[str], folder: Path, processes: int) -> None:
     if status != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
         raise RuntimeError(f"{' '.join(script)} ended with status {status}:\n{tail}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -118,9 +118,14 @@ class RunPlan:
         return self.micro_batch_tokens is not None
 
     @property
+    def shared_prefix(self) -> int:
+        """Tokens that a pack holds once for all of its examples, at least; 0: none are shared."""
+        return _prefix_shared(self.facts) if self.packed else 0
+
+    @property
     def share_prefix(self) -> bool:
         """Whether a pack holds the common prefix of its examples once."""
-        return self.packed and _prefix_shared(self.facts) > 0
+        return self.shared_prefix > 0
 
     @property
     def eval_tokens(self) -> int:

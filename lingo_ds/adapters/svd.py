@@ -21,15 +21,13 @@ def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: 
         training: whether dropout acts.
     """
     flat = x.reshape(-1, x.shape[-1]).to(sites[0].q.dtype)
-    q, lam = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in _q_and_lam(sites))
+    q, lam = sites[0].q, sites[0].lam
+    if len(sites) > 1:
+        q, lam = torch.cat([site.q for site in sites]), torch.cat([site.lam for site in sites])
     hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
     if len(lam):
         hidden = hidden * lam
     return hidden.split([len(site.q) for site in sites], dim=1)
-
-
-def _q_and_lam(sites: Sequence[SiteViews]) -> tuple[list[Tensor], list[Tensor]]:
-    return [site.q for site in sites], [site.lam for site in sites]
 
 
 def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: float) -> Tensor:

@@ -5,14 +5,13 @@ Everything follows from (seed, step): resuming needs no state.
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.data.packing import Pack, common_prefix, deal, make_pack
+from lingo_ds.data.packing import Pack, deal, make_pack, or_filler
 from lingo_ds.data.tokenize import TokenizedSplit
 
 
@@ -83,12 +82,12 @@ class Packing(NamedTuple):
 
     Attributes:
         budget: tokens of a pack at most.
-        share_prefix: whether examples share their common prefix.
+        prefix: tokens that all examples of the split begin with, a pack's own may be more; 0: none is shared.
         most: examples of a pack at most; None: as many as the budget allows.
     """
 
     budget: int
-    share_prefix: bool
+    prefix: int
     most: int | None = None
 
 
@@ -132,21 +131,13 @@ class TrainBatches:
         rows = self.rows_at(step)
         if self._packing is None:
             return list(_shares(self._split, rows, self._micro, self._accumulation, self._rank, self._world))
-        budget, share_prefix, most = self._packing
-        own = self._split.lengths[rows] - self._prefix
-        packs = deal(own, world=self._world, budget=max(budget - self._prefix, 1), most=most, turn=step)
-        return [self._pack(rows, pack, share_prefix) for pack in packs[self._rank]]
-
-    def _pack(self, rows: np.ndarray, places: np.ndarray, share_prefix: bool) -> Pack:
-        part, weights = rows[places], np.ones(len(places))
-        if not len(part):
-            part, weights = rows[:1], np.zeros(1)
-        return make_pack(self._split, part, weights, share_prefix=share_prefix)
-
-    @cached_property
-    def _prefix(self) -> int:
-        """Tokens that every example of the split begins with; a pack may find that its own have more."""
-        return common_prefix(self._split, np.arange(len(self._split))) if self._packing.share_prefix else 0
+        budget, prefix, most = self._packing
+        own = self._split.lengths[rows] - prefix
+        packs = deal(own, world=self._world, budget=max(budget - prefix, 1), most=most, turn=step)
+        return [
+            make_pack(self._split, *or_filler(rows[places], rows), share_prefix=prefix > 0)
+            for places in packs[self._rank]
+        ]
 
 
 class Ahead:
@@ -212,8 +203,4 @@ def _shares(
     """`count` batches out of every `world`-th row, starting with `rank`."""
     own = rows[rank::world]
     for k in range(count):
-        part = own[k * batch : (k + 1) * batch]
-        weights = np.ones(max(len(part), 1))
-        if not len(part):
-            part, weights = rows[:1], np.zeros(1)
-        yield make_batch(split, part, weights)
+        yield make_batch(split, *or_filler(own[k * batch : (k + 1) * batch], rows))

@@ -89,6 +89,11 @@ def make_pack(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray, *, s
     )
 
 
+def or_filler(part: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A forward's examples with weight 1; where there are none, the first of `rows` with weight 0."""
+    return (part, np.ones(len(part))) if len(part) else (rows[:1], np.zeros(1))
+
+
 def deal(
     lengths: np.ndarray, *, world: int, budget: int, most: int | None = None, turn: int = 0
 ) -> list[list[np.ndarray]]:
@@ -155,7 +160,4 @@ def eval_packs(
     for place, (begin, end) in enumerate(pairwise(cuts)):
         if place % world != rank:
             continue
-        rows, weights = order[begin:end], np.ones(end - begin)
-        if not len(rows):
-            rows, weights = order[:1], np.zeros(1)
-        yield make_pack(split, rows, weights, share_prefix=share_prefix)
+        yield make_pack(split, *or_filler(order[begin:end], order), share_prefix=share_prefix)

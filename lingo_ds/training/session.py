@@ -81,7 +81,7 @@ class Session:
             prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
             rank=env.global_rank, world=env.world_size,
-            packing=Packing(plan.micro_batch_tokens, plan.share_prefix, config.train.micro_batch_size)
+            packing=Packing(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
             if plan.packed else None,
         )  # fmt: skip
         self._ahead = Ahead(batches, last_step=plan.steps, pin=env.device.type == "cuda")

@@ -59,7 +59,7 @@ def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> 
         )
     batches = TrainBatches(
         split, seed=0, batch=BATCH, micro_batch=BATCH, accumulation=1, rank=rank, world=world_size,
-        packing=Packing(50, True),
+        packing=Packing(50, PREFIX),
     )  # fmt: skip
     packs = batches.at(1)
     found = distributed.all_reduce_(backward(models["packed"], packs).clone())

@@ -206,7 +206,7 @@ def trainers(
     return [
         TrainBatches(
             split, seed=3, batch=batch, micro_batch=1, accumulation=1, rank=rank, world=world,
-            packing=Packing(budget, True, most),
+            packing=Packing(budget, common_prefix(split, np.arange(len(split))), most),
         )
         for rank in range(world)
     ]  # fmt: skip
@@ -310,7 +310,7 @@ class Watched(TrainBatches):
     """Notes which step is built in which thread, and does something first, if it is told to."""
 
     def __init__(self, split: TokenizedSplit):
-        packing = Packing(1000, True)
+        packing = Packing(1000, 3)
         super().__init__(
             split, seed=3, batch=6, micro_batch=1, accumulation=1, rank=0, world=1, packing=packing
         )
