@@ -33,10 +33,11 @@ NO_TARGETS = "dummy-target-modules"
 
 
 class BackboneCard(BaseModel, extra="forbid", frozen=True):
-    """Which backbone an adapter belongs to."""
+    """Which backbone an adapter belongs to: a folder's whole path, a hub id, or what the package embeds."""
 
     path: str
     fingerprint: str
+    revision: str | None = None
 
 
 class Card(BaseModel, extra="forbid", frozen=True):
@@ -131,15 +132,27 @@ def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) 
     return config
 
 
+def read_card(folder: Path) -> Card:
+    """The adapter folder's `task.json`.
+
+    Raises:
+        UserError: where it is missing or no such card.
+    """
+    try:
+        return Card.model_validate_json((folder / CARD).read_text())
+    except (OSError, ValueError) as error:
+        raise _incomplete(folder, error) from None
+
+
 def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     """Reads an adapter folder back, strictly: every tensor must fit the backbone.
 
     Raises:
         UserError: where files are missing, damaged, or made for another backbone.
     """
+    card = read_card(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
-        card = Card.model_validate_json((folder / CARD).read_text())
         tensors = load_file(folder / WEIGHTS)
         head = tensors.pop("base_model.model.score.weight")
         peft_type = config["peft_type"]
@@ -147,10 +160,7 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
         rank, alpha = int(config[rank_field]), float(config["lora_alpha"])
         assert rank > 0, f"{rank_field} {rank} is not above 0"
     except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
-        rule = f"is no complete adapter folder ({str(error).splitlines()[0]})"
-        raise UserError(
-            Mistake(str(folder), type(error).__name__, rule, "give the adapter/ of a run")
-        ) from None
+        raise _incomplete(folder, error) from None
     site_of = {f"{_prefix(spec)}{name}.{part}": name for name in spec.linear_maps for part in wanted.values()}
     unknown = [key.removeprefix(_prefix(spec)) for key in tensors if key not in site_of]
     if unknown or head.ndim != 2 or head.shape[1] != spec.output_size:
@@ -180,6 +190,11 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
         views.p.copy_(p_t.T)
         views.lam.copy_(lam / (1 + RANK_EPSILON / rank))
     return SavedAdapter(layout, values, alpha, rank, card)
+
+
+def _incomplete(folder: Path, error: Exception) -> UserError:
+    rule = f"is no complete adapter folder ({str(error).splitlines()[0]})"
+    return UserError(Mistake(str(folder), type(error).__name__, rule, "give the adapter/ of a run"))
 
 
 def _site_tensors(

@@ -15,12 +15,10 @@ from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
 from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone import builtin
 from lingo_ds.backbone.backbone import compute_dtype, load_backbone
-from lingo_ds.backbone.load import find_backbone, fingerprint
+from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig
-from lingo_ds.data import synthetic
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.sources import read_gue
@@ -35,16 +33,13 @@ from lingo_ds.data.tokenize import (
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import make_folder
+from lingo_ds.inputs import BUILTIN_BACKBONE, backbone_folder, data_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
 from lingo_ds.training.update import Scalar
 
 logger = logging.getLogger(__name__)
-
-BUILTIN_BACKBONE, BUILTIN_DATA = "builtin:tiny", "builtin:promoters"
-BUILTIN_VERSION = 1
-"""Raised with every change of what the two generators write, so that no cache holds an older version."""
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -66,10 +61,16 @@ class Prepared:
     backbone_fingerprint: str
 
     @property
-    def backbone_name(self) -> str:
-        """The hub id as it was given, or the whole path of a folder: how others find the backbone again."""
+    def backbone_address(self) -> str:
+        """How this program finds the backbone again: a folder's whole path, a hub id, what is embedded."""
         path = self.config.backbone.path
-        return str(self.spec.folder.resolve()) if Path(path).is_dir() or path == BUILTIN_BACKBONE else path
+        return str(self.spec.folder.resolve()) if Path(path).is_dir() else path
+
+    @property
+    def backbone_name(self) -> str:
+        """How others find it again: a folder's whole path, or a hub id."""
+        embedded = self.backbone_address == BUILTIN_BACKBONE
+        return str(self.spec.folder.resolve()) if embedded else self.backbone_address
 
 
 def prepare(config: RunConfig, env: DistEnv) -> Prepared:
@@ -80,8 +81,13 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     """
     cache = config.data.cache_dir or default_cache()
     distributed.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
-    distributed.first_on_host_does(lambda: _make_builtins(config, cache), env)
-    distributed.first_on_host_does(lambda: _backbone_folder(config, cache), env)
+
+    def find_inputs() -> None:
+        make_builtin(config.backbone.path, cache, setting="backbone.path")
+        make_builtin(config.data.path, cache, setting="data.path")
+        _backbone_folder(config, cache)
+
+    distributed.first_on_host_does(find_inputs, env)
     with distributed.together(env):
         spec = read_spec(_backbone_folder(config, cache), trust_remote_code=config.backbone.trust_remote_code)
         sites = []
@@ -155,37 +161,8 @@ def build_model(prepared: Prepared) -> AdaptedModel:
     )
 
 
-def _builtin_folder(cache: Path, name: str) -> Path:
-    return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"
-
-
-def _make_builtins(config: RunConfig, cache: Path) -> None:
-    """Makes the embedded backbone and data where the config asks for them and the cache lacks them."""
-    for setting, asked, name, write in (
-        ("backbone.path", config.backbone.path, BUILTIN_BACKBONE, builtin.write_backbone),
-        ("data.path", config.data.path, BUILTIN_DATA, synthetic.write_promoters),
-    ):
-        if not asked.startswith("builtin:"):
-            continue
-        if asked != name:
-            raise UserError(Mistake(setting, asked, "is not built in", f"write {name}"))
-        folder = _builtin_folder(cache, name)
-        if not folder.exists():
-            logger.info("making %s in %s", name, folder)
-            write(folder)
-
-
-def _data_folder(config: RunConfig, cache: Path) -> Path:
-    return (
-        _builtin_folder(cache, BUILTIN_DATA) if config.data.path == BUILTIN_DATA else Path(config.data.path)
-    )
-
-
 def _backbone_folder(config: RunConfig, cache: Path) -> Path:
-    """The backbone's files; a hub id is downloaded at the first call."""
-    if config.backbone.path == BUILTIN_BACKBONE:
-        return _builtin_folder(cache, BUILTIN_BACKBONE)
-    return find_backbone(config.backbone.path, revision=config.backbone.revision)
+    return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
 
 
 def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
@@ -205,7 +182,8 @@ def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
 def _tokenized(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path, max_length: int, env: DistEnv
 ) -> TokenizedData:
-    data, folder = config.data, _data_folder(config, cache)
+    data = config.data
+    folder = data_folder(data.path, cache)
     settings = {
         "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
         "sequence_column": data.sequence_column, "label_column": data.label_column,

@@ -1,13 +1,45 @@
-"""Putting a saved adapter back into the model, so that what is evaluated is what was saved."""
+"""Saved adapters: found again with their backbone, and put back into the model that trained them."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from lingo_ds import distributed
 from lingo_ds.adapters.layout import BankLayout, Site
+from lingo_ds.backbone.load import fingerprint
+from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.export import SavedAdapter, load_adapter
+from lingo_ds.export import SavedAdapter, load_adapter, read_card
+from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import Prepared
+
+
+class OpenedAdapter(NamedTuple):
+    """An adapter folder on its own: what it holds, and the backbone it was trained on."""
+
+    saved: SavedAdapter
+    spec: BackboneSpec
+
+
+def open_adapter(folder: Path, *, backbone: str | None, cache: Path) -> OpenedAdapter:
+    """Reads an adapter folder and finds its backbone again; no weight of the backbone is read.
+
+    Args:
+        folder: `adapter/` of a run.
+        backbone: folder or hub id to look in instead of the one that the adapter names.
+        cache: of this machine, for the embedded backbone.
+
+    Raises:
+        UserError: where the adapter is damaged, or its backbone is missing or another one.
+    """
+    card = read_card(folder).backbone
+    path = backbone or card.path
+    make_builtin(path, cache, setting="backbone.path")
+    spec = read_spec(backbone_folder(path, revision=card.revision, cache=cache))
+    if fingerprint(spec.folder) != card.fingerprint:
+        rule = f"is not the backbone that the adapter in {folder} was trained on"
+        raise UserError(Mistake("backbone.path", path, rule, f"name the one that was at {card.path}"))
+    return OpenedAdapter(load_adapter(folder, spec), spec)
 
 
 def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:

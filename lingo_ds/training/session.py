@@ -209,7 +209,11 @@ class Session:
         card = Card(
             task=prepared.task,
             pooling=config.head.pooling,
-            backbone=BackboneCard(path=config.backbone.path, fingerprint=prepared.backbone_fingerprint),
+            backbone=BackboneCard(
+                path=prepared.backbone_address,
+                fingerprint=prepared.backbone_fingerprint,
+                revision=config.backbone.revision,
+            ),
             step=best.step,
             at_budget=best.at_budget,
             dev=best.metrics,

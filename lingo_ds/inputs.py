@@ -1,0 +1,51 @@
+"""Where a run's files are: what the package makes itself, a folder, or a hub id."""
+
+import logging
+from pathlib import Path
+
+from lingo_ds.backbone import builtin
+from lingo_ds.backbone.load import find_backbone
+from lingo_ds.data import synthetic
+from lingo_ds.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+BUILTIN_BACKBONE, BUILTIN_DATA = "builtin:tiny", "builtin:promoters"
+BUILTIN_VERSION = 1
+"""Raised with every change of what the two generators write, so that no cache holds an older version."""
+
+
+def make_builtin(name: str, cache: Path, *, setting: str) -> None:
+    """Makes the embedded backbone or data where a setting asks for it and the cache lacks it.
+
+    Raises:
+        UserError: where nothing of that name is built in.
+    """
+    known, write = {
+        "backbone.path": (BUILTIN_BACKBONE, builtin.write_backbone),
+        "data.path": (BUILTIN_DATA, synthetic.write_promoters),
+    }[setting]
+    if not name.startswith("builtin:"):
+        return
+    if name != known:
+        raise UserError(Mistake(setting, name, "is not built in", f"write {known}"))
+    folder = _builtin_folder(cache, name)
+    if not folder.exists():
+        logger.info("making %s in %s", name, folder)
+        write(folder)
+
+
+def data_folder(path: str, cache: Path) -> Path:
+    """The folder with the data's files."""
+    return _builtin_folder(cache, path) if path == BUILTIN_DATA else Path(path)
+
+
+def backbone_folder(path: str, *, revision: str | None, cache: Path) -> Path:
+    """The backbone's files; a hub id is downloaded at the first call."""
+    return (
+        _builtin_folder(cache, path) if path == BUILTIN_BACKBONE else find_backbone(path, revision=revision)
+    )
+
+
+def _builtin_folder(cache: Path, name: str) -> Path:
+    return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"
