@@ -230,6 +230,13 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Clip to this norm. null: no clipping."
     )
+    max_skipped: PositiveInt = Field(
+        20, description="Steps in a row whose gradient is not finite after which the run ends."
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        900,
+        description="Seconds in which no process gets on, after which the job ends and says who hangs.",
+    )
     eval_steps: PositiveInt | None = Field(None, description="Evaluate on dev every so many steps.")
     eval_epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Evaluate on dev every so many epochs. Neither set: every epoch."
@@ -284,7 +291,11 @@ class CheckpointConfig(Section):
     """What a stopped run goes on from."""
 
     every: PositiveInt | None = Field(None, description="Steps between checkpoints. null: none are written.")
-    keep_last: PositiveInt = Field(2, description="Checkpoints that stay on disk.")
+    keep_last: PositiveInt = Field(2, description="Newest checkpoints that stay on disk.")
+    keep_best: bool = Field(
+        True,
+        description="With `every`: write one at each new best step on dev too, and keep the last of these.",
+    )
     resume: str = Field(
         "auto", description="auto: from the newest of an unfinished run; never; or a checkpoint folder."
     )

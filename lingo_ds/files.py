@@ -1,13 +1,23 @@
 """Writing files and folders so that a reader never finds half of one."""
 
 import errno
+import fcntl
+import logging
 import os
+import re
 import shutil
+import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lingo_ds.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""Of an operating system that can hold no more."""
 
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
@@ -65,3 +75,62 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a killed process was writing aside in a folder; what it was replacing comes back."""
+    for path in folder.glob(".*.*"):
+        if not (found := re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(new|old)", path.name)):
+            continue
+        target = folder / found[1]
+        if found[2] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            _remove(path)
+
+
+@contextmanager
+def only_user(folder: Path, *, setting: str) -> Iterator[None]:
+    """Holds a folder for this process, until it leaves or dies.
+
+    Raises:
+        UserError: where another process holds it.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            rule = f"another run is writing there ({holder})"
+            raise UserError(Mistake(setting, folder, rule, "wait for it, or name another folder")) from None
+        except OSError as error:  # a file system without locks
+            logger.warning(
+                "%s cannot be locked (%s): see to it that no other run writes there", folder, error
+            )
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def in_words(folder: Path) -> Iterator[None]:
+    """Tells a full disk, a read-only one or too many open files as what they are: the user's to put right.
+
+    Raises:
+        UserError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename if isinstance(error.filename, str) else folder
+        rule = "nothing more can be written there"
+        raise UserError(
+            Mistake(
+                where, error.strerror, rule, "make room; the same command goes on from the last checkpoint"
+            )
+        ) from error

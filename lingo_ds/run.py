@@ -3,21 +3,23 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lingo_ds import distributed, logs
+from lingo_ds import distributed, liveness, logs
 from lingo_ds.config import RunConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
 from lingo_ds.evaluation.evaluate import write_predictions
 from lingo_ds.evaluation.saved import adopt_saved
-from lingo_ds.files import write_aside
+from lingo_ds.files import in_words, only_user, write_aside
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.plan import RunPlan
 from lingo_ds.prepare import Prepared, build_model, prepare
+from lingo_ds.training.checkpoint import CheckpointStore
+from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
 
 logger = logging.getLogger(__name__)
@@ -32,17 +34,23 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     Raises:
         UserError: for mistakes in config or input, before anything is trained; and where training diverges.
     """
-    with _job(config, env):
+    with _job(config, env), ExitStack() as held:
         with distributed.together(env):
             logs.write_to(config.run_dir, env)
-        prepared = prepare(config, env)
+            if env.is_main:
+                held.enter_context(only_user(config.run_dir, setting="output_dir"))
+        store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last)
+        prepared, checkpoint = find_start(prepare(config, env), store)
         for line in prepared.plan.equations():
             logger.info("%s", line)
         model = build_model(prepared)
         logger.info("process 0 holds %s of %s backbone entries",
                     f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}")  # fmt: skip
-        session = Session(prepared, model)
-        first_step = session.first_step()
+        session = Session(prepared, model, store)
+        first_step = 1
+        if checkpoint:
+            session.take_up(checkpoint)
+            first_step += checkpoint.state.step
         _write_inputs(prepared)
         with _watching(prepared, first_step) as (tracker, progress):
             outcome = session.train(first_step, tracker, progress)
@@ -91,8 +99,9 @@ def _job(config: RunConfig, env: DistEnv) -> Iterator[None]:
     if env.world_size > 1:
         distributed.start(env)
     try:
-        distributed.require_equal(config.to_yaml(), "config", env)
-        yield
+        with liveness.watching(env, timeout=config.train.timeout), in_words(config.run_dir):
+            distributed.require_equal(config.to_yaml(), "config", env)
+            yield
     finally:
         distributed.stop()
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lingo_ds import distributed
+from lingo_ds import distributed, liveness
 from lingo_ds.data.loader import Batch, eval_batches
 from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.tokenize import TokenizedSplit
@@ -43,6 +43,7 @@ def evaluate(model: AdaptedModel, split: TokenizedSplit, *, plan: RunPlan, env: 
     model.backbone.train(False)
     rows, logits = [], []
     for part in _forwards(split, plan, env):
+        liveness.beat()
         out = model.logits(part)
         real = part.weights.bool()
         rows.append(part.rows[real])

@@ -199,7 +199,13 @@ class RankSampler:
         return ["".join("01"[int(value)] for value in self.kept), [list(event) for event in self.events]]
 
     def restore(self, state: list[Any]) -> None:
-        """Takes up what `state` gave; the bank holds its own."""
+        """Takes up what `state` gave; the bank holds its own.
+
+        Raises:
+            ValueError: where that is of another run.
+        """
         text, events = state
+        if len(text) != self._schedule.initial or set(text) - {"0", "1"}:
+            raise ValueError(f"kept triplets: one of 0 and 1 for each of {self._schedule.initial} is needed")
         self.kept = np.array([char == "1" for char in text], bool)
         self.events = [MaskEvent(*event) for event in events]

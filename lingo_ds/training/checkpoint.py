@@ -1,108 +1,267 @@
 """Checkpoints of a few megabytes: the bank and where the run stands.
 
-No backbone byte, no pickle, any world size.
+No backbone byte, no pickle, any world size. A thread writes them, from a copy, while training goes on.
 """
 
-import json
+import hashlib
 import logging
+import queue
 import re
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
+from lingo_ds.files import clear_leftovers, write_aside
 
 logger = logging.getLogger(__name__)
 
+BANK, STATE, SUMS = "bank.safetensors", "state.json", "SHA256SUMS"
+LARGEST_STATE = 256 * 2**20
+"""Bytes of a state.json that is read."""
 
-@dataclass(frozen=True)
-class CheckpointStore:
-    """The `checkpoints/` folder of a run.
+
+class Progress(BaseModel, extra="forbid"):
+    """Where a run stands, beside the bank.
 
     Attributes:
-        folder: holds one `step-XXXXXXXX` folder per checkpoint.
-        keep_last: how many stay.
-        meaning: what must be equal for a checkpoint to be taken up: the run's settings, data and backbone.
+        update: AdamW steps taken, loss scale, good steps since it changed.
+        best: the best evaluation on dev (`selection.Best`).
+        audit: audits, divergences, repairs.
+        skipped: steps whose gradient was not finite, and how many of them came last.
+        sampler: kept triplets as text, mask events; None without sampling.
+        scores: histogram of the last scores.
     """
 
-    folder: Path
-    keep_last: int
+    update: tuple[float, float, float]
+    best: dict[str, Any]
+    audit: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+    skipped: tuple[NonNegativeInt, NonNegativeInt]
+    sampler: tuple[str, list[tuple[int, int, int, int, bool]]] | None
+    scores: list[Any] | None
+
+
+class RunState(BaseModel, extra="forbid"):
+    """`state.json`.
+
+    Attributes:
+        step: finished steps.
+        examples: seen so far; with the seed they give the place in the data.
+        ranks: of the bank's sites.
+        schedule: fields of the budget's schedule; None without sampling.
+        total_steps: of the whole run.
+        meaning: what must be equal for a run to go on from here.
+        config: all settings, for a reader.
+        versions: of this package and its libraries.
+    """
+
+    format: Literal[2] = 2
+    step: PositiveInt
+    examples: PositiveInt
+    ranks: list[NonNegativeInt]
+    schedule: dict[str, int] | None
+    total_steps: PositiveInt
+    progress: Progress
     meaning: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
 
-    def save(self, step: int, bank: AdapterBank, progress: dict[str, Any]) -> None:
-        """Writes one checkpoint (on one process) and removes the oldest ones beyond `keep_last`."""
-        tensors = {name: value.cpu() for name, value in bank.state().items()}
-        state = {"step": step, "ranks": bank.layout.ranks, "progress": progress, "meaning": self.meaning}
 
+class Checkpoint(NamedTuple):
+    """A checkpoint that was found whole."""
+
+    path: Path
+    state: RunState
+
+
+@dataclass
+class Written:
+    """What became of a run's checkpoints.
+
+    Attributes:
+        written, failed: how many.
+        stall_seconds: in which the loop waited for them.
+        last: step of the last one written.
+    """
+
+    written: int = 0
+    failed: int = 0
+    stall_seconds: float = 0.0
+    last: int | None = None
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run: one `step-XXXXXXXX` folder per checkpoint.
+
+    Attributes:
+        folder: path of it.
+        written: counts so far.
+    """
+
+    def __init__(self, folder: Path, keep_last: int):
+        """`keep_last` checkpoints stay, and the one of the best step."""
+        self.folder, self._keep_last = folder, keep_last
+        self.written = Written()
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
+        self._writer: threading.Thread | None = None
+
+    def save(self, state: RunState, bank: AdapterBank, *, best_step: int) -> None:
+        """Copies the bank and lets the thread write; waits only while an earlier one is still being written.
+
+        A checkpoint that cannot be written is a warning: training and the earlier ones stay as they are.
+        """
+        start = time.perf_counter()
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write_jobs, name="checkpoints", daemon=True)
+            self._writer.start()
+        tensors = {name: value.to("cpu", copy=True) for name, value in bank.state().items()}
+        self._jobs.join()
+        self._jobs.put(lambda: self._write(state, tensors, best_step))
+        self.written.stall_seconds += time.perf_counter() - start
+
+    def finish(self) -> None:
+        """Waits until what was saved is on disk."""
+        start = time.perf_counter()
+        if self._writer is not None:
+            self._jobs.join()
+            self._jobs.put(None)
+            self._writer.join()
+            self._writer = None
+        self.written.stall_seconds += time.perf_counter() - start
+
+    def _write_jobs(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            finally:
+                self._jobs.task_done()
+        self._jobs.task_done()
+
+    def _write(self, state: RunState, tensors: dict[str, Tensor], best_step: int) -> None:
         def write(aside: Path) -> None:
             aside.mkdir()
-            save_file(tensors, aside / "bank.safetensors")
-            (aside / "state.json").write_text(json.dumps(state))
+            save_file(tensors, aside / BANK)
+            (aside / STATE).write_text(state.model_dump_json())
+            sums = [f"{_sha256(aside / name)}  {name}" for name in (BANK, STATE)]
+            (aside / SUMS).write_text("\n".join(sums) + "\n")
 
-        write_aside(self.folder / f"step-{step:08d}", write)
-        for old in self._steps()[: -self.keep_last]:
-            shutil.rmtree(old)
+        try:
+            write_aside(self.folder / f"step-{state.step:08d}", write)
+            steps = self._steps()
+            best = self.folder / f"step-{best_step:08d}"
+            for old in steps[: -self._keep_last]:
+                if old != best:
+                    shutil.rmtree(old)
+        except (OSError, SafetensorError) as error:
+            self.written.failed += 1
+            last = (
+                f"the last one is of step {self.written.last}" if self.written.last else "there is none yet"
+            )
+            logger.warning(
+                "checkpoint of step %d: not written (%s): training goes on; %s", state.step, error, last
+            )
+        else:
+            self.written.written += 1
+            self.written.last = state.step
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is whole."""
-        for folder in reversed(self._steps()):
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; what a killed run was writing is removed."""
+        clear_leftovers(self.folder)
+        for path in reversed(self._steps()):
             try:
-                json.loads((folder / "state.json").read_text())
-                load_file(folder / "bank.safetensors")
-            except (OSError, ValueError, SafetensorError) as error:
-                logger.warning("%s is damaged (%s); trying an older checkpoint", folder, error)
-            else:
-                return folder
+                return read_checkpoint(path)
+            except UserError as error:
+                logger.warning("%s; trying an older checkpoint", error.mistakes[0])
         return None
 
-    def load(self, path: Path, bank: AdapterBank, env: DistEnv) -> tuple[int, dict[str, Any]]:
-        """Puts a checkpoint's tensors into the bank of every process; returns its step and progress.
 
-        Raises:
-            UserError: where it was written by a run that means something else.
-        """
-        state, tensors = None, {}
-        with distributed.together(env):
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Checks a checkpoint's sums and reads its state; its tensors wait for `load_bank`.
+
+    Raises:
+        UserError: where it is torn, altered or none.
+    """
+    try:
+        sums = (path / SUMS).read_text().split()
+        for name in (BANK, STATE):
+            assert sums[sums.index(name) - 1] == _sha256(path / name), f"{name} does not fit {SUMS}"
+        assert (path / STATE).stat().st_size <= LARGEST_STATE, f"{STATE} is too large"
+        state = RunState.model_validate_json((path / STATE).read_bytes())
+    except ValidationError as error:
+        raise _not_whole(path, f"{STATE}: {error.errors()[0]['msg']}") from None
+    except (OSError, ValueError, AssertionError) as error:
+        raise _not_whole(path, error) from None
+    return Checkpoint(path, state)
+
+
+def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
+    """Puts a checkpoint's tensors into the bank of every process: read on global rank 0, then broadcast.
+
+    Raises:
+        UserError: on every process, where the tensors are not those of such a bank.
+    """
+    path, ranks = checkpoint.path, checkpoint.state.ranks
+    tensors: dict[str, Tensor] = {}
+    with distributed.together(env):
+        if len(ranks) != len(bank.layout.ranks) or any(
+            ours < theirs for ours, theirs in zip(bank.layout.ranks, ranks, strict=True)
+        ):
+            raise _not_whole(path, "its ranks do not fit the backbone's maps")
+    names = None
+    if env.is_main:
+        names = sorted(_shapes(path))
+    names = distributed.share_json(names, env)
+    bank.reshape(ranks, importance="sensitivity" in names)
+    with distributed.together(env):
+        if env.is_main:
+            expected = {name: (list(value.shape), _dtype_name(value)) for name, value in bank.state().items()}
+            if _shapes(path) != expected:
+                raise _not_whole(path, f"{BANK} does not hold this bank's tensors")
+            tensors = load_file(path / BANK)
+    with torch.no_grad():
+        for name, value in bank.state().items():
             if env.is_main:
-                state, tensors = self._read(path)
-        state, names = distributed.share_json([state, list(tensors)], env)
-        bank.reshape(state["ranks"], importance="sensitivity" in names)
-        with torch.no_grad():
-            for name, value in bank.state().items():
-                if env.is_main:
-                    value.copy_(tensors[name])
-                distributed.broadcast_(value)
-        bank.masks_from_tensor()
-        return state["step"], state["progress"]
+                value.copy_(tensors[name])
+            distributed.broadcast_(value)
+    bank.masks_from_tensor()
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        try:
-            state = json.loads((path / "state.json").read_text())
-            tensors = load_file(path / "bank.safetensors")
-            other = self._other_meaning(path, state["meaning"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            rule = f"is no whole checkpoint ({error})"
-            raise UserError(Mistake("checkpoint.resume", path, rule, "name another one")) from None
-        if other:
-            raise UserError(other)
-        return state, tensors
 
-    def _other_meaning(self, path: Path, theirs: dict[str, Any]) -> Mistake | None:
-        for field in [*self.meaning, *theirs]:
-            if self.meaning.get(field) != theirs.get(field):
-                rule = f"the checkpoint {path} was written with {theirs.get(field)!r}"
-                fix = "set it back, choose another output_dir, or set checkpoint.resume=never"
-                return Mistake(field, self.meaning.get(field), rule, fix)
-        return None
+def _shapes(path: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of every tensor, from the header: nothing is allocated that a file only claims."""
+    try:
+        with safe_open(path / BANK, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _dtype_name(value: Tensor) -> str:
+    return {torch.float32: "F32", torch.bool: "BOOL"}[value.dtype]
+
+
+def _not_whole(path: Path, reason: object) -> UserError:
+    return UserError(
+        Mistake("checkpoint.resume", path, f"is no whole checkpoint ({reason})", "name another one")
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

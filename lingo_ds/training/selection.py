@@ -1,8 +1,11 @@
 """Best on dev: which step's adapter is kept, and when there is no hope of a better one."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from lingo_ds.config import SelectionConfig
 
@@ -56,5 +59,9 @@ class Selection:
         return asdict(self.best)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        self.best = Best(**state)
+        """From a checkpoint.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        self.best = TypeAdapter(Best).validate_json(json.dumps(state), strict=True, extra="forbid")

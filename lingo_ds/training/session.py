@@ -10,44 +10,28 @@ from typing import Any
 
 from lingo_ds import distributed
 from lingo_ds.data.loader import Ahead, Packing, TrainBatches
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.export import CARD, BackboneCard, Card, SavedAdapter, save_adapter
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
-from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.progress import Progress as ProgressBar
+from lingo_ds.monitor.report import versions
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
-from lingo_ds.training.checkpoint import CheckpointStore
+from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, Progress, RunState, load_bank
 from lingo_ds.training.observers import Watcher
+from lingo_ds.training.resume import run_meaning, schedule_fields
 from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.summary import make_report
 from lingo_ds.training.trainer import Outcome, Trainer
 from lingo_ds.training.update import BankUpdate
 
 logger = logging.getLogger(__name__)
-
-OUTPUTS = (
-    "adapter",
-    "checkpoints",
-    "tensorboard",
-    "pictures",
-    "predictions",
-    "report.json",
-    "evaluation.json",
-)
-"""What a run leaves in its folder; a new run in the same folder begins by moving it to `earlier/`."""
-
-FREE_SETTINGS = {
-    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path",
-    "backbone.revision", "backbone.activation_checkpointing", "data.packing", "train.micro_batch_size",
-    "train.micro_batch_tokens", "train.eval_steps", "train.eval_epochs", "train.early_stopping",
-    "rank_sampling.audit_interval", "rank_sampling.on_divergence",
-}  # fmt: skip
-"""Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
 
 
 class Session:
@@ -57,7 +41,7 @@ class Session:
         model: adapted backbone.
     """
 
-    def __init__(self, prepared: Prepared, model: AdaptedModel):
+    def __init__(self, prepared: Prepared, model: AdaptedModel, store: CheckpointStore):
         config, env, plan = prepared.config, prepared.env, prepared.plan
         self._prepared, self.model, self._folder = prepared, model, config.run_dir
         self._update = BankUpdate(model.bank, config)
@@ -74,9 +58,7 @@ class Session:
         self._selection = Selection(
             config.selection, patience=config.train.early_stopping, save=self._save_best
         )
-        self._store = CheckpointStore(
-            self._folder / "checkpoints", config.checkpoint.keep_last, self._meaning()
-        )
+        self._store = store
         batches = TrainBatches(
             prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
@@ -101,11 +83,12 @@ class Session:
             evaluate=lambda: self.evaluate("dev"),
             selection=self._selection,
             save_checkpoint=self._save_checkpoint,
-            checkpoint_interval=config.checkpoint.every,
+            checkpoints=config.checkpoint,
+            most_skipped=config.train.max_skipped,
         )
         self._seeded = [part for part in (self._trainer, self._ahead, self._sampler) if part]
 
-    def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
+    def train(self, first_step: int, tracker: Tracker, progress: ProgressBar) -> Outcome:
         """Runs the loop from `first_step` on."""
         self._watcher = Watcher(
             tracker,
@@ -117,7 +100,9 @@ class Session:
             pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
         with closing(self._ahead):
-            return self._trainer.run(first_step, observers=[self._watcher])
+            outcome = self._trainer.run(first_step, observers=[self._watcher])
+        self._store.finish()
+        return outcome
 
     @property
     def best(self) -> Best:
@@ -134,28 +119,31 @@ class Session:
         adopt_saved(self.model, self._prepared, self._folder / "adapter")
         return self.evaluate(split)
 
-    def first_step(self) -> int:
-        """Takes up a checkpoint as `checkpoint.resume` says, or clears the folder; returns the first step."""
-        path = None
-        if self._prepared.env.is_main:
-            path = self._resume_from()
-        path = distributed.share_json(path and str(path), self._prepared.env)
-        if path is None:
-            if self._prepared.env.is_main:
-                _set_aside(self._folder)
-            return 1
-        step, progress = self._store.load(Path(path), self.model.bank, self._prepared.env)
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Puts bank, optimizer, masks and counts where the checkpoint has them.
+
+        Raises:
+            UserError: on every process, where its parts do not fit this run.
+        """
+        progress = checkpoint.state.progress
+        load_bank(checkpoint, self.model.bank, self._prepared.env)
         self.model.follow_bank()
-        self._update.restore(progress["update"])
-        self._selection.restore(progress["best"])
-        self._bring_best(Path(path))
-        self._audit.audits, self._audit.divergences, self._audit.repairs = progress["audit"]
-        self._trainer.skipped = progress["skipped"]
-        if self._sampler:
-            self._sampler.restore(progress["sampler"])
-            self._sampler.scores = progress["scores"] and ScoreHistogram(*progress["scores"])
-        logger.info("resumed from %s; going on with step %d", path, step + 1)
-        return step + 1
+        with distributed.together(self._prepared.env):
+            try:
+                self._update.restore(progress.update)
+                self._selection.restore(progress.best)
+                self._audit.audits, self._audit.divergences, self._audit.repairs = progress.audit
+                self._trainer.skipped, self._trainer.skipped_last = progress.skipped
+                if self._sampler:
+                    self._sampler.restore(progress.sampler)
+                    self._sampler.scores = progress.scores and ScoreHistogram(*progress.scores)
+            except (ValueError, TypeError) as error:
+                rule = f"does not fit this run ({str(error).splitlines()[0]})"
+                raise UserError(
+                    Mistake("checkpoint.resume", checkpoint.path, rule, "name another one")
+                ) from None
+        self._bring_best(checkpoint.path)
+        logger.info("resumed from %s; going on with step %d", checkpoint.path, checkpoint.state.step + 1)
 
     def _bring_best(self, checkpoint: Path) -> None:
         """A run that goes on in another folder takes the best adapter along, or looks for a new best."""
@@ -244,55 +232,26 @@ class Session:
         }
 
     def _save_checkpoint(self, step: int) -> None:
-        if not self._prepared.env.is_main:
-            return
-        progress = {
-            "update": self._update.progress(),
-            "best": self._selection.state(),
-            "audit": [self._audit.audits, self._audit.divergences, self._audit.repairs],
-            "skipped": self._trainer.skipped,
-            "sampler": self._sampler and self._sampler.state(),
-            "scores": self._sampler.scores if self._sampler else None,
-        }
-        self._store.save(step, self.model.bank, progress)
-
-    def _resume_from(self) -> Path | None:
-        resume, report = self._prepared.config.checkpoint.resume, self._folder / "report.json"
-        if resume not in ("auto", "never"):
-            return Path(resume)
-        finished = report.exists() and json.loads(report.read_text()).get("outcome") != "interrupted"
-        return None if resume == "never" or finished else self._store.newest()
-
-    def _meaning(self) -> dict[str, Any]:
-        """What two runs must share for one to go on where the other stopped."""
         prepared = self._prepared
-        flat: dict[str, Any] = {}
-        for name, value in prepared.config.model_dump(mode="json").items():
-            flat |= (
-                {f"{name}.{key}": inner for key, inner in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
-        kept = {
-            k: v
-            for k, v in flat.items()
-            if k not in FREE_SETTINGS and k.partition(".")[0] not in FREE_SETTINGS
-        }
-        return {
-            **kept,
-            "data (fingerprint)": prepared.data.fingerprint,
-            "backbone (fingerprint)": prepared.backbone_fingerprint,
-            "train.steps": prepared.plan.steps,
-        }
-
-
-def _set_aside(folder: Path) -> None:
-    """Moves what an earlier run left in the folder into `earlier/<n>` there, so that nothing is lost."""
-    left = [folder / name for name in OUTPUTS if (folder / name).exists()]
-    if left:
-        number = 1 + sum(1 for _ in (folder / "earlier").glob("*"))
-        target = folder / "earlier" / str(number)
-        target.mkdir(parents=True)
-        for path in left:
-            path.rename(target / path.name)
-        logger.warning("a new run begins in %s; what was there is in %s", folder, target)
+        if not prepared.env.is_main:
+            return
+        progress = Progress(
+            update=self._update.progress(),
+            best=self._selection.state(),
+            audit=(self._audit.audits, self._audit.divergences, self._audit.repairs),
+            skipped=(self._trainer.skipped, self._trainer.skipped_last),
+            sampler=self._sampler and self._sampler.state(),
+            scores=self._sampler.scores if self._sampler else None,
+        )
+        state = RunState(
+            step=step,
+            examples=step * prepared.plan.global_batch_size,
+            ranks=self.model.bank.layout.ranks,
+            schedule=schedule_fields(prepared),
+            total_steps=prepared.plan.steps,
+            progress=progress,
+            meaning=run_meaning(prepared),
+            config=prepared.config.model_dump(mode="json"),
+            versions=versions(),
+        )
+        self._store.save(state, self.model.bank, best_step=self.best.step)

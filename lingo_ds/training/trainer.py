@@ -10,9 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lingo_ds import liveness
+from lingo_ds.config import CheckpointConfig
 from lingo_ds.data.loader import Ahead, Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import RunPlan
@@ -52,10 +55,13 @@ class Outcome(NamedTuple):
 
 
 class StopSignals:
-    """Turns Ctrl-C or SIGTERM into a request to end after the step; a second Ctrl-C acts at once.
+    """Turns Ctrl-C, SIGTERM or SIGUSR1 into a request to end after the step; a second Ctrl-C acts at once.
 
-    A launcher passes on a SIGTERM that its process group got as well, so a second one means nothing.
+    SIGUSR1 is what SLURM is asked to send before the time is up. A launcher passes on a SIGTERM that its
+    process group got as well, so a second one means nothing.
     """
+
+    HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self):
         self.requested = False
@@ -63,7 +69,7 @@ class StopSignals:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Listens while inside."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in self.HEARD}
 
         def request(number: int, _frame: object) -> None:
             self.requested = True
@@ -90,6 +96,7 @@ class Trainer:
     Attributes:
         seed: with step and process, decides dropout.
         skipped: steps whose gradient was not finite.
+        skipped_last: how many of them came last, in a row.
     """
 
     def __init__(
@@ -108,7 +115,8 @@ class Trainer:
         evaluate: Callable[[], Evaluation],
         selection: Selection,
         save_checkpoint: Callable[[int], None],
-        checkpoint_interval: int | None,
+        checkpoints: CheckpointConfig,
+        most_skipped: int,
     ):
         self._plan, self.seed, self._lr = plan, seed, lr
         self._env, self._model, self._batches = env, model, batches
@@ -119,18 +127,23 @@ class Trainer:
             audit_interval,
         )
         self._evaluate, self._selection = evaluate, selection
-        self._save_checkpoint, self._checkpoint_interval = save_checkpoint, checkpoint_interval
+        self._save_checkpoint, self._checkpoints, self._most_skipped = (
+            save_checkpoint,
+            checkpoints,
+            most_skipped,
+        )
         self._stop = StopSignals()
-        self.skipped = 0
+        self.skipped = self.skipped_last = 0
 
     def run(self, first_step: int, observers: Sequence[Callable[[StepInfo], None]]) -> Outcome:
         """Trains from `first_step` to the plan's end, or until it is asked to stop."""
         step = first_step - 1
         self._audit.check(step)
-        with self._stop.installed():
+        with self._stop.installed(), liveness.judging():
             for step in range(first_step, self._plan.steps + 1):
                 start = time.perf_counter()
                 batches = self._batches.at(step)
+                liveness.beat()
                 input_seconds = time.perf_counter() - start
                 stats = self._step(step, batches)
                 mask_event = self._sampler.after_step(step) if self._sampler else None
@@ -141,7 +154,7 @@ class Trainer:
                 done = evaluation and self._selection.consider(
                     step, evaluation.metrics, at_budget=self._at_budget(step)
                 )
-                if stats.stop or (self._checkpoint_interval and step % self._checkpoint_interval == 0):
+                if stats.stop or self._checkpoint_due(step):
                     self._save_checkpoint(step)
                 for observe in observers:
                     observe(
@@ -159,13 +172,29 @@ class Trainer:
         examples = len(self._batches.rows_at(step))
         for batch in batches:
             self._backward(batch, examples)
+            liveness.beat()
         self._model.backbone.require_partitioned()
         self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
         stats = self._update.step(learning_rate=self._lr(step))
-        if stats.skipped:
-            self.skipped += 1
-            logger.warning("step %d: gradient is not finite; nothing was changed", step)
+        self._count_skipped(step, stats.skipped)
         return stats
+
+    def _count_skipped(self, step: int, skipped: bool) -> None:
+        """Takes note of a gradient that was not finite; too many in a row end the run.
+
+        Raises:
+            UserError: on every process alike. Overflows that only the loss scale of fp16 made do not count.
+        """
+        if not skipped:
+            self.skipped_last = 0
+            return
+        self.skipped += 1
+        self.skipped_last += self._update.loss_scale.value <= 1
+        logger.warning("step %d: gradient is not finite; nothing was changed", step)
+        if self.skipped_last >= self._most_skipped:
+            rule = f"the gradient was not finite in {self.skipped_last} steps in a row, the last one {step}"
+            fix = "lower train.learning_rate, or compute in bf16 or fp32"
+            raise UserError(Mistake("train.max_skipped", self._most_skipped, rule, fix), on_all=True)
 
     def _backward(self, batch: Batch | Pack, examples: int) -> None:
         """Adds one micro-batch's share of the mean loss over `examples` to the gradient."""
@@ -184,6 +213,14 @@ class Trainer:
     def _eval_due(self, step: int, stopping: bool) -> bool:
         last = step == self._plan.steps
         return last or (step % self._plan.eval_interval == 0 and not stopping)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        every, keep_best = self._checkpoints.every, self._checkpoints.keep_best
+        if every is None:
+            return False
+        return (
+            step % every == 0 or step == self._plan.steps or (keep_best and step == self._selection.best.step)
+        )
 
     def _audit_due(self, step: int) -> bool:
         """After a final mask at once: processes of different size could not even reduce their gradients."""

@@ -1,0 +1,159 @@
+"""Whether a run goes on from a checkpoint, and which: `checkpoint.resume`."""
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lingo_ds import distributed
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.prepare import Prepared
+from lingo_ds.rank_sampling.schedule import BudgetSchedule
+from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = (
+    "adapter",
+    "checkpoints",
+    "tensorboard",
+    "pictures",
+    "predictions",
+    "report.json",
+    "evaluation.json",
+)
+"""What a run leaves in its folder; a new run in the same folder begins by moving it to `earlier/`."""
+
+FREE_SETTINGS = {
+    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path",
+    "backbone.revision", "backbone.activation_checkpointing", "data.packing", "train.micro_batch_size",
+    "train.micro_batch_tokens", "train.eval_steps", "train.eval_epochs", "train.early_stopping",
+    "train.num_epochs", "train.max_steps", "train.max_skipped", "train.timeout",
+    "rank_sampling.audit_interval", "rank_sampling.on_divergence",
+}  # fmt: skip
+"""Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
+
+
+class Start(NamedTuple):
+    """Where a run begins: what is prepared for it, and the checkpoint that it takes up, if any."""
+
+    prepared: Prepared
+    checkpoint: Checkpoint | None
+
+
+def find_start(prepared: Prepared, store: CheckpointStore) -> Start:
+    """Looks for a checkpoint as `checkpoint.resume` says; without one, clears the run's folder.
+
+    A run may be longer than the one it takes up: the learning rate then follows the new length, and the
+    budget of triplets the old one, so that a final mask stays where it was.
+
+    Raises:
+        UserError: on every process, where the checkpoint is damaged or of a run that means something else.
+    """
+    found = None
+    with distributed.together(prepared.env):
+        if prepared.env.is_main:
+            found = _choose(prepared, store)
+            if found:
+                _require_same_run(found, prepared)
+            else:
+                _set_aside(prepared.config.run_dir)
+    shared = [str(found.path), found.state.model_dump(mode="json")] if found else None
+    shared = distributed.share_json(shared, prepared.env)
+    if shared is None:
+        return Start(prepared, None)
+    checkpoint = Checkpoint(Path(shared[0]), RunState.model_validate(shared[1]))
+    return Start(_lengthened(prepared, checkpoint.state), checkpoint)
+
+
+def _choose(prepared: Prepared, store: CheckpointStore) -> Checkpoint | None:
+    resume, report = prepared.config.checkpoint.resume, prepared.config.run_dir / "report.json"
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return read_checkpoint(Path(resume))
+    try:
+        earlier = json.loads(report.read_text())
+        over = earlier["outcome"] != "interrupted" and earlier["steps"] >= prepared.plan.steps
+    except FileNotFoundError:
+        over = False
+    except (OSError, ValueError, KeyError, TypeError):
+        rule = "is no report of a run"
+        raise UserError(Mistake("output_dir", report, rule, "remove it, or name another folder")) from None
+    return None if over else store.newest()
+
+
+def run_meaning(prepared: Prepared) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped."""
+    flat: dict[str, Any] = {}
+    for name, value in prepared.config.model_dump(mode="json").items():
+        flat |= (
+            {f"{name}.{key}": inner for key, inner in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    kept = {
+        name: value
+        for name, value in flat.items()
+        if name not in FREE_SETTINGS and name.partition(".")[0] not in FREE_SETTINGS
+    }
+    return {
+        **kept,
+        "data (fingerprint)": prepared.data.fingerprint,
+        "backbone (fingerprint)": prepared.backbone_fingerprint,
+    }
+
+
+def _require_same_run(checkpoint: Checkpoint, prepared: Prepared) -> None:
+    ours, theirs, state = run_meaning(prepared), checkpoint.state.meaning, checkpoint.state
+    fix = "set it back, choose another output_dir, or set checkpoint.resume=never"
+    mistakes = [
+        Mistake(field, ours.get(field), f"{checkpoint.path} was written with {theirs.get(field)!r}", fix)
+        for field in dict.fromkeys([*ours, *theirs])
+        if ours.get(field) != theirs.get(field)
+    ]
+    steps = prepared.plan.steps
+    if steps < state.total_steps or state.step > state.total_steps:
+        rule = f"is shorter than the run of {state.total_steps} steps that wrote {checkpoint.path}"
+        mistakes.append(Mistake("train.max_steps", steps, rule, fix))
+    if (state.schedule is None) != (prepared.plan.schedule is None):
+        mistakes.append(Mistake("rank_sampling.mode", checkpoint.path, "has another schedule", fix))
+    if mistakes:
+        raise UserError(mistakes)
+
+
+def _lengthened(prepared: Prepared, state: RunState) -> Prepared:
+    """The same run with the checkpoint's schedule of ranks, in a plan that may be longer."""
+    plan = prepared.plan
+    if plan.schedule is None or plan.steps == state.total_steps:
+        return prepared
+    try:
+        total = state.schedule["total"]
+        t_final = state.schedule["t_final"] + plan.steps - total
+        schedule = BudgetSchedule(**state.schedule | {"total": plan.steps, "t_final": t_final})
+    except (TypeError, KeyError) as error:
+        rule = f"holds no schedule of ranks ({error})"
+        raise UserError(Mistake("checkpoint.resume", "state.json", rule, "name another one")) from None
+    logger.info(
+        "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d",
+        plan.steps, total, schedule.final_step,
+    )  # fmt: skip
+    return replace(prepared, plan=replace(plan, schedule=schedule))
+
+
+def schedule_fields(prepared: Prepared) -> dict[str, int] | None:
+    """The budget's schedule, for a checkpoint."""
+    return prepared.plan.schedule and asdict(prepared.plan.schedule)
+
+
+def _set_aside(folder: Path) -> None:
+    """Moves what an earlier run left in the folder into `earlier/<n>` there, so that nothing is lost."""
+    left = [folder / name for name in OUTPUTS if (folder / name).exists()]
+    if left:
+        number = 1 + sum(1 for _ in (folder / "earlier").glob("*"))
+        target = folder / "earlier" / str(number)
+        target.mkdir(parents=True)
+        for path in left:
+            path.rename(target / path.name)
+        logger.warning("a new run begins in %s; what was there is in %s", folder, target)
