@@ -55,6 +55,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "deterministic": _pruned(mode="deterministic"),
     "exact": _pruned(mode="exact", reintroduction="score"),
     "exact, uniform": _pruned(mode="exact", reintroduction="uniform"),
+    "exact, AdaLoRA's start": {
+        **_pruned(mode="exact", reintroduction="score"),
+        "adapter": {**PRUNED["adapter"], "init": "adalora"},
+    },
     "bernoulli": _pruned(mode="bernoulli"),
     "reference": _pruned(mode="reference"),
 }
