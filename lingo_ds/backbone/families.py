@@ -24,6 +24,9 @@ SHARED_INPUTS = (
 PACKABLE = frozenset(TARGETS)
 """Families whose packed outputs are tested against padded ones; others are padded."""
 
+CLASSIFIERS = frozenset(TARGETS) - {"bert", "esm"}
+"""Families whose <Family>ForSequenceClassification is a map `score` without bias on the last real token."""
+
 DROPOUT_SETTINGS = (
     "dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop",
     "attention_probs_dropout_prob", "hidden_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop",

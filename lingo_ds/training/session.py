@@ -13,7 +13,7 @@ from lingo_ds.data.loader import Ahead, Packing, TrainBatches
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
-from lingo_ds.export import CARD, BackboneCard, Card, SavedAdapter, save_adapter
+from lingo_ds.export import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress as ProgressBar
@@ -205,6 +205,11 @@ class Session:
             step=best.step,
             at_budget=best.at_budget,
             dev=best.metrics,
+            data=DataCard(
+                name=Path(config.data.path).name,
+                fingerprint=prepared.data.fingerprint,
+                rows=prepared.data.facts()["rows"],
+            ),
         )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
         save_adapter(

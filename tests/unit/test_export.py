@@ -329,7 +329,7 @@ def test_folder_is_replaced_whole(backbone: Callable[[str], Path], tmp_path: Pat
     adapter = random_adapter(spec, ranks=lambda sites: (1,) * len(sites))
     save(folder, adapter, spec)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "task.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "task.json",
     ]  # fmt: skip
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
     assert load_adapter(folder, spec).layout.ranks == adapter.layout.ranks

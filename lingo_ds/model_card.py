@@ -1,0 +1,219 @@
+"""The README.md of an adapter or a merged model: what it is for, how good, and code that loads it."""
+
+import re
+from collections import defaultdict
+from typing import Literal, NamedTuple
+
+import yaml
+
+from lingo_ds.adapter_card import Card, SavedAdapter
+from lingo_ds.backbone.families import CLASSIFIERS
+from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.data.prompt import make_prompt
+
+README = "README.md"
+
+Form = Literal["adalora", "lora", "classifier", "base"]
+"""PEFT's two formats; a merged model with its head inside; a merged base model with the head beside it."""
+
+TITLES: dict[Form, str] = {
+    "adalora": "an AdaLoRA adapter in PEFT's format",
+    "lora": "a LoRA adapter in PEFT's format",
+    "classifier": "a merged classifier in Hugging Face's format",
+    "base": "a merged base model in Hugging Face's format; the classification head is in head.safetensors",
+}
+
+POOLED = {
+    "last": "hidden[range(len(texts)), tokens.attention_mask.sum(1) - 1]",
+    "mean": "(hidden * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, keepdim=True)",
+    "first": "hidden[:, 0]",
+}
+
+LIMITS = """## Intended use and limits
+
+For research on sequences like those it was trained on; its numbers hold for that data alone.
+Not for diagnosis or any decision on a person; longer or other input is not covered by the metrics."""
+
+
+class Notes(NamedTuple):
+    """What an adapter does not know of itself.
+
+    Attributes:
+        license: of the exported weights, as the hub names it.
+        test: metrics on test, of the run that trained it.
+    """
+
+    license: str = "other"
+    test: dict[str, float | None] | None = None
+
+
+def model_card(
+    adapter: SavedAdapter,
+    spec: BackboneSpec,
+    *,
+    form: Form,
+    backbone_path: str,
+    notes: Notes,
+    remarks: tuple[str, ...] = (),
+) -> str:
+    """The whole text of README.md; `remarks` are paragraphs of the format's own."""
+    card = adapter.card
+    title = f"# {_line(card.task.name)}: {TITLES[form]}"
+    front = _front_matter(card, form, backbone_path, notes.license)
+    use = "## Use\n\n" + _use(card, spec, form)
+    parts = [
+        front,
+        title,
+        _task(card),
+        _data(card),
+        _metrics(card, notes),
+        _ranks(adapter),
+        use,
+        *remarks,
+        LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(card: Card, form: Form, backbone_path: str, licence: str) -> str:
+    merged = form in ("classifier", "base")
+    fields = {
+        "license": licence,
+        "base_model": backbone_path,
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-classification",
+        "tags": ["genomics", "dna", "lingo_ds", "merged" if merged else form],
+    }
+    if card.data:
+        fields["datasets"] = [card.data.name]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+
+
+def _task(card: Card) -> str:
+    task, prompt = card.task, make_prompt(card.task.template, domain=card.task.domain)
+    text = prompt.render("{sequence}")
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return (
+        f"Classifies DNA sequences into {task.classes} classes, 0 to {task.classes - 1} ({task.kind}). "
+        f"The model reads\n\n{fence}text\n{text}\n{fence}\n\n"
+        f"cut to {task.max_length} tokens inside the sequence, and classifies by its {card.pooling} "
+        f"{'hidden state' if card.pooling == 'mean' else 'token'}."
+    )
+
+
+def _data(card: Card) -> str:
+    if not card.data:
+        return "## Data\n\nNot recorded."
+    rows = ", ".join(f"{number:,} {_line(split)}" for split, number in card.data.rows.items())
+    return f"## Data\n\n{_line(card.data.name)}: {rows} rows (fingerprint {_line(card.data.fingerprint)})."
+
+
+def _metrics(card: Card, notes: Notes) -> str:
+    splits = {"dev": card.dev, **({"test": notes.test} if notes.test else {})}
+    names = dict.fromkeys(name for metrics in splits.values() for name in metrics)
+    rows = [f"| metric | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
+    for name in names:
+        values = (metrics.get(name) for metrics in splits.values())
+        shown = " | ".join("undefined" if value is None else f"{value:.4f}" for value in values)
+        rows.append(f"| {_line(name)} | {shown} |")
+    table = "\n".join(rows) + "\n\n" if names else ""
+    budget = "at" if card.at_budget else "before it had reached"
+    return f"## Metrics\n\n{table}After step {card.step:,}, {budget} its rank budget; selected on dev."
+
+
+def _ranks(adapter: SavedAdapter) -> str:
+    by_kind = defaultdict(list)
+    for site, rank, _ in adapter.kept():
+        by_kind[re.sub(r"^(.*\.)?\d+\.", "", site.name)].append(rank)
+    layout = adapter.layout
+    lines = [
+        f"| {kind} | {len(ranks)} | {min(ranks)} | {sum(ranks) / len(ranks):.2f} | {max(ranks)} |"
+        for kind, ranks in by_kind.items()
+    ]
+    table = "\n".join(["| map | sites | least | mean | most |", "|---|---|---|---|---|", *lines])
+    return (
+        f"## Ranks\n\n{table if lines else 'The backbone has no adapters: the head alone was trained.'}\n\n"
+        f"{layout.triplets:,} triplets in all at sites that kept any, trained from rank {adapter.rank} with "
+        f"alpha {adapter.alpha:g}; {layout.size:,} learned parameters, "
+        f"{layout.size - layout.adapter_size:,} of them the head's."
+    )
+
+
+def _use(card: Card, spec: BackboneSpec, form: Form) -> str:
+    if form in ("adalora", "lora") and spec.model_type not in CLASSIFIERS:
+        return (
+            f"transformers' classifier for {spec.model_type} has another head than this adapter's, so stock "
+            "PEFT cannot load the folder. `lingo-ds export --to merged` writes what transformers loads."
+        )
+    load = {"classifier": _load_classifier, "base": _load_base}.get(form, _load_adapter)
+    code = [*load(card, spec), "", *_run(card, form)]
+    return "In this folder:\n\n```python\n" + "\n".join(code) + "\n```"
+
+
+def _load_adapter(card: Card, spec: BackboneSpec) -> list[str]:
+    return [
+        "import torch",
+        "from peft import PeftConfig, PeftModel",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'folder = "."',
+        "backbone = PeftConfig.from_pretrained(folder).base_model_name_or_path",
+        'tokenizer = AutoTokenizer.from_pretrained(backbone, padding_side="right")',
+        "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token",
+        "model = AutoModelForSequenceClassification.from_pretrained(",
+        f"    backbone, num_labels={card.task.classes}, pad_token_id=tokenizer.pad_token_id",
+        ")",
+        "model = PeftModel.from_pretrained(model, folder).eval()",
+    ]
+
+
+def _load_classifier(card: Card, spec: BackboneSpec) -> list[str]:
+    return [
+        "import torch",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'folder = "."',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForSequenceClassification.from_pretrained(folder).eval()",
+    ]
+
+
+def _load_base(card: Card, spec: BackboneSpec) -> list[str]:
+    without = ", add_pooling_layer=False" if spec.model_type not in CLASSIFIERS else ""
+    return [
+        "import torch",
+        "from safetensors.torch import load_file",
+        "from transformers import AutoModel, AutoTokenizer",
+        "",
+        'folder = "."',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"model = AutoModel.from_pretrained(folder{without}).eval()",
+        'head = load_file(f"{folder}/head.safetensors")["score.weight"]',
+    ]
+
+
+def _run(card: Card, form: Form) -> list[str]:
+    before, after = make_prompt(card.task.template, domain=card.task.domain)
+    around = " + ".join(part for part in (before and ascii(before), "dna", after and ascii(after)) if part)
+    inputs = "input_ids=tokens.input_ids, attention_mask=tokens.attention_mask"
+    pooled = f"pooled = {POOLED[card.pooling]}"
+    if form == "base":
+        hidden = f"hidden = model({inputs}).last_hidden_state.float()"
+        compute = [hidden, pooled, "logits = pooled @ head.T"]
+    elif card.pooling == "last":
+        compute = [f"logits = model({inputs}).logits"]
+    else:
+        hidden = f"hidden = base.base_model({inputs}).last_hidden_state"
+        compute = ["base = model.get_base_model()", hidden, pooled, "logits = base.score(pooled)"]
+    return [
+        f'texts = [{around} for dna in ("ACGTACGTACGTACGT", "TATAAA")]',
+        'tokens = tokenizer(texts, return_tensors="pt", padding=True)',
+        "with torch.no_grad():",
+        *(f"    {line}" for line in compute),
+        "probabilities = logits.softmax(-1)",
+    ]
+
+
+def _line(text: str) -> str:
+    """Free text as one line of Markdown that is nothing else."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
