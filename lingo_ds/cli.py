@@ -1,17 +1,54 @@
-"""`lingo-ds train|evaluate|plan`: one entry point for every launcher."""
+"""`lingo-ds train|evaluate|export|plan`: one entry point for every launcher."""
 
 import argparse
 import logging
+import math
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+
+def _size(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
 
 VERBS = {
     "train": "train an adapter, select it on dev, report on test",
     "evaluate": "evaluate a run's saved adapter on its test split",
+    "export": "write a saved adapter for other software, or merge it into its backbone",
     "plan": "print the arithmetic of a run: batch, steps, parameters, memory",
 }
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "export": {
+        "--adapter": {"type": Path, "required": True, "metavar": "DIR", "help": "adapter/ of a run"},
+        "--to": {
+            "choices": ["adalora", "lora", "merged"],
+            "required": True,
+            "help": "PEFT's AdaLoRA or LoRA folder, or a whole Hugging Face model",
+        },
+        "--output": {"type": Path, "required": True, "metavar": "DIR", "help": "folder to write"},
+        "--backbone": {"metavar": "PATH", "help": "folder or hub id, where it is not the adapter's own path"},
+        "--dtype": {
+            "choices": ["fp32", "bf16", "fp16"],
+            "help": "of merged weights; else the backbone's own",
+        },
+        "--shard-gb": {
+            "type": _size,
+            "default": 4.0,
+            "metavar": "GB",
+            "help": "largest file of a merged model",
+        },
+        "--license": {"default": "other", "help": "for the model card, as the hub names it (other)"},
+        "--overwrite": {"action": "store_true", "help": "replace an earlier export"},
+    }
+}
+"""Verbs that need no config, with their own options."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,9 +79,23 @@ def leave(status: int) -> NoReturn:
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     from lingo_ds import logs
     from lingo_ds.distributed import detect
+    from lingo_ds.errors import Mistake, UserError
     from lingo_ds.recipe import load_config
     from lingo_ds.resources import resource_path
 
+    if args.verb in OPTIONS:
+        if overrides:
+            fix = f"see lingo-ds {args.verb} --help"
+            raise UserError(
+                [Mistake("command line", one, "is no option", fix) for one in overrides], on_all=True
+            )
+        env = detect()
+        logs.set_up(env)
+        from lingo_ds import run
+
+        options = {name: value for name, value in vars(args).items() if name != "verb"}
+        getattr(run, args.verb)(env, **options)
+        return 0
     path = Path(args.config)
     if not path.suffix:
         path = resource_path("recipes", args.config)
@@ -60,9 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lingo-ds", description="Fine-tune frozen language models on genomes.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in VERBS.items():
-        sub = verbs.add_parser(
-            verb, help=text, description=text, epilog="Settings follow as section.field=value."
-        )
+        epilog = None if verb in OPTIONS else "Settings follow as section.field=value."
+        sub = verbs.add_parser(verb, help=text, description=text, epilog=epilog)
+        for option, details in OPTIONS.get(verb, {}).items():
+            sub.add_argument(option, **details)
+        if verb in OPTIONS:
+            continue
         sub.add_argument("--config", required=True, help="YAML file, or the name of a shipped recipe")
     return parser
 

@@ -79,6 +79,15 @@ class WeightFiles:
         """
         return self._tensor(self._key_of[name]).view(-1)[start:stop]
 
+    def shaped(self, name: str) -> Tensor:
+        """The module's weight `name` in its own shape and the file's dtype, a view on the memory map."""
+        return self._tensor(self._key_of[name])
+
+    def beside(self, name: str) -> Tensor | None:
+        """A weight that the module was built without, under its name there; None: not in the files."""
+        key = self._prefix + name
+        return self._tensor(key) if key in self._file_of else None
+
     def _tensor(self, key: str) -> Tensor:
         return self._handle(self._file_of[key]).get_tensor(key)
 
@@ -132,6 +141,7 @@ class WeightFiles:
         wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         prefixes = ("", f"{module.base_model_prefix}.", "model.", "transformer.")
         prefix = max(dict.fromkeys(prefixes), key=lambda p: sum(p + name in self._file_of for name in wanted))
+        self._prefix = prefix
         keys = {name: self._key_in_file(prefix + name) for name in wanted}
         found = {name: key for name, key in keys.items() if key in self._file_of}
         embedding = next((n for n, m in module.named_modules() if m is module.get_input_embeddings()), None)
