@@ -46,6 +46,9 @@ SETTINGS = {
 OTHER_MATHS = ("use_rslora", "use_dora", "use_qalora", "alora_invocation_tokens", "layer_replication")
 """PEFT settings under which the same tensors mean another function."""
 
+HEADER_LIMIT = 100_000_000
+"""Bytes of the largest header that safetensors reads."""
+
 NO_TARGETS = "dummy-target-modules"
 """PEFT's word for an adapter without sites: the head alone."""
 
@@ -210,6 +213,12 @@ class PeftConfig(NamedTuple):
         """Whether a site may have this rank: LoRA says it, AdaLoRA prunes from the training rank."""
         return rank == self.ranks.get(name, self.rank) if self.kind == "LORA" else 0 < rank <= self.rank
 
+    def largest_file(self, spec: BackboneSpec, *, classes: int) -> int:
+        """Bytes that a weight file with every map adapted can have, in fp64, and room for its header."""
+        maps = spec.linear_maps.items()
+        entries = sum((d_out + d_in + 1) * self.ranks.get(name, self.rank) for name, (d_out, d_in) in maps)
+        return 8 * (entries + classes * spec.output_size) + HEADER_LIMIT
+
 
 def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     """Reads an adapter folder back, strictly: every tensor must fit the backbone, before any is allocated.
@@ -220,7 +229,10 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     card = read_card(folder)
     try:
         config = _read_config(read_json(folder, CONFIG), spec)
-        with safe_open(own_file(folder, WEIGHTS), "pt") as file:
+        path = own_file(folder, WEIGHTS)
+        if path.stat().st_size > (limit := config.largest_file(spec, classes=card.task.classes)):
+            raise ValueError(f"{WEIGHTS} is above {limit:,} bytes, the most that its rank and shape can be")
+        with safe_open(path, "pt") as file:
             layout = _layout(file, config, spec, classes=card.task.classes)
             values = _values(file, layout, config, spec)
     except _Misfit as misfit:
