@@ -2,11 +2,14 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from lingo_ds import distributed, liveness, logs
 from lingo_ds.adapter_card import Card
@@ -123,6 +126,8 @@ def export(
     logs.quieten_libraries()
     if dtype and to != "merged":
         raise UserError(Mistake("--dtype", dtype, "is for --to merged; adapters stay fp32", "leave it out"))
+    if not 0 < shard_gb < math.inf:
+        raise UserError(Mistake("--shard-gb", shard_gb, "must be above 0", "give a size in GB"))
     saved, spec = open_adapter(adapter, backbone=backbone, cache=default_cache())
     require_free(output, kept=[adapter, spec.folder], overwrite=overwrite, markers=(CONFIG, REPORT))
     address = backbone or saved.card.backbone.path
@@ -133,17 +138,21 @@ def export(
     saved = replace(saved, card=card)
     path = str(spec.folder.resolve()) if address == BUILTIN_BACKBONE else address
     notes = Notes(license, _test_metrics(adapter, card))
-    if to == "merged":
-        merged = save_merged(
-            output, saved, spec=spec, backbone_path=path, dtype=dtype, shard_bytes=int(shard_gb * 1e9),
-            notes=notes,
-        )  # fmt: skip
-        for line in merged.lines():
-            logs.results.print(line, highlight=False, soft_wrap=True)
-    else:
-        saved = {"lora": as_lora, "adalora": as_svd}[to](saved)
-        settings = read_settings(adapter, saved)
-        save_adapter(output, saved, spec=spec, backbone_path=path, settings=settings, notes=notes)
+    try:
+        if to == "merged":
+            size = int(shard_gb * 1e9)
+            merged = save_merged(
+                output, saved, spec=spec, backbone_path=path, dtype=dtype, shard_bytes=size, notes=notes
+            )
+            for line in merged.lines():
+                logs.results.print(line, highlight=False, soft_wrap=True)
+        else:
+            saved = {"lora": as_lora, "adalora": as_svd}[to](saved)
+            settings = read_settings(adapter, saved)
+            save_adapter(output, saved, spec=spec, backbone_path=path, settings=settings, notes=notes)
+    except (OSError, SafetensorError) as error:
+        rule = f"cannot be written ({error})"
+        raise UserError(Mistake("--output", output, rule, "make room, or name another place")) from None
     logs.results.print(f"{to}: {output}", highlight=False, soft_wrap=True)
 
 

@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import os
+import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -380,8 +382,7 @@ def test_fp16_that_cannot_hold_a_weight_is_refused(backbone, tmp_path: Path, cap
     adapter.layout.site(adapter.values, 0).lam.fill_(1e7)
     save_adapter(tmp_path / "a", adapter, spec=spec, backbone_path=str(spec.folder), settings=SETTINGS)
     arguments = ["--adapter", str(tmp_path / "a"), "--to", "merged", "--output", str(tmp_path / "out")]
-    assert main(["export", *arguments, "--dtype", "fp16"]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
+    error = refused(capsys, *arguments, "--dtype", "fp16")
     assert error.startswith("error: --dtype: 'fp16': ") and "q_proj" in error
     assert not (tmp_path / "out").exists()
 
@@ -527,6 +528,20 @@ def test_folder_that_cannot_be_written(run: Path, tmp_path: Path, capsys):
     assert "--output" in error
 
 
+def test_full_disk_is_said_in_one_line(run: Path, tmp_path: Path, capsys):
+    """The kernel's limit on a file's size stands for the disk's: the write fails half-way."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        arguments = ("--adapter", str(run), "--to", "merged", "--output", str(tmp_path / "out"))
+        error = refused(capsys, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        signal.signal(signal.SIGXFSZ, before)
+    assert error.startswith("error: --output: ") and "cannot be written" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
 def test_output_below_a_file(run: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("x")
     error = refused(capsys, "--adapter", str(run), "--to", "lora", "--output", str(tmp_path / "file/out"))
@@ -539,6 +554,8 @@ def test_other_mistakes_are_one_line(run: Path, backbone, tmp_path: Path, capsys
     assert "is not a folder" in refused(capsys, *basic, "--backbone", "/nowhere/at/all")
     assert "is no option" in refused(capsys, *basic, "train.max_steps=3")
     assert "stay fp32" in refused(capsys, *basic[:2], "--to", "lora", *basic[4:], "--dtype", "bf16")
+    for size in ("0", "-1", "inf", "nan"):
+        assert refused(capsys, *basic, f"--shard-gb={size}").startswith("error: --shard-gb: ")
     assert "task.json is missing" in refused(capsys, "--adapter", str(tmp_path / "none"), *basic[2:])
     assert not (tmp_path / "out").exists()
 
