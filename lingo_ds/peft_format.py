@@ -1,0 +1,152 @@
+"""PEFT's words for an adapter, and reading them from a folder that may come from anyone."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lingo_ds.adapters.layout import BankLayout, Site
+from lingo_ds.backbone.spec import BackboneSpec
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "task.json"
+HEAD = "base_model.model.score.weight"
+RANK_EPSILON = 1e-5
+"""PEFT divides by rank + 1e-5; lora_E is multiplied by as much, so that its logits are ours."""
+
+PARTS = {
+    "ADALORA": {"q": "lora_A", "lam": "lora_E", "p": "lora_B"},
+    "LORA": {"q": "lora_A.weight", "p": "lora_B.weight"},
+}
+"""PEFT's names of a site's tensors."""
+
+RANK_FIELD = {"ADALORA": "init_r", "LORA": "r"}
+
+OTHER_MATHS = ("use_rslora", "use_dora", "use_qalora", "alora_invocation_tokens", "layer_replication")
+"""PEFT settings under which the same tensors mean another function."""
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of the largest header that safetensors reads."""
+
+
+def peft_prefix(spec: BackboneSpec) -> str:
+    """Where PEFT's sequence classifier keeps the base model."""
+    return f"base_model.model.{spec.skeleton.base_model_prefix}."
+
+
+def peft_pattern(spec: BackboneSpec, name: str) -> str:
+    r"""PEFT's key for one map alone: it puts `(.*\.)?` before a key and matches it as a regex."""
+    return "^" + re.escape(f"{spec.skeleton.base_model_prefix}.{name}")
+
+
+class PeftConfig(NamedTuple):
+    """What PEFT's config says about the function: kind, training rank and alpha, ranks of other sites."""
+
+    kind: str
+    rank: int
+    alpha: float
+    ranks: dict[str, int]
+
+    def fits(self, name: str, rank: int) -> bool:
+        """Whether a site may have this rank: LoRA says it, AdaLoRA prunes from the training rank."""
+        return rank == self.ranks.get(name, self.rank) if self.kind == "LORA" else 0 < rank <= self.rank
+
+    def largest_file(self, spec: BackboneSpec, *, classes: int) -> int:
+        """Bytes that a weight file with every map adapted can have, in fp64, and room for its header."""
+        maps = spec.linear_maps.items()
+        entries = sum((d_out + d_in + 1) * self.ranks.get(name, self.rank) for name, (d_out, d_in) in maps)
+        return 8 * (entries + classes * spec.output_size) + HEADER_LIMIT
+
+
+class Misfit(Exception):
+    """A tensor that the backbone's adapters do not have."""
+
+    def __init__(self, where: str, value: object, rule: str):
+        self.where, self.value, self.rule = where, value, rule
+
+
+def read_config(config: dict[str, Any], spec: BackboneSpec) -> PeftConfig:
+    """Raises ValueError where the config says what these adapters cannot be."""
+    kind = config.get("peft_type")
+    if kind not in ("ADALORA", "LORA"):
+        raise ValueError(f"peft_type {kind!r} is not ADALORA or LORA")
+    for name in OTHER_MATHS:
+        if config.get(name):
+            raise ValueError(f"{name} is set, which these adapters do not know")
+    field, largest = RANK_FIELD[kind], spec.ffn_size  # no map has more singular values
+    rank, alpha = config.get(field), config.get("lora_alpha")
+    if type(rank) is not int or not 0 < rank <= largest:
+        raise ValueError(f"{field} {rank!r} is no whole number in 1 .. {largest}")
+    if type(alpha) not in (int, float) or not alpha > 0:
+        raise ValueError(f"lora_alpha {alpha!r} is no number above 0")
+    ranks = _lora_ranks(config, rank, alpha, spec) if kind == "LORA" else {}
+    return PeftConfig(kind, rank, float(alpha), ranks)
+
+
+def _lora_ranks(config: dict[str, Any], rank: int, alpha: float, spec: BackboneSpec) -> dict[str, int]:
+    """LoRA's ranks by site where they differ; the patterns must leave one scale for all sites."""
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    names = {peft_pattern(spec, name): name for name in spec.linear_maps}
+    if (
+        not isinstance(ranks, dict)
+        or not isinstance(alphas, dict)
+        or not ranks.keys() | alphas <= names.keys()
+    ):
+        raise ValueError("rank_pattern or alpha_pattern names what is no map of the backbone")
+    for key in ranks.keys() | alphas:
+        r, a = ranks.get(key, rank), alphas.get(key, alpha)
+        if type(r) is not int or not 0 < r <= spec.ffn_size:
+            raise ValueError(f"rank_pattern: {r!r} is no whole number in 1 .. {spec.ffn_size}")
+        if type(a) not in (int, float) or not math.isclose(a / r, alpha / rank, rel_tol=1e-6):
+            raise ValueError(f"alpha_pattern: {a!r} / {r} is not lora_alpha / r, the scale of all sites")
+    return {names[key]: r for key, r in ranks.items()}
+
+
+def read_layout(file: Any, config: PeftConfig, spec: BackboneSpec, *, classes: int) -> BankLayout:
+    """The layout that the file's header describes; nothing else of the file is read."""
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+    for key, part in slices.items():
+        if part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
+            raise ValueError(f"{key} is of {part.get_dtype()}, no numbers")
+    if HEAD not in shapes:
+        raise ValueError(f"{HEAD} is missing")
+    head, wanted_head = shapes.pop(HEAD), (classes, spec.output_size)
+    if head != wanted_head:
+        raise Misfit("", f"head {head}", f"is not {wanted_head}, the card's classes by the backbone's output")
+    sites, ranks = [], []
+    for name, (d_out, d_in) in spec.linear_maps.items():
+        keys = {part: peft_prefix(spec) + f"{name}.{theirs}" for part, theirs in PARTS[config.kind].items()}
+        if not any(key in shapes for key in keys.values()):
+            continue
+        rank = (shapes.get(keys["q"]) or (0,))[0]
+        wanted = {"q": (rank, d_in), "lam": (rank, 1), "p": (d_out, rank)}
+        for part, key in keys.items():
+            if key not in shapes:
+                raise ValueError(f"{key} is missing")
+            if (shape := shapes.pop(key)) != wanted[part]:
+                raise Misfit(f"{name}: {part}", shape, f"is not {wanted[part]}, as its map and rank say")
+        if not config.fits(name, rank):
+            raise ValueError(f"{name} has rank {rank}, another than {CONFIG} says")
+        sites.append(Site(name, d_out, d_in))
+        ranks.append(rank)
+    for key in shapes:
+        raise Misfit("", key.removeprefix(peft_prefix(spec)), "does not belong to this backbone's adapters")
+    return BankLayout(tuple(sites), tuple(ranks), head, has_lam=config.kind == "ADALORA")
+
+
+def read_values(file: Any, layout: BankLayout, config: PeftConfig, spec: BackboneSpec) -> Tensor:
+    """(layout.size,) fp32, copied out of the file tensor by tensor."""
+    values = torch.zeros(layout.size)
+    layout.head(values).copy_(file.get_tensor(HEAD))
+    for k, site in enumerate(layout.sites):
+        views, prefix = layout.site(values, k), peft_prefix(spec) + site.name
+        part = {part: file.get_tensor(f"{prefix}.{name}") for part, name in PARTS[config.kind].items()}
+        views.q.copy_(part["q"])
+        views.p.copy_(part["p"].T)
+        if layout.has_lam:
+            views.lam.copy_(part["lam"].flatten() / (1 + RANK_EPSILON / config.rank))
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{WEIGHTS} holds numbers that are not finite")
+    return values
