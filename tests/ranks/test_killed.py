@@ -1,4 +1,4 @@
-"""Killed, hung, cut off: the job ends in time on all processes, says who it was, and the same command goes on."""
+"""Killed, hung or cut off: the job ends in time on all processes, says who it was, and the command goes on.
 
 import json
 import os
@@ -48,7 +48,10 @@ def undisturbed(settings, place) -> dict[str, bytes]:
 
 def learned(run: Path) -> dict[str, bytes]:
     """The bank at the last step, and the adapter."""
-    files = [run / f"checkpoints/step-{STEPS:08d}/bank.safetensors", run / "adapter/adapter_model.safetensors"]
+    files = [
+        run / f"checkpoints/step-{STEPS:08d}/bank.safetensors",
+        run / "adapter/adapter_model.safetensors",
+    ]
     return {file.name: file.read_bytes() for file in files}
 
 

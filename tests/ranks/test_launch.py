@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from lingo_ds.distributed import detect
 from lingo_ds.training.trainer import StopSignals
-
 from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Job, free_port, launch, small_run, starting
 
 
