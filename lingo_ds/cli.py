@@ -67,6 +67,7 @@ def leave(status: int) -> NoReturn:
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
     from lingo_ds import logs
     from lingo_ds.distributed import detect
     from lingo_ds.errors import Mistake, UserError

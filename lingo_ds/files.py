@@ -212,10 +212,11 @@ def in_words(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in FULL and "I/O error" not in str(error):
             raise
-        where = error.filename if isinstance(error.filename, str) else folder
+        where = getattr(error, "filename", None) or folder
+        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
         rule = "nothing more can be written there"
         raise UserError(
             Mistake(

@@ -1,8 +1,8 @@
 """Who of the job is still alive: a process that is lost or hangs is named, and none waits for it for ever.
 
 A thread on every process leaves a sign of life in the job's store; on each host the first one's looks at all
-others'. What it finds is left there too, and ends every process. The thread also sees the launcher end, whose
-processes would go on for nobody.
+others, the rest at global rank 0, which keeps the store. What they find is left there too, and ends every
+process. A second thread sees the store fall silent, and the launcher end, whose processes nobody needs then.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ SILENCE = 20.0
 """Seconds without a sign after which a process counts as lost."""
 
 GRACE = 40.0
-"""Seconds that a process without its launcher has for a checkpoint."""
+"""Seconds that a process has to end well once its launcher is gone."""
 
 LAUNCHERS = (
     "deepspeed",
@@ -90,35 +90,54 @@ class Watch:
         self._tick = self.beats = 0
         self.judged = self._done = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
+        self._answered = time.monotonic()
+        self._threads = [
+            threading.Thread(target=run, name="liveness", daemon=True)
+            for run in (self._guard, *([self._look] if store else []))
+        ]
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the threads."""
         self._publish()
-        self._thread.start()
+        self._answered = time.monotonic()
+        if self._store is not None:  # who keeps the store: it cannot be asked once it is lost
+            self._seen[0] = Seen(self._sign_of(0), self._answered, self._answered)
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Says that this process needs nobody any more, and ends the thread."""
+        """Says that this process needs nobody any more, and ends the threads."""
         self._done = True
         with contextlib.suppress(dist.DistError, RuntimeError):
             self._publish()
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(SILENCE)
 
-    def _run(self) -> None:
+    def _guard(self) -> None:
+        """Looks at what can be seen without the store, whose process may be gone or stopped."""
+        while not self._ended.wait(PERIOD):
+            self._look_at_launcher()
+            if self._store is None or self._ended.is_set():
+                continue
+            now = time.monotonic()
+            if self._store_gone and now > self._store_gone + 2 * PERIOD:
+                self._end(self._words(0, "has ended or was killed"))
+            if now > self._answered + SILENCE:
+                self._store_gone = now
+                self._end(self._words(0, f"has given no sign of life for {SILENCE:.0f} s"))
+
+    def _look(self) -> None:
+        """Leaves signs of life in the store and looks at the others'."""
         while not self._ended.wait(self._period):
             self._tick += 1
-            self._look_at_launcher()
-            if self._store is None:
-                continue
             try:
                 self._publish()
-                lost = self._verdict() or (self._look_around() if self._env.local_rank == 0 else None)
+                lost = self._verdict() or self._look_around()
             except (dist.DistError, RuntimeError):  # the store is global rank 0's
                 self._store_gone = self._store_gone or time.monotonic()
-                lost = None
-                if time.monotonic() > self._store_gone + 2 * PERIOD:
-                    lost = self._words(0, "is gone")
+                continue
+            self._answered = time.monotonic()
             if lost and not self._ended.is_set():
                 self._end(lost)
 
@@ -131,9 +150,9 @@ class Watch:
 
     def _look_around(self) -> str | None:
         """Words on the first process that is lost, or that all wait for; None while all is well."""
-        now, ranks = time.monotonic(), range(self._env.world_size)
+        now, ranks = time.monotonic(), range(self._env.world_size if self._env.local_rank == 0 else 1)
         keys = [f"lingo_ds/alive/{rank}" for rank in ranks]
-        if not self._seen and not self._store.check(keys):
+        if len(self._seen) < len(keys) and not self._store.check(keys):
             return None  # someone is not here yet
         for rank, text in zip(ranks, self._store.multi_get(keys), strict=True):
             sign = Sign(*json.loads(text))
@@ -146,10 +165,15 @@ class Watch:
             if sign.done:
                 continue
             if sign.place == _place() and not _runs(sign.pid):
+                if self._sign_of(rank).done:  # said after we looked
+                    continue
                 return self._words(rank, "has ended or was killed")
             if now > alive_since + SILENCE:
                 return self._words(rank, f"has given no sign of life for {SILENCE:.0f} s")
-        return self._hanging(now)
+        return self._hanging(now) if len(self._seen) == self._env.world_size else None
+
+    def _sign_of(self, rank: int) -> Sign:
+        return Sign(*json.loads(self._store.get(f"lingo_ds/alive/{rank}")))
 
     def _hanging(self, now: float) -> str | None:
         running = {rank: seen for rank, seen in self._seen.items() if not seen.sign.done}
@@ -174,9 +198,10 @@ class Watch:
 
     def _end(self, lost: str) -> None:
         """Ends this process: its main thread may wait in a collective for ever."""
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            self._store.compare_set("lingo_ds/lost", "", lost)
-            lost = self._store.get("lingo_ds/lost").decode()
+        if not self._store_gone:
+            with contextlib.suppress(dist.DistError, RuntimeError):
+                self._store.compare_set("lingo_ds/lost", "", lost)
+                lost = self._store.get("lingo_ds/lost").decode()
         if lost.startswith(f"process {self._env.global_rank} of"):
             faulthandler.dump_traceback(sys.stderr)
         if self._env.local_rank == 0 or self._store_gone:
@@ -216,6 +241,7 @@ def watching(env: DistEnv, *, timeout: float) -> Iterator[None]:
         raise
     except Exception as error:
         if store is not None and _of_a_collective(error):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, who knows no more than we do
             time.sleep(SILENCE + 5 * PERIOD)  # long enough for the thread to find who is lost, and end this
         raise
     finally:

@@ -1,6 +1,7 @@
 """TensorBoard, seen from training: it records what it can and never stops a run."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
@@ -35,6 +36,7 @@ class Tracker:
 
             try:
                 self._writer = SummaryWriter(folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from)
+                _let_the_writer_thread_end_in_silence()
             except Exception as error:
                 self._give_up(error)
 
@@ -87,3 +89,16 @@ class Tracker:
             type(error).__name__,
             error,
         )
+
+
+def _let_the_writer_thread_end_in_silence() -> None:
+    """TensorBoard's thread keeps its error for the next call, where it is told; its traceback says it twice."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    hook.lingo_ds = True
+    if not hasattr(before, "lingo_ds"):
+        threading.excepthook = hook

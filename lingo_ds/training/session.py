@@ -167,6 +167,7 @@ class Session:
             sampler=self._sampler,
             audit=self._audit,
             watcher=self._watcher,
+            written=self._store.written,
         )
 
     def _host_state(self) -> list[HostState]:

@@ -1,5 +1,6 @@
 """The report of a run, as the contract names its parts."""
 
+from dataclasses import asdict
 from typing import Any
 
 from lingo_ds import distributed
@@ -12,6 +13,7 @@ from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import budget_shares
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.checkpoint import Written
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.selection import Best
 from lingo_ds.training.trainer import Outcome
@@ -26,6 +28,7 @@ def make_report(
     sampler: RankSampler | None,
     audit: Audit,
     watcher: Watcher,
+    written: Written,
 ) -> dict[str, Any]:
     """Everything that is known at the end of a run, as plain JSON values; call on all processes."""
     config, plan, watched = prepared.config, prepared.plan, watcher.throughput
@@ -71,6 +74,7 @@ def make_report(
             "input_wait_fraction": watched.input_wait_fraction,
             "mfu": watcher.mfu(),
         },
+        "checkpoints": distributed.share_json(_of_time(written, watched.seconds), prepared.env),
         "memory": _memory(prepared.env),
         "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group},
         "world_size": prepared.env.world_size,
@@ -95,3 +99,8 @@ def _memory(env: DistEnv) -> dict[str, list[int | None]]:
         "peak_host_bytes": [host for host, _ in peaks],
         "peak_device_bytes": [device for _, device in peaks],
     }
+
+
+def _of_time(written: Written, seconds: float) -> dict[str, Any]:
+    """What became of the checkpoints, with the share of the training time that was spent waiting for them."""
+    return {**asdict(written), "stall_fraction": written.stall_seconds / seconds if seconds else 0.0}

@@ -1,4 +1,4 @@
-"""Killed, hung or cut off: the job ends in time on all processes, says who it was, and the command goes on.
+"""Killed, hung or cut off: the job ends in time everywhere, names the culprit, and the command goes on."""
 
 import json
 import os

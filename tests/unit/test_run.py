@@ -1,6 +1,5 @@
 """`lingo-ds train` and `evaluate` as a user meets them, on a small real backbone and real promoters."""
 
-import contextlib
 import io
 import json
 import logging
@@ -25,11 +24,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lingo_ds.cli import main
-from lingo_ds.data.loader import Ahead
 from lingo_ds.recipe import load_config
-from lingo_ds.training import observers
 from lingo_ds.training.trainer import seed_dropout
+from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STEPS = 30
@@ -92,49 +89,6 @@ def recipe(tmp_path_factory, shared, backbone) -> Path:
     return folder / "small.yaml"
 
 
-def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = False) -> tuple[int, str]:
-    """Exit status and stderr of `lingo-ds VERB`, in this process; pictures are blank unless `drawn`."""
-    shown = io.StringIO()
-    with contextlib.redirect_stderr(shown), pytest.MonkeyPatch.context() as patch:
-        if not drawn:  # drawing takes as long as the training
-            for name in ("draw_rank_map", "draw_budget", "draw_shares", "draw_scores"):
-                blank = np.zeros((8, 8, 3), np.uint8)
-                patch.setattr(observers, name, lambda *_, _blank=blank, **__: _blank, raising=False)
-        status = main([verb, "--config", str(recipe), f"output_dir={out}", *overrides])
-    return status, shown.getvalue()
-
-
-@contextlib.contextmanager
-def at_step(step: int, action: Callable[[], Any]) -> Iterator[None]:
-    """Inside, training does something else when it takes up the batch of a step."""
-    original = Ahead.at
-
-    def at(self: Ahead, now: int):
-        if now == step:
-            action()
-        return original(self, now)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ahead, "at", at)
-        yield
-
-
-def ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def crash() -> None:
-    raise RuntimeError("the machine is on fire")
-
-
-def report_of(out: Path) -> dict[str, Any]:
-    return json.loads((out / "report.json").read_text())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def learned(out: Path, step: int = STEPS) -> dict[str, bytes]:
     """All that training decides: the adapter on disk, and the weights, moments and counts at a step."""
     checkpoint = contents(out / f"checkpoints/step-{step:08d}")
@@ -145,7 +99,7 @@ def learned(out: Path, step: int = STEPS) -> dict[str, bytes]:
 
 def decided(report: dict[str, Any]) -> dict[str, Any]:
     """The parts of a report that do not tell of time and memory."""
-    return {key: value for key, value in report.items() if key not in ("throughput", "memory")}
+    return {key: value for key, value in report.items() if key not in ("throughput", "memory", "checkpoints")}
 
 
 @pytest.fixture(scope="module")
