@@ -41,7 +41,7 @@ from benchmarks._training_runs import (
 )
 from lingo_ds import logs
 from lingo_ds.backbone.families import TARGETS
-from lingo_ds.plan import GIB
+from lingo_ds.memory import GIB
 
 Runs = dict[str, list[Measured]]
 """Repeats by the run's name."""

@@ -7,11 +7,8 @@ from typing import Any
 
 from lingo_ds.config import RunConfig, resolve_duration
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.memory import USABLE_MEMORY, ModelFacts, as_bytes, backbone_bytes, choose_spread, fill_profile
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-
-GIB = 1024**3
-USABLE_MEMORY = 0.8
-"""Share of a process's memory that the plan fills; the rest: fragments, runtime, what the estimate misses."""
 
 EVAL_BATCH_FACTOR = 4
 """Examples of an evaluation forward over those of a training one."""
@@ -21,28 +18,15 @@ WORTH_SHARING = 0.03
 """Share of an example that a common prefix must be: each example's attention gets a copy of its keys."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the plan starts from.
+@dataclass(frozen=True, kw_only=True)
+class Facts(ModelFacts):
+    """What the plan starts from, beside the model's facts.
 
     Attributes:
         train_rows, dev_rows, test_rows: examples per split.
         longest: tokens of the longest example.
         shared_prefix: tokens that all training examples begin with.
         mean_tokens: tokens per example, on average over the training split.
-        backbone_parameters: entries of the frozen weights.
-        layer_parameters: entries of the largest decoder layer.
-        layers: decoder layers.
-        hidden_size, ffn_size: widths of the residual stream and inside the feed-forward part.
-        sites: adapted maps.
-        bank_parameters: trainable entries of a new bank, head included.
-        head_parameters: of these, the head's.
-        compute_bytes: bytes per entry in the compute dtype.
-        packable: whether the backbone's attention takes packs.
-        causal: whether a token sees only those before it, so that a prefix can be shared.
-        world_size: processes of the job.
-        local_world_size: processes of one host.
-        memory_bytes: memory that one process may use.
     """
 
     train_rows: int
@@ -51,20 +35,6 @@ class Facts:
     longest: int
     shared_prefix: int
     mean_tokens: float
-    backbone_parameters: int
-    layer_parameters: int
-    layers: int
-    hidden_size: int
-    ffn_size: int
-    sites: int
-    bank_parameters: int
-    head_parameters: int
-    compute_bytes: int
-    packable: bool
-    causal: bool
-    world_size: int
-    local_world_size: int
-    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -167,9 +137,9 @@ class RunPlan:
             f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} "
             f"(ZeRO stage {self.zero_stage})"
         )
-        parts = " + ".join(f"{_bytes(size)} {part}" for part, size in self.bytes_per_process.items())
-        total = _bytes(sum(self.bytes_per_process.values()))
-        lines.append(f"memory     {parts} = {total} of {_bytes(f.memory_bytes)} per process (estimate)")
+        parts = " + ".join(f"{as_bytes(size)} {part}" for part, size in self.bytes_per_process.items())
+        total = as_bytes(sum(self.bytes_per_process.values()))
+        lines.append(f"memory     {parts} = {total} of {as_bytes(f.memory_bytes)} per process (estimate)")
         lines.append(f"work       {self.flops_per_token:.3g} FLOP per token")
         return lines
 
@@ -185,35 +155,7 @@ class RunPlan:
 
     def deepspeed_config(self, profile: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
         """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
-        layer = self.facts.layer_parameters
-        auto = {
-            "train_micro_batch_size_per_gpu": self.micro_batch_size,
-            "bf16": dtype == "bf16",
-            "fp16": dtype == "fp16",
-            "stage3_prefetch_bucket_size": layer,
-            "stage3_max_live_parameters": 3 * layer + 1,
-            "stage3_max_reuse_distance": 2 * layer,
-            "stage3_param_persistence_threshold": 10 * self.facts.hidden_size,
-        }
-
-        def filled(value: Any, key: str, section: str) -> Any:
-            if isinstance(value, Mapping):
-                return {k: filled(v, k, key) for k, v in value.items()}
-            if value != "auto":
-                return value
-            name = section if key == "enabled" else key
-            if name not in auto:
-                raise UserError(
-                    Mistake(
-                        "zero.profile",
-                        f"{key}: auto",
-                        "is not a value the plan fills",
-                        f"known: {', '.join(auto)}",
-                    )
-                )
-            return auto[name]
-
-        return {key: filled(value, key, "") for key, value in profile.items()}
+        return fill_profile(profile, self.facts, micro_batch_size=self.micro_batch_size, dtype=dtype)
 
 
 def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
@@ -235,7 +177,12 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     eval_interval = config.train.eval_steps or max(
         1, round((config.train.eval_epochs or 1) * steps_per_epoch)
     )
-    stage, group = _spread(config, facts)
+    stage, group = choose_spread(
+        config.zero,
+        facts,
+        beside=_bank_bytes(config, facts) + _example_bytes(config, facts),
+        fix="set zero.profile=zero3_offload, backbone.activation_checkpointing=true or bf16",
+    )
     tokens = _micro_batch_tokens(config, facts, stage, group)
     micro = _micro_batch(config, facts, stage, group, tokens)
     accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
@@ -278,16 +225,15 @@ def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | N
 
 def _fixed_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> dict[str, int]:
     """Memory of one process that does not grow with the batch."""
-    width = facts.compute_bytes
-    share = math.ceil(facts.backbone_parameters / group) * width
-    parts = {"backbone": share}
-    if stage == 3:
-        parts["gathered layers"] = 3 * facts.layer_parameters * width
+    return {**backbone_bytes(facts, stage, group), "bank": _bank_bytes(config, facts)}
+
+
+def _bank_bytes(config: RunConfig, facts: Facts) -> int:
     # fp32: masters, gradient, two moments; with sampling two averages of importance, their room, and at most
     # three held copies. Compute copy and, below fp32, its gradient
+    width = facts.compute_bytes
     floats = 4 if config.rank_sampling.mode == "off" else 10
-    parts["bank"] = facts.bank_parameters * (floats * 4 + (width if width == 4 else 2 * width))
-    return parts
+    return facts.bank_parameters * (floats * 4 + (width if width == 4 else 2 * width))
 
 
 def _example_bytes(config: RunConfig, facts: Facts) -> int:
@@ -297,56 +243,13 @@ def _example_bytes(config: RunConfig, facts: Facts) -> int:
 
 def _token_bytes(config: RunConfig, facts: Facts) -> int:
     """Activations that one token keeps for the backward pass (a deliberate overestimate)."""
-    inside_layer = 12 * facts.hidden_size + 5 * facts.ffn_size
     if not facts.sites:  # the head alone: no layer keeps anything
-        kept = inside_layer
+        kept = facts.inside_layer
     elif config.backbone.activation_checkpointing:
-        kept = facts.layers * facts.hidden_size + inside_layer
+        kept = facts.layers * facts.hidden_size + facts.inside_layer
     else:
-        kept = facts.layers * inside_layer
+        kept = facts.layers * facts.inside_layer
     return kept * facts.compute_bytes
-
-
-def _spread(config: RunConfig, facts: Facts) -> tuple[int, int]:
-    """ZeRO stage and shard group: a whole copy if it fits, else the smallest group, if possible in a host."""
-    zero, budget = config.zero, USABLE_MEMORY * facts.memory_bytes
-
-    def fits(stage: int, group: int) -> bool:
-        return (
-            sum(_fixed_bytes(config, facts, stage, group).values()) + _example_bytes(config, facts) <= budget
-        )
-
-    if zero.stage == 0 or (zero.stage == "auto" and zero.shard_group in ("auto", 1) and fits(0, 1)):
-        return 0, 1
-    if zero.shard_group == 1 and facts.world_size > 1:
-        return 0, 1
-    if zero.shard_group != "auto":
-        if facts.world_size % zero.shard_group:
-            raise UserError(
-                Mistake(
-                    "zero.shard_group", zero.shard_group, f"does not divide the {facts.world_size} processes",
-                    "choose a divisor or auto",
-                )
-            )  # fmt: skip
-        return 3, zero.shard_group
-    smallest = 2 if facts.world_size > 1 else 1
-    divisors = [g for g in range(smallest, facts.world_size + 1) if facts.world_size % g == 0]
-    inside = [g for g in divisors if facts.local_world_size % g == 0]
-    fitting = [g for g in inside or divisors if fits(3, g)] or [g for g in divisors if fits(3, g)]
-    if fitting:
-        return 3, fitting[0]
-    if zero.stage == 3 or zero.profile:
-        return 3, facts.world_size  # the user's word, e.g. with offload, which the estimate does not know
-    need = sum(_fixed_bytes(config, facts, 3, facts.world_size).values()) + _example_bytes(config, facts)
-    raise UserError(
-        Mistake(
-            "backbone.path",
-            f"{_bytes(need)} per process",
-            f"does not fit {_bytes(int(budget))} on {facts.world_size} processes",
-            "add processes, or set zero.profile=zero3_offload, "
-            "backbone.activation_checkpointing=true or bf16",
-        )
-    )
 
 
 def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int, tokens: int | None) -> int:
@@ -392,7 +295,3 @@ def _flops_per_token(facts: Facts) -> float:
     weights, attention = (4.0, 6.0) if facts.sites else (2.0, 2.0)
     work = weights * facts.layer_parameters + attention * facts.hidden_size * facts.mean_tokens
     return facts.layers * work
-
-
-def _bytes(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.1f} MiB"

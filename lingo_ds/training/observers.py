@@ -7,11 +7,12 @@ import numpy as np
 from matplotlib.image import imsave
 
 from lingo_ds.files import write_aside
+from lingo_ds.memory import GIB
 from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
 from lingo_ds.monitor.tracker import Tracker
-from lingo_ds.plan import GIB, RunPlan
+from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.rank_sampling.statistics import budget_shares
 from lingo_ds.training.audit import Audit

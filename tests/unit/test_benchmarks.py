@@ -16,7 +16,8 @@ from lingo_ds import distributed
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import epoch_order
-from lingo_ds.plan import GIB, make_plan
+from lingo_ds.memory import GIB
+from lingo_ds.plan import make_plan
 from lingo_ds.prepare import prepare
 from tests.unit.test_plan import SMALL
 

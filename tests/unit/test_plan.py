@@ -14,7 +14,8 @@ from lingo_ds import run
 from lingo_ds.config import RunConfig
 from lingo_ds.distributed import detect
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.plan import GIB, Facts, RunPlan, make_plan
+from lingo_ds.memory import GIB
+from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.recipe import load_config
 from lingo_ds.resources import list_resources, resource_path
 

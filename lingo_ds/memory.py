@@ -1,0 +1,197 @@
+"""What fits where: how the backbone is spread over processes, and what a forward alone may hold."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lingo_ds.config import ZeroConfig
+from lingo_ds.errors import Mistake, UserError
+
+GIB = 1024**3
+USABLE_MEMORY = 0.8
+"""Share of a process's memory that a plan fills; the rest: fragments, runtime, what the estimate misses."""
+
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
+"""Tokens of a forward without backward at most: more fill no device better, and delay what is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What is known of the adapted model and of the processes that will hold it.
+
+    Attributes:
+        backbone_parameters: entries of the frozen weights.
+        layer_parameters: entries of the largest decoder layer.
+        layers: decoder layers.
+        hidden_size, ffn_size: widths of the residual stream and inside the feed-forward part.
+        sites: adapted maps.
+        bank_parameters: trainable entries of a new bank, head included.
+        head_parameters: of these, the head's.
+        compute_bytes: bytes per entry in the compute dtype.
+        packable: whether the backbone's attention takes packs.
+        causal: whether a token sees only those before it, so that a prefix can be shared.
+        world_size: processes of the job.
+        local_world_size: processes of one host.
+        memory_bytes: memory that one process may use.
+    """
+
+    backbone_parameters: int
+    layer_parameters: int
+    layers: int
+    hidden_size: int
+    ffn_size: int
+    sites: int
+    bank_parameters: int
+    head_parameters: int
+    compute_bytes: int
+    packable: bool
+    causal: bool
+    world_size: int
+    local_world_size: int
+    memory_bytes: int
+
+    @property
+    def inside_layer(self) -> int:
+        """Entries that one token has inside a decoder layer (a deliberate overestimate)."""
+        return 12 * self.hidden_size + 5 * self.ffn_size
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """Every derived number of a job that only predicts.
+
+    Attributes:
+        tokens: of a forward of one process, about.
+        packed: whether forwards are packs, without padding.
+        zero_stage: 3 or 0.
+        shard_group: processes that share one copy of the backbone.
+    """
+
+    tokens: int
+    packed: bool
+    zero_stage: int
+    shard_group: int
+
+
+def plan_forward(
+    facts: ModelFacts, zero: ZeroConfig, *, packing: str, longest: int, tokens: int | None, device: str
+) -> ForwardPlan:
+    """Derives the plan of a job that keeps nothing for a backward pass.
+
+    Args:
+        facts: of the model and the processes.
+        zero: how the user wants the backbone spread.
+        packing: `auto` or `off`.
+        longest: tokens of the longest example that may come.
+        tokens: of a forward as the user wants it; None: what memory allows, `MOST_TOKENS` at most.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: where the backbone does not fit.
+    """
+    token_bytes = facts.inside_layer * facts.compute_bytes
+    bank = facts.bank_parameters * (4 * 4 + 2 * facts.compute_bytes)
+    stage, group = choose_spread(
+        zero, facts, beside=bank + longest * token_bytes, fix="set zero.profile=zero3_offload or bf16"
+    )
+    free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group).values())
+    fitting = max(min(MOST_TOKENS[device], int(free // token_bytes)), 1)
+    return ForwardPlan(tokens or fitting, packing == "auto" and facts.packable, stage, group)
+
+
+def backbone_bytes(facts: ModelFacts, stage: int, group: int) -> dict[str, int]:
+    """Memory of one process for its share of the frozen weights, by part."""
+    parts = {"backbone": math.ceil(facts.backbone_parameters / group) * facts.compute_bytes}
+    if stage == 3:
+        parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes
+    return parts
+
+
+def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str) -> tuple[int, int]:
+    """ZeRO stage and shard group: a whole copy if it fits, else the smallest group, if possible in a host.
+
+    Args:
+        zero: what the user wants.
+        facts: of the model and the processes.
+        beside: bytes of one process that are needed beside the backbone.
+        fix: what a user may do, beside adding processes, where nothing fits.
+
+    Raises:
+        UserError: where nothing fits, or the group does not divide the processes.
+    """
+    budget = USABLE_MEMORY * facts.memory_bytes
+
+    def need(stage: int, group: int) -> int:
+        return sum(backbone_bytes(facts, stage, group).values()) + beside
+
+    def fits(stage: int, group: int) -> bool:
+        return need(stage, group) <= budget
+
+    if zero.stage == 0 or (zero.stage == "auto" and zero.shard_group in ("auto", 1) and fits(0, 1)):
+        return 0, 1
+    if zero.shard_group == 1 and facts.world_size > 1:
+        return 0, 1
+    if zero.shard_group != "auto":
+        if facts.world_size % zero.shard_group:
+            raise UserError(
+                Mistake(
+                    "zero.shard_group", zero.shard_group, f"does not divide the {facts.world_size} processes",
+                    "choose a divisor or auto",
+                )
+            )  # fmt: skip
+        return 3, zero.shard_group
+    smallest = 2 if facts.world_size > 1 else 1
+    divisors = [g for g in range(smallest, facts.world_size + 1) if facts.world_size % g == 0]
+    inside = [g for g in divisors if facts.local_world_size % g == 0]
+    fitting = [g for g in inside or divisors if fits(3, g)] or [g for g in divisors if fits(3, g)]
+    if fitting:
+        return 3, fitting[0]
+    if zero.stage == 3 or zero.profile:
+        return 3, facts.world_size  # the user's word, e.g. with offload, which the estimate does not know
+    raise UserError(
+        Mistake(
+            "backbone.path",
+            f"{as_bytes(need(3, facts.world_size))} per process",
+            f"does not fit {as_bytes(int(budget))} on {facts.world_size} processes",
+            f"add processes, or {fix}",
+        )
+    )
+
+
+def fill_profile(
+    profile: Mapping[str, Any], facts: ModelFacts, *, micro_batch_size: int, dtype: str
+) -> dict[str, Any]:
+    """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16.
+
+    Raises:
+        UserError: for an `auto` that is not known here.
+    """
+    layer = facts.layer_parameters
+    auto = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "bf16": dtype == "bf16",
+        "fp16": dtype == "fp16",
+        "stage3_prefetch_bucket_size": layer,
+        "stage3_max_live_parameters": 3 * layer + 1,
+        "stage3_max_reuse_distance": 2 * layer,
+        "stage3_param_persistence_threshold": 10 * facts.hidden_size,
+    }
+
+    def filled(value: Any, key: str, section: str) -> Any:
+        if isinstance(value, Mapping):
+            return {k: filled(v, k, key) for k, v in value.items()}
+        if value != "auto":
+            return value
+        name = section if key == "enabled" else key
+        if name not in auto:
+            rule = "is not a value the plan fills"
+            raise UserError(Mistake("zero.profile", f"{key}: auto", rule, f"known: {', '.join(auto)}"))
+        return auto[name]
+
+    return {key: filled(value, key, "") for key, value in profile.items()}
+
+
+def as_bytes(size: float) -> str:
+    """A size for a person to read."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.1f} MiB"
