@@ -15,10 +15,10 @@ from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
 from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import compute_dtype, load_backbone
+from lingo_ds.backbone.backbone import Backbone, compute_dtype, load_backbone
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
-from lingo_ds.config import RunConfig
+from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.sources import read_gue
@@ -97,7 +97,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
             )
         max_length = _max_length(config, spec)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
-        profile = _profile(config, env)
+        profile = read_profile(config.zero, env)
     data = _tokenized(config, tokenizer, cache, max_length, env)
     task = make_task(
         config.name,
@@ -126,19 +126,16 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
 def build_model(prepared: Prepared) -> AdaptedModel:
     """Loads the backbone and puts a new bank on it, the same on every process."""
     config, env, plan = prepared.config, prepared.env, prepared.plan
-    ds_config, group = None, None
-    if plan.zero_stage == 3:
-        distributed.start(env)
-        ds_config = plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
-        group = distributed.shard_group(plan.shard_group, env)
-    backbone = load_backbone(
+    backbone = load_spread(
         prepared.spec,
-        dtype=prepared.dtype,
-        device=env.device,
+        prepared.dtype,
+        env,
         activation_checkpointing=config.backbone.activation_checkpointing,
-        ds_config=ds_config,
-        group=group,
         packed=plan.packed,
+        shard_group=plan.shard_group,
+        ds_config=plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
+        if plan.zero_stage == 3
+        else None,
     )
     bank = AdapterBank(
         prepared.layout,
@@ -158,6 +155,32 @@ def build_model(prepared: Prepared) -> AdaptedModel:
         pooling=config.head.pooling,
         dropout=config.adapter.dropout,
         shared_inputs=prepared.spec.shared_inputs,
+    )
+
+
+def load_spread(
+    spec: BackboneSpec,
+    dtype: torch.dtype,
+    env: DistEnv,
+    *,
+    activation_checkpointing: bool,
+    packed: bool,
+    shard_group: int,
+    ds_config: dict[str, Any] | None,
+) -> Backbone:
+    """Loads the backbone on all processes: with `ds_config` as shards, else a whole copy on each."""
+    group = None
+    if ds_config is not None:
+        distributed.start(env)
+        group = distributed.shard_group(shard_group, env)
+    return load_backbone(
+        spec,
+        dtype=dtype,
+        device=env.device,
+        activation_checkpointing=activation_checkpointing,
+        ds_config=ds_config,
+        group=group,
+        packed=packed,
     )
 
 
@@ -229,8 +252,6 @@ def _facts(
     dtype: torch.dtype,
     env: DistEnv,
 ) -> Facts:
-    shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
-    memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
     train = data.splits["train"]
     shares = config.data.packing == "auto" and spec.packable and spec.causal
     return Facts(
@@ -240,21 +261,32 @@ def _facts(
         longest=data.longest,
         shared_prefix=common_prefix(train, np.arange(len(train))) if shares else 0,
         mean_tokens=float(train.lengths.mean()),
-        backbone_parameters=spec.parameters,
-        layer_parameters=spec.layer_parameters,
-        layers=spec.layers,
-        hidden_size=spec.hidden_size,
-        ffn_size=spec.ffn_size,
-        sites=len(layout.sites),
-        bank_parameters=layout.size,
-        head_parameters=layout.size - layout.adapter_size,
-        compute_bytes=dtype.itemsize,
-        packable=spec.packable,
-        causal=spec.causal,
-        world_size=env.world_size,
-        local_world_size=local_world_size,
-        memory_bytes=memory,
+        **model_facts(spec, layout, dtype, env),
     )
+
+
+def model_facts(
+    spec: BackboneSpec, layout: BankLayout, dtype: torch.dtype, env: DistEnv
+) -> dict[str, int | bool]:
+    """The fields of `ModelFacts`, the same on all processes."""
+    shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
+    memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
+    return {
+        "backbone_parameters": spec.parameters,
+        "layer_parameters": spec.layer_parameters,
+        "layers": spec.layers,
+        "hidden_size": spec.hidden_size,
+        "ffn_size": spec.ffn_size,
+        "sites": len(layout.sites),
+        "bank_parameters": layout.size,
+        "head_parameters": layout.size - layout.adapter_size,
+        "compute_bytes": dtype.itemsize,
+        "packable": spec.packable,
+        "causal": spec.causal,
+        "world_size": env.world_size,
+        "local_world_size": local_world_size,
+        "memory_bytes": memory,
+    }
 
 
 def _memory_bytes(env: DistEnv) -> int:
@@ -267,13 +299,13 @@ def _memory_bytes(env: DistEnv) -> int:
     return min(total, int(text) if text.isdigit() else total) // env.local_world_size
 
 
-def _profile(config: RunConfig, env: DistEnv) -> dict[str, Any]:
-    """The DeepSpeed profile that the run uses.
+def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
+    """The DeepSpeed profile that a job uses.
 
     Raises:
         UserError: where it is not JSON.
     """
-    name = config.zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
+    name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
     try:
         profile = json.loads(path.read_text())

@@ -189,11 +189,13 @@ def _pinned(batch: Batch | Pack) -> Batch | Pack:
     )
 
 
-def eval_batches(split: TokenizedSplit, *, batch: int, rank: int, world: int) -> Iterator[Batch]:
-    """This process's share of a split, longest first; as many batches on every process."""
+def eval_batches(
+    split: TokenizedSplit, *, batch: int, rank: int, world: int, least: int = 1
+) -> Iterator[Batch]:
+    """This process's share of a split, longest first; as many batches on every process, `least` or more."""
     rows = np.argsort(-split.lengths, kind="stable")
     share = -(-len(rows) // world)
-    count = -(-share // batch)
+    count = max(-(-share // batch), least)
     return _shares(split, rows, batch, count, rank, world)
 
 

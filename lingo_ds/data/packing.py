@@ -141,7 +141,7 @@ def _spread(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
 
 
 def eval_packs(
-    split: TokenizedSplit, *, budget: int, rank: int, world: int, share_prefix: bool
+    split: TokenizedSplit, *, budget: int, rank: int, world: int, share_prefix: bool, least: int = 1
 ) -> Iterator[Pack]:
     """This process's packs of a whole split, examples of like length together; as many on every process.
 
@@ -151,10 +151,11 @@ def eval_packs(
         rank: of this process.
         world: processes.
         share_prefix: as for `make_pack`.
+        least: packs at least; where examples are too few, some hold a filler alone.
     """
     order = np.argsort(split.lengths, kind="stable")
     ends = np.cumsum(split.lengths[order])
-    packs = min(-(-int(ends[-1]) // budget), len(order))
+    packs = max(min(-(-int(ends[-1]) // budget), len(order)), least)
     packs = -(-packs // world) * world
     cuts = np.searchsorted(ends, ends[-1] * np.arange(packs + 1) / packs, side="right")
     for place, (begin, end) in enumerate(pairwise(cuts)):

@@ -96,13 +96,22 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
         mistakes.append(Mistake(f"{path}:{begin}", "row", str(error), "quote the field properly"))
     if not mistakes and not len(split):
         mistakes.append(Mistake(str(path), "0 rows", "holds no examples", "add rows below the header"))
+    raise_any(mistakes, path)
+    return split
+
+
+def raise_any(mistakes: list[Mistake], path: Path) -> None:
+    """Raises what was found in a file, the first `MOST_MISTAKES` of it.
+
+    Raises:
+        UserError: where there are mistakes.
+    """
     if len(mistakes) > MOST_MISTAKES:
         more = len(mistakes) - MOST_MISTAKES
         rest = Mistake(str(path), f"{more} more rows", "have mistakes too", "mend those above first")
         mistakes = [*mistakes[:MOST_MISTAKES], rest]
     if mistakes:
         raise UserError(mistakes)
-    return split
 
 
 def _read_text(path: Path) -> str:
@@ -131,16 +140,8 @@ def _add_row(
     if len(row) != width:
         return [Mistake(where, f"{len(row)} fields", f"the header has {width}", "complete the row")]
     sequence, label = row[sequence_at].strip(), row[label_at].strip()
-    mistakes = []
-    if not sequence:
-        mistakes.append(Mistake(where, sequence, "sequence is empty", "remove the row or fill it"))
-    elif illegal := _ILLEGAL.search(sequence):
-        mistakes.append(
-            Mistake(
-                where, illegal.group(), f"position {illegal.start() + 1} is no IUPAC nucleotide ({IUPAC})",
-                "correct the letter, or write N",
-            )
-        )  # fmt: skip
+    wrong = sequence_mistake(sequence, where)
+    mistakes = [wrong] if wrong else []
     if not re.fullmatch(r"\d{1,9}", label):
         mistakes.append(
             Mistake(where, label, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
@@ -150,6 +151,17 @@ def _add_row(
         split.labels.append(int(label))
         split.lines.append(line)
     return mistakes
+
+
+def sequence_mistake(sequence: str, where: str) -> Mistake | None:
+    """What is wrong with a sequence that stands at `where`: nothing there, or a letter that is no base."""
+    if not sequence:
+        return Mistake(where, sequence, "sequence is empty", "remove the row or fill it")
+    illegal = _ILLEGAL.search(sequence)
+    if illegal is None:
+        return None
+    rule = f"position {illegal.start() + 1} is no IUPAC nucleotide ({IUPAC})"
+    return Mistake(where, illegal.group(), rule, "correct the letter, or write N")
 
 
 def _check_labels(splits: dict[str, Split]) -> list[Mistake]:

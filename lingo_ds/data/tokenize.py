@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ Tokenize = Callable[[list[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """One split's token ids in one flat memory-mapped array.
+    """One split's token ids in one flat array, memory-mapped where the table is.
 
     Attributes:
         table: columns input_ids (list of int32), label (int64), truncated (bool).
@@ -143,8 +143,10 @@ def write_tokenized(
     def write(aside: Path) -> None:
         for name, split in splits.items():
             logger.info("tokenising %s: %d rows", name, len(split))
-            columns = _columns(split, tokenize=tokenize, prompt=prompt, max_length=max_length)
-            datasets.Dataset.from_dict(columns, features=FEATURES).save_to_disk(aside / name)
+            tokenized = tokenized_split(
+                split.sequences, split.labels, tokenize=tokenize, prompt=prompt, max_length=max_length
+            )
+            tokenized.table.save_to_disk(aside / name)
         facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
         (aside / "facts.json").write_text(json.dumps(facts))
 
@@ -162,17 +164,30 @@ def read_tokenized(folder: Path) -> TokenizedData:
     return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name)
 
 
-def _columns(split: Split, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> dict[str, list]:
+def tokenized_split(
+    sequences: Sequence[str],
+    labels: Sequence[int],
+    *,
+    tokenize: Tokenize,
+    prompt: Prompt,
+    max_length: int,
+) -> TokenizedSplit:
+    """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
+
+    Raises:
+        UserError: where not even one base fits between prefix and suffix.
+    """
     input_ids, truncated = [], []
-    for start in range(0, len(split), BATCH):
-        sequences = split.sequences[start : start + BATCH]
-        for sequence, ids in zip(sequences, tokenize([prompt.render(s) for s in sequences]), strict=True):
+    for start in range(0, len(sequences), BATCH):
+        some = sequences[start : start + BATCH]
+        for sequence, ids in zip(some, tokenize([prompt.render(s) for s in some]), strict=True):
             too_long = len(ids) > max_length
             input_ids.append(
                 _cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
             )
             truncated.append(too_long)
-    return {"input_ids": input_ids, "label": split.labels, "truncated": truncated}
+    columns = {"input_ids": input_ids, "label": labels, "truncated": truncated}
+    return TokenizedSplit(datasets.Dataset.from_dict(columns, features=FEATURES))
 
 
 def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:

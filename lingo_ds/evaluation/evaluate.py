@@ -15,6 +15,7 @@ from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.tokenize import TokenizedSplit
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.evaluation.metrics import classification_metrics
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
@@ -33,23 +34,14 @@ class Evaluation(NamedTuple):
     logits: np.ndarray
 
 
-@torch.no_grad()
 def evaluate(model: AdaptedModel, split: TokenizedSplit, *, plan: RunPlan, env: DistEnv) -> Evaluation:
     """Evaluates a split, in packs or padded batches of examples of like length, as the plan says.
 
     Raises:
         UserError: on every process, where the model's weights have diverged.
     """
-    model.backbone.train(False)
-    rows, logits = [], []
-    for part in _forwards(split, plan, env):
-        liveness.beat()
-        out = model.logits(part)
-        real = part.weights.bool()
-        rows.append(part.rows[real])
-        logits.append(out[real.to(out.device)])
-    model.backbone.release()
-    all_logits = _gather(torch.cat(rows).to(env.device), torch.cat(logits), total=len(split), env=env)
+    rows, logits = own_logits(model, _forwards(split, plan, env))
+    all_logits = gather_rows(rows.to(env.device), logits, total=len(split), env=env)
     if not np.isfinite(all_logits).all():
         rule = "training diverged: the model's logits are not finite"
         raise UserError(
@@ -65,19 +57,6 @@ def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Ba
     if not plan.packed:
         return eval_batches(split, batch=plan.eval_batch_size, rank=rank, world=world)
     return eval_packs(split, budget=plan.eval_tokens, rank=rank, world=world, share_prefix=plan.share_prefix)
-
-
-def _gather(rows: torch.Tensor, logits: torch.Tensor, *, total: int, env: DistEnv) -> np.ndarray:
-    """All processes' logits in file order; shares are filled up with row `total`, which is dropped here."""
-    share = int(distributed.all_gather(torch.tensor([len(rows)], device=env.device)).max())
-    table = torch.full((share, logits.shape[1] + 1), float("nan"), dtype=torch.float64, device=env.device)
-    table[:, 0] = total
-    table[: len(rows), 0] = rows
-    table[: len(rows), 1:] = logits
-    gathered = distributed.all_gather(table).flatten(0, 1).cpu().numpy()
-    out = np.full((total + 1, logits.shape[1]), np.nan)
-    out[gathered[:, 0].astype(np.int64)] = gathered[:, 1:]
-    return out[:total].astype(np.float32)
 
 
 def write_predictions(path: Path, evaluation: Evaluation, labels: np.ndarray) -> None:
