@@ -1,1 +1,31 @@
 """Distributed fine-tuning of frozen language models on genomes: adaptive rank sampling (arXiv 2402.08075)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lingo_ds.evaluation.predict import Predictor
+
+
+def load(adapter: str | Path, *settings: str) -> "Predictor":
+    """An adapter folder, ready to predict: `load("runs/x/adapter").predict(["ACGT", ..])`.
+
+    Where a launcher started several processes, all of them call it, and share the work.
+
+    Args:
+        adapter: `adapter/` of a run.
+        *settings: as on the command line of `lingo-ds predict`, e.g. `"backbone.dtype=bf16"`.
+
+    Raises:
+        lingo_ds.errors.UserError: where the adapter is damaged, its backbone is missing or another one, or a
+            setting is wrong.
+    """
+    from lingo_ds import distributed
+    from lingo_ds.config import PredictConfig
+    from lingo_ds.evaluation.ready import make_predictor
+    from lingo_ds.recipe import load_settings
+
+    config, env = load_settings(PredictConfig, list(settings)), distributed.detect()
+    if env.world_size > 1:
+        distributed.start(env)
+    return make_predictor(Path(adapter), config, env)

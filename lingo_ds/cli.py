@@ -1,53 +1,21 @@
-"""`lingo-ds train|evaluate|export|plan`: one entry point for every launcher."""
+"""`lingo-ds train|evaluate|predict|export|plan`: one entry point for every launcher."""
 
 import argparse
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
-
-VERBS = {
-    "train": "train an adapter, select it on dev, report on test",
-    "evaluate": "evaluate a run's saved adapter on its test split",
-    "export": "write a saved adapter for other software, or merge it into its backbone",
-    "plan": "print the arithmetic of a run: batch, steps, parameters, memory",
-}
-
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "export": {
-        "--adapter": {"type": Path, "required": True, "metavar": "DIR", "help": "adapter/ of a run"},
-        "--to": {
-            "choices": ["adalora", "lora", "merged"],
-            "required": True,
-            "help": "PEFT's AdaLoRA or LoRA folder, or a whole Hugging Face model",
-        },
-        "--output": {"type": Path, "required": True, "metavar": "DIR", "help": "folder to write"},
-        "--backbone": {"metavar": "PATH", "help": "folder or hub id, where it is not the adapter's own path"},
-        "--dtype": {
-            "choices": ["fp32", "bf16", "fp16"],
-            "help": "of merged weights; else the backbone's own",
-        },
-        "--shard-gb": {
-            "type": float,
-            "default": 4.0,
-            "metavar": "GB",
-            "help": "largest file of a merged model (4)",
-        },
-        "--license": {"default": "other", "help": "for the model card, as the hub names it (other)"},
-        "--overwrite": {"action": "store_true", "help": "replace an earlier export"},
-    }
-}
-"""Verbs that need no config, with their own options."""
+from typing import NoReturn
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
     args, overrides = _parser().parse_known_args(argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
     from lingo_ds.errors import UserError
 
     try:
-        return _run(args, [override for override in overrides if not override.startswith("--local_rank")])
+        return args.start(args, [word for word in overrides if not word.startswith("--local_rank")])
     except UserError as error:
         if not error.on_all or os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr, flush=True)  # noqa: T201
@@ -66,27 +34,13 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _run(args: argparse.Namespace, overrides: list[str]) -> int:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
+def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Verbs that follow a recipe."""
     from lingo_ds import logs
     from lingo_ds.distributed import detect
-    from lingo_ds.errors import Mistake, UserError
     from lingo_ds.recipe import load_config
     from lingo_ds.resources import resource_path
 
-    if args.verb in OPTIONS:
-        if overrides:
-            fix = f"see lingo-ds {args.verb} --help"
-            raise UserError(
-                [Mistake("command line", one, "is no option", fix) for one in overrides], on_all=True
-            )
-        env = detect()
-        logs.set_up(env)
-        from lingo_ds import run
-
-        options = {name: value for name, value in vars(args).items() if name != "verb"}
-        getattr(run, args.verb)(env, **options)
-        return 0
     path = Path(args.config)
     if not path.suffix:
         path = resource_path("recipes", args.config)
@@ -98,17 +52,102 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
+    from lingo_ds import logs
+    from lingo_ds.config import PredictConfig
+    from lingo_ds.distributed import detect
+    from lingo_ds.recipe import load_settings
+
+    if args.backbone is not None:
+        overrides = [f"backbone.path={args.backbone}", *overrides]
+    config, env = load_settings(PredictConfig, overrides), detect()
+    logs.set_up(env)
+    from lingo_ds.predicting import predict
+
+    columns = {"sequence_column": args.sequence_column, "id_column": args.id_column}
+    files = {"adapter": args.adapter, "source": args.input, "target": args.output}
+    return 0 if predict(config, env, **files, **columns, overwrite=args.overwrite) else 1
+
+
+def _export(args: argparse.Namespace, overrides: list[str]) -> int:
+    from lingo_ds import logs
+    from lingo_ds.distributed import detect
+    from lingo_ds.errors import Mistake, UserError
+
+    if overrides:
+        fix = "see lingo-ds export --help"
+        raise UserError([Mistake("command line", one, "is no option", fix) for one in overrides], on_all=True)
+    env = detect()
+    logs.set_up(env)
+    from lingo_ds.exporting import export
+
+    export(env, **{name: value for name, value in vars(args).items() if name not in ("verb", "start")})
+    return 0
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped recipe")
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", required=True, type=Path, help="adapter/ of a run")
+    parser.add_argument(
+        "--input", required=True, type=Path, help=".csv .tsv .fa .fasta .fna, also .gz; .parquet"
+    )
+    parser.add_argument("--output", required=True, type=Path, help=".csv .tsv, also .gz; .parquet")
+    parser.add_argument("--sequence-column", default="sequence", help="column of the DNA (default: sequence)")
+    parser.add_argument("--id-column", help="column of the ids (default: id, else rows are numbered from 0)")
+    parser.add_argument("--backbone", help="folder or hub id of the backbone, where it has moved")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help="adapter/ of a run")
+    parser.add_argument(
+        "--to", required=True, choices=["adalora", "lora", "merged"],
+        help="PEFT's AdaLoRA or LoRA folder, or a whole Hugging Face model",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--backbone", metavar="PATH", help="folder or hub id of the backbone, where it has moved"
+    )
+    parser.add_argument(
+        "--dtype", choices=["fp32", "bf16", "fp16"], help="of merged weights; else the backbone's own"
+    )
+    parser.add_argument(
+        "--shard-gb", type=float, default=4.0, metavar="GB", help="largest file of a merged model (4)"
+    )
+    parser.add_argument("--license", default="other", help="for the model card, as the hub names it (other)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+
+
+VERBS = {
+    "train": ("train an adapter, select it on dev, report on test", _recipe_arguments, _by_recipe),
+    "evaluate": ("evaluate a run's saved adapter on its test split", _recipe_arguments, _by_recipe),
+    "predict": ("predict the classes of new sequences with a saved adapter", _predict_arguments, _predict),
+    "export": (
+        "write a saved adapter for other software, or merge it into its backbone",
+        _export_arguments,
+        _export,
+    ),
+    "plan": (
+        "print the arithmetic of a run: batch, steps, parameters, memory",
+        _recipe_arguments,
+        _by_recipe,
+    ),
+}
+"""Per verb: what it does, its arguments, and the function that takes them and returns the exit status."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lingo-ds", description="Fine-tune frozen language models on genomes.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, text in VERBS.items():
-        epilog = None if verb in OPTIONS else "Settings follow as section.field=value."
-        sub = verbs.add_parser(verb, help=text, description=text, epilog=epilog)
-        for option, details in OPTIONS.get(verb, {}).items():
-            sub.add_argument(option, **details)
-        if verb in OPTIONS:
-            continue
-        sub.add_argument("--config", required=True, help="YAML file, or the name of a shipped recipe")
+    for verb, (text, add_arguments, start) in VERBS.items():
+        sub = verbs.add_parser(
+            verb, help=text, description=text, epilog="Settings follow as section.field=value."
+        )
+        add_arguments(sub)
+        sub.set_defaults(start=start)
     return parser
 
 

@@ -28,6 +28,15 @@ PositiveInt = Annotated[int, Field(ge=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
+Packing = Annotated[
+    Literal["auto", "off"],
+    Field(
+        description="auto: examples without padding in one row, their common prefix once, where the family's "
+        "attention allows it; off: batches padded to their longest example.",
+    ),
+]
+
+
 def resolve_duration(value: Duration, *, total: int) -> int:
     """Steps that a `Duration` stands for in a run of `total` steps; a fraction goes to the nearest step."""
     return round(value * total) if value < 1 else int(value)
@@ -38,6 +47,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, defaults included."""
+        return yaml12.dump(self.model_dump(mode="json"))
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_as_number(cls, value: Any, info) -> Any:
@@ -46,21 +59,27 @@ class Section(BaseModel):
         return value
 
 
-class BackboneConfig(Section):
-    """The frozen language model."""
+class BackboneUse(Section):
+    """The frozen language model, as far as an adapter that knows its own needs it."""
 
-    path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:tiny` (made on the spot).")
+    path: str | None = Field(None, description="Folder or hub id. null: where the adapter was trained on it.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Compute type of backbone and adapters. "
         "auto: bf16 on GPUs that have it, else fp16; fp32 on CPU.",
     )
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the backbone's files.")
+
+
+class BackboneConfig(BackboneUse):
+    """The frozen language model."""
+
+    path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:tiny` (made on the spot).")
     activation_checkpointing: bool = Field(
         False,
         description="Recompute a decoder layer in the backward pass instead of keeping its activations.",
     )
-    trust_remote_code: bool = Field(False, description="Run model code that comes with the backbone's files.")
 
 
 class DataConfig(Section):
@@ -82,11 +101,7 @@ class DataConfig(Section):
         description="Longest example in tokens; longer sequences lose their end. "
         "null: the backbone's context.",
     )
-    packing: Literal["auto", "off"] = Field(
-        "auto",
-        description="auto: examples without padding in one row, their common prefix once, where the family's "
-        "attention allows it; off: batches padded to their longest example.",
-    )
+    packing: Packing = "auto"
     cache_dir: Path | None = Field(
         None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
     )
@@ -363,6 +378,15 @@ class RunConfig(Section):
         """Folder of everything the run writes."""
         return self.output_dir or Path("runs") / self.name
 
-    def to_yaml(self) -> str:
-        """The resolved config as YAML, defaults included."""
-        return yaml12.dump(self.model_dump(mode="json"))
+
+class PredictConfig(Section):
+    """The settings of `predict`: how the adapter is computed; all else is the adapter's own."""
+
+    backbone: BackboneUse = BackboneUse()
+    zero: ZeroConfig = ZeroConfig()
+    packing: Packing = "auto"
+    batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens per forward on one process; a longer sequence has one to itself. null: what "
+        "memory allows, at most 4096 on CPU and 65536 on a GPU.",
+    )

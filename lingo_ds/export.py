@@ -1,5 +1,6 @@
 """The adapter folder: PEFT's AdaLoRA or LoRA format, so that stock PEFT loads it, and a card of its use."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,8 @@ from lingo_ds.peft_format import (
 )
 
 __all__ = [
-    "BackboneCard", "Card", "DataCard", "SavedAdapter", "as_lora", "as_svd", "load_adapter", "read_card",
-    "read_settings", "save_adapter",
+    "BackboneCard", "Card", "DataCard", "SavedAdapter", "adapter_fingerprint", "as_lora", "as_svd",
+    "load_adapter", "read_card", "read_settings", "save_adapter",
 ]  # fmt: skip
 
 SETTINGS = {
@@ -183,6 +184,14 @@ def read_settings(folder: Path, adapter: SavedAdapter) -> dict[str, Any]:
         }
     names = SETTINGS[_peft_type(adapter)]
     return settings | {name: found[name] for name in names if type(found.get(name)) in (int, float)}
+
+
+def adapter_fingerprint(folder: Path) -> str:
+    """64 hex digits that change with what an adapter computes."""
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG, CARD):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from safetensors import SafetensorError
+
 from lingo_ds.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -218,8 +220,5 @@ def in_words(folder: Path) -> Iterator[None]:
         where = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
         rule = "nothing more can be written there"
-        raise UserError(
-            Mistake(
-                where, error.strerror, rule, "make room; the same command goes on from the last checkpoint"
-            )
-        ) from error
+        fix = "make room; the same command goes on from the last checkpoint"
+        raise UserError(Mistake(str(where), reason, rule, fix)) from error

@@ -76,10 +76,10 @@ class Watch:
     """One process's part in watching over the job.
 
     Attributes:
-        timeout: seconds without progress anywhere after which a judged job counts as hung.
+        timeout: seconds without progress anywhere after which a judged job counts as hung; None: never.
     """
 
-    def __init__(self, env: DistEnv, *, timeout: float, store: dist.Store | None):
+    def __init__(self, env: DistEnv, *, timeout: float | None, store: dist.Store | None):
         """`store` is the job's; None where there are no others to look at."""
         self._env, self.timeout, self._store = env, timeout, store
         self._seen: dict[int, Seen] = {}
@@ -176,6 +176,8 @@ class Watch:
         return Sign(*json.loads(self._store.get(f"lingo_ds/alive/{rank}")))
 
     def _hanging(self, now: float) -> str | None:
+        if self.timeout is None:
+            return None
         running = {rank: seen for rank, seen in self._seen.items() if not seen.sign.done}
         if not all(seen.sign.judged and now > seen.still_since + self.timeout for seen in running.values()):
             return None
@@ -223,7 +225,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(env: DistEnv, *, timeout: float) -> Iterator[None]:
+def watching(env: DistEnv, *, timeout: float | None) -> Iterator[None]:
     """Watches over the job while inside; an error that another process's end caused is told as that.
 
     Call it in the process group that all processes have joined.

@@ -12,8 +12,8 @@ GIB = 1024**3
 USABLE_MEMORY = 0.8
 """Share of a process's memory that a plan fills; the rest: fragments, runtime, what the estimate misses."""
 
-MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""Tokens of a forward without backward at most: more fill no device better, and delay what is written."""
+MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens of a forward without backward at most: more fill no GPU better, and leave a CPU's caches."""
 
 
 @dataclass(frozen=True, kw_only=True)

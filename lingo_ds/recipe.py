@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from lingo_ds import yaml12
 from lingo_ds.config import RunConfig, Section
 from lingo_ds.errors import Mistake, UserError
+
+Settings = TypeVar("Settings", bound=Section)
 
 
 def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
@@ -20,6 +22,26 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
         UserError: with every mistake found, each as field (file:line), value, rule and fix.
     """
     values, lines = _read_yaml(path)
+    return _checked(RunConfig, values, lines, overrides, path)
+
+
+def load_settings(kind: type[Settings], overrides: list[str]) -> Settings:
+    """Settings that come from the command line alone, as `section.field=value`.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return _checked(kind, {}, {}, overrides, Path("command line"))
+
+
+def _checked(
+    kind: type[Settings],
+    values: dict,
+    lines: dict[tuple[str, ...], str],
+    overrides: list[str],
+    path: Path,
+) -> Settings:
+    """Values with the overrides laid over them; `path` is where a setting without a line came from."""
     mistakes = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -38,11 +60,11 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
         target[name] = _override_value(text)
         lines[tuple(key.split("."))] = "command line"
     try:
-        config = RunConfig.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
         by_setting: dict[str, Mistake] = {}
         for problem in error.errors():
-            mistake = _as_mistake(problem, lines, path)
+            mistake = _as_mistake(problem, lines, path, kind)
             by_setting.setdefault(mistake.where, mistake)
         mistakes += by_setting.values()
     if mistakes:
@@ -95,14 +117,14 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     return values, lines
 
 
-def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path) -> Mistake:
+def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path, kind: type[Section]) -> Mistake:
     """One of pydantic's findings in the contract's form."""
     context = problem.get("ctx", {})
-    field = context["field"].split(".") if context.get("field") else _field_of(problem["loc"])
+    field = context["field"].split(".") if context.get("field") else _field_of(problem["loc"], kind)
     where = f"{'.'.join(field)} ({_place_of(tuple(field), lines, path)})"
     value, rule, fix = problem["input"], problem["msg"], "correct the value"
     if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(tuple(field[:-1]))
+        siblings = _fields_at(tuple(field[:-1]), kind)
         near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
         rule = "is not a known setting"
         fix = (
@@ -117,12 +139,12 @@ def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path) ->
     return Mistake(where, value, rule[0].lower() + rule[1:], fix)
 
 
-def _field_of(location: tuple[str | int, ...]) -> list[str]:
+def _field_of(location: tuple[str | int, ...], kind: type[Section]) -> list[str]:
     """The setting's name, without the tags that pydantic adds for members of a union or a list."""
     field: list[str] = []
     for part in location:
         field.append(str(part))
-        if not _fields_at(tuple(field)):
+        if not _fields_at(tuple(field), kind):
             break
     return field
 
@@ -134,9 +156,9 @@ def _place_of(field: tuple[str, ...], lines: dict[tuple[str, ...], str], path: P
     return next((lines[key] for key in [*around, *inside] if key in lines), path.name)
 
 
-def _fields_at(field: tuple[str, ...]) -> list[str]:
+def _fields_at(field: tuple[str, ...], kind: type[Section]) -> list[str]:
     """Names of the settings below a section; empty for a plain setting or an unknown name."""
-    model: Any = RunConfig
+    model: Any = kind
     for name in field:
         info = model.model_fields.get(name)
         candidates = [info.annotation, *get_args(info.annotation)] if info else []

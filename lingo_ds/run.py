@@ -2,29 +2,18 @@
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from lingo_ds import distributed, liveness, logs
-from lingo_ds.adapter_card import Card
+from lingo_ds import distributed, logs
 from lingo_ds.config import RunConfig
-from lingo_ds.data.tokenize import default_cache
 from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
 from lingo_ds.evaluation.evaluate import write_predictions
-from lingo_ds.evaluation.saved import adopt_saved, open_adapter
-from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
-from lingo_ds.files import in_words, only_user, read_json, require_free, write_aside
-from lingo_ds.inputs import BUILTIN_BACKBONE
-from lingo_ds.merge import REPORT, save_merged
-from lingo_ds.model_card import Notes
+from lingo_ds.evaluation.saved import adopt_saved
+from lingo_ds.files import only_user, write_aside
+from lingo_ds.job import job
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tracker import Tracker
@@ -46,7 +35,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     Raises:
         UserError: for mistakes in config or input, before anything is trained; and where training diverges.
     """
-    with _job(config, env), ExitStack() as held:
+    with job(config, env, output=config.run_dir, timeout=config.train.timeout), ExitStack() as held:
         with distributed.together(env):
             logs.write_to(config.run_dir, env)
             if env.is_main:
@@ -81,7 +70,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 
 def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
     """Metrics of the run's saved adapter on its test split; writes `evaluation.json` and the predictions."""
-    with _job(config, env):
+    with job(config, env, output=config.run_dir, timeout=config.train.timeout):
         prepared = prepare(config, env)
         model = build_model(prepared)
         adopt_saved(model, prepared, config.run_dir / "adapter")
@@ -96,78 +85,12 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
 
 def plan(config: RunConfig, env: DistEnv) -> RunPlan:
     """The plan that `train` would follow, from config, data and the backbone's shapes; prints it."""
-    with _job(config, env):
+    with job(config, env, output=config.run_dir, timeout=config.train.timeout):
         prepared = prepare(config, env)
         if env.is_main:
             for line in prepared.plan.equations():
                 logs.results.print(line, highlight=False, soft_wrap=True)
         return prepared.plan
-
-
-def export(
-    env: DistEnv,
-    *,
-    adapter: Path,
-    to: str,
-    output: Path,
-    backbone: str | None = None,
-    dtype: str | None = None,
-    shard_gb: float = 4.0,
-    license: str = "other",
-    overwrite: bool = False,
-) -> None:
-    """Writes a run's adapter in another format: `adalora`, `lora` or `merged`; global rank 0 does it.
-
-    Raises:
-        UserError: where the adapter is damaged, its backbone is another one, or the output cannot be written.
-    """
-    if not env.is_main:
-        return
-    logs.quieten_libraries()
-    if dtype and to != "merged":
-        raise UserError(Mistake("--dtype", dtype, "is for --to merged; adapters stay fp32", "leave it out"))
-    if not 0 < shard_gb < math.inf:
-        raise UserError(Mistake("--shard-gb", shard_gb, "must be above 0", "give a size in GB"))
-    saved, spec = open_adapter(adapter, backbone=backbone, cache=default_cache())
-    require_free(output, kept=[adapter, spec.folder], overwrite=overwrite, markers=(CONFIG, REPORT))
-    address = backbone or saved.card.backbone.path
-    address = str(Path(address).resolve()) if Path(address).is_dir() else address
-    card = saved.card.model_copy(
-        update={"backbone": saved.card.backbone.model_copy(update={"path": address})}
-    )
-    saved = replace(saved, card=card)
-    path = str(spec.folder.resolve()) if address == BUILTIN_BACKBONE else address
-    notes = Notes(license, _test_metrics(adapter, card))
-    try:
-        if to == "merged":
-            size = int(shard_gb * 1e9)
-            merged = save_merged(
-                output, saved, spec=spec, backbone_path=path, dtype=dtype, shard_bytes=size, notes=notes
-            )
-            for line in merged.lines():
-                logs.results.print(line, highlight=False, soft_wrap=True)
-        else:
-            saved = {"lora": as_lora, "adalora": as_svd}[to](saved)
-            settings = read_settings(adapter, saved)
-            save_adapter(output, saved, spec=spec, backbone_path=path, settings=settings, notes=notes)
-    except (OSError, SafetensorError) as error:
-        rule = f"cannot be written ({error})"
-        raise UserError(Mistake("--output", output, rule, "make room, or name another place")) from None
-    logs.results.print(f"{to}: {output}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _job(config: RunConfig, env: DistEnv) -> Iterator[None]:
-    """The process group around a verb, with one config on all processes."""
-    logs.quieten_libraries()
-    if env.world_size > 1:
-        distributed.start(env)
-    try:
-        with liveness.watching(env, timeout=config.train.timeout), in_words(config.run_dir):
-            distributed.require_equal(config.to_yaml(), "config", env)
-            yield
-    finally:
-        distributed.stop()
 
 
 @contextmanager
@@ -194,18 +117,6 @@ def _write_inputs(prepared: Prepared) -> None:
         write_aside(folder / "config.yaml", lambda aside: aside.write_text(prepared.config.to_yaml()))
         plan_text = json.dumps(prepared.plan.to_dict(), indent=2)
         write_aside(folder / "plan.json", lambda aside: aside.write_text(plan_text))
-
-
-def _test_metrics(adapter: Path, card: Card) -> dict[str, float | None] | None:
-    """Metrics on test, where the report of the run that selected this adapter lies beside it."""
-    try:
-        report = read_json(adapter.resolve().parent, "report.json")
-        if (report["task"]["name"], report["selected_step"]) != (card.task.name, card.step):
-            return None
-        test = report["metrics"]["test"]
-        return {str(k): v if v is None else float(v) for k, v in test.items()} or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
 
 
 def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:

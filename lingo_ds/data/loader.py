@@ -3,9 +3,9 @@
 Everything follows from (seed, step): resuming needs no state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lingo_ds.data.packing import Pack, deal, make_pack, or_filler
 from lingo_ds.data.tokenize import TokenizedSplit
+
+Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
@@ -187,6 +189,16 @@ def _pinned(batch: Batch | Pack) -> Batch | Pack:
     return batch._replace(
         **{name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)}
     )
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items in their order, each next one computed in a thread while one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as worker:
+        iterator = iter(items)
+        following = worker.submit(next, iterator, None)
+        while (item := following.result()) is not None:
+            following = worker.submit(next, iterator, None)
+            yield item
 
 
 def eval_batches(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lingo_ds import distributed, liveness
+from lingo_ds import distributed
 from lingo_ds.data.loader import Batch, eval_batches
 from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.tokenize import TokenizedSplit

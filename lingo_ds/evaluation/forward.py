@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds import distributed
+from lingo_ds import distributed, liveness
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import DistEnv
@@ -19,6 +19,7 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
     model.backbone.train(False)
     rows, logits = [], []
     for part in forwards:
+        liveness.beat()
         out = model.logits(part)
         real = part.weights.bool()
         rows.append(part.rows[real])

@@ -21,13 +21,22 @@ class OpenedAdapter(NamedTuple):
     spec: BackboneSpec
 
 
-def open_adapter(folder: Path, *, backbone: str | None, cache: Path) -> OpenedAdapter:
+def open_adapter(
+    folder: Path,
+    *,
+    backbone: str | None,
+    cache: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> OpenedAdapter:
     """Reads an adapter folder and finds its backbone again; no weight of the backbone is read.
 
     Args:
         folder: `adapter/` of a run.
         backbone: folder or hub id to look in instead of the one that the adapter names.
         cache: of this machine, for the embedded backbone.
+        revision: of a hub id, instead of the adapter's.
+        trust_remote_code: whether to run model code that comes with the backbone's files.
 
     Raises:
         UserError: where the adapter is damaged, or its backbone is missing or another one.
@@ -35,7 +44,8 @@ def open_adapter(folder: Path, *, backbone: str | None, cache: Path) -> OpenedAd
     card = read_card(folder).backbone
     path = backbone or card.path
     make_builtin(path, cache, setting="backbone.path")
-    spec = read_spec(backbone_folder(path, revision=card.revision, cache=cache))
+    files = backbone_folder(path, revision=revision or card.revision, cache=cache)
+    spec = read_spec(files, trust_remote_code=trust_remote_code)
     if fingerprint(spec.folder) != card.fingerprint:
         rule = f"is not the backbone that the adapter in {folder} was trained on"
         raise UserError(Mistake("backbone.path", path, rule, f"name the one that was at {card.path}"))

@@ -11,12 +11,74 @@ from rich.progress import Progress as Bar
 logger = logging.getLogger(__name__)
 
 
-class Progress:
-    """Shows step, loss, dev MCC, tokens per second, time passed and time left, on stderr.
+class Display:
+    """A bar on a terminal; where stderr is none, log lines. Use it as a context manager.
 
-    Use it as a context manager. Where stderr is no terminal it logs a line at the first and the last step and
-    every `log_seconds` between them.
+    Lines are logged at the first and the last state, and every `log_seconds` between them.
     """
+
+    def __init__(
+        self,
+        total: float,
+        begin: str,
+        *,
+        enabled: bool,
+        done: float = 0,
+        log_seconds: float = 10.0,
+        console: Console | None = None,
+    ):
+        """Prepares the display.
+
+        Args:
+            total: amount of work.
+            begin: what a bar says before the first state.
+            enabled: False (processes other than the first) shows nothing.
+            done: what was already done when this process began, for work that is resumed.
+            log_seconds: least time between two log lines.
+            console: where a bar goes; None is stderr. A log handler that shares it keeps off the bar.
+        """
+        self._total, self._first = total, done
+        self._enabled, self._log_seconds = enabled, log_seconds
+        self._began = time.monotonic()
+        self._logged: float | None = None
+        self._bar: Bar | None = None
+        console = console or Console(stderr=True)
+        # isatty as well: FORCE_COLOR, which CI systems set, makes rich take a log file for a terminal.
+        if enabled and console.is_interactive and console.file.isatty():
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Bar(*columns, TextColumn("{task.fields[left]} left"), console=console)
+            self._task = self._bar.add_task(begin, total=total, left="-")
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: float, state: str) -> None:
+        """Shows a state in words; `done` counts what an earlier process did, too."""
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        passed, left = _clock(now - self._began), self._left(done, now - self._began)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=state, left=left)
+        elif self._logged is None or done >= self._total or now - self._logged >= self._log_seconds:
+            self._logged = now
+            logger.info("%s  %s passed, %s left", state, passed, left)
+
+    def _left(self, done: float, passed: float) -> str:
+        """Time left at this process's own pace; what was done before a resume took none of its time."""
+        here = done - self._first
+        return _clock(passed / here * (self._total - done)) if here > 0 else "-"
+
+
+class Progress(Display):
+    """Shows step, loss, dev MCC, tokens per second, time passed and time left of a run."""
 
     def __init__(
         self,
@@ -28,38 +90,12 @@ class Progress:
         log_seconds: float = 10.0,
         console: Console | None = None,
     ):
-        """Prepares the display.
-
-        Args:
-            total_steps: steps of the whole run.
-            enabled: False (processes other than the first) shows nothing.
-            metric: name of the dev metric that is shown.
-            done: steps that were already done when this process began, for a resumed run.
-            log_seconds: least time between two log lines.
-            console: where a bar goes; None is stderr. A log handler that shares it keeps off the bar.
-        """
-        self._total, self._first, self._metric = total_steps, done, metric
-        self._enabled, self._log_seconds = enabled, log_seconds
-        self._began = time.monotonic()
-        self._logged: float | None = None
-        self._dev_metric: float | None = None
-        self._bar: Bar | None = None
-        console = console or Console(stderr=True)
-        # isatty as well: FORCE_COLOR, which CI systems set, makes rich take a log file for a terminal.
-        if enabled and console.is_interactive and console.file.isatty():
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._bar = Bar(*columns, TextColumn("{task.fields[left]} left"), console=console)
-            self._task = self._bar.add_task(f"step {done}/{total_steps}", total=total_steps, left="-")
-
-    def __enter__(self) -> Self:
-        self._began = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        """Takes the steps of the whole run and the name of the dev metric; the rest is `Display`'s."""
+        super().__init__(
+            total_steps, f"step {done}/{total_steps}",
+            enabled=enabled, done=done, log_seconds=log_seconds, console=console,
+        )  # fmt: skip
+        self._metric, self._dev_metric = metric, None
 
     def update(
         self, step: int, *, loss: float, tokens_per_second: float, dev_metric: float | None = None
@@ -72,25 +108,26 @@ class Progress:
             tokens_per_second: real tokens per second, lately.
             dev_metric: dev MCC if it was just measured; None goes on showing the last one.
         """
-        if not self._enabled:
-            return
         if dev_metric is not None:
             self._dev_metric = dev_metric
         dev = "-" if self._dev_metric is None else f"{self._dev_metric:.3f}"
         speed = f"{tokens_per_second:,.0f} tokens/s"
-        state = f"step {step}/{self._total}  loss {loss:.4f}  dev {self._metric} {dev}  {speed}"
-        now = time.monotonic()
-        passed, left = _clock(now - self._began), self._left(step, now - self._began)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=state, left=left)
-        elif self._logged is None or step >= self._total or now - self._logged >= self._log_seconds:
-            self._logged = now
-            logger.info("%s  %s passed, %s left", state, passed, left)
+        self.show(step, f"step {step}/{self._total}  loss {loss:.4f}  dev {self._metric} {dev}  {speed}")
 
-    def _left(self, step: int, passed: float) -> str:
-        """Time left at this process's own pace; steps before a resume took none of its time."""
-        done = step - self._first
-        return _clock(passed / done * (self._total - step)) if done > 0 else "-"
+
+class SequenceProgress(Display):
+    """Shows how many sequences of a file were predicted, how fast, time passed and time left."""
+
+    def __init__(self, *, enabled: bool, done: int = 0, console: Console | None = None):
+        """Takes the sequences that an earlier process did."""
+        super().__init__(1.0, f"{done:,} sequences", enabled=enabled, console=console)
+        self._begin = done
+
+    def update(self, done: int, *, read: float) -> None:
+        """Shows the state after a chunk: sequences done, and the share of the file that they are, 0 to 1."""
+        self._first = read * self._begin / done  # the share that the earlier process did, about
+        rate = (done - self._begin) / max(time.monotonic() - self._began, 1e-9)
+        self.show(read, f"{done:,} sequences  {rate:,.0f} sequences/s")
 
 
 def _clock(seconds: float) -> str:

@@ -92,7 +92,7 @@ class Tracker:
 
 
 def _let_the_writer_thread_end_in_silence() -> None:
-    """TensorBoard's thread keeps its error for the next call, where it is told; its traceback says it twice."""
+    """TensorBoard's thread keeps its error for the next call, which tells it: no traceback is needed."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:

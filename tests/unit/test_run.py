@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lingo_ds.cli import main
 from lingo_ds.recipe import load_config
 from lingo_ds.training.trainer import seed_dropout
 from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
@@ -250,6 +251,16 @@ def test_predictions_are_those_of_stock_peft_with_the_saved_adapter(finished, re
     table = pq.read_table(finished / "predictions/test.parquet").to_pydict()
     assert table["probability_1"] == pytest.approx(probabilities, abs=1e-4)
     assert max(probabilities) - min(probabilities) > 0.05
+
+
+def test_predict_says_of_the_test_file_what_the_run_said(finished, recipe, tmp_path):
+    files = ["--adapter", finished / "adapter", "--input", recipe.parent / "data/test.csv"]
+    assert main(["predict", *map(str, files), "--output", str(tmp_path / "out.parquet")]) == 0
+    found = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    expected = pq.read_table(finished / "predictions/test.parquet").to_pydict()
+    assert found["id"] == expected["row"] and found["label"] == expected["predicted"]
+    for name in ("probability_0", "probability_1"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-5)
 
 
 def test_evaluate_gives_the_reports_numbers_again(finished, copy):

@@ -1,0 +1,11 @@
+"""Predicts.
+
+deepspeed [--hostfile H | --num_accelerators N] launchers/predict.py --adapter DIR --input FILE --output FILE
+"""
+
+import sys
+
+from lingo_ds.cli import leave, main
+
+if __name__ == "__main__":
+    leave(main(["predict", *sys.argv[1:]]))

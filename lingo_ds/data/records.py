@@ -1,0 +1,244 @@
+"""Sequences without labels, read as a stream: CSV, TSV, FASTA, each also gzipped, and Parquet."""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lingo_ds.data.sources import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.errors import Mistake, UserError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+FASTA = (".fa", ".fasta", ".fna")
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are decoded at a time."""
+
+
+class Row(NamedTuple):
+    """One sequence of a file; `mistake` says what is wrong with it."""
+
+    id: str | int
+    sequence: str
+    mistake: Mistake | None
+
+
+class Chunk(NamedTuple):
+    """Neighbouring sequences of a file.
+
+    Attributes:
+        begin: place of the first one in the file, counted from 0.
+        ids: of each.
+        sequences: upper-case DNA.
+        read: share of the file that was read by now, 0 to 1.
+    """
+
+    begin: int
+    ids: list[str] | list[int]
+    sequences: list[str]
+    read: float
+
+
+class Records:
+    """A file of sequences; its head is read and checked at once, its rows when `chunks` is called.
+
+    Attributes:
+        numbered: whether ids are integers: the file's own or, where it has none, rows counted from 0.
+    """
+
+    def __init__(self, path: Path, *, sequence_column: str = "sequence", id_column: str | None = None):
+        """Takes the file and, for all but FASTA, its columns; `id_column` None: `id` where there is one.
+
+        Raises:
+            UserError: where the ending is unknown, the file cannot be read, or a column is missing.
+        """
+        self._path, self._columns, self._id_column = path, (sequence_column, id_column), None
+        ending = kind_of(path)
+        if ending not in (*DELIMITERS, *FASTA, ".parquet"):
+            known = ", ".join([*DELIMITERS, *FASTA, ".parquet"])
+            rule = f"the ending is none of {known} (or .gz after one of text)"
+            raise UserError(Mistake("--input", path, rule, "rename or convert the file"))
+        try:
+            with path.open("rb"):
+                self._size = path.stat().st_size
+        except OSError as error:
+            raise UserError(
+                Mistake("--input", path, error.strerror or "cannot be read", "give a file of sequences")
+            ) from None
+        self.numbered, self._total = False, None
+        self._delimiter = DELIMITERS.get(ending)
+        self._rows = self._fasta
+        if ending == ".parquet":
+            self._rows = self._parquet
+            self.numbered = self._check_parquet()
+        elif self._delimiter:
+            self._rows = self._table
+            with path.open("rb") as raw:
+                lines = self._lines(raw)
+                self._find_columns(self._header(csv.reader(lines, delimiter=self._delimiter, strict=True)))
+            self.numbered = self._id_column is None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes with the file or with how it is read."""
+        facts = self._path.stat()
+        return {
+            "path": str(self._path.resolve()), "bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns,
+            "sequence_column": self._columns[0], "id_column": self._id_column,
+        }  # fmt: skip
+
+    def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[Chunk]:
+        """All sequences after the first `skip`, in chunks that end with `most` or by `most_bases` bases.
+
+        Raises:
+            UserError: with the mistakes of the chunk that would come next, each with its place in the file.
+        """
+        ids, sequences, mistakes, bases, begin = [], [], [], 0, skip
+        with self._path.open("rb") as raw:
+            for number, row in enumerate(self._rows(raw)):
+                if row.mistake:
+                    mistakes.append(row.mistake)
+                if number < skip:
+                    continue
+                ids.append(row.id)
+                sequences.append(row.sequence.upper())
+                bases += len(row.sequence)
+                if len(ids) >= most or bases >= most_bases or len(mistakes) > MOST_MISTAKES:
+                    raise_any(mistakes, self._path)
+                    done, of = (number + 1, self._total) if self._total else (raw.tell(), self._size)
+                    yield Chunk(begin, ids, sequences, done / of)
+                    ids, sequences, bases, begin = [], [], 0, number + 1
+        raise_any(mistakes, self._path)
+        if ids:
+            yield Chunk(begin, ids, sequences, 1.0)
+
+    def _lines(self, raw: BinaryIO) -> Iterator[str]:
+        """The text's lines, their ends included; decoded one by one, so that a mistake's line is known."""
+        file = gzip.GzipFile(fileobj=raw) if self._path.name.lower().endswith(".gz") else raw
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            value = f"byte 0x{error.object[error.start]:02x}"
+            raise UserError(
+                Mistake(f"{self._path}:{number}", value, "is not UTF-8", "save the file as UTF-8")
+            ) from None
+        except (OSError, EOFError, zlib.error) as error:
+            rule = f"cannot be read further ({error})"
+            raise UserError(
+                Mistake(f"{self._path}:{number + 1}", "line", rule, "copy the file anew")
+            ) from None
+
+    def _header(self, reader: Iterator[list[str]]) -> list[str]:
+        try:
+            return [name.strip() for name in next(reader, [])]
+        except csv.Error as error:
+            raise UserError(
+                Mistake(f"{self._path}:1", "header", str(error), "quote the field properly")
+            ) from None
+
+    def _find_columns(self, header: list[str]) -> tuple[int, int | None]:
+        """Places of the sequence and of the id; None where the rows' numbers are the ids."""
+        sequence, wanted_id = self._columns
+        self._id_column = wanted_id or ("id" if "id" in header else None)
+        mistakes = []
+        for name, option in ((sequence, "--sequence-column"), (self._id_column, "--id-column")):
+            if name is not None and header.count(name) != 1:
+                rule = f"names two columns {name!r}" if name in header else f"has no column {name!r}"
+                where = f"{self._path}:1" if self._delimiter else str(self._path)
+                mistakes.append(Mistake(where, ",".join(header), rule, f"rename a column or give {option}"))
+        raise_any(mistakes, self._path)
+        return header.index(sequence), self._id_column and header.index(self._id_column)
+
+    def _table(self, raw: BinaryIO) -> Iterator[Row]:
+        reader = csv.reader(self._lines(raw), delimiter=self._delimiter, strict=True)
+        header = self._header(reader)
+        sequence_at, id_at = self._find_columns(header)
+        number, begin = 0, reader.line_num + 1
+        try:
+            for row in reader:
+                where = f"{self._path}:{begin}"
+                begin = reader.line_num + 1
+                if len(row) <= 1 and not "".join(row).strip():
+                    continue
+                if len(row) != len(header):
+                    rule = f"the header has {len(header)}"
+                    yield Row("", "", Mistake(where, f"{len(row)} fields", rule, "complete the row"))
+                else:
+                    sequence = row[sequence_at].strip()
+                    name = number if id_at is None else row[id_at].strip()
+                    yield Row(name, sequence, sequence_mistake(sequence, where))
+                number += 1
+        except csv.Error as error:
+            yield Row("", "", Mistake(f"{self._path}:{begin}", "row", str(error), "quote the field properly"))
+
+    def _fasta(self, raw: BinaryIO) -> Iterator[Row]:
+        """The id is the header's first word; a sequence may go over many lines."""
+        name, parts, place, mistake = None, [], 0, None
+        for number, line in enumerate(chain(self._lines(raw), [">"]), 1):
+            text = line.strip()
+            if text.startswith(">"):
+                if name is not None:
+                    if not parts and mistake is None:
+                        mistake = sequence_mistake("", f"{self._path}:{place}")
+                    yield Row(name, "".join(parts), mistake)
+                words = text[1:].split(maxsplit=1)
+                name, parts, place, mistake = words[0] if words else "", [], number, None
+                if not words:
+                    rule = "the header has no name"
+                    mistake = Mistake(f"{self._path}:{number}", text, rule, "write one after >")
+            elif text:
+                where = f"{self._path}:{number}"
+                if name is None:
+                    rule = "stands before the first header"
+                    raise UserError(Mistake(where, text, rule, "begin with a line like >name"))
+                mistake = mistake or sequence_mistake(text, where)
+                parts.append(text)
+
+    def _check_parquet(self) -> bool:
+        """Finds the columns; True where the ids are integers."""
+        file = self._open_parquet()
+        schema, self._total = file.schema_arrow, file.metadata.num_rows
+        self._find_columns(schema.names)
+        sequences = schema.field(self._columns[0]).type
+        inner = sequences.value_type if pa.types.is_dictionary(sequences) else sequences
+        if inner not in (pa.string(), pa.large_string(), pa.string_view()):
+            where = f"{self._path}: {self._columns[0]}"
+            raise UserError(Mistake(where, sequences, "is no text", "give a column of strings"))
+        return self._id_column is None or pa.types.is_integer(schema.field(self._id_column).type)
+
+    def _parquet(self, _raw: BinaryIO) -> Iterator[Row]:
+        file = self._open_parquet()
+        wanted = [name for name in (self._columns[0], self._id_column) if name]
+        number = 0
+        for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
+            sequences = batch.column(self._columns[0]).to_pylist()
+            ids = batch.column(self._id_column).to_pylist() if self._id_column else None
+            for k, value in enumerate(sequences):
+                sequence, name = (value or "").strip(), number if ids is None else ids[k]
+                mistake = sequence_mistake(sequence, f"{self._path}, row {number}")
+                if name is None:
+                    fix = "fill it, or give another --id-column"
+                    mistake = mistake or Mistake(f"{self._path}, row {number}", "null", "is no id", fix)
+                yield Row(name if self.numbered else str(name), sequence, mistake)
+                number += 1
+
+    def _open_parquet(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self._path)
+        except (pa.ArrowException, OSError) as error:
+            rule = f"is no readable Parquet file ({str(error).splitlines()[0]})"
+            raise UserError(Mistake("--input", self._path, rule, "write it anew")) from None
+
+
+def kind_of(path: Path) -> str:
+    """The ending that says what a file is, in lower case, without a `.gz` behind one of text."""
+    endings = [ending.lower() for ending in path.suffixes]
+    if endings[-1:] == [".gz"] and endings[-2:-1] != [".parquet"]:
+        endings.pop()
+    return endings[-1] if endings else ""

@@ -1,0 +1,151 @@
+"""Predictions on disk: parts while a job goes on, one file at its end.
+
+Every finished chunk is a part of its own in a hidden folder beside the output, so a job that was killed goes
+on behind the last of them. What the parts were made from is noted there: they are never mixed with others.
+"""
+
+import csv
+import gzip
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import make_folder, write_aside
+
+logger = logging.getLogger(__name__)
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ENDINGS = (".parquet", *DELIMITERS, *(f"{ending}.gz" for ending in DELIMITERS))
+ROW_GROUP = 1 << 16
+"""Rows of a Parquet output that lie together."""
+
+
+class Done(NamedTuple):
+    """What the parts of an earlier, unfinished job hold: sequences, and how many of them were cut."""
+
+    sequences: int = 0
+    cut: int = 0
+
+
+class Output:
+    """The file that a job of predicting leaves: columns id, label and one probability per class.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, *, classes: int, numbered: bool):
+        """Takes the file, the task's classes, and whether ids are integers."""
+        self.path, self._parts = path, path.with_name(f".{path.name}.parts")
+        self._ending = next(ending for ending in ENDINGS if path.name.lower().endswith(ending))
+        self._delimiter = DELIMITERS.get(self._ending.removesuffix(".gz"))
+        id_type = pa.int64() if numbered else pa.string()
+        probabilities = [(f"probability_{c}", pa.float32()) for c in range(classes)]
+        self._schema = pa.schema([("id", id_type), ("label", pa.int64()), *probabilities])
+
+    def take_up(self, meaning: dict[str, Any]) -> Done:
+        """Finds what is done already of a job with this `meaning`; parts of another one are removed."""
+        note = self._parts / "job.json"
+        text = json.dumps(meaning, indent=2)
+        if note.is_file() and note.read_text() == text:
+            done = Done()
+            for begin, end, cut, path in self._listed():
+                if begin == done.sequences:
+                    done = Done(end, done.cut + cut)
+                else:
+                    path.unlink()
+            return done
+        if self._parts.exists():
+            logger.warning("%s holds parts of another job; this one begins anew", self._parts)
+            shutil.rmtree(self._parts)
+        make_folder(self._parts, setting="--output")
+        write_aside(note, lambda aside: aside.write_text(text))
+        return Done()
+
+    def add(self, begin: int, ids: list[str] | list[int], probabilities: np.ndarray, cut: int) -> None:
+        """Writes the chunk of sequences from `begin` on; `probabilities` is (n, classes) float32."""
+        name = f"{begin:012}-{begin + len(ids):012}-{cut}"
+        columns = [ids, probabilities.argmax(1), *probabilities.T]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        if self._delimiter is None:
+            write_aside(self._parts / name, lambda aside: pq.write_table(table, aside))
+        else:
+            write_aside(self._parts / name, lambda aside: self._write_text(table, aside))
+
+    def finish(self) -> None:
+        """Joins the parts to the output, which appears whole, and removes them."""
+        parts = [path for _, _, _, path in self._listed()]
+        whole = self._parts / "whole"
+        write_aside(whole, lambda aside: self._join(parts, aside))
+        whole.replace(self.path)
+        shutil.rmtree(self._parts)
+
+    def _listed(self) -> list[tuple[int, int, int, Path]]:
+        """(begin, end, cut, path) of every part, in order."""
+        return [
+            (*map(int, path.name.split("-")), path)
+            for path in sorted(self._parts.glob("[0-9]*-[0-9]*-[0-9]*"))
+        ]
+
+    def _write_text(self, table: pa.Table, aside: Path) -> None:
+        columns = [column.to_pylist() for column in table.columns]
+        columns[2:] = [[f"{value:.7g}" for value in column] for column in columns[2:]]
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter=self._delimiter, lineterminator="\n")
+            writer.writerows(zip(*columns, strict=True))
+
+    def _join(self, parts: list[Path], aside: Path) -> None:
+        if self._delimiter is None:
+            self._join_parquet(parts, aside)
+            return
+        with aside.open("wb") as file:
+            if not self._ending.endswith(".gz"):
+                self._join_text(parts, file)
+                return
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+                self._join_text(parts, packed)
+
+    def _join_text(self, parts: list[Path], file: BinaryIO) -> None:
+        file.write((self._delimiter.join(self._schema.names) + "\n").encode())
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+    def _join_parquet(self, parts: list[Path], aside: Path) -> None:
+        """Row groups of one size, so that the file does not depend on how it was cut into parts."""
+        waiting = self._schema.empty_table()
+        with pq.ParquetWriter(aside, self._schema) as writer:
+            for part in parts:
+                waiting = pa.concat_tables([waiting, pq.read_table(part, schema=self._schema)])
+                while len(waiting) >= ROW_GROUP:
+                    writer.write_table(waiting.slice(0, ROW_GROUP))
+                    waiting = waiting.slice(ROW_GROUP)
+            if len(waiting):
+                writer.write_table(waiting)
+
+
+def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
+    """Checks, before any work, that the output can be written.
+
+    Raises:
+        UserError: for an unknown ending, a folder that cannot be written to, the input itself, or a file
+            that is there already.
+    """
+    if not path.name.lower().endswith(ENDINGS):
+        rule = f"the ending is none of {', '.join(ENDINGS)}"
+        raise UserError(Mistake("--output", path, rule, "name the file by its format"))
+    make_folder(path.parent, setting="--output")
+    if path.is_dir():
+        raise UserError(Mistake("--output", path, "is a folder", "name a file"))
+    if path.exists() and path.samefile(source):
+        raise UserError(Mistake("--output", path, "is the input", "name another file"))
+    if path.exists() and not overwrite:
+        raise UserError(Mistake("--output", path, "exists already", "name another file, or give --overwrite"))

@@ -1,0 +1,191 @@
+"""Predictions for a stream of sequences: chunk by chunk, in order, shared over all processes.
+
+A process tokenises and computes only its own share of a chunk, and the next share is tokenised while this
+one is computed. What is held does not grow with the number of sequences.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lingo_ds import distributed
+from lingo_ds.data.loader import Batch, ahead, eval_batches
+from lingo_ds.data.packing import Pack, common_prefix, eval_packs
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.records import Chunk
+from lingo_ds.data.sources import sequence_mistake
+from lingo_ds.data.tasks import Task
+from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.evaluation.forward import gather_rows, own_logits
+from lingo_ds.memory import ForwardPlan
+from lingo_ds.model import AdaptedModel
+from lingo_ds.plan import WORTH_SHARING
+
+CHUNK = 8192
+"""Sequences of a chunk at most."""
+
+FORWARDS = 32
+"""Forwards of one process per chunk, about: enough to sort by length, few enough to lose little by a kill."""
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of n sequences.
+
+    Attributes:
+        labels: (n,) int64, the most probable class of each.
+        probabilities: (n, classes) float32.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """A chunk, its probabilities (n, classes) in its order, and how many of its sequences were cut."""
+
+    chunk: Chunk
+    probabilities: np.ndarray
+    cut: int
+
+
+class _Share(NamedTuple):
+    """One process's part of a chunk.
+
+    Attributes:
+        chunk: the whole of it.
+        places: (k,) of this process's sequences in the chunk.
+        split: these, tokenised; where there are none, the chunk's first as a filler.
+    """
+
+    chunk: Chunk
+    places: np.ndarray
+    split: TokenizedSplit
+
+
+class Predictor:
+    """An adapter ready to use, on all processes of a job.
+
+    Attributes:
+        task: what the adapter was trained for.
+        env: this process's place in the job.
+        plan: how much goes into a forward.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        *,
+        tokenize: Callable[[list[str]], list[list[int]]],
+        task: Task,
+        causal: bool,
+        plan: ForwardPlan,
+        env: DistEnv,
+    ):
+        """Takes the model, token ids of a list of texts, and whether a pack may share a prefix."""
+        self._model, self._tokenize, self._causal = model, tokenize, causal
+        self._prompt = make_prompt(task.template, domain=task.domain)
+        self.task, self.plan, self.env = task, plan, env
+
+    @property
+    def chunk_bases(self) -> int:
+        """Bases by which a chunk ends; a token is one base or more."""
+        return FORWARDS * self.plan.tokens * self.env.world_size
+
+    @property
+    def dtype(self) -> str:
+        """In which it computes."""
+        return str(self._model.bank.dtype).removeprefix("torch.")
+
+    def predict(self, sequences: Sequence[str]) -> Predictions:
+        """Labels and probabilities of DNA sequences, in their order; call it on all processes.
+
+        Raises:
+            UserError: naming each sequence that is empty or has a letter that is no base.
+        """
+        found = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
+        if mistakes := [mistake for mistake in found if mistake]:
+            raise UserError(mistakes)
+        parts = [part.probabilities for part in self.stream(self._chunks_of(sequences))]
+        probabilities = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
+        return Predictions(probabilities.argmax(1), probabilities)
+
+    def stream(self, chunks: Iterable[Chunk]) -> Iterator[Predicted]:
+        """Predicts chunk after chunk; every process passes the same ones and gets the same results.
+
+        Raises:
+            UserError: on every process, for a mistake in the chunks or logits that are not finite.
+        """
+        with closing(ahead(map(self._share, chunks))) as shares:
+            while True:
+                with distributed.together(self.env):
+                    share = next(shares, None)
+                if share is None:
+                    return
+                yield self._predict(share)
+
+    def _chunks_of(self, sequences: Sequence[str]) -> Iterator[Chunk]:
+        ids, bases, begin = [], 0, 0
+        for number, sequence in enumerate(sequences):
+            ids.append(number)
+            bases += len(sequence)
+            if len(ids) >= CHUNK or bases >= self.chunk_bases or number + 1 == len(sequences):
+                some = [one.upper() for one in sequences[begin : number + 1]]
+                yield Chunk(begin, ids, some, (number + 1) / len(sequences))
+                ids, bases, begin = [], 0, number + 1
+
+    def _share(self, chunk: Chunk) -> _Share:
+        """Takes every n-th sequence by length, so that no process has much more than another."""
+        longest_first = np.argsort([-len(sequence) for sequence in chunk.sequences], kind="stable")
+        places = longest_first[self.env.global_rank :: self.env.world_size]
+        chosen = [chunk.sequences[k] for k in (places if len(places) else longest_first[:1])]
+        split = tokenized_split(
+            chosen,
+            [0] * len(chosen),
+            tokenize=self._tokenize,
+            prompt=self._prompt,
+            max_length=self.task.max_length,
+        )
+        return _Share(chunk, places, split)
+
+    def _predict(self, share: _Share) -> Predicted:
+        cut = share.split.truncated if len(share.places) else 0
+        mine = torch.tensor([self._forwards_needed(share.split), cut], device=self.env.device)
+        needed, cuts = distributed.all_gather(mine).T.tolist()
+        rows, logits = own_logits(self._model, self._forwards(share.split, max(needed)))
+        if not len(share.places):
+            rows, logits = rows[:0], logits[:0]
+        places = torch.from_numpy(share.places)[rows].to(self.env.device)
+        total = len(share.chunk.sequences)
+        ordered = gather_rows(places, logits, total=total, env=self.env)
+        bad = ~np.isfinite(ordered).all(1)
+        if bad.any():
+            first = share.chunk.ids[int(bad.argmax())]
+            rule = f"gives logits that are not finite, first for sequence {first}"
+            fix = "set backbone.dtype=fp32 or bf16"
+            raise UserError(Mistake("backbone.dtype", self.dtype, rule, fix), on_all=True)
+        probabilities = torch.from_numpy(ordered).double().softmax(1).float().numpy()
+        return Predicted(share.chunk, probabilities, sum(cuts))
+
+    def _forwards_needed(self, split: TokenizedSplit) -> int:
+        if self.plan.packed:
+            return min(-(-int(split.lengths.sum()) // self.plan.tokens), len(split))
+        return -(-len(split) // self._batch_size(split))
+
+    def _forwards(self, split: TokenizedSplit, count: int) -> Iterator[Batch] | Iterator[Pack]:
+        """`count` forwards or more; as many on every process, since `count` is the most that one needs."""
+        if not self.plan.packed:
+            return eval_batches(split, batch=self._batch_size(split), rank=0, world=1, least=count)
+        prefix = common_prefix(split, np.arange(len(split))) if self._causal else 0
+        worth = prefix > 0 and prefix >= WORTH_SHARING * split.lengths.mean()
+        return eval_packs(
+            split, budget=self.plan.tokens, rank=0, world=1, share_prefix=bool(worth), least=count
+        )
+
+    def _batch_size(self, split: TokenizedSplit) -> int:
+        """Examples of a padded forward that never has more tokens than the plan says."""
+        return max(1, self.plan.tokens // int(split.lengths.max()))

@@ -1,0 +1,68 @@
+"""From an adapter folder to a `Predictor`: its backbone found again and loaded, the adapter put on it."""
+
+from pathlib import Path
+
+from lingo_ds import distributed
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.backbone.backbone import compute_dtype
+from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.config import PredictConfig
+from lingo_ds.data.tokenize import default_cache
+from lingo_ds.distributed import DistEnv
+from lingo_ds.evaluation.predict import Predictor
+from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
+from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
+from lingo_ds.model import AdaptedModel
+from lingo_ds.prepare import DTYPE_NAMES, load_spread, model_facts, read_profile
+
+
+def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
+    """Loads an adapter and its backbone on all processes.
+
+    Raises:
+        UserError: where the adapter is damaged, its backbone is missing or another one, or does not fit.
+    """
+    use = config.backbone
+
+    def opened() -> OpenedAdapter:
+        return open_adapter(
+            folder, backbone=use.path, cache=default_cache(),
+            revision=use.revision, trust_remote_code=use.trust_remote_code,
+        )  # fmt: skip
+
+    distributed.first_on_host_does(opened, env)  # downloads, or makes what is embedded
+    with distributed.together(env):
+        saved, spec = opened()
+        tokenizer = read_tokenizer(spec.folder, trust_remote_code=use.trust_remote_code)
+        profile = read_profile(config.zero, env)
+    distributed.require_equal(saved.card.model_dump_json(), "--adapter", env)
+    task, dtype = saved.card.task, compute_dtype(use.dtype, env.device)
+    facts = ModelFacts(**model_facts(spec, saved.layout, dtype, env))
+    plan = plan_forward(
+        facts, config.zero, packing=config.packing, longest=task.max_length,
+        tokens=config.batch_tokens, device=env.device.type,
+    )  # fmt: skip
+    ds_config = None
+    if plan.zero_stage == 3:
+        ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype])
+    backbone = load_spread(
+        spec, dtype, env,
+        activation_checkpointing=False, packed=plan.packed, shard_group=plan.shard_group, ds_config=ds_config,
+    )  # fmt: skip
+    bank = AdapterBank(
+        saved.layout, scale=saved.alpha / saved.rank, dtype=dtype, device=env.device,
+        scalars=0, importance=False,
+    )  # fmt: skip
+    bank.master.copy_(distributed.broadcast_(saved.values.to(env.device)))
+    bank.refresh()
+    model = AdaptedModel(
+        backbone, bank, pooling=saved.card.pooling, dropout=0.0, shared_inputs=spec.shared_inputs
+    )
+    return Predictor(
+        model,
+        tokenize=lambda texts: tokenizer(texts, verbose=False)["input_ids"],
+        task=task,
+        causal=spec.causal,
+        plan=plan,
+        env=env,
+    )

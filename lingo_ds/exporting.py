@@ -1,0 +1,83 @@
+"""`lingo-ds export`: a run's adapter in another format, or merged into its backbone."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lingo_ds import logs
+from lingo_ds.adapter_card import Card
+from lingo_ds.data.tokenize import default_cache
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.evaluation.saved import open_adapter
+from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
+from lingo_ds.files import read_json, require_free
+from lingo_ds.inputs import BUILTIN_BACKBONE
+from lingo_ds.merge import REPORT, save_merged
+from lingo_ds.model_card import Notes
+
+
+def export(
+    env: DistEnv,
+    *,
+    adapter: Path,
+    to: str,
+    output: Path,
+    backbone: str | None = None,
+    dtype: str | None = None,
+    shard_gb: float = 4.0,
+    license: str = "other",
+    overwrite: bool = False,
+) -> None:
+    """Writes a run's adapter in another format: `adalora`, `lora` or `merged`; global rank 0 does it.
+
+    Raises:
+        UserError: where the adapter is damaged, its backbone is another one, or the output cannot be written.
+    """
+    if not env.is_main:
+        return
+    logs.quieten_libraries()
+    if dtype and to != "merged":
+        raise UserError(Mistake("--dtype", dtype, "is for --to merged; adapters stay fp32", "leave it out"))
+    if not 0 < shard_gb < math.inf:
+        raise UserError(Mistake("--shard-gb", shard_gb, "must be above 0", "give a size in GB"))
+    saved, spec = open_adapter(adapter, backbone=backbone, cache=default_cache())
+    require_free(output, kept=[adapter, spec.folder], overwrite=overwrite, markers=(CONFIG, REPORT))
+    address = backbone or saved.card.backbone.path
+    address = str(Path(address).resolve()) if Path(address).is_dir() else address
+    card = saved.card.model_copy(
+        update={"backbone": saved.card.backbone.model_copy(update={"path": address})}
+    )
+    saved = replace(saved, card=card)
+    path = str(spec.folder.resolve()) if address == BUILTIN_BACKBONE else address
+    notes = Notes(license, _test_metrics(adapter, card))
+    try:
+        if to == "merged":
+            size = int(shard_gb * 1e9)
+            merged = save_merged(
+                output, saved, spec=spec, backbone_path=path, dtype=dtype, shard_bytes=size, notes=notes
+            )
+            for line in merged.lines():
+                logs.results.print(line, highlight=False, soft_wrap=True)
+        else:
+            saved = {"lora": as_lora, "adalora": as_svd}[to](saved)
+            settings = read_settings(adapter, saved)
+            save_adapter(output, saved, spec=spec, backbone_path=path, settings=settings, notes=notes)
+    except (OSError, SafetensorError) as error:
+        rule = f"cannot be written ({error})"
+        raise UserError(Mistake("--output", output, rule, "make room, or name another place")) from None
+    logs.results.print(f"{to}: {output}", highlight=False, soft_wrap=True)
+
+
+def _test_metrics(adapter: Path, card: Card) -> dict[str, float | None] | None:
+    """Metrics on test, where the report of the run that selected this adapter lies beside it."""
+    try:
+        report = read_json(adapter.resolve().parent, "report.json")
+        if (report["task"]["name"], report["selected_step"]) != (card.task.name, card.step):
+            return None
+        test = report["metrics"]["test"]
+        return {str(k): v if v is None else float(v) for k, v in test.items()} or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None

@@ -1,0 +1,36 @@
+"""What surrounds every verb: the process group, the watch over it, and a full disk told in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lingo_ds import distributed, liveness, logs
+from lingo_ds.config import PredictConfig, RunConfig
+from lingo_ds.distributed import DistEnv
+from lingo_ds.files import in_words
+
+
+@contextmanager
+def job(
+    config: RunConfig | PredictConfig, env: DistEnv, *, output: Path, timeout: float | None
+) -> Iterator[None]:
+    """The process group around a verb, with one config on all processes.
+
+    Args:
+        config: the same on all processes, or they end here.
+        env: place of this process.
+        output: what the verb writes to.
+        timeout: seconds of standing still after which the job counts as hung; None: it never does.
+
+    Raises:
+        UserError: where configs differ, or nothing more can be written.
+    """
+    logs.quieten_libraries()
+    if env.world_size > 1:
+        distributed.start(env)
+    try:
+        with liveness.watching(env, timeout=timeout), in_words(output):
+            distributed.require_equal(config.to_yaml(), "config", env)
+            yield
+    finally:
+        distributed.stop()
