@@ -19,7 +19,6 @@ from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.plan import RunPlan
 from lingo_ds.prepare import Prepared, build_model, prepare
-from lingo_ds.training.checkpoint import CheckpointStore
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
 
@@ -40,14 +39,13 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
             logs.write_to(config.run_dir, env)
             if env.is_main:
                 held.enter_context(only_user(config.run_dir, setting="output_dir"))
-        store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep_last)
-        prepared, checkpoint = find_start(prepare(config, env), store)
+        prepared, checkpoint = find_start(prepare(config, env))
         for line in prepared.plan.equations():
             logger.info("%s", line)
         model = build_model(prepared)
         logger.info("process 0 holds %s of %s backbone entries",
                     f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}")  # fmt: skip
-        session = Session(prepared, model, store)
+        session = Session(prepared, model)
         first_step = 1
         if checkpoint:
             session.take_up(checkpoint)

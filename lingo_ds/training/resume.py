@@ -42,7 +42,12 @@ class Start(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-def find_start(prepared: Prepared, store: CheckpointStore) -> Start:
+def checkpoint_store(prepared: Prepared) -> CheckpointStore:
+    """The run's own checkpoints."""
+    return CheckpointStore(prepared.config.run_dir / "checkpoints", prepared.config.checkpoint.keep_last)
+
+
+def find_start(prepared: Prepared) -> Start:
     """Looks for a checkpoint as `checkpoint.resume` says; without one, clears the run's folder.
 
     A run may be longer than the one it takes up: the learning rate then follows the new length, and the
@@ -54,7 +59,7 @@ def find_start(prepared: Prepared, store: CheckpointStore) -> Start:
     found = None
     with distributed.together(prepared.env):
         if prepared.env.is_main:
-            found = _choose(prepared, store)
+            found = _choose(prepared)
             if found:
                 _require_same_run(found, prepared)
             else:
@@ -67,7 +72,7 @@ def find_start(prepared: Prepared, store: CheckpointStore) -> Start:
     return Start(_lengthened(prepared, checkpoint.state), checkpoint)
 
 
-def _choose(prepared: Prepared, store: CheckpointStore) -> Checkpoint | None:
+def _choose(prepared: Prepared) -> Checkpoint | None:
     resume, report = prepared.config.checkpoint.resume, prepared.config.run_dir / "report.json"
     if resume == "never":
         return None
@@ -81,7 +86,7 @@ def _choose(prepared: Prepared, store: CheckpointStore) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, TypeError):
         rule = "is no report of a run"
         raise UserError(Mistake("output_dir", report, rule, "remove it, or name another folder")) from None
-    return None if over else store.newest()
+    return None if over else checkpoint_store(prepared).newest()
 
 
 def run_meaning(prepared: Prepared) -> dict[str, Any]:

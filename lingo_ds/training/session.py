@@ -23,9 +23,9 @@ from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
-from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, Progress, RunState, load_bank
+from lingo_ds.training.checkpoint import Checkpoint, Progress, RunState, load_bank
 from lingo_ds.training.observers import Watcher
-from lingo_ds.training.resume import run_meaning, schedule_fields
+from lingo_ds.training.resume import checkpoint_store, run_meaning, schedule_fields
 from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.summary import make_report
 from lingo_ds.training.trainer import Outcome, Trainer
@@ -41,7 +41,7 @@ class Session:
         model: adapted backbone.
     """
 
-    def __init__(self, prepared: Prepared, model: AdaptedModel, store: CheckpointStore):
+    def __init__(self, prepared: Prepared, model: AdaptedModel):
         config, env, plan = prepared.config, prepared.env, prepared.plan
         self._prepared, self.model, self._folder = prepared, model, config.run_dir
         self._update = BankUpdate(model.bank, config)
@@ -58,7 +58,7 @@ class Session:
         self._selection = Selection(
             config.selection, patience=config.train.early_stopping, save=self._save_best
         )
-        self._store = store
+        self._store = checkpoint_store(prepared)
         batches = TrainBatches(
             prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,

@@ -11,8 +11,8 @@ import lingo_ds
 from lingo_ds import predicting
 from lingo_ds.config import PredictConfig
 from lingo_ds.distributed import DistEnv
-from tests.ranks.spawn import run_ranks
 from tests.ranks.launching import BIN, free_port, starting
+from tests.ranks.spawn import run_ranks
 from tests.unit.test_predict import (
     SMALL_CHUNKS,
     at_part,
