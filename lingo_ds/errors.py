@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+LONGEST = 400
+"""Characters of each part of a mistake; names of fields, files and tensors may come from anywhere."""
+
 
 class Mistake(NamedTuple):
     """One thing the user can put right.
@@ -22,7 +25,8 @@ class Mistake(NamedTuple):
     def __str__(self) -> str:
         value = str(self.value)
         shown = value if len(value) <= 80 else value[:77] + "..."
-        return f"{self.where}: {shown!r}: {self.rule}: {self.fix}"
+        where, rule, fix = (one_line(text) for text in (self.where, self.rule, self.fix))
+        return f"{where}: {shown!r}: {rule}: {fix}"
 
 
 class UserError(ValueError):
@@ -35,3 +39,24 @@ class UserError(ValueError):
         self.on_all = on_all
         self.mistakes = [mistakes] if isinstance(mistakes, Mistake) else list(mistakes)
         super().__init__("\n".join(f"error: {mistake}" for mistake in self.mistakes))
+
+
+def one_line(text: str, *, most: int = LONGEST) -> str:
+    """`text` as a terminal may show it: control characters escaped, of a long one only start and end."""
+    return _shortened(printable(_shortened(text, most)), most)
+
+
+def printable(text: str) -> str:
+    """`text` with every character that is not printable (control, direction, half a pair) escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _shortened(text: str, most: int) -> str:
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exception says, else its name."""
+    lines = str(error).split("\n")
+    return next((line for line in lines if line.strip()), type(error).__name__)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import printable
 from lingo_ds.files import make_folder
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
@@ -17,6 +18,13 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 results = Console(width=None if sys.stdout.isatty() else 160)
 """What was asked for, on stdout."""
+
+
+class _Printable(logging.Formatter):
+    """Lets no name from a file write to the terminal: control characters are escaped, but for line ends."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
 def set_up(env: DistEnv) -> None:
@@ -27,7 +35,7 @@ def set_up(env: DistEnv) -> None:
     package.propagate = False
     handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
     handler.setFormatter(
-        logging.Formatter("%(message)s" if env.is_main else f"[process {env.global_rank}] %(message)s")
+        _Printable("%(message)s" if env.is_main else f"[process {env.global_rank}] %(message)s")
     )
     package.handlers = [handler]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -47,7 +55,7 @@ def write_to(folder: Path, env: DistEnv) -> None:
             package.removeHandler(earlier)
             earlier.close()
         handler = logging.FileHandler(folder / "train.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
         package.addHandler(handler)
 
 
