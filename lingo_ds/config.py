@@ -1,6 +1,7 @@
 """RunConfig: a run's settings, typed and documented. Reading it touches no network and only its own file."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,10 +22,14 @@ def _whole_from_one_on(value: int | float) -> int | float:
     return value
 
 
-Duration = Annotated[int | float, Field(ge=0), AfterValidator(_whole_from_one_on)]
+LARGEST = 2**31 - 1
+"""Of any count: beyond it lies no run, and arithmetic with floats goes wrong."""
+
+Duration = Annotated[int | float, Field(ge=0, le=LARGEST), AfterValidator(_whole_from_one_on)]
 """A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
+Epochs = Annotated[float, Field(gt=0, le=1e6)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -56,6 +61,13 @@ class Section(BaseModel):
     def _no_boolean_as_number(cls, value: Any, info) -> Any:
         if isinstance(value, bool) and bool not in (cls.model_fields[info.field_name].annotation,):
             raise rule_error("must not be true or false", "write a number, a name or null")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_half_characters(cls, value: Any) -> Any:
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise rule_error("holds half of a character (a surrogate)", "write it as UTF-8")
         return value
 
 
@@ -155,8 +167,10 @@ class AdapterConfig(Section):
             raise rule_error("names no map", "write all-linear, a list of names or a regex")
         if isinstance(value, str) and value != "all-linear":
             try:
-                re.compile(value)
-            except re.error as error:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # of what a later Python will read otherwise
+                    re.compile(value)
+            except (re.error, OverflowError, RecursionError, Warning) as error:
                 raise rule_error(
                     f"is not a regular expression ({error})", "correct it, or write a list"
                 ) from None
@@ -181,7 +195,9 @@ class RankSamplingConfig(Section):
         "deterministic: the best by score; reference: the published code; off: no masks.",
     )
     target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
-    min_rank: Annotated[int, Field(ge=0)] = Field(0, description="Triplets that every site keeps at least.")
+    min_rank: Annotated[int, Field(ge=0, le=LARGEST)] = Field(
+        0, description="Triplets that every site keeps at least."
+    )
     rho: BelowOne = Field(0.1, description="Probability that a kept triplet leaves.")
     rho_final: BelowOne | None = Field(
         0.0, description="rho decays linearly to this at the final mask. null: constant."
@@ -228,7 +244,7 @@ class TrainConfig(Section):
         description="Tokens per forward on one process, with packing; a longer example has a pack to itself. "
         "null: the most that the plan's memory estimate allows.",
     )
-    num_epochs: Annotated[float, Field(gt=0)] = Field(4, description="Passes over the training split.")
+    num_epochs: Epochs = Field(4, description="Passes over the training split.")
     max_steps: PositiveInt | None = Field(
         None, description="Length of the run in steps; overrides num_epochs."
     )
@@ -253,7 +269,7 @@ class TrainConfig(Section):
         description="Seconds in which no process gets on, after which the job ends and says who hangs.",
     )
     eval_steps: PositiveInt | None = Field(None, description="Evaluate on dev every so many steps.")
-    eval_epochs: Annotated[float, Field(gt=0)] | None = Field(
+    eval_epochs: Epochs | None = Field(
         None, description="Evaluate on dev every so many epochs. Neither set: every epoch."
     )
     early_stopping: PositiveInt | None = Field(

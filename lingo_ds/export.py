@@ -14,7 +14,7 @@ from torch import Tensor
 from lingo_ds.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import own_file, read_json, write_aside
+from lingo_ds.files import write_aside
 from lingo_ds.model_card import README, Notes, model_card
 from lingo_ds.peft_format import (
     CARD,
@@ -31,6 +31,7 @@ from lingo_ds.peft_format import (
     read_layout,
     read_values,
 )
+from lingo_ds.untrusted import own_file, read_own_json
 
 __all__ = [
     "BackboneCard", "Card", "DataCard", "SavedAdapter", "adapter_fingerprint", "as_lora", "as_svd",
@@ -159,7 +160,7 @@ def read_card(folder: Path) -> Card:
         UserError: where it is missing or no such card.
     """
     try:
-        return Card.model_validate(read_json(folder, CARD))
+        return Card.model_validate(read_own_json(folder, CARD))
     except (OSError, ValueError) as error:
         raise _incomplete(folder, error) from None
 
@@ -171,7 +172,7 @@ def read_settings(folder: Path, adapter: SavedAdapter) -> dict[str, Any]:
         UserError: where the folder holds no such config.
     """
     try:
-        found = read_json(folder, CONFIG)
+        found = read_own_json(folder, CONFIG)
     except (OSError, ValueError) as error:
         raise _incomplete(folder, error) from None
     settings: dict[str, Any] = {"revision": adapter.card.backbone.revision}
@@ -202,7 +203,7 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     """
     card = read_card(folder)
     try:
-        config = read_config(read_json(folder, CONFIG), spec)
+        config = read_config(read_own_json(folder, CONFIG), spec)
         path = own_file(folder, WEIGHTS)
         if path.stat().st_size > (limit := config.largest_file(spec, classes=card.task.classes)):
             raise ValueError(f"{WEIGHTS} is above {limit:,} bytes, the most that its rank and shape can be")

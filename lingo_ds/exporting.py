@@ -13,10 +13,11 @@ from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.saved import open_adapter
 from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
-from lingo_ds.files import read_json, require_free
+from lingo_ds.files import require_free
 from lingo_ds.inputs import BUILTIN_BACKBONE
 from lingo_ds.merge import REPORT, save_merged
 from lingo_ds.model_card import Notes
+from lingo_ds.untrusted import read_own_json
 
 
 def export(
@@ -74,7 +75,7 @@ def export(
 def _test_metrics(adapter: Path, card: Card) -> dict[str, float | None] | None:
     """Metrics on test, where the report of the run that selected this adapter lies beside it."""
     try:
-        report = read_json(adapter.resolve().parent, "report.json")
+        report = read_own_json(adapter.resolve().parent, "report.json")
         if (report["task"]["name"], report["selected_step"]) != (card.task.name, card.step):
             return None
         test = report["metrics"]["test"]

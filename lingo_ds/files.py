@@ -1,10 +1,8 @@
-"""Writing files and folders so that a reader never finds half of one; reading JSON that strangers wrote."""
+"""Writing files and folders so that a reader never finds half of one."""
 
 import errno
 import fcntl
-import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -13,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
@@ -23,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
 """Of an operating system that can hold no more."""
-JSON_LIMIT = 16 << 20
-"""Bytes of the largest JSON file that is read from a folder of unknown origin."""
 
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
@@ -61,8 +56,8 @@ def make_folder(path: Path, *, setting: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             Mistake(setting, path, f"cannot be a folder ({reason})", "name another place")
         ) from None
@@ -94,62 +89,6 @@ def require_free(output: Path, *, kept: Sequence[Path], overwrite: bool, markers
             rule = "holds something else than an earlier export"
             raise UserError(Mistake(where, output, rule, "name a new folder"))
     make_folder(real.parent, setting=where)
-
-
-def own_file(folder: Path, name: str) -> Path:
-    """A plain file that lies in the folder itself.
-
-    Raises:
-        ValueError: where it is absent, no plain file (a pipe would never end), or a link out of the folder.
-    """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} is a link out of the folder; copy the folder with cp -L")
-    if not path.is_file():
-        raise ValueError(f"{name} is {'no plain file' if path.exists() else 'missing'}")
-    return path
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file, read strictly: no number but a finite one, no name twice, 16 MiB at most.
-
-    Raises:
-        ValueError: where the file is something else; the message names it.
-    """
-    path = own_file(folder, name)
-    with path.open("rb") as file:
-        content = file.read(JSON_LIMIT + 1)
-    if len(content) > JSON_LIMIT:
-        raise ValueError(f"{name} is above {JSON_LIMIT} bytes")
-    try:
-        value = json.loads(
-            content, parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_without_doubles
-        )
-    except RecursionError:
-        raise ValueError(f"{name} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds no object")
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse(text)
-
-
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a finite number")
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for name, inner in pairs:
-        if name in value:
-            raise ValueError(f"{name!r} is there twice")
-        value[name] = inner
-    return value
 
 
 def _sync(path: Path) -> None:

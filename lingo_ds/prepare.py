@@ -38,6 +38,7 @@ from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
 from lingo_ds.training.update import Scalar
+from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +309,7 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
     name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
     try:
-        profile = json.loads(path.read_text())
+        profile = read_json(path)
         assert isinstance(profile, dict), "not a mapping"
     except (OSError, ValueError, AssertionError) as error:
         rule = f"is no readable JSON settings ({error})"

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 
 from lingo_ds import yaml12
 from lingo_ds.config import RunConfig, Section
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.untrusted import read_regular
+
+MOST_BYTES = 1 << 18
+"""Of a recipe, so that what is none is not read for minutes."""
+
+MOST_MISTAKES = 30
+"""Mistakes reported for one recipe; the rest is counted."""
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -63,10 +70,13 @@ def _checked(
         config = kind.model_validate(values)
     except ValidationError as error:
         by_setting: dict[str, Mistake] = {}
-        for problem in error.errors():
+        problems = error.errors()
+        for problem in problems[:MOST_MISTAKES]:
             mistake = _as_mistake(problem, lines, path, kind)
             by_setting.setdefault(mistake.where, mistake)
         mistakes += by_setting.values()
+        if (more := len(problems) - MOST_MISTAKES) > 0:
+            mistakes.append(Mistake(str(path), f"{more} more", "are wrong too", "mend those above first"))
     if mistakes:
         raise UserError(mistakes)
     return config
@@ -84,7 +94,7 @@ def _override_value(text: str) -> Any:
 def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     """The file's values and, for every key path, its `file:line`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, most=MOST_BYTES).decode("utf-8")
         node, values = yaml12.compose(text), yaml12.parse(text)
     except OSError as error:
         raise UserError(
@@ -95,7 +105,7 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "not YAML"
+        problem = getattr(error, "problem", None) or reason_of(error)
         raise UserError(Mistake(where, problem, "is not valid YAML", "correct the syntax there")) from None
     if not isinstance(values, dict):
         raise UserError(

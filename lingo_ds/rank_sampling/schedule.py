@@ -76,9 +76,10 @@ class BudgetSchedule:
         inside = self.t_init < step < self.final_step
         return step == self.final_step or (inside and step % self.interval == 0)
 
-    def mask_steps(self) -> list[int]:
+    def mask_steps(self) -> range:
         """Steps of the middle phase at which masks change, without the final one."""
-        return [step for step in range(self.t_init + 1, self.final_step) if step % self.interval == 0]
+        first = (self.t_init // self.interval + 1) * self.interval
+        return range(first, self.final_step, self.interval)
 
     def rho_at(self, step: int, *, rho: float, rho_final: float | None) -> float:
         """Probability of leaving at a mask step.

@@ -1,5 +1,6 @@
 """A recipe is read strictly: every mistake is said with its line, all at once, and nothing is guessed."""
 
+import os
 import re
 from pathlib import Path
 from typing import get_args
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from lingo_ds.config import RunConfig, Section
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.recipe import load_config
+from lingo_ds.recipe import MOST_BYTES, MOST_MISTAKES, load_config
 from lingo_ds.resources import list_resources, resource_path
 
 MINIMAL = """\
@@ -147,6 +148,12 @@ def test_required_settings_are_asked_for(refused):
         ("adapter.targets", "[]"),
         ("adapter.targets", '""'),
         ("adapter.targets", '"(q_proj"'),
+        ("adapter.targets", '"[[a]"'),  # a warning of re: a later Python reads it otherwise
+        ("adapter.targets", '"a{9999999999}"'),
+        ("adapter.rank", str(2**31)),
+        ("train.max_steps", str(10**400)),
+        ("train.num_epochs", "1e300"),
+        ("data.domain", '"\\ud800"'),
         ("head.pooling", "max"),
         ("rank_sampling.rho", "1"),
         ("rank_sampling.rho", "-0.1"),
@@ -324,6 +331,45 @@ def test_file_that_is_not_utf8_or_not_there_is_refused(tmp_path):
             load_config(path)
         (mistake,) = caught.value.mistakes
         assert mistake.rule == rule and str(path) in str(mistake)
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "alias"),
+        ("a: &a [*a]\n", "alias"),
+        ("a: !!set {b}\n", "tag"),
+        (f"a: {'[' * 40}{']' * 40}\n", "levels"),
+        (f"a: {'9' * 5000}\n", "digits"),
+        ('a: "\\U00110000"\n', "not in range"),
+        ("a\0b: 1\n", "unacceptable character"),
+    ],
+)
+def test_yaml_that_stands_for_more_than_is_written_is_refused(refused, line, says):
+    (mistake,) = refused(MINIMAL + line)
+    assert mistake.rule == "is not valid YAML" and says in str(mistake)
+
+
+def test_what_is_no_recipe_is_not_read_to_an_end_that_may_never_come(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        load_config(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        load_config(Path("/dev/zero"))
+    (mistake,) = refused(MINIMAL + "#" * MOST_BYTES)
+    assert "holds more than" in mistake.rule
+
+
+def test_of_very_many_mistakes_the_first_are_said_and_the_rest_is_counted(refused):
+    mistakes = refused(MINIMAL + "".join(f"k{n}: 1\n" for n in range(1000)))
+    assert len(mistakes) == MOST_MISTAKES + 1 and mistakes[-1].value == f"{1000 - MOST_MISTAKES} more"
+
+
+def test_no_key_or_value_writes_to_the_terminal(refused):
+    (mistake,) = refused(MINIMAL + '"\\x1b[2J\\n\\u202e": "\\x1b[2J"\n')
+    assert str(mistake).isprintable() and "x1b[2J" in str(mistake)
+    (mistake,) = refused(MINIMAL + f"? {'k' * 100_000}\n: 1\n")
+    assert len(str(mistake)) < 1000
 
 
 # -- the command line

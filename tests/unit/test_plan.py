@@ -241,7 +241,7 @@ def test_budget_of_a_plan():
     schedule = make_plan(config(**fields), SMALL).schedule
     assert (schedule.initial, schedule.target) == (35 * 8, 35 * 3)
     assert (schedule.t_init, schedule.t_final, schedule.final_step) == (20, 100, 100)  # .1 and .5 of the run
-    assert schedule.mask_steps() == [40, 60, 80]
+    assert list(schedule.mask_steps()) == [40, 60, 80]
     in_steps = make_plan(config(**fields, rank_sampling__t_init=20, rank_sampling__t_final=100), SMALL)
     assert in_steps.schedule == schedule
     assert make_plan(config(rank_sampling__mode="off"), SMALL).schedule is None

@@ -59,6 +59,11 @@ def test_budget_by_hand():
     assert budgets == [24, 24, int(16 * 8 / 27 + 8), int(16 / 8 + 8), int(16 / 27 + 8), 8, 8, 8]
 
 
+def test_mask_steps_of_a_run_without_end_are_not_counted_one_by_one():
+    schedule = BudgetSchedule(initial=8, target=4, t_init=3, t_final=5, total=2**31, interval=1)
+    assert len(schedule.mask_steps()) == 2**31 - 9
+
+
 @pytest.mark.parametrize(
     ("changes", "middle", "final"),
     [
@@ -72,7 +77,7 @@ def test_budget_by_hand():
 )
 def test_mask_steps(changes: dict[str, int], middle: list[int], final: int):
     schedule = schedule_of(**changes)
-    assert schedule.mask_steps() == middle
+    assert list(schedule.mask_steps()) == middle
     assert schedule.final_step == final
     steps = range(schedule.total + 1)
     assert [step for step in steps if schedule.is_mask_step(step)] == [*middle, final]
