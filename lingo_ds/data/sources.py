@@ -2,11 +2,13 @@
 
 import csv
 import io
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import read_regular
 
 SPLITS = ("train", "dev", "test")
 IUPAC = "ACGTUNRYSWKMBDHV"
@@ -43,7 +45,7 @@ def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[s
     Raises:
         UserError: with all mistakes of all files.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, where pathlib raises, for what can be no path
         raise UserError(
             Mistake("data.path", folder, "is not a folder", "give the folder of train.csv, dev.csv, test.csv")
         )
@@ -116,7 +118,7 @@ def raise_any(mistakes: list[Mistake], path: Path) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except OSError as error:
         raise UserError(
             Mistake(str(path), "file", error.strerror or "cannot be read", "put it there")

@@ -120,7 +120,7 @@ def data_fingerprint(folder: Path, *, tokenizer: str, settings: Mapping[str, Any
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, tokenizer, dict(settings)], sort_keys=True).encode())
     for name in SPLITS:
         path = folder / f"{name}.csv"
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"absent")
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if os.path.isfile(path) else b"absent")
     return digest.hexdigest()[:32]
 
 

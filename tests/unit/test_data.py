@@ -215,6 +215,20 @@ def test_a_hopeless_file_is_not_reported_row_by_row(folder):
     assert mistakes[-1].value == f"{500 - MOST_MISTAKES} more rows"
 
 
+def test_what_is_no_file_is_refused_rather_than_waited_for(folder):
+    (folder / "dev.csv").unlink()
+    os.mkfifo(folder / "dev.csv")
+    (folder / "test.csv").unlink()
+    (folder / "test.csv").symlink_to("/dev/zero")
+    assert [mistake.rule for mistake in refused(folder)] == ["is not a regular file"] * 2
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_what_can_be_no_folder_is_none(name):
+    (mistake,) = refused(Path(name))
+    assert mistake.rule == "is not a folder"
+
+
 # -- tokens
 
 
