@@ -1,8 +1,8 @@
 """Finding a backbone's files and reading from them: any contiguous range of any weight, and no more."""
 
 import hashlib
-import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def find_backbone(path: str, *, revision: str | None = None) -> Path:
         UserError: where neither is there.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False, where pathlib raises, for what can be no path
         return folder
     if path.count("/") > 1 or path.startswith((".", "/", "~")):
         raise UserError(
@@ -43,12 +44,11 @@ def find_backbone(path: str, *, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
             Mistake(
                 "backbone.path",
                 path,
-                f"is neither a folder nor a hub id that can be read ({reason})",
+                f"is neither a folder nor a hub id that can be read ({reason_of(error)})",
                 "check the name, or download it first",
             )
         ) from None
@@ -111,13 +111,13 @@ class WeightFiles:
         index = self._folder / "model.safetensors.index.json"
         if index.exists():
             try:
-                weight_map = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
+                weight_map = {str(k): str(v) for k, v in read_json(index)["weight_map"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(
                     Mistake(str(index), "file", "is no index of weights", "download it again")
                 ) from None
             for file in sorted(set(weight_map.values())):
-                if Path(file).name != file or not (self._folder / file).exists():
+                if Path(file).name != file or not os.path.isfile(self._folder / file):
                     raise UserError(
                         Mistake(
                             str(index),
@@ -128,7 +128,7 @@ class WeightFiles:
                     )
             return weight_map
         self._open = {}
-        if (self._folder / "model.safetensors").exists():
+        if os.path.isfile(self._folder / "model.safetensors"):
             return {key: "model.safetensors" for key in self._handle("model.safetensors").keys()}  # noqa: SIM118
         if list(self._folder.glob("*.bin")) or list(self._folder.glob("*.pt*")):
             rule = "has its weights only as pickle files, which can run code and are never loaded"
@@ -218,9 +218,15 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
 
 
 def fingerprint(folder: Path) -> str:
-    """64 hex digits that tell backbones' files apart: names, sizes, headers and ends of all weight files."""
+    """64 hex digits that tell backbones' files apart: names, sizes, headers and ends of all weight files.
+
+    Raises:
+        UserError: where something with such a name is no file.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
+        if not os.path.isfile(path):
+            raise UserError(Mistake(str(path), "weights", "is no file", "download the backbone again"))
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:

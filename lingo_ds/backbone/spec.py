@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import Mistake, UserError, reason_of
 
 logger = logging.getLogger(__name__)
+
+MOST = {
+    "num_hidden_layers": 1000, "hidden_size": 10**6, "vocab_size": 10**8, "max_position_embeddings": 10**9,
+}  # fmt: skip
+"""Sizes in a `config.json` that no model comes near."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,15 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
                 setattr(config, setting, 0.0)
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type} is an encoder-decoder")
-        context = config.max_position_embeddings
+        _require_sizes(config)
         with _parameters_on_meta(), no_init_weights():
             skeleton = AutoModel.from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
+        start = first_position(config)
+        skeleton.get_input_embeddings()  # raises where the model reads something else than text
+    except Exception as error:  # of a config that transformers does not expect it may raise anything
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
         rule = f"has no usable config.json ({reason})"
         raise UserError(
             Mistake("backbone.path", folder, rule, "give a decoder model's Hugging Face folder")
@@ -134,13 +140,13 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         shared_inputs=_shared_inputs(layers),
         causal=any(getattr(module, "is_causal", False) for module in skeleton.modules()),
         packable=config.model_type in PACKABLE,
-        first_position=first_position(config),
+        first_position=start,
         parameters=sum(p.numel() for p in skeleton.parameters()),
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
         hidden_size=config.hidden_size,
         output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
         ffn_size=max(d for shape in linear_maps.values() for d in shape),
-        context=context,
+        context=config.max_position_embeddings,
     )
 
 
@@ -152,16 +158,27 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of files that transformers does not expect it may raise anything
         raise UserError(
             Mistake(
                 "backbone.path",
                 folder,
-                f"has no usable tokenizer ({reason})",
+                f"has no usable tokenizer ({reason_of(error)})",
                 "add the model's tokenizer files",
             )
         ) from None
+
+
+def _require_sizes(config: PreTrainedConfig) -> None:
+    """The sizes that time and memory grow with; a skeleton of a billion layers would never be finished.
+
+    Raises:
+        ValueError: where one is missing or beyond any model.
+    """
+    for name, most in MOST.items():
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
 
 
 def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ...]:

@@ -36,7 +36,8 @@ from transformers.pytorch_utils import Conv1D
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import Backbone, load_backbone
 from lingo_ds.backbone.families import TARGETS
-from lingo_ds.backbone.spec import read_spec
+from lingo_ds.backbone.load import fingerprint
+from lingo_ds.backbone.spec import read_spec, read_tokenizer
 from lingo_ds.errors import UserError
 
 CPU = torch.device("cpu")
@@ -502,12 +503,31 @@ def test_no_weights_at_all(folder):
         '{"model_type": "no_such_family"}',
         '{"model_type": "llama", "hidden_size": "wide"}',
         '{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}',
+        '{"model_type": "llama", "num_hidden_layers": 1000000000}',
+        '{"model_type": "llama", "max_position_embeddings": -1}',
+        '{"model_type": "clip", "max_position_embeddings": 77}',
+        '{"a":' * 5000,
     ],
 )
 def test_unusable_config(folder, text):
     path = folder / "config.json"
     path.unlink() if text is None else path.write_text(text)
     refuse(folder, str(folder))
+
+
+@pytest.mark.parametrize("text", ['{"tokenizer_class": []}', '{"unk_token": []}', '{"a":' * 5000, "[]"])
+def test_unusable_tokenizer(folder, text):
+    (folder / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UserError, match="has no usable tokenizer"):
+        read_tokenizer(folder)
+
+
+def test_weights_that_are_no_file_are_refused_rather_than_waited_for(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    refuse(folder, "has no model.safetensors")
+    with pytest.raises(UserError, match="is no file"):
+        fingerprint(folder)
 
 
 def test_encoder_decoder_is_refused(tmp_path):
