@@ -1,6 +1,7 @@
 """The adapter folder: reads back as it was, loads in stock PEFT with our logits, refuses what is damaged."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -375,7 +376,7 @@ FAR = "base_model.model.model.layers.7.self_attn.q_proj"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage", "folder"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage", "folder", "pipe", "deep"])
 def test_damaged_files_are_refused(name: str, damage: str, good: tuple[Path, BackboneSpec]):
     folder, spec = good
     path = folder / name
@@ -383,10 +384,11 @@ def test_damaged_files_are_refused(name: str, damage: str, good: tuple[Path, Bac
     path.unlink()
     if damage == "folder":
         path.mkdir()
+    elif damage == "pipe":
+        os.mkfifo(path)
     elif damage != "missing":
-        path.write_bytes(
-            {"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\xff\xfe" * 50}[damage]
-        )
+        damages = {"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\xff\xfe" * 50}
+        path.write_bytes((damages | {"deep": b"[" * 100_000})[damage])
     with pytest.raises(UserError) as caught:
         load_adapter(folder, spec)
     assert str(folder) in str(caught.value)
