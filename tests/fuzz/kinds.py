@@ -1,0 +1,361 @@
+"""The kinds of hostile input: a new one is a strategy of cases, a way to run them, and a line in `kinds`."""
+
+import gzip
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lingo_ds.adapters.layout import uniform_layout
+from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.backbone.backbone import load_backbone
+from lingo_ds.backbone.builtin import _character_tokenizer
+from lingo_ds.backbone.load import fingerprint
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.data.tasks import make_task
+from lingo_ds.evaluation.saved import open_adapter
+from lingo_ds.export import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    BackboneCard,
+    Card,
+    SavedAdapter,
+    load_adapter,
+    save_adapter,
+)
+from tests.fuzz.harness import Blob, Case, Kind, Place, plan, status_of
+from tests.fuzz.mutations import (
+    any_file,
+    damaged,
+    edited_json,
+    edited_safetensors,
+    garbage,
+    json_bytes,
+    odd_text,
+    odd_value,
+    other_tensors,
+)
+
+RECIPE = {
+    "name": "case",
+    "backbone": {"path": "builtin:tiny", "dtype": "fp32"},
+    "data": {"path": "builtin:promoters", "prefix": "DNA {sequence} is", "max_length": 100},
+    "adapter": {"rank": 4, "targets": ["q_proj", "v_proj"]},
+    "rank_sampling": {"mode": "exact", "target_rank": 2, "interval": 5, "t_init": 0.1, "t_final": 20},
+    "train": {"global_batch_size": 8, "max_steps": 100, "num_epochs": 2, "learning_rate": 1e-3,
+              "adam_betas": [0.9, 0.99], "eval_steps": 50, "warmup": 0.1},
+    "zero": {"stage": 0},
+}  # fmt: skip
+CSV = b"sequence,label\nACGTACGTAC,0\nTTTTACGTAA,1\nGGGGACGTNN,0\nACCA,1\n"
+SPLITS = ("train.csv", "dev.csv", "test.csv")
+CPU = torch.device("cpu")
+CODE = b"open('owned', 'w').close()\nimport os\nos.system('true')\n"
+PICKLE = b"\x80\x04cposix\nsystem\nX\x04\x00\x00\x00true\x85R."
+
+
+def write_good(folder: Path) -> None:
+    """The good inputs that cases are made from: `data`, `backbone`, `adapter`."""
+    (folder / "data").mkdir()
+    for split in SPLITS:
+        (folder / "data" / split).write_bytes(CSV)
+    backbone = folder / "backbone"
+    tokenizer = _character_tokenizer()
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=12,
+    num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=1,
+                         max_position_embeddings=64)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(backbone)
+    tokenizer.save_pretrained(backbone)
+    spec = read_spec(backbone)
+    sites = choose_sites(spec.linear_maps, targets=["q_proj"], family_default=())
+    layout = uniform_layout(sites, rank=2, head_shape=(2, 8), has_lam=True)
+    task = make_task("case", classes=2, template=None, domain=None, max_length=64)
+    whose = BackboneCard(path=str(backbone), fingerprint=fingerprint(backbone))
+    card = Card(task=task, pooling="last", backbone=whose,
+                step=1, at_budget=True, dev={"mcc": 0.5})  # fmt: skip
+    adapter = SavedAdapter(layout, torch.linspace(-1, 1, layout.size), 4.0, 2, card)
+    save_adapter(folder / "adapter", adapter, spec=spec, backbone_path=str(backbone), settings={})
+
+
+# -- config and command line
+
+SETTINGS = (
+    "name", "seed", "output_dir", "backbone", "backbone.path", "backbone.revision", "backbone.dtype",
+    "data",
+    "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length", "data.cache_dir",
+    "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
+    "rank_sampling.mode",
+    "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
+    "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size", "train.micro_batch_tokens",
+    "train.num_epochs", "train.max_steps", "train.warmup", "train.adam_betas", "train.eval_steps",
+    "train.eval_epochs", "zero.stage", "zero.shard_group", "zero.profile", "checkpoint.resume",
+    "no.such.thing",
+)  # fmt: skip
+TRICKS = (
+    "!!python/object/apply:os.system ['touch owned']", "!!python/name:os.system", "!!python/module:os",
+    "=", "<<",
+    "!!binary 'x'", "!!set {a, b}", "!!timestamp 2024-13-45", "2024-13-45", "!!int x", "!!float x",
+    "!!bool x",
+    "!!null x", "!!omap [a]", "!!pairs [a]", "!<tag:yaml.org,2002:int> 0x", "&a [*a]", "&a {b: *a}",
+    "*nowhere",
+    "{<<: {name: x}}", "{<<: 3}", "? [a]\n: b", "{[a]: b}", "{{}: b}", "{a, a: 1, a: 2}", "\\x",
+    '"\\ud800"',
+    '"\\U0010ffff"', '"\\U00110000"', '"\\0"', "1_000", "0x10", ".nan", ".inf", "-.inf", "1e999999999",
+    "9" * 5000,
+    "[" * 3000, "[" * 300 + "]" * 300, "{a: " * 500, "- " * 5000, "%YAML 9.9\n---\n", "---\n---\n",
+    "...\n", "\t- x",
+    "|\n\tx", ">-99\n x", "'", '"', "# only a comment", "\u2028", "\u0085", "\ufeff", "x: " * 3, "! x",
+    "!x y", "\x07",
+    "&a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]",
+)  # fmt: skip
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12)
+)
+GOOD_RECIPE = Blob(yaml.safe_dump(RECIPE, sort_keys=False).encode())
+
+
+def _yaml_of(document: bytes) -> bytes:
+    """The JSON document as YAML in block style, where a YAML writer can write it."""
+    return yaml.safe_dump(json.loads(document), allow_unicode=True).encode(errors="surrogatepass")
+
+
+@st.composite
+def _tricked(draw: st.DrawFn) -> bytes:
+    """A good recipe with a trick in place of a value, or as a line or block of its own."""
+    lines = GOOD_RECIPE.decode().splitlines()
+    place, trick = draw(st.integers(0, len(lines) - 1)), draw(st.sampled_from((*TRICKS, LAUGHS)))
+    key = lines[place].partition(":")[0]
+    lines[place] = draw(
+        st.sampled_from((f"{key}: {trick}", trick, f"{lines[place]}\n{trick}", f"{trick}: 1"))
+    )
+    return "\n".join(lines).encode(errors="surrogatepass")
+
+
+recipes = st.one_of(
+    edited_json(Blob(json_bytes(RECIPE))).map(_yaml_of),
+    edited_json(Blob(json_bytes(RECIPE))),
+    _tricked(),
+    any_file(GOOD_RECIPE),
+    st.builds(
+        lambda codec: GOOD_RECIPE.decode().encode(codec), st.sampled_from(("utf-16", "utf-32", "utf-8-sig"))
+    ),
+    st.builds(lambda n: b"".join(b"k%d: 1\n" % k for k in range(n)), st.sampled_from((100, 3000, 30_000))),
+)
+_override = st.builds(
+    lambda key, value: f"{key}={value}",
+    st.sampled_from(SETTINGS),
+    st.sampled_from(TRICKS) | odd_text | odd_value.map(lambda value: json_bytes(value).decode()),
+)
+overrides = st.lists(_override | odd_text.filter(lambda text: not text.startswith("-")), max_size=3).map(
+    lambda words: tuple(word.replace("cache_dir=/", "cache_dir=") for word in words if word)
+)
+config_cases = st.builds(
+    lambda recipe, settings: Case({"run.yaml": recipe}, settings), recipes, overrides | st.just(())
+) | st.builds(lambda settings: Case({"run.yaml": GOOD_RECIPE}, settings), overrides)
+
+
+def run_config(case: Case, place: Place) -> int:
+    return plan(place.inputs / "run.yaml", *case.settings)
+
+
+# -- labelled sequences
+
+_field = st.sampled_from(
+    ("ACGT", "acgtn", "ACGU", "", " ", "0", "1", "2", "-1", "1e9", "0.5", "nan", "1e400", "9" * 400,
+     "\u0663", "\uff11", "+1", "0x1",
+     "\uff21\uff23\uff27\uff34", "ACG\u0000T", "AC\nGT", "AC\rGT", 'A"C', '"ACGT"', '"AC,GT"',
+     '"AC\nGT"', '"AC', "AC\x1b[2JGT", "X" * 90_000,
+     "A" * 200_000, "-", "*", "é", "\u2028", "\ufeff", "=cmd|'/C calc'!A0", "True", "null")
+)  # fmt: skip
+
+
+_header = st.sampled_from(
+    (
+        [],
+        ["label", "sequence"],
+        ["sequence"],
+        [""] * 3,
+        ["sequence", "sequence", "label"],
+        [" sequence", "label "],
+    )
+) | st.lists(odd_text, max_size=3)
+_odd_row = (
+    st.lists(_field, min_size=2, max_size=2) | st.lists(_field, max_size=4) | st.lists(odd_text, max_size=3)
+)
+_ODDITIES = ("header", "rows", "rows", "wide", "many", "ends", "separator", "codec", "gzip", "tail")
+
+
+@st.composite
+def _table(draw: st.DrawFn) -> bytes:
+    """A CSV that is odd in up to three ways: header, fields, line ends, separators, encodings, its size."""
+    odd = draw(st.sets(st.sampled_from(_ODDITIES), max_size=3))
+    header = draw(_header) if "header" in odd else ["sequence", "label"]
+    rows = [["ACGT", "0"], ["tttn", "1"], ["A" * draw(st.integers(1, 200)), "1"]]
+    if "rows" in odd:
+        for _ in range(draw(st.integers(1, 3))):
+            rows.insert(draw(st.integers(0, len(rows))), draw(_odd_row))
+    if "wide" in odd:
+        header, rows = [*header, *map(str, range(20_000))], [[*row, *["x"] * 20_000] for row in rows]
+    elif "many" in odd:
+        rows *= 300
+    end = draw(st.sampled_from(("\r\n", "\r", "\n\n", "\x0b", "\u2028"))) if "ends" in odd else "\n"
+    separator = draw(st.sampled_from((";", "\t", ", ", ",,"))) if "separator" in odd else ","
+    tail = draw(st.sampled_from((end, '"', "\0", "x"))) if "tail" in odd else ""
+    text = end.join(separator.join(fields) for fields in [header, *rows]) + tail
+    codec = (
+        draw(st.sampled_from(("utf-8-sig", "utf-16", "latin-1", "cp1252", "utf-7")))
+        if "codec" in odd
+        else "utf-8"
+    )
+    raw = text.encode(codec, errors="replace")
+    return gzip.compress(raw, mtime=0) if "gzip" in odd else raw
+
+
+_csv = _table() | _table() | any_file(CSV)
+data_cases = st.builds(
+    Case,
+    st.dictionaries(st.sampled_from(SPLITS), _csv, min_size=1)
+    | _table().map(lambda table: dict.fromkeys(SPLITS, table)),
+    st.sampled_from(
+        ((),) * 4 + (("data.sequence_column=label",), ("data.label_column=",), ("data.max_length=1",))
+    )
+    | st.just(())
+    | odd_text.map(lambda text: (f"data.sequence_column={text}",))
+    | odd_text.map(lambda text: ("data.prefix=" + json.dumps(text + "{sequence}"),)),
+)
+
+
+def _plan_here(place: Place, **paths: Path) -> tuple[Path, list[str]]:
+    """A good recipe in the working directory, and overrides that point it to other inputs."""
+    config = place.work / "run.yaml"
+    config.write_bytes(GOOD_RECIPE)
+    return config, [f"{name}.path={json.dumps(str(path))}" for name, path in paths.items()]
+
+
+def run_data(case: Case, place: Place) -> int:
+    config, settings = _plan_here(place, data=place.inputs)
+    return plan(config, *settings, *case.settings)
+
+
+# -- backbone folders
+
+
+def backbone_cases(good: Path) -> st.SearchStrategy[Case]:
+    """Folders in which config, weights, their index, or the tokenizer is odd, or code lies beside them."""
+    config, weights = (
+        Blob((good / "config.json").read_bytes()),
+        Blob((good / "model.safetensors").read_bytes()),
+    )
+    tokenizer, settings = (
+        Blob((good / "tokenizer.json").read_bytes()),
+        Blob((good / "tokenizer_config.json").read_bytes()),
+    )
+    place = st.sampled_from(
+        ("model.safetensors", "../../etc/passwd", "/etc/passwd", "../x.safetensors",
+        "pytorch_model.bin", "", ".", "sub/x")
+    )  # fmt: skip
+    keys = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    index = st.dictionaries(st.sampled_from(keys) | odd_text, place | odd_value, max_size=4).map(
+        lambda weight_map: json_bytes({"metadata": {}, "weight_map": weight_map})
+    )
+    auto_map = {name: "code.Owned" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}
+    with_code = st.sampled_from(("llama", "unheard", "gpt2")).map(
+        lambda kind: {
+            "config.json": json_bytes({**json.loads(config), "auto_map": auto_map, "model_type": kind}),
+            "tokenizer_config.json": json_bytes({**json.loads(settings),
+            "auto_map": {"AutoTokenizer": ["code.Owned"] * 2}}),
+            "code.py": CODE, "modeling_llama.py": CODE,
+        }
+    )  # fmt: skip
+    pickles = st.sampled_from(("pytorch_model.bin", "model.pt", "tokenizer.model", "x.safetensors")).map(
+        lambda name: {"model.safetensors": "missing", name: PICKLE}
+    )
+    beside = st.dictionaries(
+        st.sampled_from(
+            ("special_tokens_map.json", "added_tokens.json", "generation_config.json",
+            "chat_template.jinja",
+             "x.safetensors", "adapter_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+        ),
+        any_file(b"{}") | edited_json(settings),
+        min_size=1, max_size=2,
+    )  # fmt: skip
+    numbers = st.sampled_from((0, -1, 1, 3, 2**20, 2**31, 2**40, 2**62, 1e9, float("nan"), "8", None))
+    kinds = st.sampled_from(
+        ("gpt2", "bert", "opt", "t5", "clip", "esm", "phi", "mamba", "", "x/y", "\x1b[2J")
+    )
+    files = st.one_of(
+        st.fixed_dictionaries({"config.json": any_file(config, edited_json(config))}),
+        st.fixed_dictionaries({"config.json": edited_json(config, values=numbers)}),
+        kinds.map(lambda kind: {"config.json": json_bytes({**json.loads(config), "model_type": kind})}),
+        st.fixed_dictionaries(
+            {"model.safetensors": any_file(weights, edited_safetensors(weights), other_tensors(weights))}
+        ),
+        st.fixed_dictionaries({"model.safetensors": edited_safetensors(weights) | other_tensors(weights)}),
+        st.fixed_dictionaries({"model.safetensors.index.json": any_file(index_of(keys), index)}),
+        st.fixed_dictionaries({"tokenizer.json": any_file(tokenizer, edited_json(tokenizer))}),
+        st.fixed_dictionaries({"tokenizer_config.json": any_file(settings, edited_json(settings))}),
+        with_code, pickles, beside,
+    )  # fmt: skip
+    return files.map(Case)
+
+
+def index_of(keys: list[str]) -> bytes:
+    """A good index of weights that all lie in one file."""
+    return json_bytes({"metadata": {}, "weight_map": dict.fromkeys(keys, "model.safetensors")})
+
+
+def run_backbone(case: Case, place: Place) -> int:
+    """Plans with the backbone; where that is possible, loads its weights."""
+    config, settings = _plan_here(place, data=place.good / "data", backbone=place.inputs)
+
+    def load() -> None:
+        options = {"activation_checkpointing": False, "ds_config": None, "group": None}
+        load_backbone(read_spec(place.inputs), dtype=torch.float32, device=CPU, **options)
+
+    return plan(config, *settings, "data.max_length=null") or status_of(load)
+
+
+# -- adapter folders
+
+
+def adapter_cases(good: Path) -> st.SearchStrategy[Case]:
+    """Folders in which a card, PEFT's settings or the weights are odd."""
+    names = (CARD, CONFIG, WEIGHTS)
+    card, config, weights = (Blob((good / name).read_bytes()) for name in names)
+    files = st.one_of(
+        st.fixed_dictionaries({CARD: any_file(card, edited_json(card))}),
+        st.fixed_dictionaries({CONFIG: any_file(config, edited_json(config))}),
+        st.fixed_dictionaries({CARD: edited_json(card) | damaged(card)}),
+        st.fixed_dictionaries({CONFIG: edited_json(config) | garbage}),
+        st.fixed_dictionaries(
+            {WEIGHTS: any_file(weights, edited_safetensors(weights), other_tensors(weights))}
+        ),
+        st.fixed_dictionaries({WEIGHTS: edited_safetensors(weights) | other_tensors(weights)}),
+        st.sampled_from(names).map(
+            lambda name: {WEIGHTS: "missing", "adapter_model.bin": PICKLE, name: PICKLE}
+        ),
+    )
+    return files.map(Case)
+
+
+def run_adapter(case: Case, place: Place) -> int:
+    """Opens the folder by its own backbone, then with the good one, whatever the card says."""
+    backbone = place.good / "backbone"
+    first = status_of(lambda: open_adapter(place.inputs, backbone=None, cache=place.work / "cache"))
+    return first or status_of(lambda: load_adapter(place.inputs, read_spec(backbone)))
+
+
+def kinds(good: Path) -> dict[str, Kind]:
+    """Every kind of hostile input, by name."""
+    return {
+        "config": Kind(config_cases, None, run_config, share=6),
+        "data": Kind(data_cases, "data", run_data, share=4),
+        "backbone": Kind(backbone_cases(good / "backbone"), "backbone", run_backbone, share=3),
+        "adapter": Kind(adapter_cases(good / "adapter"), "adapter", run_adapter, share=3),
+    }
