@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lingo_ds.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 from lingo_ds.model_card import README, Notes, model_card
 from lingo_ds.peft_format import (

@@ -31,7 +31,7 @@ from lingo_ds.data.tokenize import (
     write_tokenized,
 )
 from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import BUILTIN_BACKBONE, backbone_folder, data_folder, make_builtin
 from lingo_ds.model import AdaptedModel
@@ -100,6 +100,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
         profile = read_profile(config.zero, env)
     data = _tokenized(config, tokenizer, cache, max_length, env)
+    _require_tokens(data, spec)
     task = make_task(
         config.name,
         classes=data.classes,
@@ -224,7 +225,7 @@ def _tokenized(
             write_tokenized(
                 entry,
                 splits,
-                tokenize=lambda texts: tokenizer(texts)["input_ids"],
+                tokenize=lambda texts: _token_ids(tokenizer, texts),
                 prompt=prompt,
                 max_length=max_length,
             )
@@ -234,6 +235,28 @@ def _tokenized(
     if env.is_main:
         _say_what_was_noticed(tokenized)
     return tokenized
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    try:
+        return tokenizer(texts)["input_ids"]
+    except Exception as error:  # of files that are not a whole tokenizer only their use may tell
+        rule = f"has a tokenizer that cannot read the data ({reason_of(error)})"
+        fix = "add the model's tokenizer files"
+        raise UserError(Mistake("backbone.path", tokenizer.name_or_path, rule, fix)) from None
+
+
+def _require_tokens(data: TokenizedData, spec: BackboneSpec) -> None:
+    """The tokenizer must belong to the weights: tokens for every text, a row of the embedding for each."""
+    rows = spec.skeleton.get_input_embeddings().weight.shape[0]
+    problem = None
+    if data.largest_id >= rows:
+        problem = f"has a tokenizer that gives token {data.largest_id}, and an embedding of {rows} rows"
+    elif not data.shortest:
+        problem = "has a tokenizer that gives no token for some sequence"
+    if problem:
+        fix = "add the tokenizer files that belong to the weights"
+        raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
 
 
 def _say_what_was_noticed(data: TokenizedData) -> None:

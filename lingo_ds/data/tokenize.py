@@ -64,6 +64,11 @@ class TokenizedSplit:
         return np.diff(self._ids[1])
 
     @property
+    def largest_id(self) -> int:
+        """Of all tokens; -1 where there is none."""
+        return int(np.max(self._ids[0], initial=-1))
+
+    @property
     def truncated(self) -> int:
         """Examples whose sequence was cut."""
         return int(np.sum(self.table.data.column("truncated").to_numpy()))
@@ -99,6 +104,16 @@ class TokenizedData:
     def longest(self) -> int:
         """Tokens of the longest example."""
         return int(max(split.lengths.max() for split in self.splits.values()))
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest example."""
+        return int(min(split.lengths.min() for split in self.splits.values()))
+
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens."""
+        return max(split.largest_id for split in self.splits.values())
 
     def facts(self) -> dict[str, Any]:
         """Counts for the report."""

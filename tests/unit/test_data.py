@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import TrainBatches, eval_batches, make_batch
@@ -315,6 +316,31 @@ def test_no_room_for_the_sequence_is_the_users_mistake(tokenizer, tokenized, seq
     (mistake,) = caught.value.mistakes
     assert (mistake.where, mistake.value) == ("data.max_length", prefix - 1)
     assert not (tmp_path / "entry").exists()
+
+
+@pytest.mark.parametrize(
+    "file, key, value, says",
+    [
+        ("config.json", "vocab_size", 10, "an embedding of 10 rows"),
+        ("tokenizer.json", "model", {"type": "WordLevel", "vocab": {"<s>": 1}, "unk_token": "x"}, "UNK"),
+        ("tokenizer.json", "model", {"type": "BPE", "vocab": {}, "merges": []}, "no token"),
+    ],
+)
+def test_tokenizer_that_does_not_belong_to_the_weights_is_refused(folder, file, key, value, says):
+    backbone = folder / "backbone"
+    write_backbone(backbone)
+    content = json.loads((backbone / file).read_text()) | {key: value}
+    if says == "no token":
+        content |= {"post_processor": None, "added_tokens": []}
+    (backbone / file).write_text(json.dumps(content))
+    config = {
+        "name": "x",
+        "backbone": {"path": str(backbone)},
+        "data": {"path": str(folder), "cache_dir": folder / "cache"},
+    }
+    with pytest.raises(UserError, match=says) as caught:
+        prepare(RunConfig.model_validate(config), ALONE)
+    assert caught.value.mistakes[0].where == "backbone.path"
 
 
 def test_cache_is_used_again_and_follows_what_it_depends_on(shared, tmp_path):
