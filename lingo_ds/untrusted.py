@@ -41,7 +41,10 @@ def own_file(folder: Path, name: str) -> Path:
         ValueError: where it is absent, no plain file (a pipe would never end), or a link out of the folder.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    real, home = (
+        Path(os.path.realpath(one)) for one in (path, folder)
+    )  # resolve() raises on a loop of links
+    if not real.is_relative_to(home):
         raise ValueError(f"{name} is a link out of the folder; copy the folder with cp -L")
     if not path.is_file():
         raise ValueError(f"{name} is {'no plain file' if path.exists() else 'missing'}")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lingo_ds.errors import Mistake, UserError, reason_of
-from lingo_ds.files import read_json
+from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 

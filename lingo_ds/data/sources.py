@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import read_regular
+from lingo_ds.untrusted import read_regular
 
 SPLITS = ("train", "dev", "test")
 IUPAC = "ACGTUNRYSWKMBDHV"

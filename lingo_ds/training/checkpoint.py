@@ -26,12 +26,15 @@ from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import clear_leftovers, write_aside
+from lingo_ds.untrusted import own_file, read_regular
 
 logger = logging.getLogger(__name__)
 
 BANK, STATE, SUMS = "bank.safetensors", "state.json", "SHA256SUMS"
 LARGEST_STATE = 256 * 2**20
 """Bytes of a state.json that is read."""
+
+LARGEST_SUMS = 2**12
 
 
 class Progress(BaseModel, extra="forbid"):
@@ -198,11 +201,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: where it is torn, altered or none.
     """
     try:
-        sums = (path / SUMS).read_text().split()
+        files = {name: own_file(path, name) for name in (BANK, STATE, SUMS)}
+        sums = read_regular(files[SUMS], most=LARGEST_SUMS).decode().split()
         for name in (BANK, STATE):
-            assert sums[sums.index(name) - 1] == _sha256(path / name), f"{name} does not fit {SUMS}"
-        assert (path / STATE).stat().st_size <= LARGEST_STATE, f"{STATE} is too large"
-        state = RunState.model_validate_json((path / STATE).read_bytes())
+            assert sums[sums.index(name) - 1] == _sha256(files[name]), f"{name} does not fit {SUMS}"
+        state = RunState.model_validate_json(read_regular(files[STATE], most=LARGEST_STATE))
     except ValidationError as error:
         raise _not_whole(path, f"{STATE}: {error.errors()[0]['msg']}") from None
     except (OSError, ValueError, AssertionError) as error:

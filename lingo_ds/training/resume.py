@@ -122,10 +122,25 @@ def _require_same_run(checkpoint: Checkpoint, prepared: Prepared) -> None:
     if steps < state.total_steps or state.step > state.total_steps:
         rule = f"is shorter than the run of {state.total_steps} steps that wrote {checkpoint.path}"
         mistakes.append(Mistake("train.max_steps", steps, rule, fix))
-    if (state.schedule is None) != (prepared.plan.schedule is None):
-        mistakes.append(Mistake("rank_sampling.mode", checkpoint.path, "has another schedule", fix))
+    if not _is_schedule(state, prepared.plan.schedule):
+        mistakes.append(Mistake("rank_sampling", checkpoint.path, "has another schedule", fix))
     if mistakes:
         raise UserError(mistakes)
+
+
+def _is_schedule(state: RunState, ours: BudgetSchedule | None) -> bool:
+    """Whether a checkpoint's schedule can be that of a run whose own would be `ours`."""
+    theirs = state.schedule
+    if ours is None or theirs is None:
+        return ours is theirs
+    fixed = {"initial": ours.initial, "target": ours.target, "interval": ours.interval}
+    free = {"t_init", "t_final", "total"}
+    return (
+        theirs.keys() == fixed.keys() | free
+        and all(theirs[name] == value for name, value in fixed.items())
+        and theirs["total"] == state.total_steps
+        and min(theirs["t_init"], theirs["t_final"]) >= 0
+    )
 
 
 def _lengthened(prepared: Prepared, state: RunState) -> Prepared:
@@ -133,13 +148,9 @@ def _lengthened(prepared: Prepared, state: RunState) -> Prepared:
     plan = prepared.plan
     if plan.schedule is None or plan.steps == state.total_steps:
         return prepared
-    try:
-        total = state.schedule["total"]
-        t_final = state.schedule["t_final"] + plan.steps - total
-        schedule = BudgetSchedule(**state.schedule | {"total": plan.steps, "t_final": t_final})
-    except (TypeError, KeyError) as error:
-        rule = f"holds no schedule of ranks ({error})"
-        raise UserError(Mistake("checkpoint.resume", "state.json", rule, "name another one")) from None
+    total = state.schedule["total"]
+    t_final = state.schedule["t_final"] + plan.steps - total
+    schedule = BudgetSchedule(**state.schedule | {"total": plan.steps, "t_final": t_final})
     logger.info(
         "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d",
         plan.steps, total, schedule.final_step,

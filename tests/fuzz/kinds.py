@@ -1,9 +1,16 @@
 """The kinds of hostile input: a new one is a strategy of cases, a way to run them, and a line in `kinds`."""
 
 import gzip
+import hashlib
 import json
+import shutil
+import tempfile
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
 from hypothesis import strategies as st
@@ -15,7 +22,9 @@ from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.builtin import _character_tokenizer
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import read_spec
+from lingo_ds.cli import main
 from lingo_ds.data.tasks import make_task
+from lingo_ds.distributed import detect
 from lingo_ds.evaluation.saved import open_adapter
 from lingo_ds.export import (
     CARD,
@@ -27,6 +36,11 @@ from lingo_ds.export import (
     load_adapter,
     save_adapter,
 )
+from lingo_ds.prepare import Prepared, build_model, prepare
+from lingo_ds.recipe import load_config
+from lingo_ds.training.checkpoint import BANK, STATE, SUMS
+from lingo_ds.training.resume import find_start
+from lingo_ds.training.session import Session
 from tests.fuzz.harness import Blob, Case, Kind, Place, plan, status_of
 from tests.fuzz.mutations import (
     any_file,
@@ -52,13 +66,16 @@ RECIPE = {
 }  # fmt: skip
 CSV = b"sequence,label\nACGTACGTAC,0\nTTTTACGTAA,1\nGGGGACGTNN,0\nACCA,1\n"
 SPLITS = ("train.csv", "dev.csv", "test.csv")
+LAST = 8
+"""Steps of the run that the good checkpoint belongs to."""
+
 CPU = torch.device("cpu")
 CODE = b"open('owned', 'w').close()\nimport os\nos.system('true')\n"
 PICKLE = b"\x80\x04cposix\nsystem\nX\x04\x00\x00\x00true\x85R."
 
 
 def write_good(folder: Path) -> None:
-    """The good inputs that cases are made from: `data`, `backbone`, `adapter`."""
+    """The good inputs that cases are made from: `data`, `backbone`, `adapter`, `checkpoint`, `sequences`."""
     (folder / "data").mkdir()
     for split in SPLITS:
         (folder / "data" / split).write_bytes(CSV)
@@ -81,6 +98,11 @@ def write_good(folder: Path) -> None:
                 step=1, at_budget=True, dev={"mcc": 0.5})  # fmt: skip
     adapter = SavedAdapter(layout, torch.linspace(-1, 1, layout.size), 4.0, 2, card)
     save_adapter(folder / "adapter", adapter, spec=spec, backbone_path=str(backbone), settings={})
+    (folder / "sequences").mkdir()
+    table = pa.table({"id": ["a", "b", "c"], "sequence": ["ACGT", "TTGACA", "NNAC"]})
+    pq.write_table(table, folder / "sequences/in.parquet")
+    write_checkpoint(folder)
+    _prepared(folder)
 
 
 # -- config and command line
@@ -351,6 +373,130 @@ def run_adapter(case: Case, place: Place) -> int:
     return first or status_of(lambda: load_adapter(place.inputs, read_spec(backbone)))
 
 
+# -- checkpoints
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A run of a few steps on the good inputs, and its last checkpoint as `checkpoint`."""
+    with tempfile.TemporaryDirectory() as out:
+        config = Path(out) / "run.yaml"
+        config.write_bytes(_checkpoint_recipe(folder, Path(out) / "run"))
+        assert main(["train", "--config", str(config)]) == 0
+        shutil.copytree(Path(out) / f"run/checkpoints/step-{LAST:08d}", folder / "checkpoint")
+
+
+def _checkpoint_recipe(good: Path, out: Path) -> bytes:
+    settings = RECIPE | {
+        "output_dir": str(out),
+        "backbone": {"path": str(good / "backbone"), "dtype": "fp32"},
+        "data": {"path": str(good / "data"), "cache_dir": str(good / "cache")},
+        "rank_sampling": {"target_rank": 2, "interval": 2, "t_init": 1, "t_final": 4},
+        "train": {"global_batch_size": 2, "max_steps": LAST, "learning_rate": 1e-3, "eval_steps": LAST},
+        "checkpoint": {"every": LAST // 2},
+    }
+    return json_bytes(settings)
+
+
+@cache
+def _prepared(good: Path) -> Prepared:
+    """The run that the good checkpoint belongs to; made before the first case, since it may write."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "run.yaml").write_bytes(_checkpoint_recipe(good, Path(folder)))
+        return prepare(load_config(Path(folder) / "run.yaml"), detect())
+
+
+def checkpoint_cases(good: Path) -> st.SearchStrategy[Case]:
+    """Folders in which state, tensors or sums are odd; the sums of a stranger's checkpoint fit."""
+    whole = {name: (good / name).read_bytes() for name in (STATE, BANK, SUMS)}
+    state, bank, sums = (Blob(whole[name]) for name in (STATE, BANK, SUMS))
+
+    def seal(files: dict[str, bytes]) -> dict[str, bytes]:
+        found = whole | files
+        lines = [f"{hashlib.sha256(found[name]).hexdigest()}  {name}\n" for name in (STATE, BANK)]
+        return files | {SUMS: "".join(lines).encode()}
+
+    odd_bank = edited_safetensors(bank) | other_tensors(bank)
+    files = st.one_of(
+        st.fixed_dictionaries({STATE: edited_json(state)}).map(seal),
+        st.fixed_dictionaries({STATE: edited_json(state)}).map(seal),
+        st.fixed_dictionaries({STATE: damaged(state) | garbage}).map(seal),
+        st.fixed_dictionaries({BANK: odd_bank | damaged(bank)}).map(seal),
+        st.fixed_dictionaries({STATE: any_file(state)}),
+        st.fixed_dictionaries({BANK: any_file(bank)}),
+        st.fixed_dictionaries({SUMS: any_file(sums)}),
+        st.just({BANK: PICKLE, STATE: PICKLE}).map(seal),
+    )
+    return files.map(Case)
+
+
+def run_checkpoint(case: Case, place: Place) -> int:
+    """Takes the checkpoint up, into a run that would go on from it."""
+    prepared = _prepared(place.good)
+    settings = {"output_dir": place.work / "run"}
+    settings["checkpoint"] = prepared.config.checkpoint.model_copy(update={"resume": str(place.inputs)})
+    prepared = replace(prepared, config=prepared.config.model_copy(update=settings))
+
+    def take_up() -> None:
+        start = find_start(prepared)
+        Session(start.prepared, build_model(start.prepared)).take_up(start.checkpoint)
+
+    return status_of(take_up)
+
+
+# -- sequences to predict
+
+FASTA = b">a first\nACGT\nACGTNN\n>b\nttgaca\n>c\nAC\n"
+_fasta_line = st.sampled_from(
+    (">", ">x", "> x", ">x\ty", "ACGT", "acgtn", "RYKM", "", "  ", ";comment", "ACG T", "AC>GT", "ACGU",
+     "A*C-", "1", "é", "\u2028", "\ufeff", ">\x1b[2J", "\x00", "@x", "+", "A" * 100_000, ">" + "n" * 10_000)
+) | odd_text  # fmt: skip
+
+
+@st.composite
+def _fasta(draw: st.DrawFn) -> bytes:
+    """A FASTA file with a few odd lines, line ends or encodings."""
+    lines = FASTA.decode().splitlines()
+    for _ in range(draw(st.integers(0, 4))):
+        lines.insert(draw(st.integers(0, len(lines))), draw(_fasta_line))
+    end = draw(st.sampled_from(("\n", "\n", "\r\n", "\r", "\n\n")))
+    codec = draw(st.sampled_from(("utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1")))
+    return (end.join(lines) + end).encode(codec, errors="replace")
+
+
+def sequence_cases(good: Path) -> st.SearchStrategy[Case]:
+    """One file of each format that `predict` reads, odd inside."""
+    table = Blob((good / "in.parquet").read_bytes())
+    zipped = st.one_of(_fasta(), _table()).map(lambda raw: gzip.compress(raw, mtime=0))
+    odd = {
+        "in.fa": _fasta() | _fasta() | any_file(FASTA),
+        "in.csv": _table() | any_file(CSV),
+        "in.tsv": _table().map(lambda raw: raw.replace(b",", b"\t")),
+        "in.fa.gz": zipped | any_file(gzip.compress(FASTA, mtime=0)),
+        "in.csv.gz": zipped,
+        "in.parquet": any_file(table),
+        "in.txt": _fasta(),
+    }
+    return st.one_of(*(st.fixed_dictionaries({name: files}) for name, files in odd.items())).map(Case)
+
+
+def run_sequences(case: Case, place: Place) -> int:
+    """Predicts what is in the folder: the file of the case, or without one the good one."""
+    source = place.inputs / next(iter(case.files), "in.parquet")
+    words = [
+        "predict",
+        "--adapter",
+        place.good / "adapter",
+        "--input",
+        source,
+        "--output",
+        place.work / "out.csv",
+    ]
+    try:
+        return main([*map(str, words), "zero.stage=0"])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
 def kinds(good: Path) -> dict[str, Kind]:
     """Every kind of hostile input, by name."""
     return {
@@ -358,4 +504,6 @@ def kinds(good: Path) -> dict[str, Kind]:
         "data": Kind(data_cases, "data", run_data, share=4),
         "backbone": Kind(backbone_cases(good / "backbone"), "backbone", run_backbone, share=3),
         "adapter": Kind(adapter_cases(good / "adapter"), "adapter", run_adapter, share=3),
+        "checkpoint": Kind(checkpoint_cases(good / "checkpoint"), "checkpoint", run_checkpoint, share=3),
+        "sequences": Kind(sequence_cases(good / "sequences"), "sequences", run_sequences, share=2),
     }
