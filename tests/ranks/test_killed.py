@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks.launching import Ended, Job, launch, small_run, starting
+from tests.ranks.launching import Ended, Job, free_port, launch, small_run, starting
 
 STEPS = 40
 LONGEST = 60
@@ -126,10 +127,6 @@ def test_a_killed_job_ends_in_time_names_the_process_and_goes_on(start, settings
     assert learned(run) == undisturbed
 
 
-def hang(process: psutil.Process) -> None:
-    process.suspend()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_process_is_named(start, settings, place, rank):
@@ -195,3 +192,42 @@ def test_fifty_kills_at_random_moments_change_nothing(start, settings, place, un
         assert ended.status != 2, (number, name, ended.output)
     assert launch(start, place, command).wait(240).status == 0
     assert learned(run) == undisturbed
+
+
+HANGING = """
+import os, sys, time
+import torch, torch.distributed as dist
+from lingo_ds import distributed, liveness
+env = distributed.detect()
+dist.init_process_group("gloo")
+def look_for_a_file_that_never_comes():
+    time.sleep(600)
+with liveness.watching(env, timeout=3), liveness.judging():
+    for step in range(3):
+        liveness.beat()
+        dist.all_reduce(torch.zeros(1))
+    if env.global_rank == 1:
+        look_for_a_file_that_never_comes()
+    liveness.beat()
+    dist.all_reduce(torch.zeros(1))
+"""
+
+
+def test_a_process_that_hangs_is_named(start, tmp_path):
+    place = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    port = str(free_port())
+    jobs = [
+        start([sys.executable, "-c", HANGING], tmp_path, RANK=str(rank), LOCAL_RANK=str(rank),
+              MASTER_PORT=port, **place)
+        for rank in range(2)
+    ]  # fmt: skip
+    first, second = (job.wait(LONGEST) for job in jobs)
+    assert (first.status, second.status) == (1, 1), first.output + second.output
+    assert "error: process 1 of 2: " in first.output
+    assert "hangs, and the others have waited for it for 3 s (train.timeout)" in first.output
+    assert "look_for_a_file_that_never_comes" in second.output, "it shows where it stands"

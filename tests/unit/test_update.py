@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.adapters.sites import SiteHooks
-from lingo_ds.config import RunConfig
+from lingo_ds.config import CheckpointConfig, RunConfig
 from lingo_ds.data.loader import Batch
 from lingo_ds.distributed import DistEnv
 from lingo_ds.training.audit import Audit
@@ -419,7 +419,8 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
         evaluate=lambda: None,
         selection=None,
         save_checkpoint=lambda step: None,
-        checkpoint_interval=None,
+        checkpoints=CheckpointConfig(),
+        most_skipped=3,
     )
     outcome = trainer.run(
         1, observers=[lambda info: states.append((info.stats.skipped, bank.master.clone()))]
