@@ -235,8 +235,9 @@ def watching(env: DistEnv, *, timeout: float | None) -> Iterator[None]:
     if env.world_size > 1:
         store = dist.distributed_c10d._get_default_store().clone()  # a connection that nobody else waits on
         store.set_timeout(timedelta(seconds=SILENCE))
-    _watch = Watch(env, timeout=timeout, store=store)
-    _watch.start()
+    before, watch = _watch, Watch(env, timeout=timeout, store=store)
+    watch.start()
+    _watch = watch
     try:
         yield
     except UserError:
@@ -247,8 +248,8 @@ def watching(env: DistEnv, *, timeout: float | None) -> Iterator[None]:
             time.sleep(SILENCE + 5 * PERIOD)  # long enough for the thread to find who is lost, and end this
         raise
     finally:
-        _watch.stop()
-        _watch = None
+        _watch = before
+        watch.stop()
 
 
 @contextlib.contextmanager

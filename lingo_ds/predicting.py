@@ -2,7 +2,7 @@
 
 import logging
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -41,13 +41,16 @@ def predict(
     Raises:
         UserError: for mistakes in the arguments, the adapter or the file.
     """
-    with job(config, env, output=target, timeout=None):
+    with job(config, env, output=target, timeout=None), ExitStack() as held:
         with distributed.together(env):
             records = Records(source, sequence_column=sequence_column, id_column=id_column)
             if env.is_main:
                 check_output(target, source=source, overwrite=overwrite)
         predictor = make_predictor(adapter, config, env)
         output = Output(target, classes=predictor.task.classes, numbered=records.numbered)
+        with distributed.together(env):
+            if env.is_main:
+                held.enter_context(output.held())
         meaning = {
             "adapter": adapter_fingerprint(adapter), "input": records.fingerprint(),
             "settings": config.model_dump(mode="json", exclude={"zero"}), "dtype": predictor.dtype,

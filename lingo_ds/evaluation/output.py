@@ -9,6 +9,8 @@ import gzip
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import make_folder, write_aside
+from lingo_ds.files import make_folder, only_user, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,17 @@ class Output:
         probabilities = [(f"probability_{c}", pa.float32()) for c in range(classes)]
         self._schema = pa.schema([("id", id_type), ("label", pa.int64()), *probabilities])
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other jobs away from the parts.
+
+        Raises:
+            UserError: where another job is at them.
+        """
+        make_folder(self._parts, setting="--output")
+        with only_user(self._parts, setting="--output"):
+            yield
+
     def take_up(self, meaning: dict[str, Any]) -> Done:
         """Finds what is done already of a job with this `meaning`; parts of another one are removed."""
         note = self._parts / "job.json"
@@ -62,10 +75,10 @@ class Output:
                 else:
                     path.unlink()
             return done
-        if self._parts.exists():
+        if note.exists():
             logger.warning("%s holds parts of another job; this one begins anew", self._parts)
-            shutil.rmtree(self._parts)
-        make_folder(self._parts, setting="--output")
+        for _, _, _, path in self._listed():
+            path.unlink()
         write_aside(note, lambda aside: aside.write_text(text))
         return Done()
 

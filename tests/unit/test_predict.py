@@ -455,6 +455,20 @@ def test_parts_of_another_input_are_not_used(adapter, many, tmp_path):
     assert (tmp_path / "out.csv").read_bytes() == whole["out.csv"]
 
 
+def test_a_second_job_on_the_same_output_is_refused(adapter, many, tmp_path):
+    source, whole = many
+    seconds = []
+
+    def another() -> None:
+        seconds.append(predict(adapter, source, tmp_path / "out.csv", SMALL_CHUNKS))
+
+    with at_part(1, another):
+        assert predict(adapter, source, tmp_path / "out.csv", SMALL_CHUNKS)[0] == 0
+    ((status, shown),) = seconds
+    assert status == 2 and "another run is writing there" in shown
+    assert (tmp_path / "out.csv").read_bytes() == whole["out.csv"]
+
+
 def test_a_mistake_far_down_keeps_what_was_done_before(adapter, tmp_path):
     sequences = random_sequences(300, seed=4)
     source = write_csv(tmp_path / "in.csv", [*sequences, "ACGTJ"])
