@@ -36,7 +36,7 @@ Tokenize = Callable[[list[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """One split's token ids in one flat array, memory-mapped where the table is.
+    """One split's token ids, read where the table has them: on disk by memory map, whatever it is cut into.
 
     Attributes:
         table: columns input_ids (list of int32), label (int64), truncated (bool).
@@ -48,10 +48,18 @@ class TokenizedSplit:
         return len(self.table)
 
     @cached_property
-    def _ids(self) -> tuple[np.ndarray, np.ndarray]:
-        column = self.table.data.column("input_ids").combine_chunks()
-        column = column.chunk(0) if hasattr(column, "chunk") else column
-        return column.values.to_numpy(), column.offsets.to_numpy()
+    def _chunks(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and offsets of the pieces that Arrow keeps the column in; none is copied."""
+        chunks = self.table.data.column("input_ids").chunks
+        return [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks]
+
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """The first row of each piece."""
+        return np.cumsum([0, *(len(offsets) - 1 for _, offsets in self._chunks)])
+
+    def _chunk_of(self, rows: np.ndarray | int) -> np.ndarray:
+        return np.searchsorted(self._begins, rows, side="right") - 1
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -61,12 +69,13 @@ class TokenizedSplit:
     @cached_property
     def lengths(self) -> np.ndarray:
         """(rows,) tokens per example."""
-        return np.diff(self._ids[1])
+        return np.concatenate([np.zeros(0, np.int32), *(np.diff(offsets) for _, offsets in self._chunks)])
 
     @property
     def largest_id(self) -> int:
         """Of all tokens; -1 where there is none."""
-        return int(np.max(self._ids[0], initial=-1))
+        pieces = (values[offsets[0] : offsets[-1]] for values, offsets in self._chunks)
+        return max((int(piece.max(initial=-1)) for piece in pieces), default=-1)
 
     @property
     def truncated(self) -> int:
@@ -75,13 +84,17 @@ class TokenizedSplit:
 
     def tokens(self, row: int) -> np.ndarray:
         """Token ids of one example, (length,)."""
-        values, offsets = self._ids
-        return values[offsets[row] : offsets[row + 1]]
+        chunk = int(self._chunk_of(row))
+        (values, offsets), place = self._chunks[chunk], row - self._begins[chunk]
+        return values[offsets[place] : offsets[place + 1]]
 
     def heads(self, rows: np.ndarray, length: int) -> np.ndarray:
         """The first `length` token ids of examples that have as many, (rows, length)."""
-        values, offsets = self._ids
-        return values[offsets[rows][:, None] + np.arange(length)]
+        out, chunks = np.empty((len(rows), length), np.int32), self._chunk_of(rows)
+        for chunk in np.unique(chunks):
+            here, (values, offsets) = chunks == chunk, self._chunks[chunk]
+            out[here] = values[offsets[rows[here] - self._begins[chunk]][:, None] + np.arange(length)]
+        return out
 
 
 @dataclass(frozen=True)

@@ -400,6 +400,27 @@ def split_of(lengths: list[int]) -> TokenizedSplit:
     return TokenizedSplit(datasets.Dataset.from_dict(table, features=FEATURES))
 
 
+def test_a_split_of_several_pieces_is_read_where_it_lies(tmp_path):
+    """As Arrow has it when a table was joined or written in parts; nothing is copied."""
+    lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    whole = split_of(lengths)
+    pieces = [whole.table.select(range(a, b)) for a, b in ((0, 4), (4, 9), (9, 10))]
+    for number, piece in enumerate(pieces):
+        piece.save_to_disk(tmp_path / str(number))
+    parts = [datasets.load_from_disk(tmp_path / str(number)) for number in range(len(pieces))]
+    split = TokenizedSplit(datasets.concatenate_datasets(parts))
+    assert split.table.data.column("input_ids").num_chunks > 2
+    assert split.lengths.tolist() == lengths
+    assert split.largest_id == whole.largest_id
+    for row in range(len(lengths)):
+        assert split.tokens(row).tolist() == whole.tokens(row).tolist()
+    rows = np.array([8, 0, 4, 9, 2])
+    assert split.heads(rows, 3).tolist() == whole.heads(rows, 3).tolist()
+    column = split.table.data.column("input_ids")
+    last = column.chunks[-1].values.to_numpy()
+    assert np.shares_memory(split.tokens(9), last)
+
+
 def loaders(
     split: TokenizedSplit, *, world: int, batch: int, micro: int, seed: int = 0
 ) -> list[TrainBatches]:
