@@ -1,6 +1,8 @@
 """What all tests share: one thread per process, no network, the real inputs beside the checkout."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Set before torch is imported, and inherited by the processes that tests start.
@@ -22,6 +24,19 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the real inputs (../shared) are not here")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command line routes the package's log; the next file's tests look at it where it was."""
+    package = logging.getLogger("lingo_ds")
+    before = list(package.handlers), package.level, package.propagate
+    yield
+    for handler in package.handlers:
+        if handler not in before[0]:
+            handler.close()
+    package.handlers, level, package.propagate = before
+    package.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

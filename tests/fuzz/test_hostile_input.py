@@ -1,6 +1,5 @@
 """Hostile input of every kind ends in success or in status 2 with clear lines, and does no harm (seeded)."""
 
-import logging
 import os
 import pickle
 import socket
@@ -25,16 +24,6 @@ IN_CI, SLOW = 500, 20_000
 """Cases of all kinds together."""
 
 KINDS = ("config", "data", "backbone", "adapter", "checkpoint", "sequences")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line routes the package's log; other tests look at it where it was."""
-    package = logging.getLogger("lingo_ds")
-    before = package.handlers, package.level, package.propagate
-    yield
-    package.handlers, level, package.propagate = before
-    package.setLevel(level)
 
 
 @pytest.fixture(scope="module")

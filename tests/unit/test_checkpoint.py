@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import logging
 import os
 import resource
 import shutil
@@ -37,18 +36,6 @@ train: {{global_batch_size: 8, max_steps: 16, eval_steps: 8, learning_rate: 3.0e
 zero: {{stage: 0}}
 checkpoint: {{every: 4, keep_last: 3, keep_best: false}}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line routes the package's log; other tests look at it where it was."""
-    package = logging.getLogger("lingo_ds")
-    before = package.handlers, package.level, package.propagate
-    yield
-    for handler in package.handlers:
-        handler.close()
-    package.handlers, level, package.propagate = before
-    package.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -199,16 +199,6 @@ def export(adapter: Path, to: str, output: Path, *options: str) -> Path:
     return output
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line routes the package's log; other tests look at it where it was."""
-    package = logging.getLogger("lingo_ds")
-    before = package.handlers, package.level, package.propagate
-    yield
-    package.handlers, level, package.propagate = before
-    package.setLevel(level)
-
-
 # -- PEFT's formats
 
 

@@ -1,6 +1,5 @@
 """A whole run on packs does what the same run does on padded batches, and says what it saved."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,18 +30,6 @@ class Run(NamedTuple):
     forwards: list[tuple[int, int]]
     adapter: torch.Tensor
     probabilities: list[float]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """A run writes the package's log to its folder; other tests look at it where it was."""
-    package = logging.getLogger("lingo_ds")
-    before = list(package.handlers), package.level, package.propagate
-    yield
-    for handler in set(package.handlers) - set(before[0]):
-        handler.close()
-    package.handlers, level, package.propagate = before
-    package.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -42,16 +41,6 @@ CLASSES, MAX_LENGTH = 3, 150
 DOMAIN, TEMPLATE = "core promoters", "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
 SMALL_CHUNKS = "batch_tokens=128"
 """A setting under which some 70 sequences are a chunk."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line routes the package's log; other tests look at it where it was."""
-    package = logging.getLogger("lingo_ds")
-    before = package.handlers, package.level, package.propagate
-    yield
-    package.handlers, level, package.propagate = before
-    package.setLevel(level)
 
 
 def make_adapter(folder: Path, *, template: str | None = TEMPLATE) -> Path:

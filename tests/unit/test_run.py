@@ -2,14 +2,13 @@
 
 import io
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +55,6 @@ checkpoint: {{every: 6}}
 """
 QUICK = ("rank_sampling.mode=off", "train.max_steps=2", "train.eval_steps=null")
 """Settings of a run of two steps that is evaluated at its end only."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line routes the package's log; other tests look at it where it was."""
-    package = logging.getLogger("lingo_ds")
-    before = package.handlers, package.level, package.propagate
-    yield
-    for handler in package.handlers:
-        handler.close()
-    package.handlers, level, package.propagate = before
-    package.setLevel(level)
 
 
 @pytest.fixture(scope="module")
