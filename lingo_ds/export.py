@@ -220,5 +220,6 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
 
 
 def _incomplete(folder: Path, error: Exception) -> UserError:
-    rule = f"is no complete adapter folder ({' '.join(str(error).split())[:200]})"
+    reason = getattr(error, "strerror", None) or str(error)
+    rule = f"is no complete adapter folder ({' '.join(reason.split())[:200]})"
     return UserError(Mistake(str(folder), type(error).__name__, rule, "give the adapter/ of a run"))

@@ -620,7 +620,7 @@ HOSTILE = {
     "rank is huge": (lambda f: rewrite(f, CONFIG, init_r=10**9), "init_r"),
     "rank is below a site's": (lambda f: rewrite(f, CONFIG, init_r=3), "rank 4"),
     "another function": (lambda f: rewrite(f, CONFIG, use_dora=True), "use_dora"),
-    "config is large": (lambda f: rewrite(f, CONFIG, note="x" * (17 << 20)), "above"),
+    "config is large": (lambda f: rewrite(f, CONFIG, note="x" * (17 << 20)), "holds more than"),
     "config is deep": (lambda f: (f / CONFIG).write_text("[" * 200_000), "deep"),
     "config is a link out": (lambda f: link_out(f, CONFIG), "link out"),
     "weights are a link out": (lambda f: link_out(f, WEIGHTS), "link out"),
