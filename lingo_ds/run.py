@@ -119,6 +119,10 @@ def _write_inputs(prepared: Prepared) -> None:
 
 def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:
     if report["outcome"] == "interrupted":
-        logger.info("interrupted after step %d; the same command goes on from there", report["steps"])
+        last, steps = report["checkpoints"]["last"], report["steps"]
+        where = (
+            "from there" if last == steps else f"from step {last}" if last else "from an earlier checkpoint"
+        )
+        logger.info("interrupted after step %d; the same command goes on %s", steps, where)
     logs.results.print(summary_table(report))
     logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)

@@ -99,10 +99,11 @@ class Session:
             metric=self._prepared.config.selection.metric,
             pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
-        with closing(self._ahead):
-            outcome = self._trainer.run(first_step, observers=[self._watcher])
-        self._store.finish()
-        return outcome
+        try:
+            with closing(self._ahead):
+                return self._trainer.run(first_step, observers=[self._watcher])
+        finally:
+            self._store.finish()
 
     @property
     def best(self) -> Best:
