@@ -189,14 +189,15 @@ def test_small_micro_batches_do_what_a_whole_batch_does(one, settings, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_stopped_on_two_processes_goes_on_with_three(one, settings, tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (1, 4), (4, 1)])
+def test_a_stopped_run_goes_on_with_other_processes(one, settings, tmp_path, before, after):
     """The first half's checkpoint is all that the second run has of the first."""
-    with_checkpoints = {**settings, "checkpoint": {"every": 9}}
-    train_on(2, with_checkpoints, tmp_path / "first", 3)
+    with_checkpoints = {**settings, "checkpoint": {"every": 9, "keep_last": 9}}
+    train_on(before, with_checkpoints, tmp_path / "first", 3)
     checkpoint = tmp_path / "first" / "checkpoints" / "step-00000009"
     assert checkpoint.is_dir()
     resumed = {**settings, "checkpoint": {"resume": str(checkpoint)}}
     (tmp_path / "second").mkdir()
     shutil.copytree(tmp_path / "first" / "adapter", tmp_path / "second" / "adapter")
-    many = train_on(3, resumed, tmp_path / "second", 3)
+    many = train_on(after, resumed, tmp_path / "second", 3)
     assert_same_run(many, one)
