@@ -12,21 +12,30 @@ JSON_LIMIT = 16 << 20
 """Bytes of the largest JSON file that is read."""
 
 
+def require_regular(path: Path) -> os.stat_result:
+    """What the system says of a file.
+
+    Raises:
+        OSError: where there is none, or where it is a folder, pipe or device (which may have no end).
+    """
+    try:
+        found = path.stat()
+    except ValueError as error:  # a NUL byte in the path
+        raise OSError(errno.EINVAL, str(error)) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
+    return found
+
+
 def read_regular(path: Path, *, most: int | None = None) -> bytes:
     """All bytes of a file.
 
     Raises:
-        OSError: where there is none, where it is a folder, pipe or device (which may have no end), or where
-            it holds more than `most` bytes.
+        OSError: where it is none, see `require_regular`, or holds more than `most` bytes.
     """
-    try:
-        mode = path.stat().st_mode
-    except ValueError as error:  # a NUL byte in the path
-        raise OSError(errno.EINVAL, str(error)) from None
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "is not a regular file")
+    require_regular(path)
     with path.open("rb") as file:
         data = file.read(-1 if most is None else most + 1)
     if most is not None and len(data) > most:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from lingo_ds.data.sources import MOST_MISTAKES, raise_any, sequence_mistake
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.untrusted import require_regular
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FASTA = (".fa", ".fasta", ".fna")
@@ -64,8 +65,9 @@ class Records:
             rule = f"the ending is none of {known} (or .gz after one of text)"
             raise UserError(Mistake("--input", path, rule, "rename or convert the file"))
         try:
+            self._size = require_regular(path).st_size
             with path.open("rb"):
-                self._size = path.stat().st_size
+                pass
         except OSError as error:
             raise UserError(
                 Mistake("--input", path, error.strerror or "cannot be read", "give a file of sequences")

@@ -310,6 +310,15 @@ def test_text_that_is_not_utf8_is_named_by_line(tmp_path):
         list(records.chunks(most=10, most_bases=100))
 
 
+def test_a_pipe_or_device_is_no_input(tmp_path):
+    """It cannot be read again by a job that goes on, and may never end."""
+    os.mkfifo(tmp_path / "in.fa")
+    (tmp_path / "in.csv").symlink_to("/dev/zero")
+    for name in ("in.fa", "in.csv"):
+        with pytest.raises(UserError, match="is not a regular file"):
+            Records(tmp_path / name)
+
+
 def test_many_mistakes_are_counted(tmp_path):
     source = write_csv(tmp_path / "in.csv", ["XX"] * 30)
     with pytest.raises(UserError) as caught:
