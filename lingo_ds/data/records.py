@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingo_ds.data.sources import MOST_MISTAKES, raise_any, sequence_mistake
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.untrusted import require_regular
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -215,6 +215,12 @@ class Records:
         return self._id_column is None or pa.types.is_integer(schema.field(self._id_column).type)
 
     def _parquet(self, _raw: BinaryIO) -> Iterator[Row]:
+        try:
+            yield from self._parquet_rows()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise self._no_parquet(error) from None
+
+    def _parquet_rows(self) -> Iterator[Row]:
         file = self._open_parquet()
         wanted = [name for name in (self._columns[0], self._id_column) if name]
         number = 0
@@ -234,8 +240,11 @@ class Records:
         try:
             return pq.ParquetFile(self._path)
         except (pa.ArrowException, OSError) as error:
-            rule = f"is no readable Parquet file ({str(error).splitlines()[0]})"
-            raise UserError(Mistake("--input", self._path, rule, "write it anew")) from None
+            raise self._no_parquet(error) from None
+
+    def _no_parquet(self, error: Exception) -> UserError:
+        rule = f"is no readable Parquet file ({reason_of(error)})"
+        return UserError(Mistake("--input", self._path, rule, "write it anew"))
 
 
 def kind_of(path: Path) -> str:

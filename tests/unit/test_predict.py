@@ -319,6 +319,15 @@ def test_a_pipe_or_device_is_no_input(tmp_path):
             Records(tmp_path / name)
 
 
+def test_a_parquet_file_that_breaks_further_down_is_named(tmp_path):
+    pq.write_table(pa.table({"sequence": ["ACGT"] * 1000}), tmp_path / "in.parquet", compression="none")
+    data = bytearray((tmp_path / "in.parquet").read_bytes())
+    data[4:40] = b"\xff" * 36
+    (tmp_path / "in.parquet").write_bytes(data)
+    with pytest.raises(UserError, match="is no readable Parquet file"):
+        list(Records(tmp_path / "in.parquet").chunks(most=10, most_bases=100))
+
+
 def test_many_mistakes_are_counted(tmp_path):
     source = write_csv(tmp_path / "in.csv", ["XX"] * 30)
     with pytest.raises(UserError) as caught:
