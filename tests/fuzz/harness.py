@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from hypothesis.strategies import SearchStrategy
+from rich.console import Console
 
 import lingo_ds.run  # noqa: F401  (the verbs import it, and it does much at its first import)
 from lingo_ds import logs
@@ -227,12 +228,11 @@ def _inside(folder: Path, cache: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_to(stream: io.StringIO) -> Iterator[None]:
-    before = logs.console.file
-    logs.console.file = stream
+    before, logs.console = logs.console, Console(file=stream, width=160)
     try:
         yield
     finally:
-        logs.console.file = before
+        logs.console = before
 
 
 @contextlib.contextmanager
