@@ -14,7 +14,7 @@ from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.saved import open_adapter
 from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
 from lingo_ds.files import require_free
-from lingo_ds.inputs import BUILTIN_BACKBONE
+from lingo_ds.inputs import backbone_address, public_address
 from lingo_ds.merge import REPORT, save_merged
 from lingo_ds.model_card import Notes
 from lingo_ds.untrusted import read_own_json
@@ -46,13 +46,12 @@ def export(
         raise UserError(Mistake("--shard-gb", shard_gb, "must be above 0", "give a size in GB"))
     saved, spec = open_adapter(adapter, backbone=backbone, cache=default_cache())
     require_free(output, kept=[adapter, spec.folder], overwrite=overwrite, markers=(CONFIG, REPORT))
-    address = backbone or saved.card.backbone.path
-    address = str(Path(address).resolve()) if Path(address).is_dir() else address
+    address = backbone_address(backbone or saved.card.backbone.path)
     card = saved.card.model_copy(
         update={"backbone": saved.card.backbone.model_copy(update={"path": address})}
     )
     saved = replace(saved, card=card)
-    path = str(spec.folder.resolve()) if address == BUILTIN_BACKBONE else address
+    path = public_address(address, spec.folder)
     notes = Notes(license, _test_metrics(adapter, card))
     try:
         if to == "merged":

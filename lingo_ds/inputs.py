@@ -47,5 +47,15 @@ def backbone_folder(path: str, *, revision: str | None, cache: Path) -> Path:
     )
 
 
+def backbone_address(path: str) -> str:
+    """How this program finds a backbone again: a folder's whole path, a hub id, what is embedded."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def public_address(path: str, folder: Path) -> str:
+    """How others find the backbone at `path` again, whose files are in `folder`: nobody else embeds it."""
+    return str(folder.resolve()) if path == BUILTIN_BACKBONE else backbone_address(path)
+
+
 def _builtin_folder(cache: Path, name: str) -> Path:
     return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"

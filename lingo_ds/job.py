@@ -11,16 +11,13 @@ from lingo_ds.files import in_words
 
 
 @contextmanager
-def job(
-    config: RunConfig | PredictConfig, env: DistEnv, *, output: Path, timeout: float | None
-) -> Iterator[None]:
+def job(config: RunConfig | PredictConfig, env: DistEnv, *, output: Path) -> Iterator[None]:
     """The process group around a verb, with one config on all processes.
 
     Args:
         config: the same on all processes, or they end here.
         env: place of this process.
         output: what the verb writes to.
-        timeout: seconds of standing still after which the job counts as hung; None: it never does.
 
     Raises:
         UserError: where configs differ, or nothing more can be written.
@@ -29,7 +26,7 @@ def job(
     if env.world_size > 1:
         distributed.start(env)
     try:
-        with liveness.watching(env, timeout=timeout), in_words(output):
+        with liveness.watching(env), in_words(output):
             distributed.require_equal(config.to_yaml(), "config", env)
             yield
     finally:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch.distributed as dist
@@ -38,30 +38,25 @@ GRACE = 40.0
 """Seconds that a process has to end well once its launcher is gone."""
 
 LAUNCHERS = (
-    "deepspeed",
-    "torchrun",
-    "torch.distributed",
-    "mpirun",
-    "mpiexec",
-    "orted",
-    "prted",
-    "srun",
-    "slurmstepd",
-)
+    "deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "orted", "prted", "srun", "slurmstepd",
+)  # fmt: skip
 
 _watch: "Watch | None" = None
 
 
 class Sign(NamedTuple):
-    """What a process says of itself: `beats` counts its progress, `tick` only that it is there."""
+    """What a process says of itself: `beats` counts its progress, `tick` only that it is there.
+
+    `host` and `space`, that of process ids on it, say where its `pid` can be looked for.
+    """
 
     tick: int
     beats: int
     judged: bool
     done: bool
     pid: int
-    place: str
     host: str
+    space: int
 
 
 class Seen(NamedTuple):
@@ -76,19 +71,22 @@ class Watch:
     """One process's part in watching over the job.
 
     Attributes:
-        timeout: seconds without progress anywhere after which a judged job counts as hung; None: never.
+        timeout: seconds without progress anywhere after which the job counts as hung; None: never.
+        beats: signs of progress so far.
     """
 
-    def __init__(self, env: DistEnv, *, timeout: float | None, store: dist.Store | None):
+    def __init__(self, env: DistEnv, store: dist.Store | None):
         """`store` is the job's; None where there are no others to look at."""
-        self._env, self.timeout, self._store = env, timeout, store
+        self._env, self._store = env, store
+        self._place = socket.gethostname(), _pid_space()
         self._seen: dict[int, Seen] = {}
         self._period = max(PERIOD, env.world_size / 64)
         self._launchers = _launchers()
         self._launcher_gone: float | None = None
         self._store_gone: float | None = None
         self._tick = self.beats = 0
-        self.judged = self._done = False
+        self.timeout: float | None = None
+        self._done = False
         self._ended = threading.Event()
         self._answered = time.monotonic()
         self._threads = [
@@ -143,9 +141,8 @@ class Watch:
 
     def _publish(self) -> None:
         if self._store is not None:
-            sign = Sign(
-                self._tick, self.beats, self.judged, self._done, os.getpid(), _place(), socket.gethostname()
-            )
+            judged = self.timeout is not None
+            sign = Sign(self._tick, self.beats, judged, self._done, os.getpid(), *self._place)
             self._store.set(f"lingo_ds/alive/{self._env.global_rank}", json.dumps(sign))
 
     def _look_around(self) -> str | None:
@@ -164,7 +161,7 @@ class Watch:
         for rank, (sign, alive_since, _) in self._seen.items():
             if sign.done:
                 continue
-            if sign.place == _place() and not _runs(sign.pid):
+            if (sign.host, sign.space) == self._place and not _runs(sign.pid):
                 if self._sign_of(rank).done:  # said after we looked
                     continue
                 return self._words(rank, "has ended or was killed")
@@ -225,7 +222,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(env: DistEnv, *, timeout: float | None) -> Iterator[None]:
+def watching(env: DistEnv) -> Iterator[None]:
     """Watches over the job while inside; an error that another process's end caused is told as that.
 
     Call it in the process group that all processes have joined.
@@ -235,7 +232,7 @@ def watching(env: DistEnv, *, timeout: float | None) -> Iterator[None]:
     if env.world_size > 1:
         store = dist.distributed_c10d._get_default_store().clone()  # a connection that nobody else waits on
         store.set_timeout(timedelta(seconds=SILENCE))
-    before, watch = _watch, Watch(env, timeout=timeout, store=store)
+    before, watch = _watch, Watch(env, store)
     watch.start()
     _watch = watch
     try:
@@ -253,15 +250,16 @@ def watching(env: DistEnv, *, timeout: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def judging() -> Iterator[None]:
-    """While inside, standing still for longer than the time-out is a fault."""
-    if _watch is not None:
-        _watch.judged = True
+def judging(timeout: float) -> Iterator[None]:
+    """While inside, standing still for longer than `timeout` seconds is a fault."""
+    watch = _watch
+    if watch is not None:
+        watch.timeout = timeout
     try:
         yield
     finally:
-        if _watch is not None:
-            _watch.judged = False
+        if watch is not None:
+            watch.timeout = None
 
 
 def beat() -> None:
@@ -277,12 +275,12 @@ def _of_a_collective(error: Exception) -> bool:
     )
 
 
-def _place() -> str:
-    """Names the host and the space of process ids in it, so that a pid of one is looked for in that one."""
-    space: Any = "?"
-    with contextlib.suppress(OSError):
-        space = os.stat("/proc/self/ns/pid").st_ino
-    return f"{socket.gethostname()}/{space}"
+def _pid_space() -> int:
+    """Names the space of process ids that this process is in: containers of one host have their own."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _runs(pid: int) -> bool:

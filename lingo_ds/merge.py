@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.adapter_card import KeptSite, SavedAdapter
-from lingo_ds.backbone.backbone import DTYPES
+from lingo_ds.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.backbone.families import CLASSIFIERS
 from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 WEIGHTS, INDEX, HEAD, REPORT = (
     "model.safetensors", "model.safetensors.index.json", "head.safetensors", "merge.json",
 )  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SAID = 3
 """Maps with the largest losses that are named one by one."""
 
@@ -118,7 +118,7 @@ def save_merged(
     files = WeightFiles(spec.folder, spec.skeleton)
     form: Form = "classifier" if spec.model_type in CLASSIFIERS and adapter.card.pooling == "last" else "base"
     weights = _Weights(adapter, spec, files, form=form, dtype=DTYPES[dtype] if dtype else None)
-    shards = split_torch_state_dict_into_shards(weights.empty(), max_shard_size=shard_bytes)
+    shards = split_torch_state_dict_into_shards(weights.empty, max_shard_size=shard_bytes)
     tokenizer, pad = _tokenizer(spec)
     merged: list[Merged] = []
 
@@ -176,9 +176,10 @@ class _Weights:
         if form == "classifier":
             head = adapter.layout.head(adapter.values)
             self._sources["score.weight"] = lambda: head
-        types = [value.dtype for value in self.empty().values() if value.is_floating_point()]
+        types = [value.dtype for value in self.empty.values() if value.is_floating_point()]
         self.main_dtype = max(types, key=types.count)
 
+    @cached_property
     def empty(self) -> dict[str, Tensor]:
         """Every weight's shape and dtype, without memory."""
         sources = ((key, source()) for key, source in self._sources.items())

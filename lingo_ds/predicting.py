@@ -41,7 +41,7 @@ def predict(
     Raises:
         UserError: for mistakes in the arguments, the adapter or the file.
     """
-    with job(config, env, output=target, timeout=None), ExitStack() as held:
+    with job(config, env, output=target), ExitStack() as held:
         with distributed.together(env):
             records = Records(source, sequence_column=sequence_column, id_column=id_column)
             if env.is_main:

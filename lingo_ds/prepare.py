@@ -15,7 +15,7 @@ from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
 from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import Backbone, compute_dtype, load_backbone
+from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
@@ -33,7 +33,7 @@ from lingo_ds.data.tokenize import (
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.files import make_folder
-from lingo_ds.inputs import BUILTIN_BACKBONE, backbone_folder, data_folder, make_builtin
+from lingo_ds.inputs import backbone_folder, data_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
@@ -41,8 +41,6 @@ from lingo_ds.training.update import Scalar
 from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
-
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,6 @@ class Prepared:
     profile: dict[str, Any]
     dtype: torch.dtype
     backbone_fingerprint: str
-
-    @property
-    def backbone_address(self) -> str:
-        """How this program finds the backbone again: a folder's whole path, a hub id, what is embedded."""
-        path = self.config.backbone.path
-        return str(self.spec.folder.resolve()) if Path(path).is_dir() else path
-
-    @property
-    def backbone_name(self) -> str:
-        """How others find it again: a folder's whole path, or a hub id."""
-        embedded = self.backbone_address == BUILTIN_BACKBONE
-        return str(self.spec.folder.resolve()) if embedded else self.backbone_address
 
 
 def prepare(config: RunConfig, env: DistEnv) -> Prepared:

@@ -34,7 +34,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     Raises:
         UserError: for mistakes in config or input, before anything is trained; and where training diverges.
     """
-    with job(config, env, output=config.run_dir, timeout=config.train.timeout), ExitStack() as held:
+    with job(config, env, output=config.run_dir), ExitStack() as held:
         with distributed.together(env):
             logs.write_to(config.run_dir, env)
             if env.is_main:
@@ -68,7 +68,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 
 def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
     """Metrics of the run's saved adapter on its test split; writes `evaluation.json` and the predictions."""
-    with job(config, env, output=config.run_dir, timeout=config.train.timeout):
+    with job(config, env, output=config.run_dir):
         prepared = prepare(config, env)
         model = build_model(prepared)
         adopt_saved(model, prepared, config.run_dir / "adapter")
@@ -83,7 +83,7 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
 
 def plan(config: RunConfig, env: DistEnv) -> RunPlan:
     """The plan that `train` would follow, from config, data and the backbone's shapes; prints it."""
-    with job(config, env, output=config.run_dir, timeout=config.train.timeout):
+    with job(config, env, output=config.run_dir):
         prepared = prepare(config, env)
         if env.is_main:
             for line in prepared.plan.equations():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

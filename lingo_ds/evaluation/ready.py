@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.backbone.backbone import compute_dtype
+from lingo_ds.backbone.backbone import DTYPE_NAMES, compute_dtype
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import PredictConfig
 from lingo_ds.data.tokenize import default_cache
@@ -13,7 +13,7 @@ from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
 from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import DTYPE_NAMES, load_spread, model_facts, read_profile
+from lingo_ds.prepare import load_spread, model_facts, read_profile
 
 
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:

@@ -37,7 +37,7 @@ LARGEST_STATE = 256 * 2**20
 LARGEST_SUMS = 2**12
 
 
-class Progress(BaseModel, extra="forbid"):
+class RunProgress(BaseModel, extra="forbid"):
     """Where a run stands, beside the bank.
 
     Attributes:
@@ -77,7 +77,7 @@ class RunState(BaseModel, extra="forbid"):
     ranks: list[NonNegativeInt]
     schedule: dict[str, int] | None
     total_steps: PositiveInt
-    progress: Progress
+    progress: RunProgress
     meaning: dict[str, Any]
     config: dict[str, Any]
     versions: dict[str, str]
@@ -226,15 +226,12 @@ def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
             ours < theirs for ours, theirs in zip(bank.layout.ranks, ranks, strict=True)
         ):
             raise _not_whole(path, "its ranks do not fit the backbone's maps")
-    names = None
-    if env.is_main:
-        names = sorted(_shapes(path))
-    names = distributed.share_json(names, env)
-    bank.reshape(ranks, importance="sensitivity" in names)
+    found = _shapes(path) if env.is_main else {}
+    bank.reshape(ranks, importance=distributed.share_json("sensitivity" in found, env))
     with distributed.together(env):
         if env.is_main:
             expected = {name: (list(value.shape), _dtype_name(value)) for name, value in bank.state().items()}
-            if _shapes(path) != expected:
+            if found != expected:
                 raise _not_whole(path, f"{BANK} does not hold this bank's tensors")
             tensors = load_file(path / BANK)
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """Whether a run goes on from a checkpoint, and which: `checkpoint.resume`."""
 
-import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,9 +7,11 @@ from typing import Any, NamedTuple
 
 from lingo_ds import distributed
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.monitor.report import versions
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
+from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _choose(prepared: Prepared) -> Checkpoint | None:
     if resume != "auto":
         return read_checkpoint(Path(resume))
     try:
-        earlier = json.loads(report.read_text())
+        earlier = read_json(report)
         over = earlier["outcome"] != "interrupted" and earlier["steps"] >= prepared.plan.steps
     except FileNotFoundError:
         over = False
@@ -89,7 +90,7 @@ def _choose(prepared: Prepared) -> Checkpoint | None:
     return None if over else checkpoint_store(prepared).newest()
 
 
-def run_meaning(prepared: Prepared) -> dict[str, Any]:
+def _meaning(prepared: Prepared) -> dict[str, Any]:
     """What two runs must share for one to go on where the other stopped."""
     flat: dict[str, Any] = {}
     for name, value in prepared.config.model_dump(mode="json").items():
@@ -111,7 +112,7 @@ def run_meaning(prepared: Prepared) -> dict[str, Any]:
 
 
 def _require_same_run(checkpoint: Checkpoint, prepared: Prepared) -> None:
-    ours, theirs, state = run_meaning(prepared), checkpoint.state.meaning, checkpoint.state
+    ours, theirs, state = _meaning(prepared), checkpoint.state.meaning, checkpoint.state
     fix = "set it back, choose another output_dir, or set checkpoint.resume=never"
     mistakes = [
         Mistake(field, ours.get(field), f"{checkpoint.path} was written with {theirs.get(field)!r}", fix)
@@ -158,9 +159,16 @@ def _lengthened(prepared: Prepared, state: RunState) -> Prepared:
     return replace(prepared, plan=replace(plan, schedule=schedule))
 
 
-def schedule_fields(prepared: Prepared) -> dict[str, int] | None:
-    """The budget's schedule, for a checkpoint."""
-    return prepared.plan.schedule and asdict(prepared.plan.schedule)
+def lasting_state(prepared: Prepared) -> dict[str, Any]:
+    """The fields of `RunState` that are the same in all checkpoints of a run."""
+    schedule = prepared.plan.schedule
+    return {
+        "schedule": schedule and asdict(schedule),
+        "total_steps": prepared.plan.steps,
+        "meaning": _meaning(prepared),
+        "config": prepared.config.model_dump(mode="json"),
+        "versions": versions(),
+    }
 
 
 def _set_aside(folder: Path) -> None:

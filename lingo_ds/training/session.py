@@ -8,24 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lingo_ds import distributed
+from lingo_ds import distributed, liveness
 from lingo_ds.data.loader import Ahead, Packing, TrainBatches
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.export import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
 from lingo_ds.files import write_aside
+from lingo_ds.inputs import backbone_address, public_address
 from lingo_ds.model import AdaptedModel
-from lingo_ds.monitor.progress import Progress as ProgressBar
-from lingo_ds.monitor.report import versions
+from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
-from lingo_ds.training.checkpoint import Checkpoint, Progress, RunState, load_bank
+from lingo_ds.training.checkpoint import Checkpoint, RunProgress, RunState, load_bank
 from lingo_ds.training.observers import Watcher
-from lingo_ds.training.resume import checkpoint_store, run_meaning, schedule_fields
+from lingo_ds.training.resume import checkpoint_store, lasting_state
 from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.summary import make_report
 from lingo_ds.training.trainer import Outcome, Trainer
@@ -58,7 +58,7 @@ class Session:
         self._selection = Selection(
             config.selection, patience=config.train.early_stopping, save=self._save_best
         )
-        self._store = checkpoint_store(prepared)
+        self._store, self._lasting = checkpoint_store(prepared), lasting_state(prepared)
         batches = TrainBatches(
             prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
@@ -88,7 +88,7 @@ class Session:
         )
         self._seeded = [part for part in (self._trainer, self._ahead, self._sampler) if part]
 
-    def train(self, first_step: int, tracker: Tracker, progress: ProgressBar) -> Outcome:
+    def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
         """Runs the loop from `first_step` on."""
         self._watcher = Watcher(
             tracker,
@@ -100,7 +100,7 @@ class Session:
             pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
         try:
-            with closing(self._ahead):
+            with closing(self._ahead), liveness.judging(self._prepared.config.train.timeout):
                 return self._trainer.run(first_step, observers=[self._watcher])
         finally:
             self._store.finish()
@@ -200,7 +200,7 @@ class Session:
             task=prepared.task,
             pooling=config.head.pooling,
             backbone=BackboneCard(
-                path=prepared.backbone_address,
+                path=backbone_address(config.backbone.path),
                 fingerprint=prepared.backbone_fingerprint,
                 revision=config.backbone.revision,
             ),
@@ -215,7 +215,8 @@ class Session:
         )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
         save_adapter(
-            self._folder / "adapter", adapter, spec=prepared.spec, backbone_path=prepared.backbone_name,
+            self._folder / "adapter", adapter, spec=prepared.spec,
+            backbone_path=public_address(config.backbone.path, prepared.spec.folder),
             settings=self._peft_settings(),
         )  # fmt: skip
 
@@ -242,7 +243,7 @@ class Session:
         prepared = self._prepared
         if not prepared.env.is_main:
             return
-        progress = Progress(
+        progress = RunProgress(
             update=self._update.progress(),
             best=self._selection.state(),
             audit=(self._audit.audits, self._audit.divergences, self._audit.repairs),
@@ -254,11 +255,7 @@ class Session:
             step=step,
             examples=step * prepared.plan.global_batch_size,
             ranks=self.model.bank.layout.ranks,
-            schedule=schedule_fields(prepared),
-            total_steps=prepared.plan.steps,
             progress=progress,
-            meaning=run_meaning(prepared),
-            config=prepared.config.model_dump(mode="json"),
-            versions=versions(),
+            **self._lasting,
         )
         self._store.save(state, self.model.bank, best_step=self.best.step)

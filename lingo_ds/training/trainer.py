@@ -139,7 +139,7 @@ class Trainer:
         """Trains from `first_step` to the plan's end, or until it is asked to stop."""
         step = first_step - 1
         self._audit.check(step)
-        with self._stop.installed(), liveness.judging():
+        with self._stop.installed():
             for step in range(first_step, self._plan.steps + 1):
                 start = time.perf_counter()
                 batches = self._batches.at(step)

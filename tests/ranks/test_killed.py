@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks.launching import Ended, Job, free_port, launch, small_run, starting
+from lingo_ds.distributed import free_port
+from tests.ranks.launching import Ended, Job, launch, small_run, starting
 
 STEPS = 40
 LONGEST = 60
@@ -202,7 +203,7 @@ env = distributed.detect()
 dist.init_process_group("gloo")
 def look_for_a_file_that_never_comes():
     time.sleep(600)
-with liveness.watching(env, timeout=3), liveness.judging():
+with liveness.watching(env), liveness.judging(3):
     for step in range(3):
         liveness.beat()
         dist.all_reduce(torch.zeros(1))

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file
 
-from lingo_ds.distributed import detect
+from lingo_ds.distributed import detect, free_port
 from lingo_ds.training.trainer import StopSignals
-from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Job, free_port, launch, small_run, starting
+from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Job, launch, small_run, starting
 
 
 @pytest.fixture

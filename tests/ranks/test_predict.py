@@ -10,8 +10,8 @@ import torch
 import lingo_ds
 from lingo_ds import predicting
 from lingo_ds.config import PredictConfig
-from lingo_ds.distributed import DistEnv
-from tests.ranks.launching import BIN, free_port, starting
+from lingo_ds.distributed import DistEnv, free_port
+from tests.ranks.launching import BIN, starting
 from tests.ranks.spawn import run_ranks
 from tests.unit.test_predict import (
     SMALL_CHUNKS,
