@@ -101,7 +101,10 @@ class BankUpdate:
 
     @torch.no_grad()
     def step(self, *, learning_rate: float) -> StepStats:
-        """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite."""
+        """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite.
+
+        A GPU is waited for once, when the gradient is whole: norms and sums are read together.
+        """
         bank = self._bank
         distributed.all_reduce_(bank.wire)
         if self.loss_scale.value != 1:
@@ -109,14 +112,15 @@ class BankUpdate:
         penalty = (
             self._orthogonality.add_gradient_(bank, weight=self._sampling.orthogonality)
             if self._orthogonality
-            else 0.0
+            else bank.grad.new_zeros(())
         )
         virtual = bank.silence_masked()
-        grad_norm, virtual_norm = torch.stack([bank.grad.norm(), virtual.norm()]).tolist()
+        norms = torch.stack([bank.grad.norm(), virtual.norm(), penalty])
+        grad_norm, virtual_norm, penalty, *sums = torch.cat([norms, bank.scalars]).tolist()
         finite = math.isfinite(grad_norm + virtual_norm)
         self.loss_scale.follow(finite)
         if not finite:
-            return self._stats(float(penalty), grad_norm=math.nan, skipped=True)
+            return _stats(sums, penalty, grad_norm=math.nan, skipped=True)
         if bank.sensitivity is not None:
             self._update_importance(virtual)
         if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
@@ -126,7 +130,7 @@ class BankUpdate:
             self._optimizer.step()
         bank.refresh()
         self._steps_taken += 1
-        return self._stats(float(penalty), grad_norm=grad_norm, skipped=False)
+        return _stats(sums, penalty, grad_norm=grad_norm, skipped=False)
 
     def _update_importance(self, lam_grad: Tensor) -> None:
         """Importance from the gradient of the product m * lam for lam, of P and Q for P and Q."""
@@ -140,19 +144,20 @@ class BankUpdate:
                 beta1=sampling.beta1, beta2=sampling.beta2, moving=moving, scratch=scratch,
             )  # fmt: skip
 
-    def _stats(self, penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:
-        sums = self._bank.scalars.tolist()
-        return StepStats(
-            loss=sums[Scalar.LOSS] / max(sums[Scalar.EXAMPLES], 1.0),
-            penalty=penalty,
-            grad_norm=grad_norm,
-            examples=round(sums[Scalar.EXAMPLES]),
-            real_tokens=round(sums[Scalar.REAL_TOKENS]),
-            all_tokens=round(sums[Scalar.ALL_TOKENS]),
-            shared_tokens=round(sums[Scalar.SHARED_TOKENS]),
-            stop=sums[Scalar.STOP_REQUESTS] > 0,
-            skipped=skipped,
-        )
+
+def _stats(sums: Sequence[float], penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:
+    """What a step did, from its sums in `Scalar`'s order."""
+    return StepStats(
+        loss=sums[Scalar.LOSS] / max(sums[Scalar.EXAMPLES], 1.0),
+        penalty=penalty,
+        grad_norm=grad_norm,
+        examples=round(sums[Scalar.EXAMPLES]),
+        real_tokens=round(sums[Scalar.REAL_TOKENS]),
+        all_tokens=round(sums[Scalar.ALL_TOKENS]),
+        shared_tokens=round(sums[Scalar.SHARED_TOKENS]),
+        stop=sums[Scalar.STOP_REQUESTS] > 0,
+        skipped=skipped,
+    )
 
 
 class LossScale:
