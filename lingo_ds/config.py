@@ -81,13 +81,18 @@ class BackboneUse(Section):
         description="Compute type of backbone and adapters. "
         "auto: bf16 on GPUs that have it, else fp16; fp32 on CPU.",
     )
+    fused_kernels: Literal["off", "liger"] = Field(
+        "off",
+        description="Norms, rotary positions and gates. off: transformers' own; "
+        "liger: liger-kernel's, on a GPU.",
+    )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the backbone's files.")
 
 
 class BackboneConfig(BackboneUse):
     """The frozen language model."""
 
-    path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:tiny` (made on the spot).")
+    path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:english`.")
     activation_checkpointing: bool = Field(
         False,
         description="Recompute a decoder layer in the backward pass instead of keeping its activations.",

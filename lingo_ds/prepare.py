@@ -120,6 +120,7 @@ def build_model(prepared: Prepared) -> AdaptedModel:
         env,
         activation_checkpointing=config.backbone.activation_checkpointing,
         packed=plan.packed,
+        liger=config.backbone.fused_kernels == "liger",
         shard_group=plan.shard_group,
         ds_config=plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
         if plan.zero_stage == 3
@@ -153,6 +154,7 @@ def load_spread(
     *,
     activation_checkpointing: bool,
     packed: bool,
+    liger: bool,
     shard_group: int,
     ds_config: dict[str, Any] | None,
 ) -> Backbone:
@@ -169,6 +171,7 @@ def load_spread(
         ds_config=ds_config,
         group=group,
         packed=packed,
+        liger=liger,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lingo_ds.backbone import packed as packed_model
 from lingo_ds.backbone.attention import PackedAttention
+from lingo_ds.backbone.fused import use_liger
 from lingo_ds.backbone.linear import use_onednn
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.spec import BackboneSpec
@@ -118,13 +119,14 @@ def load_backbone(
     ds_config: dict[str, Any] | None,
     group: dist.ProcessGroup | None,
     packed: bool = False,
+    liger: bool = False,
 ) -> Backbone:
     """Loads the weights: a whole copy, or with `ds_config` this process's ranges of it.
 
-    `packed` makes it a model for packs, without padded batches.
+    `packed` makes it a model for packs, without padded batches; `liger` gives it liger-kernel's functions.
 
     Raises:
-        UserError: where the files do not fit the config.
+        UserError: where the files do not fit the config, or `liger` cannot be.
     """
     files = WeightFiles(Path(spec.folder), spec.skeleton)
     for name, buffer in spec.skeleton.named_buffers():
@@ -139,4 +141,6 @@ def load_backbone(
 
         shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
     use_onednn(spec, dtype=dtype, device=device)
+    if liger:
+        use_liger(spec, device=device)
     return Backbone(spec, shards=shards, activation_checkpointing=activation_checkpointing, packed=packed)

@@ -46,8 +46,8 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     if plan.zero_stage == 3:
         ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype])
     backbone = load_spread(
-        spec, dtype, env,
-        activation_checkpointing=False, packed=plan.packed, shard_group=plan.shard_group, ds_config=ds_config,
+        spec, dtype, env, activation_checkpointing=False, packed=plan.packed,
+        liger=use.fused_kernels == "liger", shard_group=plan.shard_group, ds_config=ds_config,
     )  # fmt: skip
     bank = AdapterBank(
         saved.layout, scale=saved.alpha / saved.rank, dtype=dtype, device=env.device,

@@ -667,3 +667,11 @@ def test_activation_checkpointing_rests_in_evaluation(tmp_path):
     backbone.train()
     backbone.train(False)
     assert_same_model(backbone, folder)
+
+
+def test_fused_kernels_are_refused_without_a_gpu(folder):
+    with pytest.raises(UserError, match=r"backbone\.fused_kernels: 'liger': needs a GPU: set it to off"):
+        load_backbone(
+            read_spec(folder), dtype=torch.float32, device=CPU, activation_checkpointing=False,
+            ds_config=None, group=None, liger=True,
+        )  # fmt: skip
