@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import Mistake, UserError, one_line
+from lingo_ds.place import find_place, meet_by_mpi
 
 
 @dataclass(frozen=True)
@@ -33,35 +35,34 @@ class DistEnv:
 
 
 def detect() -> DistEnv:
-    """Reads the place from the launcher's environment: deepspeed and torchrun, Open MPI, or a single process.
+    """This process's place, as its launcher says it, see `find_place`.
 
     Raises:
         UserError: where the launcher's variables contradict each other.
     """
-    names = {
-        "RANK": ("RANK", "OMPI_COMM_WORLD_RANK"),
-        "LOCAL_RANK": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-        "WORLD_SIZE": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"),
-        "LOCAL_WORLD_SIZE": ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    }
-    found = {
-        name: next((os.environ[a] for a in aliases if a in os.environ), None)
-        for name, aliases in names.items()
-    }
-    rank, local_rank, world_size = (int(found[name] or 0) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    world_size = max(world_size, 1)
-    if rank >= world_size:
-        raise UserError(
-            Mistake("RANK", rank, f"is not below WORLD_SIZE {world_size}", "start through a launcher")
-        )
-    local_world_size = int(found["LOCAL_WORLD_SIZE"] or world_size)
+    place = find_place(os.environ)
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    return DistEnv(rank, local_rank, world_size, local_world_size, device)
+    device = torch.device("cuda", place.local_rank) if use_cuda else torch.device("cpu")
+    return DistEnv(place.rank, place.local_rank, place.world_size, place.local_world_size, device)
 
 
-def start(env: DistEnv, *, timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Joins the job's process group: nccl on GPUs, gloo on CPU. A single process makes a group of its own."""
+ARRIVAL = timedelta(minutes=5)
+"""How long a job's processes wait for the last of them."""
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective may take."""
+
+
+def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TIMEOUT) -> None:
+    """Joins the job's process group: nccl on GPUs, gloo on CPU. A single process makes a group of its own.
+
+    Args:
+        env: this process's place.
+        arrival: how long to wait for the last process.
+        timeout: how long a collective may take.
+
+    Raises:
+        UserError: where there is no GPU for this process, or some process does not come in time.
+    """
     import deepspeed  # slow to import, and one process with a whole backbone does without
     from deepspeed.ops import __compatible_ops__
 
@@ -70,14 +71,52 @@ def start(env: DistEnv, *, timeout: timedelta = timedelta(minutes=30)) -> None:
     __compatible_ops__["deepspeed_shm_comm"] = False
 
     if env.device.type == "cuda":
-        torch.cuda.set_device(env.device)
-    if env.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    os.environ.update(
-        RANK=str(env.global_rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size)
-    )
+        _take_gpu(env)
     backend = "nccl" if env.device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    if not dist.is_initialized():
+        place = {"rank": env.global_rank, "world_size": env.world_size}
+        dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _meet(env: DistEnv, arrival: timedelta) -> dist.Store:
+    """The store of the job's processes, once all have come."""
+    address, port = _meeting_place(env)
+    os.environ.update(
+        RANK=str(env.global_rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size),
+        MASTER_ADDR=address, MASTER_PORT=str(port),
+    )  # fmt: skip
+    try:
+        return next(rendezvous("env://", timeout=arrival))[0]
+    except (dist.DistError, TimeoutError) as error:
+        rule = f"not all {env.world_size} processes of the job met there ({one_line(str(error))})"
+        fix = "see that every host is up and reaches this address"
+        raise UserError(Mistake("MASTER_ADDR", f"{address}:{port}", rule, fix)) from None
+
+
+def _take_gpu(env: DistEnv) -> None:
+    if env.local_rank >= (count := torch.cuda.device_count()):
+        host, fix = socket.gethostname(), "give it as many slots as it has GPUs"
+        rule = f"runs {env.local_world_size} processes and has {count} GPUs"
+        raise UserError(Mistake(f"host {host}", f"process {env.global_rank}", rule, fix))
+    torch.cuda.set_device(env.device)
+
+
+def _meeting_place(env: DistEnv) -> tuple[str, int]:
+    """Where the job's processes meet: as the launcher says, or agreed through MPI.
+
+    Raises:
+        UserError: where nobody says it.
+    """
+    place = find_place(os.environ)
+    if env.world_size == 1 and (place.address is None or place.port is None):
+        return "127.0.0.1", free_port()
+    if place.launcher == "MPI" and (place.address is None or place.port is None):
+        place = meet_by_mpi(place)
+    if place.address is None or place.port is None:
+        missing = "MASTER_ADDR" if place.address is None else "MASTER_PORT"
+        raise UserError(Mistake(missing, "nothing", "is not set", "start through a launcher"), on_all=True)
+    return place.address, place.port
 
 
 def free_port() -> int:
@@ -135,9 +174,16 @@ def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     return json.loads(bytes(data.cpu().tolist()))
 
 
-def share_from_all(value: list[Any], env: DistEnv) -> list[list[Any]]:
-    """Every process's JSON-able list, in order of global rank, on every process."""
-    return [share_json(value, env, source=rank) for rank in range(env.world_size)]
+def share_from_all(value: Any, env: DistEnv) -> list[Any]:
+    """Every process's JSON-able value, in order of global rank, on every process."""
+    if _alone():
+        return [value]
+    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = all_gather(torch.tensor([len(payload)], device=env.device)).flatten().tolist()
+    row = torch.zeros(max(sizes), dtype=torch.uint8, device=env.device)
+    row[: len(payload)] = payload.to(env.device)
+    rows = all_gather(row).cpu().numpy()
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def raise_together(failure: UserError | None, env: DistEnv) -> None:
@@ -194,10 +240,10 @@ def require_equal(value: str, what: str, env: DistEnv) -> None:
     numbers = all_gather(torch.tensor([mine], dtype=torch.long, device=env.device)).flatten().tolist()
     different = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
     if different:
-        mistake = Mistake(
-            what, f"processes {different}", "differs from global rank 0's", "make all hosts alike"
-        )
-        raise UserError(mistake, on_all=True)
+        hosts = share_from_all(socket.gethostname(), env)
+        where = f"processes {different} ({', '.join(sorted({hosts[rank] for rank in different}))})"
+        rule = f"differs from that of process 0 ({hosts[0]})"
+        raise UserError(Mistake(what, where, rule, "make all hosts alike"), on_all=True)
 
 
 def shard_group(size: int, env: DistEnv) -> dist.ProcessGroup | None:

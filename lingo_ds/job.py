@@ -8,6 +8,7 @@ from lingo_ds import distributed, liveness, logs
 from lingo_ds.config import PredictConfig, RunConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.files import in_words
+from lingo_ds.preflight import require_alike
 
 
 @contextmanager
@@ -20,13 +21,14 @@ def job(config: RunConfig | PredictConfig, env: DistEnv, *, output: Path) -> Ite
         output: what the verb writes to.
 
     Raises:
-        UserError: where configs differ, or nothing more can be written.
+        UserError: where hosts or configs differ, or nothing more can be written.
     """
     logs.quieten_libraries()
     if env.world_size > 1:
         distributed.start(env)
     try:
         with liveness.watching(env), in_words(output):
+            require_alike(env)
             distributed.require_equal(config.to_yaml(), "config", env)
             yield
     finally:

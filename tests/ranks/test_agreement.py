@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lingo_ds import distributed
+from lingo_ds import distributed, preflight
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
 from lingo_ds.distributed import DistEnv
@@ -19,7 +21,7 @@ from lingo_ds.errors import Mistake, UserError
 from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, HostState, fingerprint
 from tests.ranks.spawn import run_ranks
 
-CPU = torch.device("cpu")
+CPU, HOST = torch.device("cpu"), socket.gethostname()
 PARTS = AdapterBank.STATE
 SITES = [Site("first", 6, 5), Site("second", 5, 6), Site("third", 6, 6)]
 
@@ -270,12 +272,21 @@ def mistaken() -> None:
 VALUE = {"text": "Z\u00fcrich\n", "numbers": [1, -2.5, 1e300, None, True], "nested": {"empty": [], "": {}}}
 
 
+def other_versions(rank: int, env: DistEnv) -> None:
+    """As if the second process were on another host, with another torch."""
+    facts = {"host": f"node{rank}", "processes": 1, "cores": 1, "versions": {"torch": ("2.0", "9.9")[rank]}}
+    with mock.patch.object(preflight, "own_facts", lambda _env: facts):
+        preflight.require_alike(env)
+
+
 def agreement(rank: int, env: DistEnv) -> dict[str, Any]:
     """The small collectives, each with something to disagree on."""
     done = []
     seen = {
         "equal": error_of(lambda: distributed.require_equal("seed: 0", "config", env)),
         "different": error_of(lambda: distributed.require_equal(f"seed: {rank}", "config", env)),
+        "alike": error_of(lambda: preflight.require_alike(env)),
+        "other versions": error_of(lambda: other_versions(rank, env)),
         "first fails": error_of(
             lambda: distributed.first_on_host_does(lambda: done.append("fails") or mistaken(), env)
         ),
@@ -404,7 +415,15 @@ def test_require_equal_names_the_process_that_differs(seen):
     for process in seen:
         assert process["agreement"]["equal"] == "no error"
         message = process["agreement"]["different"]
-        assert message.startswith("error: config: 'processes [1]': differs from global rank 0's")
+        assert message.startswith(f"error: config: 'processes [1] ({HOST})': differs from that of process 0")
+
+
+def test_a_host_with_other_versions_is_named_before_anything_is_read(seen):
+    for process in (one["agreement"] for one in seen):
+        assert process["alike"] == "no error"
+        assert process["other versions"] == (
+            "error: host node1: 'torch 9.9': is 2.0 on node0: install the same versions on all hosts"
+        )
 
 
 def test_mistake_of_the_first_on_a_host_ends_every_process(seen):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file
 
-from lingo_ds.distributed import detect, free_port
+from lingo_ds.distributed import free_port
 from lingo_ds.training.trainer import StopSignals
 from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Job, launch, small_run, starting
 
@@ -129,25 +129,3 @@ def test_mistake_on_another_host_is_told_in_its_words(start, overrides, tmp_path
     said = "".join(one.output for one in ended)
     assert "Traceback" not in said
     assert "error: data.path: 'data': is not a folder" in said
-
-
-LAUNCHERS = {
-    "deepspeed": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
-    "torchrun": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"},
-    "mpirun": {
-        "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "16",
-        "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
-    },
-}  # fmt: skip
-"""What each launcher sets for the second process of the second host, of two hosts with eight."""
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_place_on_the_second_of_two_hosts(monkeypatch, launcher):
-    for names in LAUNCHERS.values():
-        for name in names:
-            monkeypatch.delenv(name, raising=False)
-    for name, value in LAUNCHERS[launcher].items():
-        monkeypatch.setenv(name, value)
-    env = detect()
-    assert (env.global_rank, env.local_rank, env.world_size, env.local_world_size) == (9, 1, 16, 8)

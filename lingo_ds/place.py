@@ -1,0 +1,192 @@
+"""Which process of a job this is, as each launcher says it: deepspeed, torchrun, SLURM, MPI, or nobody."""
+
+import re
+import socket
+from collections.abc import Mapping
+from contextlib import closing
+from typing import NamedTuple
+
+from lingo_ds.errors import Mistake, UserError
+
+FIRST_PORT, PORTS = 20_000, 10_000
+"""Where SLURM's jobs meet: below the ports that the system gives out by itself."""
+_NO_STEP = 0xFFFFFFF0
+"""SLURM's step ids from here on are no `srun`: the batch script, an interactive shell."""
+
+
+class Place(NamedTuple):
+    """Place of one process, counted from 0, and where the job's processes meet.
+
+    Attributes:
+        launcher: who said so, for messages; None: this process is alone.
+        address: of the host of global rank 0; None: global rank 0 has yet to say it.
+        port: on that host; None: likewise.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    launcher: str | None
+    address: str | None
+    port: int | None
+
+
+def find_place(environ: Mapping[str, str]) -> Place:
+    """Reads a process's place from what its launcher left in the environment.
+
+    A launcher counts before the scheduler that it runs in: `deepspeed` and `mpirun` inside of a SLURM job
+    start their own processes.
+
+    Raises:
+        UserError: where the variables are no numbers or contradict each other.
+    """
+    for find in (_torch, _open_mpi, _slurm, _mpich):
+        if (place := find(environ)) is not None:
+            _check(place)
+            return place
+    return Place(0, 0, 1, 1, None, None, None)
+
+
+def _torch(environ: Mapping[str, str]) -> Place | None:
+    """`deepspeed` and `torchrun`, and whoever else speaks torch's own language."""
+    if "RANK" not in environ:
+        return None
+    world_size = _number(environ, "WORLD_SIZE", default=1)
+    local = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environ else "LOCAL_SIZE"
+    return Place(
+        _number(environ, "RANK"),
+        _number(environ, "LOCAL_RANK", default=0),
+        world_size,
+        _number(environ, local, default=world_size),
+        "torch",
+        *_meeting(environ),
+    )
+
+
+def _slurm(environ: Mapping[str, str]) -> Place | None:
+    """A task of `srun`: no ssh, and the processes meet on the step's first node."""
+    if "SLURM_PROCID" not in environ or _number(environ, "SLURM_STEP_ID", default=_NO_STEP) >= _NO_STEP:
+        return None
+    address, port = _meeting(environ)
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    job, step = _number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_STEP_ID")
+    world_size = _number(environ, "SLURM_STEP_NUM_TASKS", default=_number(environ, "SLURM_NTASKS", default=1))
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", str(world_size))
+    return Place(
+        _number(environ, "SLURM_PROCID"),
+        _number(environ, "SLURM_LOCALID", default=0),
+        world_size,
+        tasks_per_node(tasks)[_number(environ, "SLURM_NODEID", default=0)],
+        "SLURM",
+        address or first_node(nodes),
+        port or FIRST_PORT + (97 * job + step) % PORTS,
+    )
+
+
+def _open_mpi(environ: Mapping[str, str]) -> Place | None:
+    """A process of Open MPI's `mpirun`."""
+    names = ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
+    return _mpi(environ, *(f"OMPI_COMM_WORLD_{name}" for name in names))
+
+
+def _mpich(environ: Mapping[str, str]) -> Place | None:
+    """A process of MPICH's or Intel MPI's `mpirun`."""
+    return _mpi(environ, "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS")
+
+
+def _mpi(environ: Mapping[str, str], rank: str, local_rank: str, size: str, local_size: str) -> Place | None:
+    if rank not in environ:
+        return None
+    world_size = _number(environ, size, default=1)
+    return Place(
+        _number(environ, rank),
+        _number(environ, local_rank, default=0),
+        world_size,
+        _number(environ, local_size, default=world_size),
+        "MPI",
+        *_meeting(environ),
+    )
+
+
+def meet_by_mpi(place: Place) -> Place:
+    """Lets MPI carry the address of global rank 0, and a free port there, to all processes of the job.
+
+    Raises:
+        UserError: where mpi4py is not installed.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        rule = f"is needed to start under mpirun ({error})"
+        fix = "pip install lingo_ds[mpi], or set MASTER_ADDR and MASTER_PORT"
+        raise UserError(Mistake("mpi4py", "not usable", rule, fix), on_all=True) from None
+    with closing(socket.socket()) as probe:
+        probe.bind(("", 0))
+        mine = (_own_address(), probe.getsockname()[1])
+    address, port = MPI.COMM_WORLD.bcast(mine)
+    MPI.Finalize()  # nothing more goes by MPI, and mpirun calls it a fault where a process ends without
+    return place._replace(address=address, port=port)
+
+
+def first_node(nodes: str) -> str:
+    """The first name in SLURM's short form of a list: `gpu[007-009,12],login` is `gpu007`.
+
+    Raises:
+        UserError: where there is no name.
+    """
+    found = re.match(r"([^\[\],]+)(?:\[(\w+))?", nodes)
+    if not found:
+        fix = "start by srun, or set MASTER_ADDR"
+        raise UserError(Mistake("SLURM_STEP_NODELIST", nodes, "names no node", fix), on_all=True)
+    return found[1] + (found[2] or "")
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form of a count per node: `8(x2),4` is [8, 8, 4].
+
+    Raises:
+        UserError: where it is none.
+    """
+    counts: list[int] = []
+    for part in text.split(","):
+        if not (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)):
+            raise UserError(
+                Mistake("SLURM_STEP_TASKS_PER_NODE", text, "is no list of counts", "start by srun")
+            )
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def _own_address() -> str:
+    """How other hosts reach this one: by its name, where that leads off this machine."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return "127.0.0.1"
+    return "127.0.0.1" if address.startswith("127.") else address
+
+
+def _meeting(environ: Mapping[str, str]) -> tuple[str | None, int | None]:
+    address = environ.get("MASTER_ADDR")
+    return address, _number(environ, "MASTER_PORT") if address and "MASTER_PORT" in environ else None
+
+
+def _number(environ: Mapping[str, str], name: str, *, default: int | None = None) -> int:
+    text = environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"\d{1,18}", text):
+        raise UserError(Mistake(name, text, "is no number", "start through a launcher"))
+    return int(text)
+
+
+def _check(place: Place) -> None:
+    for value, name, limit, of in (
+        (place.rank, "global rank", place.world_size, "processes of the job"),
+        (place.local_rank, "local rank", place.local_world_size, "processes of the host"),
+    ):
+        if value >= limit:
+            rule = f"is not below the {limit} {of} that {place.launcher} names"
+            raise UserError(Mistake(name, value, rule, "start through a launcher"))

@@ -1,0 +1,82 @@
+"""The place of a process, from what each launcher leaves in the environment."""
+
+import pytest
+
+from lingo_ds.errors import UserError
+from lingo_ds.place import FIRST_PORT, PORTS, find_place, first_node, tasks_per_node
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "16",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+}  # fmt: skip
+SRUN = {
+    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+}  # fmt: skip
+LAUNCHERS = {
+    "deepspeed": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
+    "torchrun": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"},
+    "Open MPI": OPEN_MPI,
+    "MPICH": {"PMI_RANK": "9", "MPI_LOCALRANKID": "1", "PMI_SIZE": "16", "MPI_LOCALNRANKS": "8"},
+    "srun": SRUN,
+    "deepspeed in a SLURM job": SRUN | {"SLURM_PROCID": "0", "RANK": "9", "LOCAL_RANK": "1"}
+    | {"WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
+    "mpirun in a SLURM job": SRUN | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"} | OPEN_MPI,
+}  # fmt: skip
+"""What each sets for the second process of the second host, of two hosts with eight."""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_second_process_of_the_second_of_two_hosts(launcher):
+    place = find_place(LAUNCHERS[launcher])
+    assert (place.rank, place.local_rank, place.world_size, place.local_world_size) == (9, 1, 16, 8)
+
+
+def test_nobody_started_it():
+    assert find_place({}) == (0, 0, 1, 1, None, None, None)
+
+
+@pytest.mark.parametrize("step", [None, "4294967290", "4294967291", "4294967292"])
+def test_a_batch_script_or_a_shell_of_slurm_is_one_process(step):
+    """They have SLURM_NTASKS too, and nobody would come to meet them."""
+    environ = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"} | {"SLURM_PROCID": "0"}
+    assert find_place(environ | ({"SLURM_STEP_ID": step} if step else {})).world_size == 1
+
+
+def test_tasks_of_slurm_meet_on_the_first_node_at_a_port_of_the_step():
+    place = find_place(SRUN)
+    assert place.address == "gpu007" and FIRST_PORT <= place.port < FIRST_PORT + PORTS
+    assert find_place(SRUN | {"SLURM_PROCID": "3", "SLURM_LOCALID": "3"}).port == place.port
+    assert find_place(SRUN | {"SLURM_STEP_ID": "3"}).port != place.port
+    assert find_place(SRUN | {"SLURM_JOB_ID": "4712"}).port != place.port
+    assert find_place(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "7"})[-2:] == ("a", 7)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu007", "gpu007"), ("gpu[007-009,12],login", "gpu007"), ("a-b,c", "a-b"), ("n[3]", "n3")],
+)
+def test_first_node(nodes, first):
+    assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize(("text", "counts"), [("4", [4]), ("8(x2),4", [8, 8, 4]), ("1,2(x3)", [1, 2, 2, 2])])
+def test_tasks_per_node(text, counts):
+    assert tasks_per_node(text) == counts
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "global rank: '2': is not below the 2 processes of the job"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK: 'one': is no number"),
+        (SRUN | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST: .*names no node"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "8"}, "local rank: '8': is not below the 8 processes"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "x"}, "SLURM_STEP_TASKS_PER_NODE: 'x': is no list of counts"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_in_words(environ, words):
+    with pytest.raises(UserError, match=words):
+        find_place(environ)
