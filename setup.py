@@ -25,7 +25,10 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["lingo_ds", "lingo_ds.*"]), *RESOURCES],
     package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
-    package_data={package: [pattern] for package, (_, pattern) in RESOURCES.items()},
+    package_data={
+        "lingo_ds": ["backbone/english/*"],
+        **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
+    },
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},
     install_requires=[
         "datasets>=4.0",
@@ -44,12 +47,14 @@ setup(
         "transformers>=5.17,<6",
     ],
     extras_require={
+        "gpu": ["liger-kernel>=0.5"],
         "mpi": ["mpi4py"],
         "dev": [
             "accelerate",
             "build",
             "hypothesis",
             "import-linter",
+            "mpi4py",
             "peft",
             "pytest",
             "pytest-timeout",

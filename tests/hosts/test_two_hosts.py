@@ -1,0 +1,124 @@
+"""`deepspeed --hostfile hosts launchers/train.py` over two hosts with a network between them."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lingo_ds.distributed import free_port
+from tests.hosts.hosts import ADDRESSES, missing, two_hosts
+from tests.ranks.launching import BIN, CHECKOUT, RECIPE, launch, small_run, starting
+
+if reason := missing():
+    pytest.skip(f"two hosts: {reason}", allow_module_level=True)
+
+pytestmark = pytest.mark.ranks
+STEPS = ["train.max_steps=6", "train.eval_steps=6", "zero.stage=3"]
+FOREVER = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.every=2"]
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    with two_hosts(tmp_path_factory.mktemp("hosts") / "net") as made:
+        yield made
+
+
+@pytest.fixture
+def start():
+    with starting() as job:
+        yield job
+
+
+@pytest.fixture
+def overrides(shared, tmp_path):
+    return small_run(shared, tmp_path)
+
+
+def over_hosts(start, hosts, folder, overrides, *, slots):
+    """Starts on both hosts as a user on the first one would."""
+    launcher = [
+        str(BIN / "deepspeed"), "--hostfile", str(hosts.hostfile(slots)), "--master_addr", ADDRESSES[0],
+        "--master_port", str(free_port()), "--no_ssh_check",
+    ]  # fmt: skip
+    script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
+    return start(hosts.inside(0, [*launcher, *script, *overrides]), folder, **hosts.environment())
+
+
+def learned(folder):
+    report = json.loads((folder / "report.json").read_text())
+    return load_file(folder / "adapter" / "adapter_model.safetensors"), report
+
+
+@pytest.fixture(scope="module")
+def one_host(shared, tmp_path_factory):
+    """What two processes on one host learn."""
+    folder = tmp_path_factory.mktemp("one-host")
+    with starting() as job:
+        ended = launch(job, folder, [*small_run(shared, folder), *STEPS]).wait(300)
+    assert ended.status == 0, ended.output
+    return learned(folder / "run")
+
+
+@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_hosts_learn_what_one_does(start, hosts, overrides, one_host, tmp_path, slots):
+    ended = over_hosts(start, hosts, tmp_path, [*overrides, *STEPS], slots=slots).wait(300)
+    assert ended.status == 0, ended.output
+    (theirs, their_report), (ours, report) = one_host, learned(tmp_path / "run")
+    assert report["world_size"] == 2 * slots
+    assert report["rank_sampling"]["ranks"] == their_report["rank_sampling"]["ranks"]
+    assert report["rank_sampling"]["mask_events"] > 0
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def trains(job, folder):
+    """Waits until a checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("run/checkpoints/step-*/bank.safetensors")):
+        assert job.process.poll() is None and time.monotonic() < deadline, job.output
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cut", "kill"])
+def test_a_lost_host_ends_the_job_everywhere_and_is_named(start, hosts, overrides, tmp_path, how):
+    job = over_hosts(start, hosts, tmp_path, [*overrides, *FOREVER, "zero.stage=3"], slots=1)
+    trains(job, tmp_path)
+    getattr(hosts, how)(1)
+    try:
+        ended = job.wait(120)
+        deadline = time.monotonic() + 120
+        while any(running(process) for k in range(2) for process in hosts.processes(k)):
+            assert time.monotonic() < deadline, "processes stayed"
+            time.sleep(0.5)
+    finally:
+        hosts.join()
+    assert ended.status != 0 and "Traceback" not in ended.output, ended.output
+    assert "node1" in ended.output, ended.output
+    alone = launch(start, tmp_path, [*overrides, "train.max_steps=100000", "train.eval_steps=100000"])
+    deadline = time.monotonic() + 120
+    while "resumed from" not in alone.output:
+        assert alone.process.poll() is None and time.monotonic() < deadline, alone.output
+        time.sleep(0.2)
+
+
+def running(process):
+    """Whether it is a process of training, and not the host's sshd."""
+    try:
+        with open(f"/proc/{process}/cmdline", "rb") as file:
+            return b"train.py" in file.read()
+    except OSError:
+        return False
+
+
+def test_a_host_that_is_not_there_is_told_before_anything_starts(start, hosts, overrides, tmp_path):
+    file = hosts.hostfile(1)
+    file.write_text(file.read_text().replace(ADDRESSES[1], "10.77.0.9"))
+    launcher = [str(BIN / "deepspeed"), "--hostfile", str(file), "--master_addr", ADDRESSES[0]]
+    script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
+    ended = start(hosts.inside(0, [*launcher, *script, *overrides]), tmp_path, **hosts.environment()).wait(60)
+    assert ended.status != 0 and "10.77.0.9" in ended.output
+    assert not (tmp_path / "run").exists()
