@@ -129,3 +129,20 @@ def test_mistake_on_another_host_is_told_in_its_words(start, overrides, tmp_path
     said = "".join(one.output for one in ended)
     assert "Traceback" not in said
     assert "error: data.path: 'data': is not a folder" in said
+
+
+def test_a_process_that_does_not_come_is_told_in_words(start, tmp_path):
+    code = (
+        "from datetime import timedelta\n"
+        "from lingo_ds import distributed\n"
+        "from lingo_ds.errors import UserError\n"
+        "try:\n"
+        "    distributed.start(distributed.detect(), arrival=timedelta(seconds=3))\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    ended = start([sys.executable, "-c", code], tmp_path, MASTER_PORT=str(free_port()), **place).wait(120)
+    assert "error: MASTER_ADDR: '127.0.0.1:" in ended.output
+    assert "not all 2 processes of the job met there" in ended.output
+    assert "1/2 clients joined" in ended.output

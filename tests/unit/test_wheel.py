@@ -31,7 +31,8 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_holds_what_the_checkout_holds_and_no_more(wheel):
-    sources = {str(path.relative_to(CHECKOUT)): path for path in (CHECKOUT / "lingo_ds").rglob("*.py")}
+    files = (path for path in (CHECKOUT / "lingo_ds").rglob("*") if path.is_file())
+    sources = {str(path.relative_to(CHECKOUT)): path for path in files if path.suffix != ".pyc"}
     for kind in ("recipes", "ds_configs"):
         sources |= {f"lingo_ds/{kind}/{path.name}": path for path in (CHECKOUT / kind).iterdir()}
     with zipfile.ZipFile(wheel) as archive:
