@@ -99,10 +99,10 @@ class Cluster:
                 raise RuntimeError("".join(path.read_text() for path in folder.glob("*.log")))
             time.sleep(0.5)
 
-    def client(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def client(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs one of SLURM's commands."""
         env = {**os.environ, **self.environment}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=60)
 
     def _start(self, *command: str) -> None:
         env = {**os.environ, **self.environment}

@@ -79,24 +79,27 @@ def test_srun(start, cluster, overrides, by_deepspeed, tmp_path):
     same_bank(tmp_path / "run", by_deepspeed)
 
 
-def test_a_batch_job_asked_to_stop_is_queued_again_and_goes_on(start, cluster, overrides, tmp_path):
+@pytest.mark.slow  # SLURM lets a job that is queued again wait for two minutes
+def test_a_batch_job_asked_to_stop_is_queued_again_and_goes_on(cluster, overrides, tmp_path, monkeypatch):
+    for name, value in {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}.items():
+        monkeypatch.setenv(name, value)
     log = tmp_path / "job.log"
     options = [
         "--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=2", f"--output={log}",
-        "--parsable", f"--export=ALL,PYTHON={sys.executable}", f"--chdir={CHECKOUT}",
+        "--parsable",
     ]  # fmt: skip
     forever = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.every=2"]
     script = [str(CHECKOUT / "launchers" / "slurm.sbatch"), "--config", str(RECIPE), *overrides, *forever]
-    env = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **cluster.environment}
-    submitted = start(["sbatch", *options, *script], tmp_path, **env).wait(60)
-    assert submitted.status == 0, submitted.output
-    job = submitted.output.strip()
+    submitted = cluster.client("sbatch", *options, *script, cwd=CHECKOUT)
+    assert submitted.returncode == 0, submitted.stderr
+    job = submitted.stdout.strip()
 
     def until(what, seconds=180):
         deadline = time.monotonic() + seconds
         while not what():
+            state = cluster.client("scontrol", "show", "job", job).stdout
             said = log.read_text() if log.exists() else ""
-            assert time.monotonic() < deadline, said + cluster.client("scontrol", "show", "job", job).stdout
+            assert "FAILED" not in state and time.monotonic() < deadline, said + state
             time.sleep(0.5)
 
     until(lambda: list(tmp_path.glob("run/checkpoints/step-*/bank.safetensors")))
