@@ -10,27 +10,27 @@ from lingo_ds.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
-BUILTIN_BACKBONE, BUILTIN_DATA = "builtin:tiny", "builtin:promoters"
+ENGLISH_BACKBONE, RANDOM_BACKBONE, BUILTIN_DATA = "builtin:english", "builtin:tiny", "builtin:promoters"
 BUILTIN_VERSION = 1
 """Raised with every change of what the two generators write, so that no cache holds an older version."""
 
 
 def make_builtin(name: str, cache: Path, *, setting: str) -> None:
-    """Makes the embedded backbone or data where a setting asks for it and the cache lacks it.
+    """Makes the random backbone or the data where a setting asks for it and the cache lacks it.
 
     Raises:
         UserError: where nothing of that name is built in.
     """
-    known, write = {
-        "backbone.path": (BUILTIN_BACKBONE, builtin.write_backbone),
-        "data.path": (BUILTIN_DATA, synthetic.write_promoters),
+    known = {
+        "backbone.path": {ENGLISH_BACKBONE: None, RANDOM_BACKBONE: builtin.write_backbone},
+        "data.path": {BUILTIN_DATA: synthetic.write_promoters},
     }[setting]
     if not name.startswith("builtin:"):
         return
-    if name != known:
-        raise UserError(Mistake(setting, name, "is not built in", f"write {known}"))
-    folder = _builtin_folder(cache, name)
-    if not folder.exists():
+    if name not in known:
+        raise UserError(Mistake(setting, name, "is not built in", f"write {' or '.join(known)}"))
+    write, folder = known[name], _builtin_folder(cache, name)
+    if write and not folder.exists():
         logger.info("making %s in %s", name, folder)
         write(folder)
 
@@ -42,9 +42,8 @@ def data_folder(path: str, cache: Path) -> Path:
 
 def backbone_folder(path: str, *, revision: str | None, cache: Path) -> Path:
     """The backbone's files; a hub id is downloaded at the first call."""
-    return (
-        _builtin_folder(cache, path) if path == BUILTIN_BACKBONE else find_backbone(path, revision=revision)
-    )
+    embedded = path in (ENGLISH_BACKBONE, RANDOM_BACKBONE)
+    return _builtin_folder(cache, path) if embedded else find_backbone(path, revision=revision)
 
 
 def backbone_address(path: str) -> str:
@@ -54,8 +53,10 @@ def backbone_address(path: str) -> str:
 
 def public_address(path: str, folder: Path) -> str:
     """How others find the backbone at `path` again, whose files are in `folder`: nobody else embeds it."""
-    return str(folder.resolve()) if path == BUILTIN_BACKBONE else backbone_address(path)
+    return str(folder.resolve()) if path.startswith("builtin:") else backbone_address(path)
 
 
 def _builtin_folder(cache: Path, name: str) -> Path:
+    if name == ENGLISH_BACKBONE:
+        return builtin.ENGLISH
     return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"

@@ -1,12 +1,16 @@
-"""A tiny Hugging Face folder made on the spot, so that the quickstart and the tests need no download.
+"""The backbones that need no download: a small English language model, and a tiny random one for tests.
 
-The weights are random and stay frozen: a stand-in with a real model's shape, not a language model. What
-makes it good enough for adapters of rank 8 to learn the promoters of `data/synthetic.py` within a few epochs
-is the scale of the weights (instead of 0.02) and a rotary base that tells neighbouring bases apart.
+The English one lies beside this module, as `scripts/pretrain_backbone.py` left it: a causal language model
+that reads one token a character.
+
+The random one is made on the spot: a stand-in with a real model's shape. What makes it good enough for
+adapters of rank 8 to learn the promoters of `data/synthetic.py` within a few epochs is the scale of the
+weights (instead of 0.02) and a rotary base that tells neighbouring bases apart.
 """
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -16,6 +20,8 @@ from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
+ENGLISH = Path(__file__).resolve().parent / "english"
+"""The folder of the English language model."""
 CONTEXT = 1024  # tokens
 ROTARY_BASE = 100.0  # the usual 10,000 spends most of the few frequencies on distances longer than a promoter
 
@@ -37,7 +43,7 @@ def write_backbone(folder: Path, *, seed: int = 0) -> None:
         folder: appears whole or not at all; one that is there is replaced.
         seed: of the weights.
     """
-    model, tokenizer = _random_model(seed), _character_tokenizer()
+    model, tokenizer = _random_model(seed), character_tokenizer()
 
     def write(aside: Path) -> None:
         model.save_pretrained(aside)
@@ -49,7 +55,7 @@ def write_backbone(folder: Path, *, seed: int = 0) -> None:
 
 def _random_model(seed: int) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(_SPECIAL) + len(_CHARACTERS),
+        **token_ids(),
         hidden_size=64,
         intermediate_size=176,
         num_hidden_layers=3,
@@ -58,10 +64,6 @@ def _random_model(seed: int) -> LlamaForCausalLM:
         max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
         tie_word_embeddings=True,
-        unk_token_id=_SPECIAL.index("<unk>"),
-        bos_token_id=_SPECIAL.index("<s>"),
-        eos_token_id=_SPECIAL.index("</s>"),
-        pad_token_id=_SPECIAL.index("<pad>"),
     )
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights of its own
         model = LlamaForCausalLM(config)
@@ -75,7 +77,14 @@ def _random_model(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def _character_tokenizer() -> PreTrainedTokenizerFast:
+def token_ids() -> dict[str, Any]:
+    """What a model's config says of `character_tokenizer`."""
+    names = ("unk_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {"vocab_size": len(_SPECIAL) + len(_CHARACTERS), **{name: k for k, name in enumerate(names)}}
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """Gives `<s>`, then one token per printable ASCII character, newline or tab; all else is `<unk>`."""
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *_CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
