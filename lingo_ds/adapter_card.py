@@ -31,7 +31,11 @@ class DataCard(BaseModel, extra="forbid", frozen=True):
 
 
 class Card(BaseModel, extra="forbid", frozen=True):
-    """What an adapter was trained for, and how it reads its input: `task.json`."""
+    """What an adapter was trained for, and how it reads its input: `task.json`.
+
+    Attributes:
+        average_strands: whether probabilities are the means over both strands.
+    """
 
     format: Literal[1] = 1
     task: Task
@@ -41,6 +45,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     at_budget: bool
     dev: dict[str, float | None]
     data: DataCard | None = None
+    average_strands: bool = False
 
     @field_validator("task")
     @classmethod

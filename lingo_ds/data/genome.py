@@ -5,7 +5,7 @@ import logging
 import zlib
 from pathlib import Path
 
-from pyfaidx import Faidx, FastaIndexingError, UnsupportedCompressionFormat
+from pyfaidx import Faidx, FastaIndexingError, FetchError, UnsupportedCompressionFormat
 
 from lingo_ds.data.sources import sequence_mistake
 from lingo_ds.errors import Mistake, UserError, reason_of
@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 READ_AHEAD = 1 << 15
 """Bases read at a time: places that ascend, as in a sorted file, are mostly found in what was read before."""
+
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
+"""What a damaged file or index may raise."""
 
 
 class Genome:
@@ -45,7 +48,7 @@ class Genome:
                 "unpack it, or pack it with bgzip instead of gzip",
             )
             raise UserError(Mistake("--genome", path, rule, fix)) from None
-        except (OSError, EOFError, ValueError, zlib.error, FastaIndexingError) as error:
+        except (*UNREADABLE, FastaIndexingError) as error:
             rule = f"cannot be read as a FASTA ({getattr(error, 'strerror', None) or reason_of(error)})"
             fix = "give a whole FASTA with lines of one length, plain or packed with bgzip"
             raise UserError(Mistake("--genome", path, rule, fix)) from None
@@ -58,8 +61,12 @@ class Genome:
             UserError: where the file holds something else than bases there, or less than its index says.
         """
         first, last = max(begin, 0), min(end, self.lengths[contig])
-        inside = self._fasta.fetch(contig, first + 1, last) if first < last else ""
         where = f"{self.path}, {contig}:{first + 1}-{last}"
+        try:
+            inside = self._fasta.fetch(contig, first + 1, last) if first < last else ""
+        except (*UNREADABLE, OverflowError, FetchError) as error:
+            rule, fix = f"cannot be read ({reason_of(error)})", "copy the file anew, and remove its index"
+            raise UserError(Mistake(where, "bases", rule, fix)) from None
         if len(inside) != max(last - first, 0):
             fix = "remove the index, so that it is made anew"
             raise UserError(Mistake(where, f"{len(inside)} bases", "the index beside the file is wrong", fix))
