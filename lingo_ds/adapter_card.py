@@ -22,15 +22,20 @@ class BackboneCard(BaseModel, extra="forbid", frozen=True):
 
 
 class DataCard(BaseModel, extra="forbid", frozen=True):
-    """Which data an adapter was trained on: its name, its rows by split."""
+    """Which data an adapter was trained on: its name, its rows by split, bases of a usual sequence."""
 
     name: str
     fingerprint: str
     rows: dict[str, Annotated[int, Field(ge=0)]]
+    bases: Annotated[int, Field(ge=1)] | None = None
 
 
 class Card(BaseModel, extra="forbid", frozen=True):
-    """What an adapter was trained for, and how it reads its input: `task.json`."""
+    """What an adapter was trained for, and how it reads its input: `task.json`.
+
+    Attributes:
+        average_strands: whether probabilities are the means over both strands.
+    """
 
     format: Literal[1] = 1
     task: Task
@@ -40,6 +45,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     at_budget: bool
     dev: dict[str, float | None]
     data: DataCard | None = None
+    average_strands: bool = False
 
     @field_validator("task")
     @classmethod

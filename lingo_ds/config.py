@@ -119,9 +119,39 @@ class DataConfig(Section):
         "null: the backbone's context.",
     )
     packing: Packing = "auto"
+    reverse_complement: Literal["off", "augment", "average", "both"] = Field(
+        "off",
+        description="augment: each epoch reads each training example on a strand drawn anew; average: dev, "
+        "test and predictions are mean probabilities over both strands; both: both.",
+    )
+    strand_specific: bool = Field(
+        False,
+        description="Whether the other strand means something else; reverse_complement is then refused.",
+    )
     cache_dir: Path | None = Field(
         None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
     )
+
+    @property
+    def augments(self) -> bool:
+        """Whether training reads both strands."""
+        return self.reverse_complement in ("augment", "both")
+
+    @property
+    def averages(self) -> bool:
+        """Whether evaluation reads both strands."""
+        return self.reverse_complement in ("average", "both")
+
+    @model_validator(mode="after")
+    def _strands(self) -> Self:
+        if self.strand_specific and self.reverse_complement != "off":
+            raise rule_error(
+                "gives the label of one strand to the other, which data.strand_specific rules out",
+                "set data.reverse_complement=off",
+                field="data.reverse_complement",
+                value=self.reverse_complement,
+            )
+        return self
 
     @model_validator(mode="after")
     def _template(self) -> Self:

@@ -29,6 +29,11 @@ POOLED = {
     "first": "hidden[:, 0]",
 }
 
+STRANDS = (
+    " It was evaluated, and predicts in lingo_ds, with the mean of the probabilities of a sequence and of "
+    "its reverse complement."
+)
+
 LIMITS = """## Intended use and limits
 
 For research on sequences like those it was trained on; its numbers hold for that data alone.
@@ -98,6 +103,7 @@ def _task(card: Card) -> str:
         f"The model reads\n\n{fence}text\n{text}\n{fence}\n\n"
         f"cut to {task.max_length} tokens inside the sequence, and classifies by its {card.pooling} "
         f"{'hidden state' if card.pooling == 'mean' else 'token'}."
+        + (STRANDS if card.average_strands else "")
     )
 
 

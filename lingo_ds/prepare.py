@@ -201,6 +201,7 @@ def _tokenized(
     settings = {
         "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
         "sequence_column": data.sequence_column, "label_column": data.label_column,
+        "both_strands": (both_strands := data.reverse_complement != "off"),
     }  # fmt: skip
     definition = (
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
@@ -217,6 +218,7 @@ def _tokenized(
                 tokenize=lambda texts: _token_ids(tokenizer, texts),
                 prompt=prompt,
                 max_length=max_length,
+                both_strands=both_strands,
             )
 
     distributed.first_on_host_does(tokenise, env)
@@ -266,13 +268,14 @@ def _facts(
     env: DistEnv,
 ) -> Facts:
     train = data.splits["train"]
+    read = train.both_strands() if config.data.augments else train
     shares = config.data.packing == "auto" and spec.packable and spec.causal
     return Facts(
         train_rows=len(train),
         dev_rows=len(data.splits["dev"]),
         test_rows=len(data.splits["test"]),
         longest=data.longest,
-        shared_prefix=common_prefix(train, np.arange(len(train))) if shares else 0,
+        shared_prefix=common_prefix(read, np.arange(len(read))) if shares else 0,
         mean_tokens=float(train.lengths.mean()),
         **model_facts(spec, layout, dtype, env),
     )

@@ -73,7 +73,8 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
         model = build_model(prepared)
         adopt_saved(model, prepared, config.run_dir / "adapter")
         split = prepared.data.splits["test"]
-        test = evaluate_split(model, split, plan=prepared.plan, env=env)
+        averages = config.data.averages
+        test = evaluate_split(model, split, plan=prepared.plan, env=env, average_strands=averages)
         if env.is_main:
             write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
             write_report(config.run_dir / "evaluation.json", {"metrics": {"test": test.metrics}})

@@ -79,6 +79,11 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, 2**32 + epoch])).permutation(rows)
 
 
+def strands_drawn(rows: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Of each row, 0 or 1: the strand on which an epoch reads it, from (seed, epoch) alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, 2**33 + epoch])).integers(0, 2, rows)
+
+
 class Packing(NamedTuple):
     """How a process's examples become packs.
 
@@ -111,21 +116,32 @@ class TrainBatches:
         rank: int,
         world: int,
         packing: Packing | None = None,
+        either_strand: bool = False,
     ):
-        """Takes the global `batch`, and `micro_batch` and `accumulation`, or `packing`, which split it."""
-        self._split, self.seed, self._batch = split, seed, batch
+        """Takes the global `batch`, and `micro_batch` and `accumulation`, or `packing`, which split it.
+
+        With `either_strand`, each epoch draws the strand on which it reads each example.
+        """
+        self._split, self._examples = split.both_strands() if either_strand else split, len(split)
+        self.seed, self._batch = seed, batch
         self._micro, self._accumulation, self._packing = micro_batch, accumulation, packing
         self._rank, self._world = rank, world
         self._drawn: tuple[tuple[int, int], np.ndarray] | None = None
 
     def rows_at(self, step: int) -> np.ndarray:
-        """Rows of the global batch of `step` (1-based), the same on every process."""
-        per_epoch = -(-len(self._split) // self._batch)
+        """Rows of the global batch of `step` (1-based), the same on every process.
+
+        Of n examples that are read on either strand, n + k is the k-th on the other one.
+        """
+        per_epoch = -(-self._examples // self._batch)
         epoch, place = divmod(step - 1, per_epoch)
         # each is read once: another thread may draw the next epoch meanwhile, an audit may mend the seed
         seed, drawn = self.seed, self._drawn
         if drawn is None or drawn[0] != (seed, epoch):
-            self._drawn = drawn = (seed, epoch), epoch_order(len(self._split), seed=seed, epoch=epoch)
+            order = epoch_order(self._examples, seed=seed, epoch=epoch)
+            if self._split.both:
+                order += self._examples * strands_drawn(self._examples, seed=seed, epoch=epoch)[order]
+            self._drawn = drawn = (seed, epoch), order
         return drawn[1][place * self._batch : (place + 1) * self._batch]
 
     def at(self, step: int) -> list[Batch] | list[Pack]:

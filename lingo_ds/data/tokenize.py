@@ -15,12 +15,13 @@ import numpy as np
 
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.sources import SPLITS, Split, count_duplicates
+from lingo_ds.data.strands import reverse_complement
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 BATCH = 1000
 """Texts tokenised at a time."""
 
@@ -31,6 +32,9 @@ FEATURES = datasets.Features(
         "truncated": datasets.Value("bool"),
     }
 )
+OTHER_STRAND = {"reverse_ids": FEATURES["input_ids"]}
+"""The column more of a table that holds both strands."""
+
 Tokenize = Callable[[list[str]], list[list[int]]]
 
 
@@ -39,18 +43,31 @@ class TokenizedSplit:
     """One split's token ids, read where the table has them: on disk by memory map, whatever it is cut into.
 
     Attributes:
-        table: columns input_ids (list of int32), label (int64), truncated (bool).
+        table: columns input_ids (list of int32), label (int64), truncated (bool), and for both strands
+            reverse_ids (list of int32).
+        both: whether the rows are 2 n: row n + k is row k of the table on its other strand.
     """
 
     table: datasets.Dataset
+    both: bool = False
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) * (1 + self.both)
+
+    def both_strands(self) -> "TokenizedSplit":
+        """The same table with both strands as rows; it must hold them."""
+        return TokenizedSplit(self.table, both=True)
+
+    @property
+    def widest(self) -> "TokenizedSplit":
+        """All that the table holds."""
+        return self.both_strands() if "reverse_ids" in self.table.column_names else self
 
     @cached_property
     def _chunks(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and offsets of the pieces that Arrow keeps the column in; none is copied."""
-        chunks = self.table.data.column("input_ids").chunks
+        names = ("input_ids", "reverse_ids") if self.both else ("input_ids",)
+        chunks = [chunk for name in names for chunk in self.table.data.column(name).chunks]
         return [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks]
 
     @cached_property
@@ -64,7 +81,8 @@ class TokenizedSplit:
     @cached_property
     def labels(self) -> np.ndarray:
         """(rows,) classes."""
-        return self.table.data.column("label").to_numpy()
+        labels = self.table.data.column("label").to_numpy()
+        return np.concatenate([labels, labels]) if self.both else labels
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -79,7 +97,7 @@ class TokenizedSplit:
 
     @property
     def truncated(self) -> int:
-        """Examples whose sequence was cut."""
+        """Examples whose sequence was cut, on one strand at least."""
         return int(np.sum(self.table.data.column("truncated").to_numpy()))
 
     def tokens(self, row: int) -> np.ndarray:
@@ -106,27 +124,29 @@ class TokenizedData:
         classes: number of labels.
         duplicates: rows that occur twice, see `count_duplicates`.
         fingerprint: of files, tokenizer, prompt and length together.
+        bases: of the median training sequence.
     """
 
     splits: Mapping[str, TokenizedSplit]
     classes: int
     duplicates: dict[str, int]
     fingerprint: str
+    bases: int
 
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return int(max(split.lengths.max() for split in self.splits.values()))
+        return int(max(split.widest.lengths.max() for split in self.splits.values()))
 
     @property
     def shortest(self) -> int:
         """Tokens of the shortest example."""
-        return int(min(split.lengths.min() for split in self.splits.values()))
+        return int(min(split.widest.lengths.min() for split in self.splits.values()))
 
     @property
     def largest_id(self) -> int:
         """Of all tokens."""
-        return max(split.largest_id for split in self.splits.values())
+        return max(split.widest.largest_id for split in self.splits.values())
 
     def facts(self) -> dict[str, Any]:
         """Counts for the report."""
@@ -153,7 +173,13 @@ def data_fingerprint(folder: Path, *, tokenizer: str, settings: Mapping[str, Any
 
 
 def write_tokenized(
-    folder: Path, splits: Mapping[str, Split], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+    folder: Path,
+    splits: Mapping[str, Split],
+    *,
+    tokenize: Tokenize,
+    prompt: Prompt,
+    max_length: int,
+    both_strands: bool = False,
 ) -> None:
     """Tokenises all splits into `folder`, written aside and renamed.
 
@@ -163,6 +189,7 @@ def write_tokenized(
         tokenize: token ids of a list of texts, special tokens included.
         prompt: text around each sequence.
         max_length: longest example in tokens.
+        both_strands: whether to tokenise each sequence's reverse complement, too.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
@@ -172,10 +199,12 @@ def write_tokenized(
         for name, split in splits.items():
             logger.info("tokenising %s: %d rows", name, len(split))
             tokenized = tokenized_split(
-                split.sequences, split.labels, tokenize=tokenize, prompt=prompt, max_length=max_length
-            )
+                split.sequences, split.labels, tokenize=tokenize, prompt=prompt, max_length=max_length,
+                both_strands=both_strands,
+            )  # fmt: skip
             tokenized.table.save_to_disk(aside / name)
         facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
+        facts["bases"] = int(np.median([len(sequence) for sequence in splits["train"].sequences]))
         (aside / "facts.json").write_text(json.dumps(facts))
 
     try:
@@ -189,7 +218,7 @@ def read_tokenized(folder: Path) -> TokenizedData:
     """The cache entry that `write_tokenized` made, by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
     splits = {name: TokenizedSplit(datasets.load_from_disk(str(folder / name))) for name in SPLITS}
-    return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name)
+    return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name, facts["bases"])
 
 
 def tokenized_split(
@@ -199,12 +228,30 @@ def tokenized_split(
     tokenize: Tokenize,
     prompt: Prompt,
     max_length: int,
+    both_strands: bool = False,
 ) -> TokenizedSplit:
     """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
     """
+
+    def strand(sequences: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        return _tokenized_strand(sequences, tokenize=tokenize, prompt=prompt, max_length=max_length)
+
+    input_ids, truncated = strand(sequences)
+    columns, features = {"input_ids": input_ids, "label": labels, "truncated": truncated}, FEATURES
+    if both_strands:
+        columns["reverse_ids"], also = strand([reverse_complement(one) for one in sequences])
+        columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
+        features = datasets.Features({**FEATURES, **OTHER_STRAND})
+    return TokenizedSplit(datasets.Dataset.from_dict(columns, features=features))
+
+
+def _tokenized_strand(
+    sequences: Sequence[str], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of each sequence, and whether it was cut."""
     input_ids, truncated = [], []
     for start in range(0, len(sequences), BATCH):
         some = sequences[start : start + BATCH]
@@ -214,8 +261,7 @@ def tokenized_split(
                 _cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
             )
             truncated.append(too_long)
-    columns = {"input_ids": input_ids, "label": labels, "truncated": truncated}
-    return TokenizedSplit(datasets.Dataset.from_dict(columns, features=FEATURES))
+    return input_ids, truncated
 
 
 def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:

@@ -15,7 +15,7 @@ from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.tokenize import TokenizedSplit
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.evaluation.forward import gather_rows, own_logits
+from lingo_ds.evaluation.forward import gather_rows, mean_of_strands, own_logits
 from lingo_ds.evaluation.metrics import classification_metrics
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
@@ -34,19 +34,26 @@ class Evaluation(NamedTuple):
     logits: np.ndarray
 
 
-def evaluate(model: AdaptedModel, split: TokenizedSplit, *, plan: RunPlan, env: DistEnv) -> Evaluation:
+def evaluate(
+    model: AdaptedModel, split: TokenizedSplit, *, plan: RunPlan, env: DistEnv, average_strands: bool = False
+) -> Evaluation:
     """Evaluates a split, in packs or padded batches of examples of like length, as the plan says.
+
+    With `average_strands`, an example's probabilities are the means over its two strands.
 
     Raises:
         UserError: on every process, where the model's weights have diverged.
     """
-    rows, logits = own_logits(model, _forwards(split, plan, env))
-    all_logits = gather_rows(rows.to(env.device), logits, total=len(split), env=env)
+    read = split.both_strands() if average_strands else split
+    rows, logits = own_logits(model, _forwards(read, plan, env))
+    all_logits = gather_rows(rows.to(env.device), logits, total=len(read), env=env)
     if not np.isfinite(all_logits).all():
         rule = "training diverged: the model's logits are not finite"
         raise UserError(
             Mistake("train.learning_rate", "too high", rule, "lower it, or clip with train.max_grad_norm")
         )
+    if average_strands:
+        all_logits = mean_of_strands(all_logits)
     metrics = classification_metrics(all_logits, split.labels) if env.is_main else None
     return Evaluation(distributed.share_json(metrics, env), all_logits)
 

@@ -1,5 +1,6 @@
 """Logits without gradients: one process's forwards, and all processes' results in order."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,6 +27,15 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
         logits.append(out[real.to(out.device)])
     model.backbone.release()
     return torch.cat(rows), torch.cat(logits)
+
+
+def mean_of_strands(logits: np.ndarray) -> np.ndarray:
+    """Logits (n, classes) whose probabilities are the means over both strands; `logits` is (2 n, classes).
+
+    Rows k and n + k are the strands of example k.
+    """
+    one, other = torch.from_numpy(logits).double().log_softmax(1).chunk(2)
+    return (torch.logaddexp(one, other) - math.log(2)).float().numpy()
 
 
 def gather_rows(rows: Tensor, logits: Tensor, *, total: int, env: DistEnv) -> np.ndarray:

@@ -19,9 +19,10 @@ from lingo_ds.data.records import Chunk
 from lingo_ds.data.sources import sequence_mistake
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
+from lingo_ds.data.variants import VariantChunk
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.evaluation.forward import gather_rows, own_logits
+from lingo_ds.evaluation.forward import gather_rows, mean_of_strands, own_logits
 from lingo_ds.memory import ForwardPlan
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import WORTH_SHARING
@@ -46,9 +47,9 @@ class Predictions(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """A chunk, its probabilities (n, classes) in its order, and how many of its sequences were cut."""
+    """A chunk, its probabilities (n, classes) in its order, and how many of its n sequences were cut."""
 
-    chunk: Chunk
+    chunk: Chunk | VariantChunk
     probabilities: np.ndarray
     cut: int
 
@@ -62,7 +63,7 @@ class _Share(NamedTuple):
         split: these, tokenised; where there are none, the chunk's first as a filler.
     """
 
-    chunk: Chunk
+    chunk: Chunk | VariantChunk
     places: np.ndarray
     split: TokenizedSplit
 
@@ -85,9 +86,14 @@ class Predictor:
         causal: bool,
         plan: ForwardPlan,
         env: DistEnv,
+        average_strands: bool = False,
     ):
-        """Takes the model, token ids of a list of texts, and whether a pack may share a prefix."""
+        """Takes the model, token ids of a list of texts, and whether a pack may share a prefix.
+
+        With `average_strands`, probabilities are the means over both strands of each sequence.
+        """
         self._model, self._tokenize, self._causal = model, tokenize, causal
+        self._average_strands = average_strands
         self._prompt = make_prompt(task.template, domain=task.domain)
         self.task, self.plan, self.env = task, plan, env
 
@@ -114,7 +120,7 @@ class Predictor:
         probabilities = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
         return Predictions(probabilities.argmax(1), probabilities)
 
-    def stream(self, chunks: Iterable[Chunk]) -> Iterator[Predicted]:
+    def stream(self, chunks: Iterable[Chunk | VariantChunk]) -> Iterator[Predicted]:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
 
         Raises:
@@ -138,7 +144,7 @@ class Predictor:
                 yield Chunk(begin, ids, some, (number + 1) / len(sequences))
                 ids, bases, begin = [], 0, number + 1
 
-    def _share(self, chunk: Chunk) -> _Share:
+    def _share(self, chunk: Chunk | VariantChunk) -> _Share:
         """Takes every n-th sequence by length, so that no process has much more than another."""
         longest_first = np.argsort([-len(sequence) for sequence in chunk.sequences], kind="stable")
         places = longest_first[self.env.global_rank :: self.env.world_size]
@@ -149,8 +155,9 @@ class Predictor:
             tokenize=self._tokenize,
             prompt=self._prompt,
             max_length=self.task.max_length,
+            both_strands=self._average_strands,
         )
-        return _Share(chunk, places, split)
+        return _Share(chunk, places, split.widest)
 
     def _predict(self, share: _Share) -> Predicted:
         cut = share.split.truncated if len(share.places) else 0
@@ -159,15 +166,19 @@ class Predictor:
         rows, logits = own_logits(self._model, self._forwards(share.split, max(needed)))
         if not len(share.places):
             rows, logits = rows[:0], logits[:0]
-        places = torch.from_numpy(share.places)[rows].to(self.env.device)
-        total = len(share.chunk.sequences)
-        ordered = gather_rows(places, logits, total=total, env=self.env)
+        total, places = len(share.chunk.sequences), torch.from_numpy(share.places)
+        if self._average_strands:
+            places = torch.cat([places, places + total])
+        places, strands = places[rows].to(self.env.device), 1 + self._average_strands
+        ordered = gather_rows(places, logits, total=strands * total, env=self.env)
         bad = ~np.isfinite(ordered).all(1)
         if bad.any():
-            first = share.chunk.ids[int(bad.argmax())]
+            first = share.chunk.ids[int(bad.argmax()) % total]
             rule = f"gives logits that are not finite, first for sequence {first}"
             fix = "set backbone.dtype=fp32 or bf16"
             raise UserError(Mistake("backbone.dtype", self.dtype, rule, fix), on_all=True)
+        if self._average_strands:
+            ordered = mean_of_strands(ordered)
         probabilities = torch.from_numpy(ordered).double().softmax(1).float().numpy()
         return Predicted(share.chunk, probabilities, sum(cuts))
 

@@ -65,4 +65,5 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         causal=spec.causal,
         plan=plan,
         env=env,
+        average_strands=saved.card.average_strands,
     )

@@ -65,6 +65,7 @@ class Session:
             rank=env.global_rank, world=env.world_size,
             packing=Packing(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
             if plan.packed else None,
+            either_strand=config.data.augments,
         )  # fmt: skip
         self._ahead = Ahead(batches, last_step=plan.steps, pin=env.device.type == "cuda")
         self._trainer = Trainer(
@@ -113,7 +114,10 @@ class Session:
     def evaluate(self, split: str) -> Evaluation:
         """Logits and metrics of the bank as it is now."""
         prepared = self._prepared
-        return evaluate(self.model, prepared.data.splits[split], plan=prepared.plan, env=prepared.env)
+        return evaluate(
+            self.model, prepared.data.splits[split], plan=prepared.plan, env=prepared.env,
+            average_strands=prepared.config.data.averages,
+        )  # fmt: skip
 
     def evaluate_best(self, split: str) -> Evaluation:
         """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""
@@ -211,7 +215,9 @@ class Session:
                 name=Path(config.data.path).name,
                 fingerprint=prepared.data.fingerprint,
                 rows=prepared.data.facts()["rows"],
+                bases=prepared.data.bases,
             ),
+            average_strands=config.data.averages,
         )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
         save_adapter(

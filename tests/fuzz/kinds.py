@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +102,7 @@ def write_good(folder: Path) -> None:
     (folder / "sequences").mkdir()
     table = pa.table({"id": ["a", "b", "c"], "sequence": ["ACGT", "TTGACA", "NNAC"]})
     pq.write_table(table, folder / "sequences/in.parquet")
+    (folder / "sequences/genome.fa").write_bytes(b">c\nACGTA\nCGT\n")
     write_checkpoint(folder)
     _prepared(folder)
 
@@ -463,6 +465,26 @@ def _fasta(draw: st.DrawFn) -> bytes:
     return (end.join(lines) + end).encode(codec, errors="replace")
 
 
+VCF = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nc\t2\t.\tC\tG,<DEL>\nc\t5\tx\tA\tAC\n"
+BED = b"c\t0\t4\nc\t2\t8\tname\t0\t-\n"
+_field = st.sampled_from(
+    ("c", "chrc", "0", "1", "7", "-1", "9" * 30, "1e3", "", ".", "*", "A", "ACGT", "<DEL>", "A,,C", "]c:1]A",
+     "+", "A" * 5000, "N", " ", "\x00", "\ufeff", "\u0662")
+) | odd_text  # fmt: skip
+
+
+@st.composite
+def _places(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A VCF or BED with a few odd fields or lines."""
+    rows = [line.split("\t") for line in whole.decode().splitlines()]
+    for _ in range(draw(st.integers(0, 3))):
+        row = draw(st.sampled_from(rows))
+        place = draw(st.integers(0, len(row) - 1))
+        row[place : place + draw(st.integers(0, 1))] = [draw(_field)]
+    rows = draw(st.sampled_from((rows, rows[1:], rows[::-1], rows * 2)))
+    return "\n".join("\t".join(row) for row in rows).encode(errors="replace")
+
+
 def sequence_cases(good: Path) -> st.SearchStrategy[Case]:
     """One file of each format that `predict` reads, odd inside."""
     table = Blob((good / "in.parquet").read_bytes())
@@ -475,12 +497,20 @@ def sequence_cases(good: Path) -> st.SearchStrategy[Case]:
         "in.csv.gz": zipped,
         "in.parquet": any_file(table),
         "in.txt": _fasta(),
+        "in.vcf": _places(VCF) | any_file(VCF),
+        "in.vcf.gz": _places(VCF).map(lambda raw: gzip.compress(raw, mtime=0)),
+        "in.bed": _places(BED) | any_file(BED),
     }
-    return st.one_of(*(st.fixed_dictionaries({name: files}) for name, files in odd.items())).map(Case)
+    genomes = [
+        st.fixed_dictionaries({"in.vcf": st.just(VCF), name: _fasta() | any_file(FASTA)})
+        for name in ("genome.fa", "genome.fa.fai")
+    ]
+    files = [st.fixed_dictionaries({name: files}) for name, files in odd.items()]
+    return st.one_of(*files, *genomes).map(Case)
 
 
 def run_sequences(case: Case, place: Place) -> int:
-    """Predicts what is in the folder: the file of the case, or without one the good one."""
+    """Predicts what is in the folder: the first file of the case, or without one the good one."""
     source = place.inputs / next(iter(case.files), "in.parquet")
     words = [
         "predict",
@@ -491,10 +521,13 @@ def run_sequences(case: Case, place: Place) -> int:
         "--output",
         place.work / "out.csv",
     ]
-    try:
-        return main([*map(str, words), "zero.stage=0"])
-    except SystemExit as end:
-        return int(end.code or 0)
+    if source.name.startswith(("in.vcf", "in.bed")):
+        words += ["--genome", place.inputs / "genome.fa", "--window", "5"]
+    with patch.object(tempfile, "tempdir", str(place.work)):  # an index begins as a nameless file there
+        try:
+            return main([*map(str, words), "zero.stage=0"])
+        except SystemExit as end:
+            return int(end.code or 0)
 
 
 def kinds(good: Path) -> dict[str, Kind]:
