@@ -10,10 +10,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.config import RunConfig, Section
+from lingo_ds.config import RunConfig
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.recipe import MOST_BYTES, MOST_MISTAKES, load_config
 from lingo_ds.resources import list_resources, resource_path
+from lingo_ds.settings import Section
 
 MINIMAL = """\
 name: tata
