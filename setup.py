@@ -28,6 +28,7 @@ setup(
     package_data={package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},
     install_requires=[
+        "biopython>=1.73",  # pyfaidx reads bgzip by it
         "datasets>=4.0",
         "deepspeed>=0.19.3",  # before it, recomputing activations over frozen weights raises
         "matplotlib",
@@ -35,6 +36,7 @@ setup(
         "psutil",
         "pyarrow",
         "pydantic>=2",
+        "pyfaidx>=0.9",
         "pyyaml",
         "rich",
         "safetensors",

@@ -22,11 +22,12 @@ class BackboneCard(BaseModel, extra="forbid", frozen=True):
 
 
 class DataCard(BaseModel, extra="forbid", frozen=True):
-    """Which data an adapter was trained on: its name, its rows by split."""
+    """Which data an adapter was trained on: its name, its rows by split, bases of a usual sequence."""
 
     name: str
     fingerprint: str
     rows: dict[str, Annotated[int, Field(ge=0)]]
+    bases: Annotated[int, Field(ge=1)] | None = None
 
 
 class Card(BaseModel, extra="forbid", frozen=True):

@@ -64,9 +64,8 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     logs.set_up(env)
     from lingo_ds.predicting import predict
 
-    columns = {"sequence_column": args.sequence_column, "id_column": args.id_column}
-    files = {"adapter": args.adapter, "source": args.input, "target": args.output}
-    return 0 if predict(config, env, **files, **columns, overwrite=args.overwrite) else 1
+    given = {name: value for name, value in vars(args).items() if name not in ("verb", "start", "backbone")}
+    return 0 if predict(config, env, **given) else 1
 
 
 def _export(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -92,11 +91,31 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, type=Path, help="adapter/ of a run")
     parser.add_argument(
-        "--input", required=True, type=Path, help=".csv .tsv .fa .fasta .fna, also .gz; .parquet"
+        "--input", required=True, type=Path, dest="source", metavar="FILE",
+        help=".csv .tsv .fa .fasta .fna, also .gz; .parquet; with --genome .vcf .bed, also .gz",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        dest="target",
+        metavar="FILE",
+        help=".csv .tsv, also .gz; .parquet",
     )
-    parser.add_argument("--output", required=True, type=Path, help=".csv .tsv, also .gz; .parquet")
     parser.add_argument("--sequence-column", default="sequence", help="column of the DNA (default: sequence)")
     parser.add_argument("--id-column", help="column of the ids (default: id, else rows are numbered from 0)")
+    parser.add_argument(
+        "--genome", type=Path, metavar="FASTA", help="that the places in a .vcf or .bed are of"
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="BASES",
+        help="around a variant (default: as long as the training sequences), or an interval's middle",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse rows that do not fit the genome instead of skipping them",
+    )
     parser.add_argument("--backbone", help="folder or hub id of the backbone, where it has moved")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
 

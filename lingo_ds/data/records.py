@@ -3,7 +3,7 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingo_ds.data.skipped import Skipped
 from lingo_ds.data.sources import MOST_MISTAKES, raise_any, sequence_mistake
 from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.untrusted import require_regular
@@ -44,13 +45,21 @@ class Chunk(NamedTuple):
     sequences: list[str]
     read: float
 
+    @property
+    def size(self) -> int:
+        """Rows of the output."""
+        return len(self.ids)
+
 
 class Records:
     """A file of sequences; its head is read and checked at once, its rows when `chunks` is called.
 
     Attributes:
         numbered: whether ids are integers: the file's own or, where it has none, rows counted from 0.
+        skipped: nothing: every row is predicted or a mistake.
     """
+
+    skipped = Skipped(strict=True)
 
     def __init__(self, path: Path, *, sequence_column: str = "sequence", id_column: str | None = None):
         """Takes the file and, for all but FASTA, its columns; `id_column` None: `id` where there is one.
@@ -64,14 +73,7 @@ class Records:
             known = ", ".join([*DELIMITERS, *FASTA, ".parquet"])
             rule = f"the ending is none of {known} (or .gz after one of text)"
             raise UserError(Mistake("--input", path, rule, "rename or convert the file"))
-        try:
-            self._size = require_regular(path).st_size
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            raise UserError(
-                Mistake("--input", path, error.strerror or "cannot be read", "give a file of sequences")
-            ) from None
+        require_readable(path, fix="give a file of sequences")
         self.numbered, self._total = False, None
         self._delimiter = DELIMITERS.get(ending)
         self._rows = self._fasta
@@ -81,17 +83,14 @@ class Records:
         elif self._delimiter:
             self._rows = self._table
             with path.open("rb") as raw:
-                lines = self._lines(raw)
+                lines = read_lines(raw, path)
                 self._find_columns(self._header(csv.reader(lines, delimiter=self._delimiter, strict=True)))
             self.numbered = self._id_column is None
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes with the file or with how it is read."""
-        facts = self._path.stat()
-        return {
-            "path": str(self._path.resolve()), "bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns,
-            "sequence_column": self._columns[0], "id_column": self._id_column,
-        }  # fmt: skip
+        columns = {"sequence_column": self._columns[0], "id_column": self._id_column}
+        return file_facts(self._path) | columns
 
     def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[Chunk]:
         """All sequences after the first `skip`, in chunks that end with `most` or by `most_bases` bases.
@@ -99,42 +98,9 @@ class Records:
         Raises:
             UserError: with the mistakes of the chunk that would come next, each with its place in the file.
         """
-        ids, sequences, mistakes, bases, begin = [], [], [], 0, skip
-        with self._path.open("rb") as raw:
-            for number, row in enumerate(self._rows(raw)):
-                if row.mistake:
-                    mistakes.append(row.mistake)
-                if number < skip:
-                    continue
-                ids.append(row.id)
-                sequences.append(row.sequence.upper())
-                bases += len(row.sequence)
-                if len(ids) >= most or bases >= most_bases or len(mistakes) > MOST_MISTAKES:
-                    raise_any(mistakes, self._path)
-                    done, of = (number + 1, self._total) if self._total else (raw.tell(), self._size)
-                    yield Chunk(begin, ids, sequences, done / of)
-                    ids, sequences, bases, begin = [], [], 0, number + 1
-        raise_any(mistakes, self._path)
-        if ids:
-            yield Chunk(begin, ids, sequences, 1.0)
-
-    def _lines(self, raw: BinaryIO) -> Iterator[str]:
-        """The text's lines, their ends included; decoded one by one, so that a mistake's line is known."""
-        file = gzip.GzipFile(fileobj=raw) if self._path.name.lower().endswith(".gz") else raw
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            value = f"byte 0x{error.object[error.start]:02x}"
-            raise UserError(
-                Mistake(f"{self._path}:{number}", value, "is not UTF-8", "save the file as UTF-8")
-            ) from None
-        except (OSError, EOFError, zlib.error) as error:
-            rule = f"cannot be read further ({error})"
-            raise UserError(
-                Mistake(f"{self._path}:{number + 1}", "line", rule, "copy the file anew")
-            ) from None
+        return in_chunks(
+            self._path, self._rows, skip=skip, most=most, most_bases=most_bases, total=self._total
+        )
 
     def _header(self, reader: Iterator[list[str]]) -> list[str]:
         try:
@@ -158,7 +124,7 @@ class Records:
         return header.index(sequence), self._id_column and header.index(self._id_column)
 
     def _table(self, raw: BinaryIO) -> Iterator[Row]:
-        reader = csv.reader(self._lines(raw), delimiter=self._delimiter, strict=True)
+        reader = csv.reader(read_lines(raw, self._path), delimiter=self._delimiter, strict=True)
         header = self._header(reader)
         sequence_at, id_at = self._find_columns(header)
         number, begin = 0, reader.line_num + 1
@@ -182,7 +148,7 @@ class Records:
     def _fasta(self, raw: BinaryIO) -> Iterator[Row]:
         """The id is the header's first word; a sequence may go over many lines."""
         name, parts, place, mistake = None, [], 0, None
-        for number, line in enumerate(chain(self._lines(raw), [">"]), 1):
+        for number, line in enumerate(chain(read_lines(raw, self._path), [">"]), 1):
             text = line.strip()
             if text.startswith(">"):
                 if name is not None:
@@ -245,6 +211,84 @@ class Records:
     def _no_parquet(self, error: Exception) -> UserError:
         rule = f"is no readable Parquet file ({reason_of(error)})"
         return UserError(Mistake("--input", self._path, rule, "write it anew"))
+
+
+def in_chunks(
+    path: Path,
+    rows: Callable[[BinaryIO], Iterable[Row]],
+    *,
+    skip: int,
+    most: int,
+    most_bases: int,
+    total: int | None = None,
+) -> Iterator[Chunk]:
+    """All rows of a file after the first `skip`, in chunks; errors are those of `Records.chunks`.
+
+    Args:
+        path: the file.
+        rows: gives the rows of the opened file.
+        skip, most, most_bases: as for `Records.chunks`.
+        total: rows of the file, where it says so.
+    """
+    ids, sequences, mistakes, bases, begin, size = [], [], [], 0, skip, path.stat().st_size
+    with path.open("rb") as raw:
+        for number, row in enumerate(rows(raw)):
+            if row.mistake:
+                mistakes.append(row.mistake)
+            if number < skip:
+                continue
+            ids.append(row.id)
+            sequences.append(row.sequence.upper())
+            bases += len(row.sequence)
+            if len(ids) >= most or bases >= most_bases or len(mistakes) > MOST_MISTAKES:
+                raise_any(mistakes, path)
+                yield Chunk(begin, ids, sequences, (number + 1) / total if total else raw.tell() / size)
+                ids, sequences, bases, begin = [], [], 0, number + 1
+    raise_any(mistakes, path)
+    if ids:
+        yield Chunk(begin, ids, sequences, 1.0)
+
+
+def read_lines(raw: BinaryIO, path: Path) -> Iterator[str]:
+    """A text's lines, their ends included; decoded one by one, so that a mistake's line is known.
+
+    Raises:
+        UserError: with the line from which on the file cannot be read.
+    """
+    file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+    number = 0
+    try:
+        for number, line in enumerate(file, 1):
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        value = f"byte 0x{error.object[error.start]:02x}"
+        raise UserError(
+            Mistake(f"{path}:{number}", value, "is not UTF-8", "save the file as UTF-8")
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        rule = f"cannot be read further ({error})"
+        raise UserError(Mistake(f"{path}:{number + 1}", "line", rule, "copy the file anew")) from None
+
+
+def require_readable(path: Path, *, fix: str) -> int:
+    """Bytes of the file that `--input` names.
+
+    Raises:
+        UserError: with this `fix`, where it cannot be read.
+    """
+    try:
+        size = require_regular(path).st_size
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(Mistake("--input", path, error.strerror or "cannot be read", fix)) from None
+    return size
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """What changes with a file."""
+    facts = path.stat()
+    return {"path": str(path.resolve()), "bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}
 
 
 def kind_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 BATCH = 1000
 """Texts tokenised at a time."""
 
@@ -106,12 +106,14 @@ class TokenizedData:
         classes: number of labels.
         duplicates: rows that occur twice, see `count_duplicates`.
         fingerprint: of files, tokenizer, prompt and length together.
+        bases: of the median training sequence.
     """
 
     splits: Mapping[str, TokenizedSplit]
     classes: int
     duplicates: dict[str, int]
     fingerprint: str
+    bases: int
 
     @property
     def longest(self) -> int:
@@ -176,6 +178,7 @@ def write_tokenized(
             )
             tokenized.table.save_to_disk(aside / name)
         facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
+        facts["bases"] = int(np.median([len(sequence) for sequence in splits["train"].sequences]))
         (aside / "facts.json").write_text(json.dumps(facts))
 
     try:
@@ -189,7 +192,7 @@ def read_tokenized(folder: Path) -> TokenizedData:
     """The cache entry that `write_tokenized` made, by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
     splits = {name: TokenizedSplit(datasets.load_from_disk(str(folder / name))) for name in SPLITS}
-    return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name)
+    return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name, facts["bases"])
 
 
 def tokenized_split(

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,27 +29,25 @@ ROW_GROUP = 1 << 16
 
 
 class Done(NamedTuple):
-    """What the parts of an earlier, unfinished job hold: sequences, and how many of them were cut."""
+    """What the parts of an earlier, unfinished job hold: rows, and how many sequences were cut."""
 
-    sequences: int = 0
+    rows: int = 0
     cut: int = 0
 
 
 class Output:
-    """The file that a job of predicting leaves: columns id, label and one probability per class.
+    """The file that a job of predicting leaves.
 
     Attributes:
         path: the file.
     """
 
-    def __init__(self, path: Path, *, classes: int, numbered: bool):
-        """Takes the file, the task's classes, and whether ids are integers."""
+    def __init__(self, path: Path, *, schema: pa.Schema):
+        """Takes the file, and its columns."""
         self.path, self._parts = path, path.with_name(f".{path.name}.parts")
         self._ending = next(ending for ending in ENDINGS if path.name.lower().endswith(ending))
         self._delimiter = DELIMITERS.get(self._ending.removesuffix(".gz"))
-        id_type = pa.int64() if numbered else pa.string()
-        probabilities = [(f"probability_{c}", pa.float32()) for c in range(classes)]
-        self._schema = pa.schema([("id", id_type), ("label", pa.int64()), *probabilities])
+        self._schema = schema
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -70,7 +67,7 @@ class Output:
         if note.is_file() and note.read_text() == text:
             done = Done()
             for begin, end, cut, path in self._listed():
-                if begin == done.sequences:
+                if begin == done.rows:
                     done = Done(end, done.cut + cut)
                 else:
                     path.unlink()
@@ -82,12 +79,9 @@ class Output:
         write_aside(note, lambda aside: aside.write_text(text))
         return Done()
 
-    def add(self, begin: int, ids: list[str] | list[int], probabilities: np.ndarray, cut: int) -> None:
-        """Writes the chunk of sequences from `begin` on; `probabilities` is (n, classes) float32."""
-        name = f"{begin:012}-{begin + len(ids):012}-{cut}"
-        columns = [ids, probabilities.argmax(1), *probabilities.T]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
-        table = pa.Table.from_arrays(arrays, schema=self._schema)
+    def add(self, begin: int, table: pa.Table, cut: int) -> None:
+        """Writes the rows from `begin` on; of their sequences, `cut` were cut."""
+        name = f"{begin:012}-{begin + len(table):012}-{cut}"
         if self._delimiter is None:
             write_aside(self._parts / name, lambda aside: pq.write_table(table, aside))
         else:
@@ -109,8 +103,12 @@ class Output:
         ]
 
     def _write_text(self, table: pa.Table, aside: Path) -> None:
-        columns = [column.to_pylist() for column in table.columns]
-        columns[2:] = [[f"{value:.7g}" for value in column] for column in columns[2:]]
+        columns = [
+            [f"{value:.7g}" for value in column.to_pylist()]
+            if pa.types.is_floating(column.type)
+            else column.to_pylist()
+            for column in table.columns
+        ]
         with aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=self._delimiter, lineterminator="\n")
             writer.writerows(zip(*columns, strict=True))

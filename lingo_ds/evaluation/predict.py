@@ -19,6 +19,7 @@ from lingo_ds.data.records import Chunk
 from lingo_ds.data.sources import sequence_mistake
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
+from lingo_ds.data.variants import VariantChunk
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.forward import gather_rows, own_logits
@@ -46,9 +47,9 @@ class Predictions(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """A chunk, its probabilities (n, classes) in its order, and how many of its sequences were cut."""
+    """A chunk, its probabilities (n, classes) in its order, and how many of its n sequences were cut."""
 
-    chunk: Chunk
+    chunk: Chunk | VariantChunk
     probabilities: np.ndarray
     cut: int
 
@@ -62,7 +63,7 @@ class _Share(NamedTuple):
         split: these, tokenised; where there are none, the chunk's first as a filler.
     """
 
-    chunk: Chunk
+    chunk: Chunk | VariantChunk
     places: np.ndarray
     split: TokenizedSplit
 
@@ -114,7 +115,7 @@ class Predictor:
         probabilities = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
         return Predictions(probabilities.argmax(1), probabilities)
 
-    def stream(self, chunks: Iterable[Chunk]) -> Iterator[Predicted]:
+    def stream(self, chunks: Iterable[Chunk | VariantChunk]) -> Iterator[Predicted]:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
 
         Raises:
@@ -138,7 +139,7 @@ class Predictor:
                 yield Chunk(begin, ids, some, (number + 1) / len(sequences))
                 ids, bases, begin = [], 0, number + 1
 
-    def _share(self, chunk: Chunk) -> _Share:
+    def _share(self, chunk: Chunk | VariantChunk) -> _Share:
         """Takes every n-th sequence by length, so that no process has much more than another."""
         longest_first = np.argsort([-len(sequence) for sequence in chunk.sequences], kind="stable")
         places = longest_first[self.env.global_rank :: self.env.world_size]

@@ -118,16 +118,18 @@ class Progress(Display):
 class SequenceProgress(Display):
     """Shows how many sequences of a file were predicted, how fast, time passed and time left."""
 
-    def __init__(self, *, enabled: bool, done: int = 0, console: Console | None = None):
-        """Takes the sequences that an earlier process did."""
-        super().__init__(1.0, f"{done:,} sequences", enabled=enabled, console=console)
-        self._begin = done
+    def __init__(
+        self, *, enabled: bool, done: int = 0, unit: str = "sequences", console: Console | None = None
+    ):
+        """Takes the sequences that an earlier process did, and what they are called."""
+        super().__init__(1.0, f"{done:,} {unit}", enabled=enabled, console=console)
+        self._begin, self._unit = done, unit
 
     def update(self, done: int, *, read: float) -> None:
         """Shows the state after a chunk: sequences done, and the share of the file that they are, 0 to 1."""
         self._first = read * self._begin / done  # the share that the earlier process did, about
         rate = (done - self._begin) / max(time.monotonic() - self._began, 1e-9)
-        self.show(read, f"{done:,} sequences  {rate:,.0f} sequences/s")
+        self.show(read, f"{done:,} {self._unit}  {rate:,.0f} {self._unit}/s")
 
 
 def _clock(seconds: float) -> str:

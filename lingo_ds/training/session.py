@@ -211,6 +211,7 @@ class Session:
                 name=Path(config.data.path).name,
                 fingerprint=prepared.data.fingerprint,
                 rows=prepared.data.facts()["rows"],
+                bases=prepared.data.bases,
             ),
         )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)

@@ -1,0 +1,104 @@
+"""A genome on disk: any stretch of a FASTA by contig and place, never the whole of it in memory."""
+
+import hashlib
+import logging
+import zlib
+from pathlib import Path
+
+from pyfaidx import Faidx, FastaIndexingError, UnsupportedCompressionFormat
+
+from lingo_ds.data.sources import sequence_mistake
+from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.files import write_aside
+from lingo_ds.untrusted import require_regular
+
+logger = logging.getLogger(__name__)
+
+READ_AHEAD = 1 << 15
+"""Bases read at a time: places that ascend, as in a sorted file, are mostly found in what was read before."""
+
+
+class Genome:
+    """A FASTA, plain or packed with bgzip, that is read by places: 0-based and half-open, [begin, end).
+
+    Attributes:
+        path: the file.
+        lengths: bases of every contig, by name.
+    """
+
+    def __init__(self, path: Path, *, cache: Path):
+        """Opens the file by the index beside it (`.fai`, of bgzip also `.gzi`), or by one made in `cache`.
+
+        Raises:
+            UserError: where the file cannot be read, or is packed in another way.
+        """
+        self.path = path
+        try:
+            require_regular(path)
+            self._fasta = Faidx(
+                path, **_indexes(path, cache), build_index=False, rebuild=False,
+                as_raw=True, sequence_always_upper=True, read_ahead=READ_AHEAD,
+            )  # fmt: skip
+        except UnsupportedCompressionFormat:
+            rule, fix = (
+                "is packed without places to read at",
+                "unpack it, or pack it with bgzip instead of gzip",
+            )
+            raise UserError(Mistake("--genome", path, rule, fix)) from None
+        except (OSError, EOFError, ValueError, zlib.error, FastaIndexingError) as error:
+            rule = f"cannot be read as a FASTA ({getattr(error, 'strerror', None) or reason_of(error)})"
+            fix = "give a whole FASTA with lines of one length, plain or packed with bgzip"
+            raise UserError(Mistake("--genome", path, rule, fix)) from None
+        self.lengths: dict[str, int] = {name: entry.rlen for name, entry in self._fasta.index.items()}
+
+    def fetch(self, contig: str, begin: int, end: int) -> str:
+        """The end - begin bases of a stretch, upper case; N for each that lies beyond an end of the contig.
+
+        Raises:
+            UserError: where the file holds something else than bases there, or less than its index says.
+        """
+        first, last = max(begin, 0), min(end, self.lengths[contig])
+        inside = self._fasta.fetch(contig, first + 1, last) if first < last else ""
+        where = f"{self.path}, {contig}:{first + 1}-{last}"
+        if len(inside) != max(last - first, 0):
+            fix = "remove the index, so that it is made anew"
+            raise UserError(Mistake(where, f"{len(inside)} bases", "the index beside the file is wrong", fix))
+        if inside and (mistake := sequence_mistake(inside, where)):
+            raise UserError(mistake)
+        before = min(max(-begin, 0), end - begin)
+        return "N" * before + inside + "N" * (end - begin - before - len(inside))
+
+    def other_name(self, contig: str) -> str | None:
+        """How the genome may call a contig that it lacks by this name: `1` for `chr1`, or the other way."""
+        bare = contig.removeprefix("chr")
+        names = [bare] if bare != contig else [f"chr{contig}"]
+        if bare in ("M", "MT"):
+            names += ["M", "MT", "chrM", "chrMT"]
+        return next((name for name in names if name in self.lengths), None)
+
+
+def _indexes(path: Path, cache: Path) -> dict[str, Path]:
+    """Where the indexes are, as arguments of `Faidx`: beside the file unless older, else in `cache`."""
+    endings = {"indexname": ".fai"}
+    if path.name.lower().endswith((".gz", ".bgz")):
+        endings["gzi_indexname"] = ".gzi"
+    facts = path.stat()
+    beside = {option: path.with_name(path.name + ending) for option, ending in endings.items()}
+    if all(one.is_file() and one.stat().st_mtime_ns >= facts.st_mtime_ns for one in beside.values()):
+        return beside
+    known = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    folder = cache / "genomes" / hashlib.sha256(known.encode()).hexdigest()[:32]
+
+    def build(aside: Path) -> None:
+        logger.info("indexing %s", path)
+        aside.mkdir()
+        indexes = {option: aside / f"genome{ending}" for option, ending in endings.items()}
+        Faidx(path, **indexes).close()
+
+    if not folder.is_dir():
+        try:
+            write_aside(folder, build)
+        except OSError:
+            if not folder.is_dir():  # else another process made the same index first
+                raise
+    return {option: folder / f"genome{ending}" for option, ending in endings.items()}

@@ -1,0 +1,73 @@
+"""What of a file cannot be predicted although the file is sound: left out, counted, the first ones named."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+from lingo_ds.data.genome import Genome
+from lingo_ds.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5
+"""Cases of each reason that are named in the log."""
+
+MISSING_NAMED = 20
+"""Contigs that are named in the log."""
+
+BEYOND = "beyond the end of their contig"
+MISMATCH = "with a REF that differs from the genome"
+MISSING = "on contigs that the genome lacks"
+
+
+class Skipped:
+    """Counts what is left out by reason.
+
+    Attributes:
+        counts: by reason.
+    """
+
+    def __init__(self, *, strict: bool):
+        """With `strict`, what shows that file and genome do not belong together is a mistake instead."""
+        self._strict, self.counts = strict, Counter()
+        self._named, self._contigs = Counter(), Counter()
+
+    def add(self, reason: str, *, count: int = 1, mistake: Mistake | None = None) -> Mistake | None:
+        """Counts; gives a `mistake`, which says what does not fit the genome, back where it is refused."""
+        self.counts[reason] += count
+        if mistake is None or self._strict:
+            return mistake
+        self._named[reason] += 1
+        if self._named[reason] <= (MISSING_NAMED if reason == MISSING else NAMED):
+            logger.warning("skipped: %s", mistake)
+        return None
+
+    def add_missing(self, contig: str, genome: Genome, *, where: str, count: int = 1) -> Mistake | None:
+        """As `add`, for a contig that the genome lacks; each is named once."""
+        self._contigs[contig] += count
+        if self._contigs[contig] > count:
+            return self.add(MISSING, count=count)
+        fix = "give the genome whose contigs the file names"
+        if other := genome.other_name(contig):
+            fix = f"it has {other!r}: rename one file's contigs, e.g. by bcftools annotate --rename-chrs"
+        rule = f"is no contig of {genome.path.name}"
+        return self.add(MISSING, count=count, mistake=Mistake(where, contig, rule, fix))
+
+    def require_none(self, path: Path) -> None:
+        """For a file of which nothing else is left.
+
+        Raises:
+            UserError: where something was left out.
+        """
+        if self.counts:
+            fix = "give the genome that the file was made with"
+            raise UserError(Mistake(str(path), "every row", f"was skipped: {self}", fix))
+
+    def __str__(self) -> str:
+        """E.g. `3 with a REF that differs from the genome, 2 on contigs that the genome lacks (chrUn: 2)`."""
+        parts = [f"{count:,} {reason}" for reason, count in self.counts.items()]
+        if self._contigs:
+            most = ", ".join(f"{name}: {count:,}" for name, count in self._contigs.most_common(NAMED))
+            more = ", .." if len(self._contigs) > NAMED else ""
+            parts = [f"{part} ({most}{more})" if part.endswith(MISSING) else part for part in parts]
+        return ", ".join(parts)

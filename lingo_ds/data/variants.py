@@ -1,0 +1,234 @@
+"""Variants of a VCF as windows of the genome: one with the reference allele, one with the alternative.
+
+A window of `window` bases begins so that the middle base of REF is its base window // 2, counted from 0.
+With ALT in REF's place, what is before it stays where it is and what follows moves up or down. The window
+keeps its length: an insertion pushes the last bases out, a deletion lets more of the genome in. Beyond an end
+of the contig stands N. Windows are of the forward strand.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lingo_ds.data.genome import Genome
+from lingo_ds.data.records import file_facts, read_lines, require_readable
+from lingo_ds.data.skipped import BEYOND, MISMATCH, Skipped
+from lingo_ds.data.sources import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.errors import Mistake, UserError
+
+COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT"]
+"""The first ones of a VCF, which are all that is read."""
+
+NO_ALLELE = "without an alternative allele"
+SYMBOLIC = "with a symbolic allele (*, <..>, a breakend)"
+TOO_LONG = "longer than their window"
+
+
+class Variant(NamedTuple):
+    """One alternative allele, as the file has it; `pos` counts from 1."""
+
+    chrom: str
+    pos: int
+    id: str
+    ref: str
+    alt: str
+
+
+class VariantChunk(NamedTuple):
+    """Neighbouring variants of a file, and the windows around them.
+
+    Attributes:
+        begin: place of the first one among the file's variants that can be predicted, counted from 0.
+        ids: of each window, where its variant stands.
+        sequences: windows: of each line of the file the one with REF, then one for each ALT.
+        variants: one for each ALT.
+        places: of each variant's two windows, REF's and ALT's, in `sequences`.
+        read: share of the file that was read by now, 0 to 1.
+    """
+
+    begin: int
+    ids: list[str]
+    sequences: list[str]
+    variants: list[Variant]
+    places: list[tuple[int, int]]
+    read: float
+
+    @property
+    def size(self) -> int:
+        """Rows of the output."""
+        return len(self.variants)
+
+
+class Windows(NamedTuple):
+    """The windows of one line, equally long: with REF, and with each ALT; `found` stands in REF's place."""
+
+    found: str
+    reference: str
+    alternatives: list[str]
+
+
+class _Line(NamedTuple):
+    """What one line gives: its variants and their windows, REF's first; or a mistake."""
+
+    variants: list[Variant]
+    windows: list[str]
+    mistake: Mistake | None = None
+
+
+class Variants:
+    """A VCF, plain or gzipped; its head is read and checked at once, its lines when `chunks` is called.
+
+    Attributes:
+        window: bases of a window.
+        skipped: what the last call of `chunks` has left out by now.
+    """
+
+    def __init__(self, path: Path, *, genome: Genome, window: int, strict: bool = False):
+        """Takes the file, the genome that its places and REFs are of, and bases of a window.
+
+        Raises:
+            UserError: where the file cannot be read, or is no VCF.
+        """
+        self._path, self._genome, self.window, self._strict = path, genome, window, strict
+        self._size = require_readable(path, fix="give a VCF")
+        self.skipped = Skipped(strict=strict)
+        self._check_head()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes with the files or with how they are read."""
+        return {**file_facts(self._path), "genome": file_facts(self._genome.path), "window": self.window}
+
+    def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[VariantChunk]:
+        """All variants after the first `skip`, in chunks that end by `most` windows or `most_bases` bases.
+
+        Raises:
+            UserError: with the mistakes of the chunk that would come next, each with its place in the file;
+                and where nothing in the whole file can be predicted.
+        """
+        self.skipped = Skipped(strict=self._strict)
+        number, mistakes, chunk = 0, [], VariantChunk(skip, [], [], [], [], 0.0)
+        with self._path.open("rb") as raw:
+            for line in self._lines(raw):
+                if line.mistake:
+                    mistakes.append(line.mistake)
+                number += len(line.variants)
+                if number > skip:
+                    _add(chunk, line)
+                windows = len(chunk.sequences)
+                full = windows >= most or windows * self.window >= most_bases
+                if full or len(mistakes) > MOST_MISTAKES:
+                    raise_any(mistakes, self._path)
+                    yield chunk._replace(read=raw.tell() / self._size)
+                    chunk = VariantChunk(number, [], [], [], [], 0.0)
+        raise_any(mistakes, self._path)
+        if not number:
+            self.skipped.require_none(self._path)
+        if chunk.variants:
+            yield chunk._replace(read=1.0)
+
+    def _check_head(self) -> None:
+        with self._path.open("rb") as raw:
+            lines = enumerate(read_lines(raw, self._path), 1)
+            number, line = next((one for one in lines if not one[1].startswith("##")), (1, ""))
+        if line.rstrip("\r\n").split("\t")[: len(COLUMNS)] != COLUMNS:
+            rule = f"is not the line {' '.join(COLUMNS)} .. of a VCF, with tabs"
+            fix = "put that line before the variants"
+            raise UserError(Mistake(f"{self._path}:{number}", line.strip(), rule, fix))
+
+    def _lines(self, raw: BinaryIO) -> Iterator[_Line]:
+        for number, text in enumerate(read_lines(raw, self._path), 1):
+            if text.startswith("#") or not text.strip():
+                continue
+            where = f"{self._path}:{number}"
+            fields = text.rstrip("\r\n").split("\t", len(COLUMNS))
+            mistake = _field_mistake(fields, where)
+            if mistake:
+                yield _Line([], [], mistake)
+            else:
+                yield self._line(fields, where)
+
+    def _line(self, fields: list[str], where: str) -> _Line:
+        """The variants of a sound line that can be predicted; the others are counted."""
+        chrom, pos, name, ref = fields[0], int(fields[1]), fields[2], fields[3]
+        alleles = self._usable(ref, fields[4].split(","))
+        if not alleles:
+            return _Line([], [])
+        if chrom not in self._genome.lengths:
+            mistake = self.skipped.add_missing(chrom, self._genome, where=where, count=len(alleles))
+            return _Line([], [], mistake)
+        length = self._genome.lengths[chrom]
+        if not 1 <= pos <= length - len(ref) + 1:
+            mistake = Mistake(where, pos, f"is beyond {chrom}, which has {length:,} bases in the genome",
+                              "give the genome that the file was called on")  # fmt: skip
+            return _Line([], [], self.skipped.add(BEYOND, count=len(alleles), mistake=mistake))
+        windows = make_windows(self._genome, chrom, pos, ref, alleles, window=self.window)
+        if windows.found != ref.upper():
+            mistake = Mistake(where, ref, f"is REF, but the genome has {windows.found!r} at {chrom}:{pos}",
+                              "give the genome that the file was called on")  # fmt: skip
+            return _Line([], [], self.skipped.add(MISMATCH, count=len(alleles), mistake=mistake))
+        variants = [Variant(chrom, pos, name, ref, alt) for alt in alleles]
+        return _Line(variants, [windows.reference, *windows.alternatives])
+
+    def _usable(self, ref: str, alleles: list[str]) -> list[str]:
+        """The alleles that are sequences and fit into the window; the others are counted."""
+        room = self.window - _bases_before(ref, self.window)
+        usable = []
+        for alt in alleles:
+            if alt == ".":
+                self.skipped.add(NO_ALLELE)
+            elif _is_symbolic(alt):
+                self.skipped.add(SYMBOLIC)
+            elif max(len(ref), len(alt)) > room:
+                self.skipped.add(TOO_LONG)
+            else:
+                usable.append(alt)
+        return usable
+
+
+def make_windows(
+    genome: Genome, chrom: str, pos: int, ref: str, alleles: list[str], *, window: int
+) -> Windows:
+    """The windows around one line's variants, which the module's docstring describes; `pos` counts from 1."""
+    before = _bases_before(ref, window)
+    begin = pos - 1 - before
+    more = max(len(ref) - min(map(len, alleles)), 0)
+    text = genome.fetch(chrom, begin, begin + window + more)
+    head, found, tail = text[:before], text[before : before + len(ref)], text[before + len(ref) :]
+    return Windows(found, text[:window], [(head + alt.upper() + tail)[:window] for alt in alleles])
+
+
+def _bases_before(ref: str, window: int) -> int:
+    """Bases of a window before REF."""
+    return window // 2 - (len(ref) - 1) // 2
+
+
+def _is_symbolic(alt: str) -> bool:
+    """Whether an allele is `*`, `<DEL>`, a breakend like `G]17:198982]` or a single one like `G.`."""
+    return alt[:1] in "*<." or alt[-1:] == "." or "[" in alt or "]" in alt
+
+
+def _field_mistake(fields: list[str], where: str) -> Mistake | None:
+    if len(fields) < len(COLUMNS):
+        value, rule = (
+            f"{len(fields)} columns",
+            "a variant has CHROM, POS, ID, REF and ALT, with tabs between them",
+        )
+        return Mistake(where, value, rule, "complete the line")
+    _, pos, _, ref, alt = fields[: len(COLUMNS)]
+    if not (pos.isascii() and pos.isdigit() and len(pos) < 12):
+        return Mistake(where, pos, "POS is no whole number", "write the base's place, counted from 1")
+    for name, alleles in (("REF", [ref]), ("ALT", alt.split(","))):
+        for allele in alleles:
+            bases = name == "REF" or not (allele and _is_symbolic(allele))
+            if bases and sequence_mistake(allele, where):
+                return Mistake(where, allele, f"{name} is no sequence of bases", "correct the allele")
+    return None
+
+
+def _add(chunk: VariantChunk, line: _Line) -> None:
+    first = len(chunk.sequences)
+    chunk.sequences.extend(line.windows)
+    chunk.variants.extend(line.variants)
+    chunk.places.extend((first, first + 1 + k) for k in range(len(line.variants)))
+    if line.variants:
+        chunk.ids.extend([f"{line.variants[0].chrom}:{line.variants[0].pos}"] * len(line.windows))

@@ -1,0 +1,181 @@
+"""`lingo-ds predict` on a VCF and a BED, against what the adapter says of windows written out by hand."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import lingo_ds
+from lingo_ds.export import read_card
+from tests.unit.test_predict import CLASSES, SMALL_CHUNKS, at_part, make_adapter, predict, read
+from tests.unit.test_variants import C1, C2, write_fasta, write_vcf
+
+VARIANTS = {
+    "c1 9 rs1 A G": ("TTACG", "TTGCG"),
+    "c1 9 rs1 A AT": ("TTACG", "TTATC"),
+    "c1 19 . GG G": ("TTGGN", "TTGNN"),
+    "c2 1 . A T": ("NNACG", "NNTCG"),
+}
+"""Of each variant its windows of 5 bases."""
+
+COLUMNS = ["chrom", "pos", "id", "ref", "alt"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), template=None)
+
+
+@pytest.fixture(scope="module")
+def predictor(adapter):
+    return lingo_ds.load(adapter)
+
+
+@pytest.fixture
+def fasta(tmp_path) -> Path:
+    return write_fasta(tmp_path / "g.fa", {"c1": C1, "c2": C2})
+
+
+@pytest.fixture
+def vcf(tmp_path) -> Path:
+    return write_vcf(tmp_path / "v.vcf", "c1 9 rs1 A G,AT", "c1 19 . GG G,<DEL>", "c2 1 . A T")
+
+
+@pytest.mark.parametrize("out", ["out.csv", "out.tsv.gz", "out.parquet"])
+def test_variants_get_both_windows_probabilities_and_what_changed(
+    adapter, predictor, fasta, vcf, tmp_path, out
+):
+    more = ("--genome", str(fasta), "--window", "5")
+    status, shown = predict(adapter, vcf, tmp_path / out, *more)
+    assert status == 0, shown
+    assert "4 variants, " in shown and "skipped: 1 with a symbolic allele" in shown
+    columns = read(tmp_path / out)
+    names = [f"probability_{c}_{of}" for c in range(CLASSES) for of in ("ref", "alt", "delta")]
+    assert list(columns) == [*COLUMNS, "label_ref", "label_alt", *names]
+    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+    assert [" ".join(str(value) for value in row) for row in rows] == list(VARIANTS)
+    for of, windows in zip(("ref", "alt"), zip(*VARIANTS.values(), strict=True), strict=True):
+        labels, expected = predictor.predict(list(windows))
+        found = np.array([columns[f"probability_{c}_{of}"] for c in range(CLASSES)]).T
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert [int(label) for label in columns[f"label_{of}"]] == labels.tolist()
+    for c in range(CLASSES):
+        ref, alt, delta = (np.array(columns[f"probability_{c}_{of}"]) for of in ("ref", "alt", "delta"))
+        assert delta == pytest.approx(alt - ref, abs=1e-6)
+        assert np.abs(delta).max() > 1e-3, "the oracle tells the alleles apart"
+
+
+def test_columns_have_types(adapter, fasta, vcf, tmp_path):
+    assert predict(adapter, vcf, tmp_path / "out.parquet", "--genome", str(fasta), "--window", "5")[0] == 0
+    schema = pq.read_schema(tmp_path / "out.parquet")
+    assert schema.field("pos").type == pa.int64() and schema.field("label_alt").type == pa.int64()
+    assert schema.field("probability_0_delta").type == pa.float32()
+
+
+def test_the_window_is_as_long_as_the_training_sequences(adapter, fasta, vcf, tmp_path):
+    """Where the adapter says how long they were."""
+    status, shown = predict(adapter, vcf, tmp_path / "out.csv", "--genome", str(fasta))
+    assert status == 2 and "error: --window: 'nothing': is needed: the adapter does not say" in shown
+    known = make_adapter(tmp_path / "known", template=None)
+    card = read_card(known)
+    data = {"name": "toys", "fingerprint": "ab", "rows": {"train": 5}, "bases": 5}
+    (known / "task.json").write_text(card.model_copy(update={"data": data}).model_dump_json())
+    status, shown = predict(known, vcf, tmp_path / "out.csv", "--genome", str(fasta))
+    assert status == 0 and "windows of 5 bases around each variant" in shown, shown
+    status, shown = predict(adapter, vcf, tmp_path / "same.csv", "--genome", str(fasta), "--window", "5")
+    assert status == 0 and (tmp_path / "same.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_intervals_of_a_bed(adapter, predictor, fasta, tmp_path):
+    (tmp_path / "r.bed").write_text("c1\t0\t8\tfirst\t0\t-\nc2\t2\t9\n")
+    status, shown = predict(adapter, tmp_path / "r.bed", tmp_path / "out.csv", "--genome", str(fasta))
+    assert status == 0, shown
+    columns = read(tmp_path / "out.csv")
+    assert columns["id"] == ["first", "c2:2-9"]
+    expected = predictor.predict(["AACCGGTT", "GTRYNNA"]).probabilities
+    found = np.array([columns[f"probability_{c}"] for c in range(CLASSES)]).T
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+OPTIONS = {
+    "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for .vcf"),
+    "absent genome": ("v.vcf", ["--genome", "absent.fa"], "error: --genome: 'absent.fa': cannot be read"),
+    "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': is no number of"),
+    "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf and .bed"),
+    "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf and .bed"),
+    "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf and .bed"),
+    "strict": ("bad.vcf", ["--genome", "g.fa", "--window", "5", "--strict"], "bad.vcf:4: 'C': is REF, but"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OPTIONS)
+def test_options_that_cannot_be_are_refused(adapter, fasta, vcf, tmp_path, monkeypatch, what):
+    source, options, words = OPTIONS[what]
+    write_vcf(tmp_path / "bad.vcf", "c1 9 . C G")
+    (tmp_path / "s.csv").write_text("sequence\nACGT\n")
+    monkeypatch.chdir(tmp_path)
+    status, shown = predict(adapter, Path(source), Path("out.csv"), *options)
+    assert status == 2 and words in shown, shown
+    assert not Path("out.csv").exists()
+
+
+def test_windows_longer_than_the_adapter_reads_are_told(adapter, fasta, vcf, tmp_path):
+    more = ("--genome", str(fasta), "--window", "400")
+    status, shown = predict(adapter, vcf, tmp_path / "out.csv", *more)
+    assert status == 0 and "7 sequences were cut" in shown and "give a smaller --window" in shown
+
+
+# -- stopped and resumed
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, adapter) -> tuple[Path, Path, dict[str, bytes]]:
+    """A genome, a VCF of some ten chunks with rows to skip, and what is to come out of it."""
+    folder, draw = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    bases = "".join(draw.choice(list("ACGT"), 5000))
+    fasta = write_fasta(folder / "g.fa", {"c": bases}, width=50)
+    rows = []
+    for place in range(1, 4000, 9):
+        ref = bases[place - 1]
+        others = [base for base in "ACGT" if base != ref]
+        alleles = ["*", f"{others[0]},{others[1]}", f"{ref}TT", others[2]][place % 4]
+        rows.append(f"c {place} . {others[1] if place % 5 == 0 else ref} {alleles}")
+    vcf = write_vcf(folder / "v.vcf", *rows)
+    for out in ("out.csv", "out.parquet"):
+        options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
+        assert predict(adapter, vcf, folder / out, *options)[0] == 0
+    return fasta, vcf, {out: (folder / out).read_bytes() for out in ("out.csv", "out.parquet")}
+
+
+@pytest.mark.parametrize("out", ["out.csv", "out.parquet"])
+def test_a_stopped_job_goes_on(adapter, many, tmp_path, out):
+    fasta, vcf, whole = many
+    options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
+    with at_part(3, lambda: signal.raise_signal(signal.SIGINT)) as first:
+        status, shown = predict(adapter, vcf, tmp_path / out, *options)
+    assert status == 1 and "variants; the same command goes on from there" in shown
+    assert len(first) == 3 and not (tmp_path / out).exists()
+    with at_part(0, lambda: None) as second:
+        status, shown = predict(adapter, vcf, tmp_path / out, *options)
+    assert status == 0 and "going on behind the" in shown
+    assert second[0] > first[-1], "nothing is computed twice"
+    assert (tmp_path / out).read_bytes() == whole[out]
+    skipped = [line for line in shown.splitlines() if "skipped: 8" in line]
+    assert skipped, "what was skipped before is counted, too"
+
+
+@pytest.mark.parametrize("change", ["window", "genome"])
+def test_parts_of_another_window_or_genome_are_not_used(adapter, many, tmp_path, change):
+    fasta, vcf, whole = many
+    other, window = (fasta, "33") if change == "window" else (tmp_path / "g.fa", "31")
+    (tmp_path / "g.fa").write_bytes(fasta.read_bytes())
+    with at_part(2, lambda: signal.raise_signal(signal.SIGINT)):
+        options = ("--genome", str(other), "--window", window, SMALL_CHUNKS)
+        assert predict(adapter, vcf, tmp_path / "out.csv", *options)[0] == 1
+    options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
+    status, shown = predict(adapter, vcf, tmp_path / "out.csv", *options)
+    assert status == 0 and "begins anew" in shown
+    assert (tmp_path / "out.csv").read_bytes() == whole["out.csv"]
