@@ -213,13 +213,14 @@ def _tokenized(
 
     def tokenise() -> None:
         if not entry.exists():
-            prompt = make_prompt(data.prefix, domain=data.domain, pair_separator=data.pair_separator)
+            prompt = make_prompt(data.prefix, domain=data.domain)
             write_tokenized(
                 entry,
                 read_examples(examples),
                 tokenize=lambda texts: _token_ids(tokenizer, texts),
                 prompt=prompt,
                 max_length=max_length,
+                pair_separator=data.pair_separator,
             )
 
     distributed.first_on_host_does(tokenise, env)

@@ -16,9 +16,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from lingo_ds.data.convert import SAY_EVERY, Examples
-from lingo_ds.data.examples import SPLITS
-from lingo_ds.data.prompt import Prompt, first_bases
+from lingo_ds.data.convert import SAY_EVERY
+from lingo_ds.data.examples import SPLITS, Examples
+from lingo_ds.data.pairs import first_bases, join
+from lingo_ds.data.prompt import Prompt
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 
@@ -159,7 +160,13 @@ def tokenized_fingerprint(examples: Path, *, tokenizer: str, settings: Mapping[s
 
 
 def write_tokenized(
-    folder: Path, examples: Examples, *, tokenize: Tokenize, prompt: Prompt, max_length: int
+    folder: Path,
+    examples: Examples,
+    *,
+    tokenize: Tokenize,
+    prompt: Prompt,
+    max_length: int,
+    pair_separator: str = "",
 ) -> None:
     """Tokenises all splits into `folder`, batch by batch; written aside and renamed.
 
@@ -169,6 +176,7 @@ def write_tokenized(
         tokenize: token ids of a list of texts, special tokens included.
         prompt: text around each sequence.
         max_length: longest example in tokens.
+        pair_separator: text between the sequences of a pair.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
@@ -177,7 +185,13 @@ def write_tokenized(
     def tokenized(batch: pa.RecordBatch) -> pa.Table:
         sequences, pairs, labels = (column.to_pylist() for column in batch.columns)
         split = tokenized_split(
-            sequences, labels, pairs=pairs, tokenize=tokenize, prompt=prompt, max_length=max_length
+            sequences,
+            labels,
+            pairs=pairs,
+            pair_separator=pair_separator,
+            tokenize=tokenize,
+            prompt=prompt,
+            max_length=max_length,
         )
         return split.table.data.table
 
@@ -232,6 +246,7 @@ def tokenized_split(
     labels: Sequence[int],
     *,
     pairs: Sequence[str | None] | None = None,
+    pair_separator: str = "",
     tokenize: Tokenize,
     prompt: Prompt,
     max_length: int,
@@ -245,12 +260,16 @@ def tokenized_split(
     """
     input_ids, truncated = [], []
     rows = list(zip(sequences, pairs or [None] * len(sequences), strict=True))
+
+    def render(sequence: str, pair: str | None) -> str:
+        return prompt.render(join(sequence, pair, pair_separator))
+
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
-        for row, ids in zip(some, tokenize([prompt.render(*row) for row in some]), strict=True):
+        for row, ids in zip(some, tokenize([render(*row) for row in some]), strict=True):
             too_long = len(ids) > max_length
             input_ids.append(
-                _cut(*row, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
+                _cut(*row, tokenize=tokenize, render=render, max_length=max_length) if too_long else ids
             )
             truncated.append(too_long)
     columns = {"input_ids": input_ids, "label": labels, "truncated": truncated}
@@ -258,13 +277,18 @@ def tokenized_split(
 
 
 def _cut(
-    sequence: str, pair: str | None, *, tokenize: Tokenize, prompt: Prompt, max_length: int
+    sequence: str,
+    pair: str | None,
+    *,
+    tokenize: Tokenize,
+    render: Callable[[str, str | None], str],
+    max_length: int,
 ) -> list[int]:
     """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
     fits, too_long, best = 0, len(sequence) + len(pair or ""), None
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        ids = tokenize([prompt.render(*first_bases(sequence, pair, middle))])[0]
+        ids = tokenize([render(*first_bases(sequence, pair, middle))])[0]
         if len(ids) <= max_length:
             fits, best = middle, ids
         else:

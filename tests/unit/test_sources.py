@@ -349,13 +349,15 @@ def test_two_files_of_one_split_are_refused(folder, cache):
     [
         ("nowhere", "is not there (a data set on the hub needs data.format=dataset)"),
         ("nowhere.csv", "No such file or directory"),
-        ("x.docx", "is no folder, and the ending is none of .csv"),
+        ("data/x.docx", "is no folder, and the ending is none of .csv"),
         ("x" * 300, "is not there"),
         ("a\0b", "is not there"),
         (".", "holds no train file of a known kind"),
     ],
 )
 def test_what_is_no_data_is_refused(tmp_path, cache, name, says):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x.docx").touch()
     (mistake,) = refused(tmp_path / name, cache)
     assert mistake.rule.startswith(says)
 

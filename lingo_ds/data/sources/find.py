@@ -1,6 +1,7 @@
 """From `data.path` to a source: what is there, by the endings of files and the names of folders."""
 
 from collections.abc import Callable
+from os.path import exists, isdir  # False, where pathlib raises, for what can be no path
 from pathlib import Path
 
 from lingo_ds.data.genome import Genome
@@ -57,7 +58,7 @@ def _fasta(config: DataConfig, path: Path, _: Path) -> Source:
 
 
 def _class_folders(config: DataConfig, path: Path, _: Path) -> Source:
-    return ClassFolders(_by_class(path, _is_folder))
+    return ClassFolders(_by_class(path, isdir))
 
 
 def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
@@ -100,15 +101,15 @@ def _format_at(path: Path) -> str:
     Raises:
         UserError: where it is nothing known.
     """
-    if _is_folder(path):
+    if isdir(path):
         if any((path / name).is_file() for name in SAVED_DATASET):
             return "dataset"
         for format in ENDINGS:
             if _by_split(path, format) or (format == "fasta" and _by_class(path, _is_fasta)):
                 return format
-        if classes := _by_class(path, _is_folder):
-            if all(kind_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
-                return "class_folders"
+        classes = _by_class(path, isdir)
+        if classes and all(kind_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
+            return "class_folders"
         rule = "holds no train file of a known kind, and no folders of .txt files or FASTA files of classes"
     else:
         for format, endings in ENDINGS.items():
@@ -116,7 +117,7 @@ def _format_at(path: Path) -> str:
                 return format
         known = ", ".join(ending for endings in ENDINGS.values() for ending in endings)
         rule = f"is no folder, and the ending is none of {known}"
-        if not path.suffix:
+        if not exists(path):
             rule = "is not there (a data set on the hub needs data.format=dataset)"
     raise UserError(Mistake("data.path", path, rule, WHAT_MAY_BE_THERE))
 
@@ -127,7 +128,7 @@ def _files(path: Path, format: str) -> list[Part]:
     Raises:
         UserError: where there is none.
     """
-    if not _is_folder(path):
+    if not isdir(path):
         if format in ("table", "deepsea") and kind_of(path) not in ENDINGS[format]:
             rule = f"the ending is none of {', '.join(ENDINGS[format])}"
             raise UserError(Mistake("data.path", path, rule, "rename or convert the file"))
@@ -151,7 +152,7 @@ def _by_split(folder: Path, format: str) -> list[Part]:
     parts: dict[str, Part] = {}
     for path in entries_of(folder):
         split = SPLIT_NAMES.get(stem_of(path).lower())
-        if split and kind_of(path) in ENDINGS[format] and not path.is_dir():
+        if split and kind_of(path) in ENDINGS[format] and not isdir(path):
             if split in parts:
                 rule = f"is the {split} split, and so is {parts[split].path.name}"
                 raise UserError(Mistake("data.path", path, rule, "keep one of them"))
@@ -163,23 +164,16 @@ def _by_class(folder: Path, is_class: Callable[[Path], bool]) -> list[Part]:
     """Files or folders named by their class, below folders train, dev and test or without such folders."""
     splits = {}
     for path in entries_of(folder):
-        if (split := SPLIT_NAMES.get(path.name.lower())) and _is_folder(path):
+        if (split := SPLIT_NAMES.get(path.name.lower())) and isdir(path):
             splits[split] = path
     splits = {name: splits[name] for name in ("train", "dev", "test") if name in splits}
     return [
-        Part(split, path, path.name if _is_folder(path) else stem_of(path))
+        Part(split, path, path.name if isdir(path) else stem_of(path))
         for split, home in (splits or {"train": folder}).items()
         for path in entries_of(home)
         if path.name[0] != "." and is_class(path)
     ]
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # of what can be no path
-        return False
-
-
 def _is_fasta(path: Path) -> bool:
-    return kind_of(path) in FASTA and not _is_folder(path)
+    return kind_of(path) in FASTA and not isdir(path)
