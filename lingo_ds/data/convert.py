@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +102,8 @@ class _Split:
         labels: class of each row, where there are classes.
         first: place of each class's first row.
         sequences, pairs, targets: of the batch to be written next.
+        windows: fields of those of them that are windows.
+        bases: of its sequences.
     """
 
     writer: pa.ipc.RecordBatchStreamWriter
@@ -111,6 +113,7 @@ class _Split:
     sequences: list[str] = field(default_factory=list)
     pairs: list[str | None] = field(default_factory=list)
     targets: list = field(default_factory=list)
+    windows: list[Mapping[str, str]] = field(default_factory=list)
     bases: int = 0
 
 
@@ -125,6 +128,7 @@ class _Conversion:
         self._schema = pa.schema([("sequence", pa.string()), ("pair", pa.string()), ("label", target)])
         self._splits: dict[str, _Split] = {}
         self._chromosomes: dict[str, int] = {}
+        self._known: dict[tuple, int] = {}  # classes of labels that were read before
         self._width: int | None = None  # classes, or values of each target
         self._mistakes: dict[str, list[Mistake]] = {}
         self._unsaid: dict[str, int] = {}
@@ -156,53 +160,56 @@ class _Conversion:
         self._write_facts(rows)
 
     def _take(self, name: str, item: Example | Mistake, held: ExitStack) -> None:
-        for mistake in [item] if isinstance(item, Mistake) else self._add(name, item, held):
+        for mistake in (item,) if isinstance(item, Mistake) else self._add(name, item, held):
             known = self._mistakes.setdefault(name, [])
             if len(known) < MOST_MISTAKES:
                 known.append(mistake)
             else:
                 self._unsaid[name] = self._unsaid.get(name, 0) + 1
 
-    def _add(self, name: str, example: Example, held: ExitStack) -> list[Mistake]:
+    def _add(self, name: str, example: Example, held: ExitStack) -> Sequence[Mistake]:
         """Adds a good example to its split; returns what is wrong with a bad one."""
-        sequence, cells, where, pair, _ = example
-        mistakes = []
-        if wrong := sequence_mistake(sequence, where):
-            mistakes.append(wrong)
+        sequence, cells, where, pair, fields = example
+        mistakes = [wrong] if (wrong := sequence_mistake(sequence, where)) else []
         if pair is not None and (wrong := sequence_mistake(pair, where)):
             mistakes.append(wrong)
         try:
-            if self._has_classes:
-                if len(cells) != 1:
-                    raise BadTarget(len(cells), "values are no single class", "name one label column")
-                cells = (self._names.number(cells[0]),)
-            target = read_target(cells, kind=self._kind)
-            if not self._has_classes:
-                self._require_width(target)
+            target = self._class_of(cells) if self._has_classes else self._values_of(cells)
         except BadTarget as error:
             mistakes.append(Mistake(where, error.value, error.rule, error.fix))
         if mistakes or self._mistakes:
             return mistakes
         if (split := self._splits.get(name)) is None:
             split = self._splits[name] = self._begin(name, held)
-        sequence, pair = sequence.upper(), pair and pair.upper()
-        split.sequences.append(sequence)
-        split.pairs.append(pair)
+        split.sequences.append(sequence.upper())
+        split.pairs.append(pair and pair.upper())
         split.targets.append(target)
-        split.seen.add(example, sequence, pair)
-        split.bases += len(sequence) + len(pair or "")
+        if "chromosome" in fields:
+            split.windows.append(fields)
+        split.bases += len(sequence)
         if self._has_classes and target not in split.first:
             split.first[target] = where
         if len(split.sequences) >= ROWS or split.bases >= BASES:
             self._write_batch(split)
-        return []
+        return ()
 
-    def _require_width(self, target: list[float]) -> None:
+    def _class_of(self, cells: tuple) -> int:
+        """The class's number; of a class that has a name, for now."""
+        if (known := self._known.get(cells)) is not None:
+            return known
+        if len(cells) != 1:
+            raise BadTarget(len(cells), "values are no single class", "name one label column")
+        number = read_target((self._names.number(cells[0]),), kind=self._kind)
+        return self._known.setdefault(cells, number)
+
+    def _values_of(self, cells: tuple) -> list[float]:
+        values = read_target(cells, kind=self._kind)
         if self._width is None:
-            self._width = len(target)
-        if len(target) != self._width:
+            self._width = len(values)
+        if len(values) != self._width:
             rule = f"are not as many as in the first row, which has {self._width}"
-            raise BadTarget(f"{len(target)} values", rule, "give each row a value for each label")
+            raise BadTarget(f"{len(values)} values", rule, "give each row a value for each label")
+        return values
 
     def _begin(self, name: str, held: ExitStack) -> _Split:
         file = held.enter_context(pa.OSFile(str(self._folder / f"{name}.arrow"), "wb"))
@@ -219,7 +226,8 @@ class _Conversion:
         split.writer.write_batch(pa.record_batch(columns, schema=self._schema))
         if self._has_classes:
             split.labels.append(columns[2].to_numpy())
-        split.sequences, split.pairs, split.targets, split.bases = [], [], [], 0
+        split.seen.add(split.sequences, split.pairs, split.windows)
+        split.sequences, split.pairs, split.targets, split.windows, split.bases = [], [], [], [], 0
         if time.monotonic() - self._said > SAY_EVERY:
             self._said = time.monotonic()
             rows = sum(len(split.seen) for split in self._splits.values())

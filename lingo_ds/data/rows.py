@@ -47,11 +47,12 @@ class DelimitedRows:
 
     def __iter__(self) -> Iterator[tuple[int, list[str] | Mistake]]:
         reader, width, comments = self._reader, len(self.header), 0
+        may_be_blank = width == 1
         begin = reader.line_num + 1
         try:
             for row in reader:
                 line, begin = begin, reader.line_num + 1
-                if len(row) == width and not (width == 1 and _is_blank(row)):
+                if len(row) == width and not (may_be_blank and _is_blank(row)):
                     yield line, row
                 elif _is_blank(row):
                     continue

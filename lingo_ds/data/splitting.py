@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lingo_ds.data.examples import SPLITS, Example
+from lingo_ds.data.examples import SPLITS
 from lingo_ds.errors import Mistake, UserError
 
 
@@ -27,13 +27,18 @@ class Seen:
     def __len__(self) -> int:
         return len(self.hashes)
 
-    def add(self, example: Example, sequence: str, pair: str | None) -> None:
-        """Remembers a row, with its upper-case sequence."""
-        self.hashes.append(hash(sequence if pair is None else (sequence, pair)))
-        self.lengths.append(len(sequence))
-        if (name := example.fields.get("chromosome")) is not None:
-            number = self._chromosomes.setdefault(name, len(self._chromosomes))
-            place = number, int(example.fields["start"]), int(example.fields["end"])
+    def add(
+        self, sequences: Sequence[str], pairs: Sequence[str | None], fields: Sequence[Mapping[str, str]]
+    ) -> None:
+        """Remembers rows; `fields` are those of all of them that are windows."""
+        if any(pairs):
+            self.hashes.extend(map(hash, zip(sequences, pairs, strict=True)))
+        else:
+            self.hashes.extend(map(hash, sequences))
+        self.lengths.extend(map(len, sequences))
+        for window in fields:
+            number = self._chromosomes.setdefault(window["chromosome"], len(self._chromosomes))
+            place = number, int(window["start"]), int(window["end"])
             for column, value in zip(self._windows, place, strict=True):
                 column.append(value)
 
@@ -92,14 +97,19 @@ def carve(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict
 
 def count_duplicates(hashes: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Rows whose sequence occurs twice: inside train, and in dev or test as well as in an earlier split."""
-    train, dev, test = (hashes[name] for name in SPLITS)
-    in_train, in_dev = np.unique(train), np.unique(dev)
+    train, dev, test = (np.sort(hashes[name]) for name in SPLITS)
     return {
-        "train": len(train) - len(in_train),
-        "dev_in_train": int(np.isin(dev, in_train).sum()),
-        "test_in_train": int(np.isin(test, in_train).sum()),
-        "test_in_dev": int(np.isin(test, in_dev).sum()),
+        "train": int((train[1:] == train[:-1]).sum()),
+        "dev_in_train": _count_in(train, dev),
+        "test_in_train": _count_in(train, test),
+        "test_in_dev": _count_in(dev, test),
     }
+
+
+def _count_in(ascending: np.ndarray, values: np.ndarray) -> int:
+    """How many of the values are among some others; np.isin takes ten times as long."""
+    places = np.searchsorted(ascending, values)
+    return int((ascending[np.minimum(places, len(ascending) - 1)] == values).sum())
 
 
 def overlaps(windows: Mapping[str, np.ndarray], chromosomes: Sequence[str]) -> str:

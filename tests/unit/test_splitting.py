@@ -5,23 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.data.examples import Example
 from lingo_ds.data.splitting import Seen, carve, groups_of, overlaps
 from lingo_ds.errors import UserError
 
 
 def seen_sequences(sequences: list[str]) -> Seen:
     seen = Seen({})
-    for sequence in sequences:
-        seen.add(Example(sequence, (0,), "x"), sequence, None)
+    seen.add(sequences, [None] * len(sequences), [])
     return seen
 
 
 def seen_windows(windows: list[tuple[str, int, int]]) -> Seen:
     seen = Seen({})
-    for chromosome, start, end in windows:
-        fields = {"chromosome": chromosome, "start": str(start), "end": str(end)}
-        seen.add(Example("A", (0,), "x", fields=fields), "A", None)
+    fields = [{"chromosome": name, "start": str(start), "end": str(end)} for name, start, end in windows]
+    seen.add(["A"] * len(windows), [None] * len(windows), fields)
     return seen
 
 

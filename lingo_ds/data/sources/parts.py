@@ -52,16 +52,16 @@ def read_parts(
 ) -> Iterator[tuple[str, Item | Mistake]]:
     """The examples of all parts; what ends one part early is a mistake among its examples."""
     for part in parts:
-        number = -1
+        split, item = part.split, None
         try:
-            for number, item in enumerate(read(part)):  # noqa: B007 (is there any?)
-                yield part.split, item
-            if number < 0:
+            for item in read(part):
+                yield split, item
+            if item is None:
                 fix = "add some, or remove it"
-                yield part.split, Mistake(str(part.path), "0 rows", "holds no examples", fix)
+                yield split, Mistake(str(part.path), "0 rows", "holds no examples", fix)
         except UserError as error:
             for mistake in error.mistakes:
-                yield part.split, mistake
+                yield split, mistake
 
 
 def fingerprint_of(parts: Iterable[Part]) -> str:

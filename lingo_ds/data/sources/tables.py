@@ -99,8 +99,8 @@ class TableSource:
 
     def _delimited(self, path: Path, delimiter: str) -> Iterator[Example | Mistake]:
         rows = DelimitedRows(lines_of(path), path, delimiter=delimiter)
-        places = self._columns.places(rows.header, f"{path}:1")
-        lines = ((f"{path}:{line}", row) for line, row in rows)
+        places, name = self._columns.places(rows.header, f"{path}:1"), str(path)
+        lines = ((f"{name}:{line}", row) for line, row in rows)
         return self._examples(lines, places)
 
     def _json_lines(self, path: Path) -> Iterator[Example | Mistake]:
@@ -129,14 +129,20 @@ class TableSource:
 
     def _examples(self, lines: Iterator[Line], places: Places) -> Iterator[Example | Mistake]:
         sequence_at, labels_at, pair_at, task_at = places
-        (single,) = labels_at if len(labels_at) == 1 else (None,)
+        first, several, only_task = labels_at[0], len(labels_at) > 1, self._columns.only_task
         for where, row in lines:
             if isinstance(row, Mistake):
                 yield row
-            elif task_at is None or row[task_at] == self._columns.only_task:
-                cells = tuple([row[k] for k in labels_at]) if single is None else cells_of(row[single])
-                pair = None if pair_at is None else text_of(row[pair_at])
-                yield Example(text_of(row[sequence_at]), cells, where, pair)
+                continue
+            if task_at is not None and row[task_at] != only_task:
+                continue
+            sequence, label = row[sequence_at], row[first]
+            if several:
+                cells = tuple([row[k] for k in labels_at])
+            else:
+                cells = (label,) if type(label) is str else cells_of(label)
+            pair = None if pair_at is None else text_of(row[pair_at])
+            yield Example(sequence.strip() if type(sequence) is str else "", cells, where, pair)
 
 
 def cells_of(value: Any) -> tuple:
