@@ -94,6 +94,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         template=config.data.prefix,
         domain=config.data.domain,
         max_length=max_length,
+        pair_separator=config.data.pair_separator if data.pairs else None,
     )
     layout = uniform_layout(
         sites,

@@ -130,6 +130,7 @@ class _Conversion:
         self._chromosomes: dict[str, int] = {}
         self._known: dict[tuple, int] = {}  # classes of labels that were read before
         self._width: int | None = None  # classes, or values of each target
+        self._pairs = False
         self._mistakes: dict[str, list[Mistake]] = {}
         self._unsaid: dict[str, int] = {}
         self._began = self._said = time.monotonic()
@@ -226,6 +227,7 @@ class _Conversion:
         split.writer.write_batch(pa.record_batch(columns, schema=self._schema))
         if self._has_classes:
             split.labels.append(columns[2].to_numpy())
+        self._pairs |= any(split.pairs)
         split.seen.add(split.sequences, split.pairs, split.windows)
         split.sequences, split.pairs, split.targets, split.windows, split.bases = [], [], [], [], 0
         if time.monotonic() - self._said > SAY_EVERY:
@@ -291,5 +293,6 @@ class _Conversion:
             "class_names": self._names.names,
             "duplicates": count_duplicates(hashes),
             "bases": int(np.median(lengths)),
+            "pairs": self._pairs,
         }
         (self._folder / FACTS).write_text(json.dumps(facts))

@@ -47,6 +47,7 @@ class Examples:
         class_names: in the order of the classes; None where they are numbers, or no classes.
         duplicates: see `count_duplicates`.
         bases: of the median training sequence.
+        pairs: whether an example has two sequences.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Examples:
     class_names: tuple[str, ...] | None
     duplicates: dict[str, int]
     bases: int
+    pairs: bool
 
     def batches(self, split: str, *, most: int) -> Iterator[pa.RecordBatch]:
         """The rows of a split in order, `most` or fewer at a time: `sequence`, `pair` (or null), `label`."""
@@ -80,7 +82,5 @@ class Examples:
 def read_examples(folder: Path) -> Examples:
     """The cache entry that `write_examples` made."""
     facts = json.loads((folder / FACTS).read_text())
-    names = facts["class_names"]
-    return Examples(
-        folder, facts["rows"], facts["classes"], names and tuple(names), facts["duplicates"], facts["bases"]
-    )
+    names = facts.pop("class_names")
+    return Examples(folder=folder, class_names=names and tuple(names), **facts)

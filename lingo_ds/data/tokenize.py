@@ -113,6 +113,7 @@ class TokenizedData:
         duplicates: rows that occur twice, see `count_duplicates`.
         fingerprint: of files, tokenizer, prompt and length together.
         bases: of the median training sequence.
+        pairs: whether an example has two sequences.
     """
 
     splits: Mapping[str, TokenizedSplit]
@@ -121,6 +122,7 @@ class TokenizedData:
     duplicates: dict[str, int]
     fingerprint: str
     bases: int
+    pairs: bool
 
     @property
     def longest(self) -> int:
@@ -206,6 +208,7 @@ def write_tokenized(
             "class_names": examples.class_names,
             "duplicates": examples.duplicates,
             "bases": examples.bases,
+            "pairs": examples.pairs,
         }
         (aside / "facts.json").write_text(json.dumps(facts))
 
@@ -235,10 +238,8 @@ def read_tokenized(folder: Path) -> TokenizedData:
     splits = {
         name: TokenizedSplit(datasets.Dataset.from_file(str(folder / f"{name}.arrow"))) for name in SPLITS
     }
-    names = facts["class_names"]
-    return TokenizedData(
-        splits, facts["classes"], names and tuple(names), facts["duplicates"], folder.name, facts["bases"]
-    )
+    names = facts.pop("class_names")
+    return TokenizedData(splits=splits, class_names=names and tuple(names), fingerprint=folder.name, **facts)
 
 
 def tokenized_split(
