@@ -34,8 +34,10 @@ class Genome:
         lengths: bases of every contig, by name.
     """
 
-    def __init__(self, path: Path, *, cache: Path, setting: str = "--genome"):
+    def __init__(self, path: Path, *, cache: Path, setting: str = "--genome", read_ahead: int = READ_AHEAD):
         """Opens the file by the index beside it (`.fai`, of bgzip also `.gzi`), or by one made in `cache`.
+
+        With a `read_ahead` of 0 places may come in any order.
 
         Raises:
             UserError: where the file cannot be read; it names the `setting`.
@@ -46,7 +48,7 @@ class Genome:
             readable = _unpacked(path, cache)
             self._fasta = Faidx(
                 readable, **_indexes(readable, cache), build_index=False, rebuild=False,
-                as_raw=True, sequence_always_upper=True, read_ahead=READ_AHEAD,
+                as_raw=True, sequence_always_upper=True, read_ahead=read_ahead,
             )  # fmt: skip
         except (OSError, EOFError, ValueError, zlib.error, FastaIndexingError) as error:
             rule = f"cannot be read as a FASTA ({getattr(error, 'strerror', None) or reason_of(error)})"

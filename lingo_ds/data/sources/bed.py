@@ -79,6 +79,7 @@ class BedSource:
         self,
         parts: Sequence[Part],
         genome: Genome,
+        scattered: Genome,
         *,
         windows: Windows,
         labels: tuple[str, ...],
@@ -86,12 +87,13 @@ class BedSource:
         negatives: float,
         seed: int,
     ):
-        """Takes BED files, label columns, and how many negatives an interval has on average.
+        """Takes BED files, the genome (once more for places in any order), and how to read them.
 
         Raises:
             UserError: for chromosomes that the genome lacks, or that contradict splits by file.
         """
-        self._parts, self._genome, self._windows = parts, genome, windows
+        self._parts, self._windows = parts, windows
+        self._genome, self._scattered = genome, scattered
         self._labels, self._chromosomes = labels, chromosomes
         self._per_interval, self._seed = negatives, seed
         mistakes = []
@@ -111,7 +113,7 @@ class BedSource:
     def examples(self) -> Iterator[Found]:
         negatives = None
         if self._per_interval:
-            negatives = Negatives(self._genome, self._occupied(), seed=self._seed)
+            negatives = Negatives(self._scattered, self._occupied(), seed=self._seed)
         for split, item in read_parts(self._parts, self._read):
             if isinstance(item, Mistake):
                 yield split, item

@@ -1,6 +1,7 @@
 """From `data.path` to a source: what is there, by the endings of files and the names of folders."""
 
 from collections.abc import Callable
+from functools import partial
 from os.path import exists, isdir  # False, where pathlib raises, for what can be no path
 from pathlib import Path
 
@@ -66,9 +67,11 @@ def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
     if intervals is None:
         rule = "is needed to read intervals"
         raise UserError(Mistake("data.intervals.genome", "nothing", rule, "name the reference FASTA"))
+    genome = partial(Genome, Path(intervals.genome), cache=cache, setting="data.intervals.genome")
     return BedSource(
         _files(path, "bed"),
-        Genome(Path(intervals.genome), cache=cache, setting="data.intervals.genome"),
+        genome(),
+        genome(read_ahead=0),
         windows=Windows(intervals.window, intervals.flank),
         labels=config.label_columns,
         chromosomes=Chromosomes(intervals.dev_chromosomes, intervals.test_chromosomes),
