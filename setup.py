@@ -34,6 +34,7 @@ setup(
         "biopython>=1.73",  # pyfaidx reads bgzip by it
         "datasets>=4.0",
         "deepspeed>=0.19.3",  # before it, recomputing activations over frozen weights raises
+        "h5py>=3",
         "matplotlib",
         "numpy",
         "psutil",
@@ -44,6 +45,7 @@ setup(
         "rich",
         "safetensors",
         "scikit-learn",
+        "scipy",
         "tensorboard",
         "torch>=2.10",
         "transformers>=5.17,<6",

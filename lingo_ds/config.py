@@ -5,70 +5,18 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
-from lingo_ds import yaml12
-
-
-def rule_error(rule: str, fix: str, **context: Any) -> PydanticCustomError:
-    """A validation failure with rule and fix; `field` and `value` where pydantic does not know them."""
-    return PydanticCustomError("rule", "{rule}", {"rule": rule, "fix": fix, **context})
-
-
-def _whole_from_one_on(value: int | float) -> int | float:
-    if value >= 1 and value != int(value):
-        raise rule_error("is neither below 1 nor a whole number", "write whole steps, or a fraction below 1")
-    return value
-
-
-LARGEST = 2**31 - 1
-"""Of any count: beyond it lies no run, and arithmetic with floats goes wrong."""
-
-Duration = Annotated[int | float, Field(ge=0, le=LARGEST), AfterValidator(_whole_from_one_on)]
-"""A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
-
-PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
-Epochs = Annotated[float, Field(gt=0, le=1e6)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-
-
-Packing = Annotated[
-    Literal["auto", "off"],
-    Field(
-        description="auto: examples without padding in one row, their common prefix once, where the family's "
-        "attention allows it; off: batches padded to their longest example.",
-    ),
-]
-
-
-def resolve_duration(value: Duration, *, total: int) -> int:
-    """Steps that a `Duration` stands for in a run of `total` steps; a fraction goes to the nearest step."""
-    return round(value * total) if value < 1 else int(value)
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are refused, nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-    def to_yaml(self) -> str:
-        """The resolved config as YAML, defaults included."""
-        return yaml12.dump(self.model_dump(mode="json"))
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_as_number(cls, value: Any, info) -> Any:
-        if isinstance(value, bool) and bool not in (cls.model_fields[info.field_name].annotation,):
-            raise rule_error("must not be true or false", "write a number, a name or null")
-        return value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_half_characters(cls, value: Any) -> Any:
-        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise rule_error("holds half of a character (a surrogate)", "write it as UTF-8")
-        return value
+from lingo_ds.data_config import DataConfig, Packing
+from lingo_ds.settings import (
+    LARGEST,
+    BelowOne,
+    Duration,
+    Epochs,
+    PositiveInt,
+    Section,
+    rule_error,
+)
 
 
 class BackboneUse(Section):
@@ -97,79 +45,6 @@ class BackboneConfig(BackboneUse):
         False,
         description="Recompute a decoder layer in the backward pass instead of keeping its activations.",
     )
-
-
-class DataConfig(Section):
-    """Labelled sequences and how they become text."""
-
-    path: str = Field(description="Folder with train.csv, dev.csv and test.csv, or `builtin:promoters`.")
-    sequence_column: str = Field("sequence", description="CSV column that holds the DNA.")
-    label_column: str = Field("label", description="CSV column that holds the class, an integer from 0.")
-    prefix: str | None = Field(
-        None,
-        description="Template around the DNA, with {sequence} and, if wanted, {domain}. "
-        "null: the sequence alone.",
-    )
-    domain: str | None = Field(
-        None, description="Text for {domain} in the template, e.g. `human core promoters`."
-    )
-    max_length: PositiveInt | None = Field(
-        None,
-        description="Longest example in tokens; longer sequences lose their end. "
-        "null: the backbone's context.",
-    )
-    packing: Packing = "auto"
-    reverse_complement: Literal["off", "augment", "average", "both"] = Field(
-        "off",
-        description="augment: each epoch reads each training example on a strand drawn anew; average: dev, "
-        "test and predictions are mean probabilities over both strands; both: both.",
-    )
-    strand_specific: bool = Field(
-        False,
-        description="Whether the other strand means something else; reverse_complement is then refused.",
-    )
-    cache_dir: Path | None = Field(
-        None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
-    )
-
-    @property
-    def augments(self) -> bool:
-        """Whether training reads both strands."""
-        return self.reverse_complement in ("augment", "both")
-
-    @property
-    def averages(self) -> bool:
-        """Whether evaluation reads both strands."""
-        return self.reverse_complement in ("average", "both")
-
-    @model_validator(mode="after")
-    def _strands(self) -> Self:
-        if self.strand_specific and self.reverse_complement != "off":
-            raise rule_error(
-                "gives the label of one strand to the other, which data.strand_specific rules out",
-                "set data.reverse_complement=off",
-                field="data.reverse_complement",
-                value=self.reverse_complement,
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _template(self) -> Self:
-        if self.prefix is None:
-            return self
-        names = re.findall(r"\{([^{}]*)\}", self.prefix)
-        if names.count("sequence") != 1 or set(names) - {"sequence", "domain"}:
-            raise rule_error(
-                "needs {sequence} once and knows only {sequence} and {domain}",
-                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:'",
-                field="data.prefix",
-                value=self.prefix,
-            )
-        if "domain" in names and self.domain is None:
-            raise rule_error(
-                "is needed by {domain} in data.prefix", "set it", field="data.domain", value="nothing"
-            )
-        return self
 
 
 class AdapterConfig(Section):

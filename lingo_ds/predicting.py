@@ -10,8 +10,9 @@ import torch
 from lingo_ds import distributed, logs
 from lingo_ds.config import PredictConfig
 from lingo_ds.data.genome import Genome
-from lingo_ds.data.records import Records, kind_of
+from lingo_ds.data.records import Records
 from lingo_ds.data.regions import Regions
+from lingo_ds.data.text import kind_of
 from lingo_ds.data.tokenize import default_cache
 from lingo_ds.data.variants import Variants
 from lingo_ds.distributed import DistEnv

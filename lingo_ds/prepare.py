@@ -19,15 +19,16 @@ from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, loa
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
+from lingo_ds.data.convert import convert_once
+from lingo_ds.data.examples import read_examples
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.sources import read_gue
 from lingo_ds.data.tasks import Task, make_task
 from lingo_ds.data.tokenize import (
     TokenizedData,
-    data_fingerprint,
     default_cache,
     read_tokenized,
+    tokenized_fingerprint,
     write_tokenized,
 )
 from lingo_ds.distributed import DistEnv
@@ -93,6 +94,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         template=config.data.prefix,
         domain=config.data.domain,
         max_length=max_length,
+        pair_separator=config.data.pair_separator if data.pairs else None,
     )
     layout = uniform_layout(
         sites,
@@ -197,28 +199,37 @@ def _tokenized(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path, max_length: int, env: DistEnv
 ) -> TokenizedData:
     data = config.data
-    folder = data_folder(data.path, cache)
+
+    def converted() -> Path:
+        return convert_once(data, data_folder(data.path, cache), kind="multiclass", cache=cache)
+
+    distributed.first_on_host_does(converted, env)
+    with distributed.together(env):
+        examples = converted()  # found, as the first process of the host made it
     settings = {
-        "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
-        "sequence_column": data.sequence_column, "label_column": data.label_column,
-        "both_strands": (both_strands := data.reverse_complement != "off"),
+        "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
+        "max_length": max_length, "both_strands": (both_strands := data.reverse_complement != "off"),
     }  # fmt: skip
     definition = (
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
     )
-    entry = cache / "tokenized" / data_fingerprint(folder, tokenizer=definition, settings=settings)
+    entry = cache / "tokenized" / tokenized_fingerprint(examples, tokenizer=definition, settings=settings)
 
     def tokenise() -> None:
         if not entry.exists():
-            splits = read_gue(folder, sequence_column=data.sequence_column, label_column=data.label_column)
+            if both_strands and read_examples(examples).pairs:
+                rule = "has no meaning for pairs of sequences"
+                fix = "set it to off"
+                raise UserError(Mistake("data.reverse_complement", data.reverse_complement, rule, fix))
             prompt = make_prompt(data.prefix, domain=data.domain)
             write_tokenized(
                 entry,
-                splits,
+                read_examples(examples),
                 tokenize=lambda texts: _token_ids(tokenizer, texts),
                 prompt=prompt,
                 max_length=max_length,
                 both_strands=both_strands,
+                pair_separator=data.pair_separator,
             )
 
     distributed.first_on_host_does(tokenise, env)
@@ -253,6 +264,8 @@ def _require_tokens(data: TokenizedData, spec: BackboneSpec) -> None:
 def _say_what_was_noticed(data: TokenizedData) -> None:
     facts = data.facts()
     logger.info("data: %s rows, %d classes", facts["rows"], data.classes)
+    if data.class_names:
+        logger.info("classes: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.class_names)))
     if any(data.duplicates.values()):
         logger.warning("the same sequence more than once: %s", data.duplicates)
     if any(facts["truncated"].values()):

@@ -9,8 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from lingo_ds import yaml12
-from lingo_ds.config import RunConfig, Section
+from lingo_ds.config import RunConfig
 from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.settings import Section
 from lingo_ds.untrusted import read_regular
 
 MOST_BYTES = 1 << 18

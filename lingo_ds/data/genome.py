@@ -1,13 +1,16 @@
 """A genome on disk: any stretch of a FASTA by contig and place, never the whole of it in memory."""
 
+import gzip
 import hashlib
 import logging
+import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
-from pyfaidx import Faidx, FastaIndexingError, FetchError, UnsupportedCompressionFormat
+from pyfaidx import Faidx, FastaIndexingError, FetchError
 
-from lingo_ds.data.sources import sequence_mistake
+from lingo_ds.data.checks import sequence_mistake
 from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.files import write_aside
 from lingo_ds.untrusted import require_regular
@@ -19,39 +22,40 @@ READ_AHEAD = 1 << 15
 
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 """What a damaged file or index may raise."""
+GZIP_MAGIC, BGZIP_FIELD = b"\x1f\x8b", b"BC"
+"""How a packed file begins, and what bgzip, and only it, adds at byte 12 (SAM specification, 4.1)."""
 
 
 class Genome:
-    """A FASTA, plain or packed with bgzip, that is read by places: 0-based and half-open, [begin, end).
+    """A FASTA that is read by places: 0-based and half-open, [begin, end). It may be packed with bgzip.
+
+    What is packed with plain gzip has no places to read at: it is unpacked once, into the cache.
 
     Attributes:
         path: the file.
         lengths: bases of every contig, by name.
     """
 
-    def __init__(self, path: Path, *, cache: Path):
+    def __init__(self, path: Path, *, cache: Path, setting: str = "--genome", read_ahead: int = READ_AHEAD):
         """Opens the file by the index beside it (`.fai`, of bgzip also `.gzi`), or by one made in `cache`.
 
+        With a `read_ahead` of 0 places may come in any order.
+
         Raises:
-            UserError: where the file cannot be read, or is packed in another way.
+            UserError: where the file cannot be read; it names the `setting`.
         """
         self.path = path
         try:
             require_regular(path)
+            readable = _unpacked(path, cache)
             self._fasta = Faidx(
-                path, **_indexes(path, cache), build_index=False, rebuild=False,
-                as_raw=True, sequence_always_upper=True, read_ahead=READ_AHEAD,
+                readable, **_indexes(readable, cache), build_index=False, rebuild=False,
+                as_raw=True, sequence_always_upper=True, read_ahead=read_ahead,
             )  # fmt: skip
-        except UnsupportedCompressionFormat:
-            rule, fix = (
-                "is packed without places to read at",
-                "unpack it, or pack it with bgzip instead of gzip",
-            )
-            raise UserError(Mistake("--genome", path, rule, fix)) from None
         except (*UNREADABLE, FastaIndexingError) as error:
             rule = f"cannot be read as a FASTA ({getattr(error, 'strerror', None) or reason_of(error)})"
-            fix = "give a whole FASTA with lines of one length, plain or packed with bgzip"
-            raise UserError(Mistake("--genome", path, rule, fix)) from None
+            fix = "give a whole FASTA with lines of one length, plain or packed with bgzip or gzip"
+            raise UserError(Mistake(setting, path, rule, fix)) from None
         self.lengths: dict[str, int] = {name: entry.rlen for name, entry in self._fasta.index.items()}
 
     def fetch(self, contig: str, begin: int, end: int) -> str:
@@ -84,6 +88,40 @@ class Genome:
         return next((name for name in names if name in self.lengths), None)
 
 
+def _unpacked(path: Path, cache: Path) -> Path:
+    """The file that is read: the user's, or where that is packed with plain gzip a copy in the cache."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:2] != GZIP_MAGIC or head[12:14] == BGZIP_FIELD:
+        return path
+    folder = _place_in(cache, path)
+
+    def unpack(aside: Path) -> None:
+        logger.info("unpacking %s", path)
+        aside.mkdir()
+        with gzip.open(path, "rb") as packed, (aside / "genome.fa").open("wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+
+    _make(folder, unpack)
+    return folder / "genome.fa"
+
+
+def _place_in(cache: Path, path: Path) -> Path:
+    """The cache's folder for a genome."""
+    facts = path.stat()
+    known = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    return cache / "genomes" / hashlib.sha256(known.encode()).hexdigest()[:32]
+
+
+def _make(folder: Path, write: Callable[[Path], None]) -> None:
+    if not folder.is_dir():
+        try:
+            write_aside(folder, write)
+        except OSError:
+            if not folder.is_dir():  # else another process made the same first
+                raise
+
+
 def _indexes(path: Path, cache: Path) -> dict[str, Path]:
     """Where the indexes are, as arguments of `Faidx`: beside the file unless older, else in `cache`."""
     endings = {"indexname": ".fai"}
@@ -93,8 +131,7 @@ def _indexes(path: Path, cache: Path) -> dict[str, Path]:
     beside = {option: path.with_name(path.name + ending) for option, ending in endings.items()}
     if all(one.is_file() and one.stat().st_mtime_ns >= facts.st_mtime_ns for one in beside.values()):
         return beside
-    known = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-    folder = cache / "genomes" / hashlib.sha256(known.encode()).hexdigest()[:32]
+    folder = _place_in(cache, path)
 
     def build(aside: Path) -> None:
         logger.info("indexing %s", path)
@@ -102,10 +139,5 @@ def _indexes(path: Path, cache: Path) -> dict[str, Path]:
         indexes = {option: aside / f"genome{ending}" for option, ending in endings.items()}
         Faidx(path, **indexes).close()
 
-    if not folder.is_dir():
-        try:
-            write_aside(folder, build)
-        except OSError:
-            if not folder.is_dir():  # else another process made the same index first
-                raise
+    _make(folder, build)
     return {option: folder / f"genome{ending}" for option, ending in endings.items()}

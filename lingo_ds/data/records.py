@@ -1,23 +1,19 @@
 """Sequences without labels, read as a stream: CSV, TSV, FASTA, each also gzipped, and Parquet."""
 
-import csv
-import gzip
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingo_ds.data.checks import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.data.rows import DELIMITERS, FASTA, DelimitedRows, fasta_entries
 from lingo_ds.data.skipped import Skipped
-from lingo_ds.data.sources import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.data.text import kind_of, read_lines
 from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.untrusted import require_regular
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-FASTA = (".fa", ".fasta", ".fna")
 PARQUET_ROWS = 1024
 """Rows of a Parquet file that are decoded at a time."""
 
@@ -83,8 +79,7 @@ class Records:
         elif self._delimiter:
             self._rows = self._table
             with path.open("rb") as raw:
-                lines = read_lines(raw, path)
-                self._find_columns(self._header(csv.reader(lines, delimiter=self._delimiter, strict=True)))
+                self._find_columns(self._delimited(raw).header)
             self.numbered = self._id_column is None
 
     def fingerprint(self) -> dict[str, Any]:
@@ -102,13 +97,8 @@ class Records:
             self._path, self._rows, skip=skip, most=most, most_bases=most_bases, total=self._total
         )
 
-    def _header(self, reader: Iterator[list[str]]) -> list[str]:
-        try:
-            return [name.strip() for name in next(reader, [])]
-        except csv.Error as error:
-            raise UserError(
-                Mistake(f"{self._path}:1", "header", str(error), "quote the field properly")
-            ) from None
+    def _delimited(self, raw: BinaryIO) -> DelimitedRows:
+        return DelimitedRows(read_lines(raw, self._path), self._path, delimiter=self._delimiter)
 
     def _find_columns(self, header: list[str]) -> tuple[int, int | None]:
         """Places of the sequence and of the id; None where the rows' numbers are the ids."""
@@ -124,49 +114,21 @@ class Records:
         return header.index(sequence), self._id_column and header.index(self._id_column)
 
     def _table(self, raw: BinaryIO) -> Iterator[Row]:
-        reader = csv.reader(read_lines(raw, self._path), delimiter=self._delimiter, strict=True)
-        header = self._header(reader)
-        sequence_at, id_at = self._find_columns(header)
-        number, begin = 0, reader.line_num + 1
-        try:
-            for row in reader:
-                where = f"{self._path}:{begin}"
-                begin = reader.line_num + 1
-                if len(row) <= 1 and not "".join(row).strip():
-                    continue
-                if len(row) != len(header):
-                    rule = f"the header has {len(header)}"
-                    yield Row("", "", Mistake(where, f"{len(row)} fields", rule, "complete the row"))
-                else:
-                    sequence = row[sequence_at].strip()
-                    name = number if id_at is None else row[id_at].strip()
-                    yield Row(name, sequence, sequence_mistake(sequence, where))
-                number += 1
-        except csv.Error as error:
-            yield Row("", "", Mistake(f"{self._path}:{begin}", "row", str(error), "quote the field properly"))
+        rows = self._delimited(raw)
+        sequence_at, id_at = self._find_columns(rows.header)
+        for number, (line, row) in enumerate(rows):
+            if isinstance(row, Mistake):
+                yield Row("", "", row)
+            else:
+                sequence = row[sequence_at].strip()
+                name = number if id_at is None else row[id_at].strip()
+                yield Row(name, sequence, sequence_mistake(sequence, f"{self._path}:{line}"))
 
     def _fasta(self, raw: BinaryIO) -> Iterator[Row]:
-        """The id is the header's first word; a sequence may go over many lines."""
-        name, parts, place, mistake = None, [], 0, None
-        for number, line in enumerate(chain(read_lines(raw, self._path), [">"]), 1):
-            text = line.strip()
-            if text.startswith(">"):
-                if name is not None:
-                    if not parts and mistake is None:
-                        mistake = sequence_mistake("", f"{self._path}:{place}")
-                    yield Row(name, "".join(parts), mistake)
-                words = text[1:].split(maxsplit=1)
-                name, parts, place, mistake = words[0] if words else "", [], number, None
-                if not words:
-                    rule = "the header has no name"
-                    mistake = Mistake(f"{self._path}:{number}", text, rule, "write one after >")
-            elif text:
-                where = f"{self._path}:{number}"
-                if name is None:
-                    rule = "stands before the first header"
-                    raise UserError(Mistake(where, text, rule, "begin with a line like >name"))
-                mistake = mistake or sequence_mistake(text, where)
-                parts.append(text)
+        """The id is the header's first word."""
+        for entry in fasta_entries(read_lines(raw, self._path), self._path):
+            name, *_ = [*entry.header.split(maxsplit=1), ""]
+            yield Row(name, entry.sequence, entry.mistake)
 
     def _check_parquet(self) -> bool:
         """Finds the columns; True where the ids are integers."""
@@ -249,27 +211,6 @@ def in_chunks(
         yield Chunk(begin, ids, sequences, 1.0)
 
 
-def read_lines(raw: BinaryIO, path: Path) -> Iterator[str]:
-    """A text's lines, their ends included; decoded one by one, so that a mistake's line is known.
-
-    Raises:
-        UserError: with the line from which on the file cannot be read.
-    """
-    file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
-    number = 0
-    try:
-        for number, line in enumerate(file, 1):
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        value = f"byte 0x{error.object[error.start]:02x}"
-        raise UserError(
-            Mistake(f"{path}:{number}", value, "is not UTF-8", "save the file as UTF-8")
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        rule = f"cannot be read further ({error})"
-        raise UserError(Mistake(f"{path}:{number + 1}", "line", rule, "copy the file anew")) from None
-
-
 def require_readable(path: Path, *, fix: str) -> int:
     """Bytes of the file that `--input` names.
 
@@ -289,11 +230,3 @@ def file_facts(path: Path) -> dict[str, Any]:
     """What changes with a file."""
     facts = path.stat()
     return {"path": str(path.resolve()), "bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-
-
-def kind_of(path: Path) -> str:
-    """The ending that says what a file is, in lower case, without a `.gz` behind one of text."""
-    endings = [ending.lower() for ending in path.suffixes]
-    if endings[-1:] == [".gz"] and endings[-2:-1] != [".parquet"]:
-        endings.pop()
-    return endings[-1] if endings else ""

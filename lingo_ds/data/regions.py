@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lingo_ds.data.genome import Genome
-from lingo_ds.data.records import Chunk, Row, file_facts, in_chunks, read_lines, require_readable
+from lingo_ds.data.records import Chunk, Row, file_facts, in_chunks, require_readable
 from lingo_ds.data.skipped import BEYOND, Skipped
 from lingo_ds.data.strands import reverse_complement
+from lingo_ds.data.text import read_lines
 from lingo_ds.errors import Mistake
 
 

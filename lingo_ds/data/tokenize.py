@@ -4,24 +4,29 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
+from lingo_ds.data.convert import SAY_EVERY
+from lingo_ds.data.examples import SPLITS, Examples
+from lingo_ds.data.pairs import first_bases, join
 from lingo_ds.data.prompt import Prompt
-from lingo_ds.data.sources import SPLITS, Split, count_duplicates
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 BATCH = 1000
 """Texts tokenised at a time."""
 
@@ -36,6 +41,8 @@ OTHER_STRAND = {"reverse_ids": FEATURES["input_ids"]}
 """The column more of a table that holds both strands."""
 
 Tokenize = Callable[[list[str]], list[list[int]]]
+Rows = Sequence[tuple[str, str | None]]
+"""Sequences, and the second one of each pair."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +129,20 @@ class TokenizedData:
     Attributes:
         splits: by name.
         classes: number of labels.
+        class_names: in the order of the classes; None where they are numbers.
         duplicates: rows that occur twice, see `count_duplicates`.
         fingerprint: of files, tokenizer, prompt and length together.
         bases: of the median training sequence.
+        pairs: whether an example has two sequences.
     """
 
     splits: Mapping[str, TokenizedSplit]
     classes: int
+    class_names: tuple[str, ...] | None
     duplicates: dict[str, int]
     fingerprint: str
     bases: int
+    pairs: bool
 
     @property
     def longest(self) -> int:
@@ -154,6 +165,7 @@ class TokenizedData:
             "rows": {name: len(split) for name, split in self.splits.items()},
             "truncated": {name: split.truncated for name, split in self.splits.items()},
             "duplicates": self.duplicates,
+            "class_names": self.class_names,
             "fingerprint": self.fingerprint,
         }
 
@@ -163,48 +175,64 @@ def default_cache() -> Path:
     return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
 
 
-def data_fingerprint(folder: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:
-    """32 hex digits that change with the files, the tokenizer's definition or any setting."""
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, tokenizer, dict(settings)], sort_keys=True).encode())
-    for name in SPLITS:
-        path = folder / f"{name}.csv"
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if os.path.isfile(path) else b"absent")
-    return digest.hexdigest()[:32]
+def tokenized_fingerprint(examples: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:
+    """32 hex digits that change with the examples, the tokenizer's definition or any setting."""
+    parts = [CACHE_VERSION, examples.name, tokenizer, dict(settings)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_tokenized(
     folder: Path,
-    splits: Mapping[str, Split],
+    examples: Examples,
     *,
     tokenize: Tokenize,
     prompt: Prompt,
     max_length: int,
     both_strands: bool = False,
+    pair_separator: str = "",
 ) -> None:
-    """Tokenises all splits into `folder`, written aside and renamed.
+    """Tokenises all splits into `folder`, batch by batch; written aside and renamed.
 
     Args:
         folder: where the cache entry goes; it appears whole or not at all.
-        splits: the rows.
+        examples: the rows.
         tokenize: token ids of a list of texts, special tokens included.
         prompt: text around each sequence.
         max_length: longest example in tokens.
         both_strands: whether to tokenise each sequence's reverse complement, too.
+        pair_separator: text between the sequences of a pair.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
     """
 
+    def tokenized(batch: pa.RecordBatch) -> pa.Table:
+        sequences, pairs, labels = (column.to_pylist() for column in batch.columns)
+        split = tokenized_split(
+            sequences,
+            labels,
+            pairs=pairs,
+            pair_separator=pair_separator,
+            tokenize=tokenize,
+            prompt=prompt,
+            max_length=max_length,
+            both_strands=both_strands,
+        )
+        return split.table.data.table
+
     def write(aside: Path) -> None:
-        for name, split in splits.items():
-            logger.info("tokenising %s: %d rows", name, len(split))
-            tokenized = tokenized_split(
-                split.sequences, split.labels, tokenize=tokenize, prompt=prompt, max_length=max_length,
-                both_strands=both_strands,
-            )  # fmt: skip
-            tokenized.table.save_to_disk(aside / name)
-        facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
-        facts["bases"] = int(np.median([len(sequence) for sequence in splits["train"].sequences]))
+        aside.mkdir()
+        for name in SPLITS:
+            logger.info("tokenising %s: %d rows", name, examples.rows[name])
+            tables = map(tokenized, examples.batches(name, most=BATCH))
+            _write_stream(aside / f"{name}.arrow", tables, rows=examples.rows[name])
+        facts = {
+            "classes": examples.classes,
+            "class_names": examples.class_names,
+            "duplicates": examples.duplicates,
+            "bases": examples.bases,
+            "pairs": examples.pairs,
+        }
         (aside / "facts.json").write_text(json.dumps(facts))
 
     try:
@@ -214,17 +242,35 @@ def write_tokenized(
             raise
 
 
+def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:
+    """Writes tables of one schema behind each other; says now and then how many rows are done."""
+    first = next(tables)
+    said, done = time.monotonic(), 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
+        for table in chain([first], tables):
+            stream.write_table(table)
+            done += len(table)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                logger.info("tokenised %s of %s rows", f"{done:,}", f"{rows:,}")
+
+
 def read_tokenized(folder: Path) -> TokenizedData:
     """The cache entry that `write_tokenized` made, by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
-    splits = {name: TokenizedSplit(datasets.load_from_disk(str(folder / name))) for name in SPLITS}
-    return TokenizedData(splits, facts["classes"], facts["duplicates"], folder.name, facts["bases"])
+    splits = {
+        name: TokenizedSplit(datasets.Dataset.from_file(str(folder / f"{name}.arrow"))) for name in SPLITS
+    }
+    names = facts.pop("class_names")
+    return TokenizedData(splits=splits, class_names=names and tuple(names), fingerprint=folder.name, **facts)
 
 
 def tokenized_split(
     sequences: Sequence[str],
     labels: Sequence[int],
     *,
+    pairs: Sequence[str | None] | None = None,
+    pair_separator: str = "",
     tokenize: Tokenize,
     prompt: Prompt,
     max_length: int,
@@ -232,44 +278,60 @@ def tokenized_split(
 ) -> TokenizedSplit:
     """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
 
+    `pairs` holds the second sequence of each, or None; None: none has one.
+
     Raises:
         UserError: where not even one base fits between prefix and suffix.
     """
+    rows = list(zip(sequences, pairs or [None] * len(sequences), strict=True))
 
-    def strand(sequences: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        return _tokenized_strand(sequences, tokenize=tokenize, prompt=prompt, max_length=max_length)
+    def strand(rows: Rows) -> tuple[list[list[int]], list[bool]]:
+        return _tokenized_strand(
+            rows, pair_separator=pair_separator, tokenize=tokenize, prompt=prompt, max_length=max_length
+        )
 
-    input_ids, truncated = strand(sequences)
+    input_ids, truncated = strand(rows)
     columns, features = {"input_ids": input_ids, "label": labels, "truncated": truncated}, FEATURES
     if both_strands:
-        columns["reverse_ids"], also = strand([reverse_complement(one) for one in sequences])
+        columns["reverse_ids"], also = strand([(reverse_complement(one), None) for one in sequences])
         columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
         features = datasets.Features({**FEATURES, **OTHER_STRAND})
     return TokenizedSplit(datasets.Dataset.from_dict(columns, features=features))
 
 
 def _tokenized_strand(
-    sequences: Sequence[str], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+    rows: Rows, *, pair_separator: str, tokenize: Tokenize, prompt: Prompt, max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Token ids of each sequence, and whether it was cut."""
+    """Token ids of each sequence or pair, and whether it was cut."""
     input_ids, truncated = [], []
-    for start in range(0, len(sequences), BATCH):
-        some = sequences[start : start + BATCH]
-        for sequence, ids in zip(some, tokenize([prompt.render(s) for s in some]), strict=True):
+
+    def render(sequence: str, pair: str | None) -> str:
+        return prompt.render(join(sequence, pair, pair_separator))
+
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        for row, ids in zip(some, tokenize([render(*row) for row in some]), strict=True):
             too_long = len(ids) > max_length
             input_ids.append(
-                _cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
+                _cut(*row, tokenize=tokenize, render=render, max_length=max_length) if too_long else ids
             )
             truncated.append(too_long)
     return input_ids, truncated
 
 
-def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:
+def _cut(
+    sequence: str,
+    pair: str | None,
+    *,
+    tokenize: Tokenize,
+    render: Callable[[str, str | None], str],
+    max_length: int,
+) -> list[int]:
     """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
-    fits, too_long, best = 0, len(sequence), None
+    fits, too_long, best = 0, len(sequence) + len(pair or ""), None
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        ids = tokenize([prompt.render(sequence[:middle])])[0]
+        ids = tokenize([render(*first_bases(sequence, pair, middle))])[0]
         if len(ids) <= max_length:
             fits, best = middle, ids
         else:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from lingo_ds import distributed
+from lingo_ds.data.checks import sequence_mistake
 from lingo_ds.data.loader import Batch, ahead, eval_batches
 from lingo_ds.data.packing import Pack, common_prefix, eval_packs
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.records import Chunk
-from lingo_ds.data.sources import sequence_mistake
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
 from lingo_ds.data.variants import VariantChunk

@@ -9,6 +9,7 @@ from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import PredictConfig
 from lingo_ds.data.tokenize import default_cache
 from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
@@ -37,6 +38,9 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         profile = read_profile(config.zero, env)
     distributed.require_equal(saved.card.model_dump_json(), "--adapter", env)
     task, dtype = saved.card.task, compute_dtype(use.dtype, env.device)
+    if task.pair_separator is not None:
+        rule, fix = "was trained on pairs of sequences, which predict does not read", "run evaluate instead"
+        raise UserError(Mistake("--adapter", folder, rule, fix), on_all=True)
     facts = ModelFacts(**model_facts(spec, saved.layout, dtype, env))
     plan = plan_forward(
         facts, config.zero, packing=config.packing, longest=task.max_length,

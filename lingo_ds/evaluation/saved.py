@@ -82,6 +82,7 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
     trained = {
         "data.prefix": (card.task.template, task.template),
         "data.domain": (card.task.domain, task.domain),
+        "data.pair_separator": (card.task.pair_separator, task.pair_separator),
         "data.max_length": (card.task.max_length, task.max_length),
         "head.pooling": (card.pooling, prepared.config.head.pooling),
         "data.path": (f"{card.task.classes} classes", f"{task.classes} classes"),

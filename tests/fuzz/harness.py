@@ -309,7 +309,8 @@ def _tripwires(root: Path, *, writable: list[Path]) -> Iterator[list[str]]:
 
     def watch(event: str, args: tuple) -> None:
         if event == "open":
-            if args[2] & _OPEN_FLAGS and not may_be_written(args[0]):
+            nameless = os.path.isdir(args[0])  # a temporary file in it, gone when it is closed
+            if args[2] & _OPEN_FLAGS and not nameless and not may_be_written(args[0]):
                 trip(f"opens {args[0]} for writing")
         elif event in _WRITES:
             for place in _WRITES[event]:

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -113,6 +115,9 @@ SETTINGS = (
     "name", "seed", "output_dir", "backbone", "backbone.path", "backbone.revision", "backbone.dtype",
     "data",
     "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length", "data.cache_dir",
+    "data.label_column", "data.class_names", "data.pair_column", "data.only_task", "data.one_hot_order",
+    "data.dev_fraction", "data.split_seed", "data.intervals", "data.intervals.genome",
+    "data.intervals.window",
     "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
     "rank_sampling.mode",
     "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
@@ -242,7 +247,52 @@ def _table(draw: st.DrawFn) -> bytes:
 
 
 _csv = _table() | _table() | any_file(CSV)
-data_cases = st.builds(
+
+BED = b"chromosome\tstart\tend\tsplit\tstrand\tlabel\n" + b"".join(
+    b"c\t%d\t%d\t%s\t+\t%d\n" % (k, k + 5, (b"train", b"valid", b"test")[k // 4], k % 2) for k in range(12)
+)
+JSON_LINE = b'{"sequence": "A", "label": 0}\n'
+GENOME = b">c one\n" + b"ACGTNacgtn\n" * 9 + b">d\nACGT\n"
+_bed_line = st.sampled_from(
+    ("c", "c\t1", "c 1 2 train + 1", "c\t1\t2\ttrain\t+\t1", "c\t2\t1\ttrain\t+\t1", "e\t1\t2\ttrain\t+\t1",
+     "c\t1\t999\ttest\t-\t0", "c\t-1\t2\ttest\t-\t0", "c\t1\t2\tx\t?\t0", f"c\t1\t{'9' * 5000}\ttest\t+\t1",
+     "track x", "#", "browser", "\t\t", "\u0661\t\u0662\t\u0663", "chr\tstart\tend",
+     "c\t1\t2\ttrain\t+\t\x1b[2J")
+) | odd_text  # fmt: skip
+
+
+@st.composite
+def _bed(draw: st.DrawFn) -> bytes:
+    """A BED file with a few odd lines."""
+    lines = BED.decode().splitlines()
+    for _ in range(draw(st.integers(0, 3))):
+        lines.insert(draw(st.integers(0, len(lines))), draw(_bed_line))
+    return "\n".join(lines).encode(errors="replace")
+
+
+def _arrays() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, x=np.eye(4)[np.arange(40).reshape(4, 10) % 4], y=np.arange(4)[:, None] % 2)
+    return file.getvalue()
+
+
+_from_genome = (
+    "data.path=../../../inputs/x.bed",
+    "data.intervals.genome=../../../inputs/g.fa",
+)
+_other_formats = st.one_of(
+    st.builds(Case, st.fixed_dictionaries({"x.bed": _bed() | any_file(BED), "g.fa": st.just(GENOME)}),
+              st.sampled_from((_from_genome, (*_from_genome, "data.intervals.negatives=1")))),
+    st.builds(Case, st.fixed_dictionaries({"x.bed": st.just(BED), "g.fa": any_file(GENOME)}),
+              st.just(_from_genome)),
+    st.builds(Case, st.fixed_dictionaries({"x.npz": any_file(_arrays())}),
+              st.just(("data.path=../../../inputs/x.npz",))),
+    st.builds(Case, st.fixed_dictionaries({"x.mat": any_file(_arrays())}),
+              st.just(("data.path=../../../inputs/x.mat",))),
+    st.builds(Case, st.fixed_dictionaries({"x.jsonl": _table() | any_file(JSON_LINE)}),
+              st.just(("data.path=../../../inputs/x.jsonl",))),
+)  # fmt: skip
+data_cases = _other_formats | st.builds(
     Case,
     st.dictionaries(st.sampled_from(SPLITS), _csv, min_size=1)
     | _table().map(lambda table: dict.fromkeys(SPLITS, table)),

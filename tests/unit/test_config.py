@@ -10,10 +10,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.config import RunConfig, Section
+from lingo_ds.config import RunConfig
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.recipe import MOST_BYTES, MOST_MISTAKES, load_config
 from lingo_ds.resources import list_resources, resource_path
+from lingo_ds.settings import Section
 
 MINIMAL = """\
 name: tata
@@ -139,6 +140,14 @@ def test_required_settings_are_asked_for(refused):
         ("data.path", "[a]"),
         ("data.max_length", "0"),
         ("data.packing", "on"),
+        ("data.format", "excel"),
+        ("data.label_column", "[]"),
+        ("data.label_column", "[a, a]"),
+        ("data.class_names", "[a, b, a]"),
+        ("data.one_hot_order", "ACGA"),
+        ("data.dev_fraction", "0"),
+        ("data.test_fraction", "1"),
+        ("data.split_seed", "-1"),
         ("adapter.method", "dora"),
         ("adapter.method", "null"),
         ("adapter.rank", "2.5"),
@@ -293,6 +302,33 @@ def test_template_with_domain_needs_the_domain(load, refused):
     assert (
         load(text + "  domain: yeast\n").data.prefix == "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
     )
+
+
+@pytest.mark.parametrize(
+    "settings, field, says",
+    [
+        (["data.dev_fraction=0.5", "data.test_fraction=0.5"], "data.test_fraction", "leave no training rows"),
+        (["data.format=bed"], "data.intervals.genome", "is needed by data.format bed"),
+        (["data.format=fasta", "data.intervals.genome=g.fa"], "data.intervals", "data.format fasta"),
+        (["data.format=table", "data.subset=x"], "data.subset", "data.format table"),
+        (["data.format=bed", "data.intervals.genome=g.fa", "data.only_task=x"], "data.only_task", "bed"),
+        (["data.intervals.genome=g.fa", "data.intervals.window=9", "data.intervals.flank=1"],
+         "data.intervals.flank", "stands beside data.intervals.window"),
+        (["data.intervals.genome=g.fa", "data.intervals.dev_chromosomes=[c1, c2]",
+          "data.intervals.test_chromosomes=[c2]"], "data.intervals.test_chromosomes", "dev_chromosomes too"),
+        (["data.intervals.window=200"], "data.intervals.genome", "is required"),
+        (["data.intervals.genom=g", "data.intervals.genome=g"], "data.intervals.genom", "is not a known"),
+    ],
+)  # fmt: skip
+def test_settings_of_data_that_contradict_are_refused(refused, settings, field, says):
+    (mistake,) = refused(MINIMAL, *settings)
+    assert mistake.where == f"{field} (command line)" or mistake.where == f"{field} (run.yaml:4)"
+    assert says in mistake.rule and mistake.fix
+
+
+def test_one_or_several_label_columns(load):
+    assert load().data.label_columns == ("label",)
+    assert load(MINIMAL, "data.label_column=[a, b]").data.label_columns == ("a", "b")
 
 
 # -- the file

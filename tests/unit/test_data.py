@@ -1,4 +1,4 @@
-"""From CSV to batches: what is refused and where, what is tolerated, and that every example counts once."""
+"""From examples to batches: what is tokenised and cut, and that every example counts once."""
 
 import json
 import math
@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import RunConfig
+from lingo_ds.data.convert import convert_once
+from lingo_ds.data.examples import read_examples
 from lingo_ds.data.loader import TrainBatches, eval_batches, make_batch
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.sources import MOST_MISTAKES, Split, count_duplicates, read_csv, read_gue
 from lingo_ds.data.tokenize import FEATURES, TokenizedSplit, read_tokenized, write_tokenized
+from lingo_ds.data_config import DataConfig
 from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.errors import UserError
 from lingo_ds.prepare import Prepared, prepare
 
 GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"
-COLUMNS = {"sequence_column": "sequence", "label_column": "label"}
 TEMPLATE = "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
 ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))
 
@@ -36,198 +37,6 @@ def folder(tmp_path) -> Path:
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.csv").write_text(GOOD)
     return tmp_path
-
-
-def refused(folder: Path) -> list[Mistake]:
-    with pytest.raises(UserError) as caught:
-        read_gue(folder, **COLUMNS)
-    return caught.value.mistakes
-
-
-# -- good files
-
-
-def test_good_folder_is_read(folder):
-    (folder / "dev.csv").write_text("id,label,sequence,more\n7,1,acgt,x\n8,0,NNNN,\n")
-    splits = read_gue(folder, **COLUMNS)
-    train, dev = splits["train"], splits["dev"]
-    assert (train.sequences, train.labels) == (["ACGTACGT", "TTTTACGT", "GGGGACGT"], [0, 1, 0])
-    assert (dev.sequences, dev.labels, dev.lines) == (["ACGT", "NNNN"], [1, 0], [2, 3])
-    assert {name: len(split) for name, split in splits.items()} == {"train": 3, "dev": 2, "test": 3}
-
-
-def test_columns_may_have_other_names(tmp_path):
-    (tmp_path / "x.csv").write_text("class, dna \n1,ACGT\n")
-    split = read_csv(tmp_path / "x.csv", sequence_column="dna", label_column="class")
-    assert (split.sequences, split.labels) == (["ACGT"], [1])
-
-
-def test_promoters_of_gue_are_read_as_they_are_known(shared):
-    splits = read_gue(shared / "data/gue/prom_core_tata", **COLUMNS)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 4904, "dev": 613, "test": 613}
-    assert {len(sequence) for split in splits.values() for sequence in split.sequences} == {70}
-    assert {label for split in splits.values() for label in split.labels} == {0, 1}
-    found = count_duplicates(splits)
-    assert (found["train"], found["test_in_train"]) == (57, 16)
-
-
-def test_duplicates_by_hand():
-    train, dev, test = (
-        Split(Path("x"), list(letters), [0] * len(letters)) for letters in ("ABBAC", "BD", "AADX")
-    )
-    found = count_duplicates({"train": train, "dev": dev, "test": test})
-    assert found == {"train": 2, "dev_in_train": 1, "test_in_train": 2, "test_in_dev": 1}
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        GOOD.lower().encode(),
-        GOOD.replace("\n", "\r\n").encode(),
-        GOOD.encode("utf-8-sig"),
-        GOOD.replace("\n", "\n\n").encode(),
-        GOOD.strip().encode(),
-        (GOOD + "\n\r\n\n").encode(),
-        GOOD.replace("ACGTACGT", '"ACGTACGT"').encode(),
-        GOOD.replace("ACGTACGT", "  ACGTACGT ").replace(",1", ", 1").encode(),
-    ],
-    ids=["lower case", "CRLF", "BOM", "blank lines", "no last newline", "blank end", "quotes", "spaces"],
-)
-def test_spelling_that_means_the_same_is_tolerated(tmp_path, raw):
-    (tmp_path / "x.csv").write_bytes(raw)
-    split = read_csv(tmp_path / "x.csv", **COLUMNS)
-    assert (split.sequences, split.labels) == (["ACGTACGT", "TTTTACGT", "GGGGACGT"], [0, 1, 0])
-
-
-def test_every_iupac_letter_is_legal(tmp_path):
-    letters = "ACGTUNRYSWKMBDHV"
-    (tmp_path / "x.csv").write_text(f"sequence,label\n{letters},0\n{letters.lower()},1\n")
-    assert read_csv(tmp_path / "x.csv", **COLUMNS).sequences == [letters, letters]
-
-
-# -- mistakes
-
-
-@pytest.mark.parametrize(
-    "text, line, says",
-    [
-        ("seq,label\nACGT,0\n", 1, "no column 'sequence'"),
-        ("sequence,lable\nACGT,0\n", 1, "no column 'label'"),
-        ("sequence;label\nACGT;0\n", 1, "no column"),
-        ("sequence,label\nACGT,0\n,1\n", 3, "empty"),
-        ("sequence,label\n  ,0\nACGT,1\n", 2, "empty"),
-        ("sequence,label\nACGT,0\n\nACXT,1\n", 4, "position 3 is no IUPAC nucleotide"),
-        ("sequence,label\nACGT,0\nAC-T,1\n", 3, "position 3 is no IUPAC nucleotide"),
-        ("sequence,label\nACGT,0\nAC GT,1\n", 3, "position 3 is no IUPAC nucleotide"),
-        ("sequence,label\nACGT,0\nACG\u00df,1\n", 3, "position 4 is no IUPAC nucleotide"),
-        ("sequence,label\nACGT,0\nACGT,1.0\n", 3, "not an integer"),
-        ("sequence,label\nACGT,0\nACGT,-1\n", 3, "not an integer"),
-        ("sequence,label\nACGT,0\nACGT,yes\n", 3, "not an integer"),
-        ("sequence,label\nACGT,0\nACGT,\n", 3, "not an integer"),
-        ("sequence,label\nACGT,0\nACGT\n", 3, "the header has 2"),
-        ("sequence,label\nACGT,0\nACGT,1,1\n", 3, "the header has 2"),
-        ('sequence,label\nACGT,0\n"AC"GT,1\nACGT,1\n', 3, "quote"),
-        ('sequence,label\nACGT,0\n"ACGT,1\nACGT,1\nACGT,0\n', 3, "quote"),
-        ("sequence,label\nACGT,0\nAC\0T,1\n", 3, "NUL"),
-    ],
-)
-def test_mistake_in_a_row_is_named_by_file_and_line(folder, text, line, says):
-    (folder / "train.csv").write_text(text)
-    mistakes = refused(folder)
-    assert {mistake.where for mistake in mistakes} == {f"{folder / 'train.csv'}:{line}"}
-    assert all(says in str(mistake) and mistake.fix for mistake in mistakes)
-
-
-def test_unbalanced_quote_in_a_large_file_is_found_where_it_is(folder, shared):
-    rows = (shared / "data/gue/prom_core_tata/train.csv").read_text().splitlines(keepends=True)
-    rows[99] = '"' + rows[99]
-    (folder / "train.csv").write_text("".join(rows))
-    (mistake,) = refused(folder)
-    assert mistake.where == f"{folder / 'train.csv'}:100"
-
-
-def test_file_that_is_not_utf8_is_named_by_line(folder):
-    (folder / "dev.csv").write_bytes(b"sequence,label\nACGT,0\nACG\xe9,1\n")
-    (mistake,) = refused(folder)
-    assert mistake.where == f"{folder / 'dev.csv'}:3"
-    assert (mistake.value, mistake.rule) == ("byte 0xe9", "is not UTF-8")
-
-
-@pytest.mark.parametrize("text", ["", "\n"])
-def test_file_without_a_header_lacks_both_columns(folder, text):
-    (folder / "test.csv").write_text(text)
-    assert [mistake.where for mistake in refused(folder)] == [f"{folder / 'test.csv'}:1"] * 2
-
-
-@pytest.mark.parametrize("text", ["sequence,label\n", "sequence,label\n\n\n"])
-def test_file_without_rows_is_refused(folder, text):
-    (folder / "test.csv").write_text(text)
-    (mistake,) = refused(folder)
-    assert mistake.where == str(folder / "test.csv") and "no examples" in mistake.rule
-
-
-def test_missing_files_are_all_named(folder):
-    (folder / "train.csv").unlink()
-    (folder / "test.csv").unlink()
-    mistakes = refused(folder)
-    assert [mistake.where for mistake in mistakes] == [str(folder / "train.csv"), str(folder / "test.csv")]
-    assert {mistake.rule for mistake in mistakes} == {"No such file or directory"}
-    (mistake,) = refused(folder / "nowhere")
-    assert mistake.where == "data.path"
-
-
-def test_labels_run_from_zero_without_a_gap(folder):
-    (folder / "train.csv").write_text("sequence,label\nACGT,0\nACGT,3\nACGT,1\nACGT,3\n")
-    (mistake,) = refused(folder)
-    assert (mistake.where, mistake.value) == (f"{folder / 'train.csv'}:3", 3)
-    assert "no row has 2" in mistake.rule
-    (folder / "train.csv").write_text("sequence,label\nACGT,2\nACGT,1\n")
-    (mistake,) = refused(folder)
-    assert "no row has 0" in mistake.rule
-
-
-def test_one_class_is_no_task(folder):
-    (folder / "train.csv").write_text("sequence,label\nACGT,0\nTTTT,0\n")
-    (mistake,) = refused(folder)
-    assert mistake.where == str(folder / "train.csv") and "at least two classes" in mistake.fix
-
-
-def test_label_that_training_never_shows_is_refused(folder):
-    (folder / "dev.csv").write_text("sequence,label\nACGT,0\nACGT,4\n")
-    (folder / "test.csv").write_text("sequence,label\nACGT,0\n\nACGT,1\nACGT,2\n")
-    mistakes = refused(folder)
-    assert [(m.where, m.value) for m in mistakes] == [
-        (f"{folder / 'dev.csv'}:3", 4), (f"{folder / 'test.csv'}:5", 2)
-    ]  # fmt: skip
-
-
-def test_mistakes_of_all_files_are_reported_together(folder):
-    (folder / "train.csv").write_text("sequence,label\nACXT,one\nACGT,1\n,0\n")
-    (folder / "dev.csv").write_text("sequence,label\nACGT\n")
-    (folder / "test.csv").unlink()
-    where = [mistake.where.removeprefix(str(folder)) for mistake in refused(folder)]
-    assert where == ["/train.csv:2", "/train.csv:2", "/train.csv:4", "/dev.csv:2", "/test.csv"]
-
-
-def test_a_hopeless_file_is_not_reported_row_by_row(folder):
-    (folder / "train.csv").write_text("sequence,label\n" + "XXXX,0\n" * 500)
-    mistakes = refused(folder)
-    assert len(mistakes) == MOST_MISTAKES + 1
-    assert mistakes[-1].value == f"{500 - MOST_MISTAKES} more rows"
-
-
-def test_what_is_no_file_is_refused_rather_than_waited_for(folder):
-    (folder / "dev.csv").unlink()
-    os.mkfifo(folder / "dev.csv")
-    (folder / "test.csv").unlink()
-    (folder / "test.csv").symlink_to("/dev/zero")
-    assert [mistake.rule for mistake in refused(folder)] == ["is not a regular file"] * 2
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_what_can_be_no_folder_is_none(name):
-    (mistake,) = refused(Path(name))
-    assert mistake.rule == "is not a folder"
 
 
 # -- tokens
@@ -243,10 +52,14 @@ def tokenized(tmp_path, tokenizer):
     """Tokenises sequences as the splits of a new cache entry, and reads it back."""
 
     def make(sequences: list[str], *, template: str | None = TEMPLATE, max_length: int = 512):
-        split = Split(Path("x"), sequences, [row % 2 for row in range(len(sequences))])
+        rows = [f"{sequence},{row % 2}\n" for row, sequence in enumerate(sequences)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for split in ("train", "dev", "test"):
+            (tmp_path / "data" / f"{split}.csv").write_text("sequence,label\n" + "".join(rows))
+        config, path = DataConfig(path="data"), tmp_path / "data"
         write_tokenized(
             tmp_path / "entry",
-            dict.fromkeys(("train", "dev", "test"), split),
+            read_examples(convert_once(config, path, kind="multiclass", cache=tmp_path)),
             tokenize=lambda texts: tokenizer(texts)["input_ids"],
             prompt=make_prompt(template, domain="human core promoters"),
             max_length=max_length,
@@ -312,7 +125,7 @@ def test_a_sequence_of_just_the_length_is_whole(tokenizer, tokenized):
 def test_no_room_for_the_sequence_is_the_users_mistake(tokenizer, tokenized, sequence, tmp_path):
     prefix = len(tokenizer("Domain: human core promoters\nSequence: \nAnnotation:")["input_ids"])
     with pytest.raises(UserError) as caught:
-        tokenized([sequence], max_length=prefix - 1)
+        tokenized([sequence] * 2, max_length=prefix - 1)
     (mistake,) = caught.value.mistakes
     assert (mistake.where, mistake.value) == ("data.max_length", prefix - 1)
     assert not (tmp_path / "entry").exists()

@@ -620,9 +620,9 @@ def refused(recipe: Path, out: Path, *overrides: str) -> str:
     "override, where, says",
     [
         ("train.learning_rat=1", "train.learning_rat (command line)", "did you mean train.learning_rate?"),
-        ("data.path=/nowhere", "data.path", "'/nowhere': is not a folder"),
+        ("data.path=/nowhere", "data.path", "'/nowhere': is not there"),
         ("data.path=builtin:genes", "", "builtin:promoters"),
-        ("backbone.path=/nowhere", "backbone.path", "'/nowhere': is not a folder"),
+        ("backbone.path=/nowhere", "backbone.path", "'/nowhere': is not there"),
         ("adapter.targets=[q_porj]", "adapter.targets", "did you mean q_proj?"),
         ("adapter.targets=.*nothing", "adapter.targets", "matches no linear map"),
         ("data.max_length=513", "data.max_length", "above the backbone's context of 512"),

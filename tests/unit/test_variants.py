@@ -371,10 +371,16 @@ def test_a_file_that_is_no_genome_is_refused(tmp_path, what):
         Genome(tmp_path / "g.fa", cache=tmp_path)
 
 
-def test_a_genome_packed_with_gzip_is_refused(genome, tmp_path):
-    (tmp_path / "g.fa.gz").write_bytes(gzip.compress(genome.path.read_bytes()))
-    with pytest.raises(UserError, match=r"is packed without places to read at: .*bgzip instead of gzip"):
-        Genome(tmp_path / "g.fa.gz", cache=tmp_path)
+def test_a_genome_packed_with_gzip_is_unpacked_into_the_cache_once(genome, tmp_path):
+    packed = tmp_path / "g.fa.gz"
+    packed.write_bytes(gzip.compress(genome.path.read_bytes()))
+    for _ in range(2):
+        assert Genome(packed, cache=tmp_path / "cache").fetch("c1", 3, 9) == genome.fetch("c1", 3, 9)
+    (copy,) = (tmp_path / "cache").rglob("genome.fa")
+    assert copy.read_bytes() == genome.path.read_bytes()
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(UserError, match=r"g.fa.gz.*cannot be read as a FASTA"):
+        Genome(packed, cache=tmp_path / "other")
 
 
 def test_letters_that_are_no_bases_are_named_where_they_are_read(tmp_path):

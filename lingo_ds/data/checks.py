@@ -1,0 +1,43 @@
+"""What makes a sequence DNA, and how the mistakes of a file are told."""
+
+import re
+from pathlib import Path
+
+from lingo_ds.errors import Mistake, UserError
+
+IUPAC = "ACGTUNRYSWKMBDHV"
+MOST_MISTAKES = 20
+"""Mistakes reported per file; the rest is counted."""
+
+_LETTERS = (IUPAC + IUPAC.lower()).encode()
+_ILLEGAL = re.compile(f"[^{_LETTERS.decode()}]")
+
+
+def sequence_mistake(sequence: str, where: str) -> Mistake | None:
+    """What is wrong with a sequence that stands at `where`: nothing there, or a letter that is no base."""
+    if not sequence:
+        return Mistake(where, sequence, "sequence is empty", "remove the row or fill it")
+    if sequence.isascii() and not sequence.encode().translate(None, _LETTERS):  # as the regex, much faster
+        return None
+    illegal = _ILLEGAL.search(sequence)
+    rule = f"position {illegal.start() + 1} is no IUPAC nucleotide ({IUPAC})"
+    return Mistake(where, illegal.group(), rule, "correct the letter, or write N")
+
+
+def raise_any(mistakes: list[Mistake], path: Path) -> None:
+    """Raises what was found in a file, the first `MOST_MISTAKES` of it.
+
+    Raises:
+        UserError: where there are mistakes.
+    """
+    if len(mistakes) > MOST_MISTAKES:
+        more = len(mistakes) - MOST_MISTAKES
+        rest = Mistake(str(path), f"{more} more rows", "have mistakes too", "mend those above first")
+        mistakes = [*mistakes[:MOST_MISTAKES], rest]
+    if mistakes:
+        raise UserError(mistakes)
+
+
+def file_of(where: str) -> str:
+    """The file of a place like `train.csv:17` or `train.parquet, row 16`."""
+    return re.sub(r"(:\d+|, row \d+)$", "", where)

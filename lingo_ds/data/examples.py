@@ -1,0 +1,86 @@
+"""Labelled sequences: one as its source has it, and all of them checked, in the cache."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+SPLITS = ("train", "dev", "test")
+
+FACTS, NUMBERS = "facts.json", "numbers.npy"
+"""Files of a cache entry beside the splits': what is known of all; the classes that stored labels mean."""
+
+
+class Example(NamedTuple):
+    """A labelled sequence, or a pair of them.
+
+    Attributes:
+        sequence: DNA, in any case.
+        cells: values of the label columns, in their order.
+        where: its place, e.g. `train.csv:17`.
+        pair: the second sequence of a pair.
+        fields: what else its source says of it; of a window `chromosome`, `start` and `end`.
+    """
+
+    sequence: str
+    cells: tuple[str | int | float | None, ...]
+    where: str
+    pair: str | None = None
+    fields: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A cache entry of checked examples, read by memory map.
+
+    A split that is drawn from train has no table of its own: `<split>.npy` holds its rows there.
+
+    Attributes:
+        folder: where it lies.
+        rows: examples by split.
+        classes: number of classes, or of values that an example has.
+        class_names: in the order of the classes; None where they are numbers, or no classes.
+        duplicates: see `count_duplicates`.
+        bases: of the median training sequence.
+        pairs: whether an example has two sequences.
+    """
+
+    folder: Path
+    rows: dict[str, int]
+    classes: int
+    class_names: tuple[str, ...] | None
+    duplicates: dict[str, int]
+    bases: int
+    pairs: bool
+
+    def batches(self, split: str, *, most: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a split in order, `most` or fewer at a time: `sequence`, `pair` (or null), `label`."""
+        chosen = self.folder / f"{split}.npy"
+        rows = np.load(chosen, mmap_mode="r") if chosen.exists() else None
+        stored = self.folder / f"{split}.arrow"
+        numbers = np.load(self.folder / NUMBERS) if (self.folder / NUMBERS).exists() else None
+        begin = 0
+        with pa.memory_map(str(stored if stored.exists() else self.folder / "train.arrow")) as raw:
+            for batch in pa.ipc.open_stream(raw):
+                end = begin + len(batch)
+                if rows is not None:
+                    first, last = np.searchsorted(rows, [begin, end])
+                    batch = batch.take(pa.array(rows[first:last] - begin))
+                if numbers is not None:
+                    labels = numbers[batch.column("label").to_numpy()]
+                    batch = batch.set_column(2, "label", pa.array(labels))
+                begin = end
+                for start in range(0, len(batch), most):
+                    yield batch.slice(start, most)
+
+
+def read_examples(folder: Path) -> Examples:
+    """The cache entry that `write_examples` made."""
+    facts = json.loads((folder / FACTS).read_text())
+    names = facts.pop("class_names")
+    return Examples(folder=folder, class_names=names and tuple(names), **facts)

@@ -1,0 +1,182 @@
+"""From `data.path` to a source: what is there, by the endings of files and the names of folders."""
+
+from collections.abc import Callable
+from functools import partial
+from os.path import exists, isdir  # False, where pathlib raises, for what can be no path
+from pathlib import Path
+
+from lingo_ds.data.genome import Genome
+from lingo_ds.data.rows import FASTA
+from lingo_ds.data.sources import tables
+from lingo_ds.data.sources.bed import BedSource, Chromosomes, Windows
+from lingo_ds.data.sources.deepsea import DeepSea
+from lingo_ds.data.sources.fasta import ClassFolders, FastaSource
+from lingo_ds.data.sources.hub import HubDataset
+from lingo_ds.data.sources.parts import SPLIT_NAMES, Part, Source, entries_of, files_in
+from lingo_ds.data.sources.tables import Columns, TableSource
+from lingo_ds.data.text import kind_of, stem_of
+from lingo_ds.data_config import DataConfig
+from lingo_ds.errors import Mistake, UserError
+
+ENDINGS = {
+    "table": tables.ENDINGS,
+    "fasta": FASTA,
+    "bed": (".bed", ".narrowpeak", ".broadpeak"),
+    "deepsea": (".mat", ".npz"),
+}
+SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
+WHAT_MAY_BE_THERE = "give a file or folder that docs/data.md knows, or set data.format"
+
+
+def open_source(config: DataConfig, path: Path, *, cache: Path) -> Source:
+    """The source at a path; files are found and heads looked at, no example is read.
+
+    Args:
+        config: how to read it.
+        path: file or folder; `config.path` where nothing is embedded.
+        cache: for the index of a genome.
+
+    Raises:
+        UserError: where nothing known is there, or a setting means nothing for what is.
+    """
+    format = config.format if config.format != "auto" else _format_at(path)
+    for name in config.unread_by(format):
+        rule = f"means nothing for what is at data.path, which is read as {format}"
+        raise UserError(Mistake(f"data.{name}", getattr(config, name), rule, "remove it, or set data.format"))
+    return _OPEN[format](config, path, cache)
+
+
+def _table(config: DataConfig, path: Path, _: Path) -> Source:
+    return TableSource(_files(path, "table"), _columns(config))
+
+
+def _columns(config: DataConfig) -> Columns:
+    return Columns(config.sequence_column, config.label_columns, config.pair_column, config.only_task)
+
+
+def _fasta(config: DataConfig, path: Path, _: Path) -> Source:
+    return FastaSource(_files(path, "fasta"), only_task=config.only_task)
+
+
+def _class_folders(config: DataConfig, path: Path, _: Path) -> Source:
+    return ClassFolders(_by_class(path, isdir))
+
+
+def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
+    intervals = config.intervals
+    if intervals is None:
+        rule = "is needed to read intervals"
+        raise UserError(Mistake("data.intervals.genome", "nothing", rule, "name the reference FASTA"))
+    genome = partial(Genome, Path(intervals.genome), cache=cache, setting="data.intervals.genome")
+    return BedSource(
+        _files(path, "bed"),
+        genome(),
+        genome(read_ahead=0),
+        windows=Windows(intervals.window, intervals.flank),
+        labels=config.label_columns,
+        chromosomes=Chromosomes(intervals.dev_chromosomes, intervals.test_chromosomes),
+        negatives=intervals.negatives,
+        seed=intervals.seed,
+    )
+
+
+def _deepsea(config: DataConfig, path: Path, _: Path) -> Source:
+    return DeepSea(_files(path, "deepsea"), order=config.one_hot_order)
+
+
+def _dataset(config: DataConfig, path: Path, _: Path) -> Source:
+    return HubDataset(str(path), _columns(config), subset=config.subset, revision=config.revision)
+
+
+_OPEN: dict[str, Callable[[DataConfig, Path, Path], Source]] = {
+    "table": _table,
+    "fasta": _fasta,
+    "class_folders": _class_folders,
+    "bed": _bed,
+    "deepsea": _deepsea,
+    "dataset": _dataset,
+}
+
+
+def _format_at(path: Path) -> str:
+    """What is at a path.
+
+    Raises:
+        UserError: where it is nothing known.
+    """
+    if isdir(path):
+        if any((path / name).is_file() for name in SAVED_DATASET):
+            return "dataset"
+        for format in ENDINGS:
+            if _by_split(path, format) or (format == "fasta" and _by_class(path, _is_fasta)):
+                return format
+        classes = _by_class(path, isdir)
+        if classes and all(kind_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
+            return "class_folders"
+        rule = "holds no train file of a known kind, and no folders of .txt files or FASTA files of classes"
+    else:
+        for format, endings in ENDINGS.items():
+            if kind_of(path) in endings:
+                return format
+        known = ", ".join(ending for endings in ENDINGS.values() for ending in endings)
+        rule = f"is no folder, and the ending is none of {known}"
+        if not exists(path):
+            rule = "is not there (a data set on the hub needs data.format=dataset)"
+    raise UserError(Mistake("data.path", path, rule, WHAT_MAY_BE_THERE))
+
+
+def _files(path: Path, format: str) -> list[Part]:
+    """The files of a data set: one, or one per split, or of FASTA one per class.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if not isdir(path):
+        if format in ("table", "deepsea") and kind_of(path) not in ENDINGS[format]:
+            rule = f"the ending is none of {', '.join(ENDINGS[format])}"
+            raise UserError(Mistake("data.path", path, rule, "rename or convert the file"))
+        return [Part("train", path)]
+    parts = _by_split(path, format)
+    if not parts and format == "fasta":
+        parts = _by_class(path, _is_fasta)
+    if not any(part.split == "train" for part in parts):
+        endings = ", ".join(ENDINGS[format])
+        rule = f"holds no file train.* with one of the endings {endings}"
+        raise UserError(Mistake("data.path", path, rule, "name the file of training examples so"))
+    return parts
+
+
+def _by_split(folder: Path, format: str) -> list[Part]:
+    """Files called train, dev, test, in this order.
+
+    Raises:
+        UserError: where two files claim one split.
+    """
+    parts: dict[str, Part] = {}
+    for path in entries_of(folder):
+        split = SPLIT_NAMES.get(stem_of(path).lower())
+        if split and kind_of(path) in ENDINGS[format] and not isdir(path):
+            if split in parts:
+                rule = f"is the {split} split, and so is {parts[split].path.name}"
+                raise UserError(Mistake("data.path", path, rule, "keep one of them"))
+            parts[split] = Part(split, path)
+    return [parts[split] for split in ("train", "dev", "test") if split in parts]
+
+
+def _by_class(folder: Path, is_class: Callable[[Path], bool]) -> list[Part]:
+    """Files or folders named by their class, below folders train, dev and test or without such folders."""
+    splits = {}
+    for path in entries_of(folder):
+        if (split := SPLIT_NAMES.get(path.name.lower())) and isdir(path):
+            splits[split] = path
+    splits = {name: splits[name] for name in ("train", "dev", "test") if name in splits}
+    return [
+        Part(split, path, path.name if isdir(path) else stem_of(path))
+        for split, home in (splits or {"train": folder}).items()
+        for path in entries_of(home)
+        if path.name[0] != "." and is_class(path)
+    ]
+
+
+def _is_fasta(path: Path) -> bool:
+    return kind_of(path) in FASTA and not isdir(path)

@@ -1,0 +1,111 @@
+"""Windows without an interval: drawn by chance, each like a positive one in length and GC share."""
+
+import logging
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from lingo_ds.data.examples import Example
+from lingo_ds.data.genome import Genome
+from lingo_ds.data.strands import reverse_complement
+
+logger = logging.getLogger(__name__)
+
+TRIES = 100
+"""Free places looked at for a window before the best of them is taken."""
+
+DRAWS = 10
+"""Times that `TRIES` places are drawn to find as many free ones."""
+
+GC_CLOSE = 0.02
+"""Difference of GC shares that ends the search."""
+
+MOST_N = 0.1
+"""Share of N that a window may have at most."""
+
+
+class Negatives:
+    """Draws windows off all intervals of a genome, each on the chromosome of an interval it is drawn for.
+
+    What is held are the merged intervals: 16 bytes each before they are merged.
+    """
+
+    def __init__(self, genome: Genome, occupied: Iterable[tuple[str, int, int]], *, seed: int):
+        """Takes chromosome, start and end of what must be kept off, in any order."""
+        self._genome, self._rng = genome, np.random.default_rng(seed)
+        self._drawn = self._not_placed = 0
+        self._owed = self._gc_distance = 0.0
+        bounds: dict[str, tuple[array, array]] = {}
+        for chromosome, start, end in occupied:
+            starts, ends = bounds.setdefault(chromosome, (array("q"), array("q")))
+            starts.append(start)
+            ends.append(end)
+        self._occupied = {name: merged(*map(np.asarray, both)) for name, both in bounds.items()}
+
+    def like(self, positive: Example, *, per_interval: float) -> Iterator[Example]:
+        """Windows for a positive one: `per_interval` of them, on average where that is no whole number."""
+        self._owed += per_interval
+        while self._owed >= 1:
+            self._owed -= 1
+            if drawn := self._draw(positive):
+                self._drawn += 1
+                yield drawn
+            else:
+                self._not_placed += 1
+
+    def say_what_was_drawn(self) -> None:
+        """Logs how many windows there are and how close they came."""
+        mean = self._gc_distance / max(self._drawn, 1)
+        logger.info("drew %d windows off the intervals; their GC share differs by %.3f on average",
+                    self._drawn, mean)  # fmt: skip
+        if self._not_placed:
+            logger.warning("%d windows found no place off the intervals in %d tries", self._not_placed, TRIES)
+
+    def _draw(self, positive: Example) -> Example | None:
+        chromosome, strand = positive.fields["chromosome"], positive.fields["strand"]
+        width, wanted = len(positive.sequence), gc_share(positive.sequence)
+        best, closest = None, 2.0
+        for start in islice(self._free_places(chromosome, width), TRIES):
+            sequence = self._genome.fetch(chromosome, start, start + width)
+            if sequence.count("N") > MOST_N * width:
+                continue
+            distance = abs(gc_share(sequence) - wanted)
+            if distance < closest:
+                best, closest = (start, sequence), distance
+                if distance <= GC_CLOSE:
+                    break
+        if best is None:
+            return None
+        self._gc_distance += closest
+        start, sequence = best
+        if strand == "-":
+            sequence = reverse_complement(sequence)
+        fields = {
+            "chromosome": chromosome, "start": str(start), "end": str(start + width), "strand": strand,
+        }  # fmt: skip
+        return Example(sequence, ("0",), f"drawn for {positive.where}", fields=fields)
+
+    def _free_places(self, chromosome: str, width: int) -> Iterator[int]:
+        """Starts of windows off all intervals, drawn anew as they are asked for."""
+        starts, ends = self._occupied[chromosome]
+        room = self._genome.lengths[chromosome] - width
+        for _ in range(DRAWS if room >= 0 else 0):
+            drawn = self._rng.integers(0, room + 1, TRIES)
+            before = np.searchsorted(starts, drawn + width) - 1  # the last that begins before our end
+            yield from drawn[(before < 0) | (ends[before] <= drawn)].tolist()
+
+
+def gc_share(sequence: str) -> float:
+    """G and C among A, C, G and T of upper-case DNA; 0 where there is none of them."""
+    gc = sequence.count("G") + sequence.count("C")
+    return gc / max(gc + sequence.count("A") + sequence.count("T"), 1)
+
+
+def merged(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted starts and ends of the union of intervals, (n,) each; those that touch become one."""
+    order = np.argsort(starts, kind="stable")
+    starts, reach = starts[order], np.maximum.accumulate(ends[order])
+    first = np.concatenate([[True], starts[1:] > reach[:-1]])
+    return starts[first], reach[np.concatenate([first[1:], [True]])]

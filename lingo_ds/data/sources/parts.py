@@ -1,0 +1,130 @@
+"""What all sources share: the parts of a data set, and a fingerprint of the files behind them."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from lingo_ds.data.examples import Example
+from lingo_ds.errors import Mistake, UserError, reason_of
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "eval": "dev",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What a split may be called in names of files, folders and columns."""
+
+WHOLE = 1 << 28
+"""Bytes of a file whose whole content is in the fingerprint; of a larger one, size, time and samples are."""
+
+SAMPLES, SAMPLE = 64, 1 << 16
+
+Item = TypeVar("Item")
+Found = tuple[str, Example | Mistake]
+"""A split's name, and an example of it or what is wrong with one."""
+
+
+class Part(NamedTuple):
+    """A file or folder of examples of one split; `label` is their class where the place says it."""
+
+    split: str
+    path: Path
+    label: str | None = None
+
+
+class Source(Protocol):
+    """Labelled sequences as they are stored somewhere."""
+
+    def fingerprint(self) -> str:
+        """Changes with what the examples are made from."""
+
+    def examples(self) -> Iterator[Found]:
+        """All examples as a stream; sequences and cells are as stored, nothing in them is checked.
+
+        Raises:
+            UserError: where nothing can be read further.
+        """
+
+
+def read_parts(
+    parts: Iterable[Part], read: Callable[[Part], Iterator[Item | Mistake]]
+) -> Iterator[tuple[str, Item | Mistake]]:
+    """The examples of all parts; what ends one part early is a mistake among its examples."""
+    for part in parts:
+        split, item = part.split, None
+        try:
+            for item in read(part):
+                yield split, item
+            if item is None:
+                fix = "add some, or remove it"
+                yield split, Mistake(str(part.path), "0 rows", "holds no examples", fix)
+        except UserError as error:
+            for mistake in error.mistakes:
+                yield split, mistake
+
+
+def fingerprint_of(parts: Iterable[Part]) -> str:
+    """Hex digits that change with a part's split, label or content; the same files elsewhere are the same.
+
+    Files in a folder are known by name, size and time, since there may be a million of them.
+    """
+    digest = hashlib.sha256()
+    for split, path, label in parts:
+        digest.update(repr((split, label)).encode())
+        digest.update(_folder_digest(path) if path.is_dir() else file_digest(path))
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """32 bytes that change with a file; the same for all files that cannot be read.
+
+    Up to `WHOLE` bytes it is of the content. Of a larger file (a genome is not read for minutes at each
+    start) it is of its size, its time of change, and samples from beginning to end: a copy that keeps
+    the time (cp -p, rsync -t) is the same file.
+    """
+    digest = hashlib.sha256()
+    try:
+        if not path.is_file():
+            return digest.digest()
+        facts = path.stat()
+        with path.open("rb") as file:
+            if facts.st_size <= WHOLE:
+                return hashlib.file_digest(file, "sha256").digest()
+            digest.update(repr((facts.st_size, facts.st_mtime_ns)).encode())
+            for sample in range(SAMPLES):
+                file.seek((facts.st_size - SAMPLE) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    except (OSError, ValueError):
+        return digest.digest()
+    return digest.digest()
+
+
+def _folder_digest(folder: Path) -> bytes:
+    digest = hashlib.sha256()
+    for path in files_in(folder):
+        facts = path.stat()
+        digest.update(repr((path.name, facts.st_size, facts.st_mtime_ns)).encode())
+    return digest.digest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The visible files of a folder by name.
+
+    Raises:
+        UserError: where it cannot be listed.
+    """
+    return [path for path in entries_of(folder) if path.is_file() and path.name[0] != "."]
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """All that is in a folder by name.
+
+    Raises:
+        UserError: where it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (OSError, ValueError) as error:
+        rule = f"cannot be listed ({reason_of(error)})"
+        raise UserError(Mistake(str(folder), "folder", rule, "give a folder of files")) from None

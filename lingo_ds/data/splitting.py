@@ -1,0 +1,144 @@
+"""Which examples are train, dev and test where the data does not say it, and what splits have in common."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from lingo_ds.data.examples import SPLITS
+from lingo_ds.errors import Mistake, UserError
+
+
+class Seen:
+    """What is remembered of one split's rows, so that splits can be compared: 12 bytes each, 36 of a window.
+
+    Attributes:
+        hashes: of each row's sequence or pair, the same where the sequence is.
+        lengths: bases of each row's sequence.
+    """
+
+    def __init__(self, chromosomes: dict[str, int]):
+        """Takes the numbers of chromosomes, shared by all splits and filled as they come."""
+        self.hashes, self.lengths = array("q"), array("I")
+        self._chromosomes = chromosomes
+        self._windows = array("q"), array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def add(
+        self, sequences: Sequence[str], pairs: Sequence[str | None], fields: Sequence[Mapping[str, str]]
+    ) -> None:
+        """Remembers rows; `fields` are those of all of them that are windows."""
+        if any(pairs):
+            self.hashes.extend(map(hash, zip(sequences, pairs, strict=True)))
+        else:
+            self.hashes.extend(map(hash, sequences))
+        self.lengths.extend(map(len, sequences))
+        for window in fields:
+            number = self._chromosomes.setdefault(window["chromosome"], len(self._chromosomes))
+            place = number, int(window["start"]), int(window["end"])
+            for column, value in zip(self._windows, place, strict=True):
+                column.append(value)
+
+    def windows(self) -> np.ndarray | None:
+        """(3, rows) int64: chromosome, start, end; None where rows are no windows."""
+        windows = np.array([np.asarray(column) for column in self._windows])
+        return windows if windows.size else None
+
+
+def groups_of(seen: Seen) -> np.ndarray:
+    """(rows,) numbers of groups that must stay together: overlapping windows, else equal sequences."""
+    if (windows := seen.windows()) is None:
+        _, first, group = np.unique(np.asarray(seen.hashes), return_index=True, return_inverse=True)
+        return first[group]  # by first row: hashes are others in another process
+    chromosome, start, end = windows
+    order = np.lexsort((start, chromosome))
+    far = 1 << 44  # beyond any chromosome, so that none reaches into the next
+    begin, reach = (chromosome * far + start)[order], np.maximum.accumulate((chromosome * far + end)[order])
+    group = np.empty(len(seen), dtype=np.int64)
+    group[order] = np.cumsum(np.concatenate([[True], begin[1:] >= reach[:-1]])) - 1
+    return group
+
+
+def carve(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
+    """Draws splits out of the training rows, whole groups each.
+
+    Args:
+        groups: (rows,) the group of each row.
+        shares: of all rows, by the name of the split.
+        seed: of the draw.
+
+    Returns:
+        Ascending rows of each split, and of `train` what is left.
+
+    Raises:
+        UserError: where groups are too large for that.
+    """
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    owner = np.zeros(len(sizes), dtype=np.int64)  # 0: train
+    for number, (name, share) in enumerate(shares.items(), 1):
+        wanted = max(round(share * len(groups)), 1)
+        free = order[(owner[order] == 0) & (sizes[order] <= wanted)]
+        chosen = free[np.cumsum(sizes[free]) <= wanted]
+        owner[chosen] = number
+        if not len(chosen) or not (owner == 0).any():
+            rule = (
+                f"of {len(groups)} rows cannot be drawn: they make {len(sizes)} groups of equal sequences "
+                "or overlapping windows"
+            )
+            fix = "give the data a split of its own, e.g. chromosomes in data.intervals"
+            raise UserError(Mistake(f"data.{name}_fraction", share, rule, fix))
+    names = ["train", *shares]
+    return {name: np.flatnonzero(owner[group] == number) for number, name in enumerate(names)}
+
+
+def count_duplicates(hashes: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Rows whose sequence occurs twice: inside train, and in dev or test as well as in an earlier split."""
+    train, dev, test = (np.sort(hashes[name]) for name in SPLITS)
+    return {
+        "train": int((train[1:] == train[:-1]).sum()),
+        "dev_in_train": _count_in(train, dev),
+        "test_in_train": _count_in(train, test),
+        "test_in_dev": _count_in(dev, test),
+    }
+
+
+def _count_in(ascending: np.ndarray, values: np.ndarray) -> int:
+    """How many of the values are among some others; np.isin takes ten times as long."""
+    places = np.searchsorted(ascending, values)
+    return int((ascending[np.minimum(places, len(ascending) - 1)] == values).sum())
+
+
+def overlaps(windows: Mapping[str, np.ndarray], chromosomes: Sequence[str]) -> str:
+    """In words, what splits have in common of the genome; empty where that is nothing.
+
+    Args:
+        windows: (3, rows) chromosome, start and end, by split.
+        chromosomes: names by number.
+    """
+    found = []
+    for one, other in combinations(windows, 2):
+        both = np.intersect1d(windows[one][0], windows[other][0])
+        touching = sum(_touching(_on(windows[one], k), _on(windows[other], k)) for k in both)
+        if touching:
+            total = windows[other].shape[1]
+            found.append(f"{touching} of {total} windows of {other} overlap windows of {one}")
+        if len(both):
+            some = ", ".join([chromosomes[k] for k in both[:3]] + [".."] * (len(both) > 3))
+            found.append(f"{one} and {other} have {len(both)} chromosomes in common ({some})")
+    return "; ".join(found)
+
+
+def _on(windows: np.ndarray, chromosome: int) -> np.ndarray:
+    return windows[1:, windows[0] == chromosome]
+
+
+def _touching(one: np.ndarray, other: np.ndarray) -> int:
+    """How many of `other`'s windows (2, m) overlap one of `one`'s (2, n)."""
+    order = np.argsort(one[0], kind="stable")
+    starts, reach = one[0][order], np.maximum.accumulate(one[1][order])
+    before = np.searchsorted(starts, other[1]) - 1  # the last that begins before the other's end
+    return int(((before >= 0) & (reach[before] > other[0])).sum())

@@ -1,0 +1,113 @@
+"""Text files as streams of lines, plain or gzipped; what is no text is told by its line."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.untrusted import require_regular
+
+BLOCK = 1 << 20
+"""Bytes decoded at a time; a longer line is decoded whole."""
+
+
+def kind_of(path: Path) -> str:
+    """The ending that says what a file is, in lower case, without a `.gz` behind one of text."""
+    endings = [ending.lower() for ending in path.suffixes]
+    if endings[-1:] == [".gz"] and endings[-2:-1] != [".parquet"]:
+        endings.pop()
+    return endings[-1] if endings else ""
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without the endings that `kind_of` looks at."""
+    name = path.name.removesuffix(".gz")
+    return name[: -len(kind_of(path)) or None]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading.
+
+    Raises:
+        UserError: where there is none, or where it may not be read.
+    """
+    try:
+        require_regular(path)
+        raw = path.open("rb")
+    except OSError as error:
+        raise UserError(
+            Mistake(str(path), "file", error.strerror or "cannot be read", "put it there")
+        ) from None
+    with raw:
+        yield raw
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, see `read_lines`.
+
+    Raises:
+        UserError: where it cannot be read, or is no UTF-8 text.
+    """
+    with opened(path) as raw:
+        yield from read_lines(raw, path)
+
+
+def read_lines(raw: BinaryIO, path: Path) -> Iterator[str]:
+    r"""The lines of an open file, each with its end (\n, \r\n or \r), without a byte order mark.
+
+    Args:
+        raw: the file's bytes; unzipped here where the name ends with .gz.
+        path: names the file in mistakes.
+
+    Raises:
+        UserError: naming the line of a byte that is no text; what stands before it was given out.
+    """
+    file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+    number, codec = 0, "utf-8-sig"
+    for block in _whole_lines(file, path):
+        good, mistake = _before_what_is_no_text(block)
+        yield from io.StringIO(good.decode(codec), newline="")
+        if mistake:
+            line = number + good.count(b"\n") + 1
+            raise UserError(mistake._replace(where=f"{path}:{line}"))
+        number, codec = number + block.count(b"\n"), "utf-8"
+
+
+def _whole_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    r"""The file's bytes in blocks that end behind a \n."""
+    pieces, number = [], 0
+    try:
+        while piece := file.read1(BLOCK):  # not read(): before an error that gives less than there is
+            end = piece.rfind(b"\n") + 1
+            if end:
+                block = b"".join([*pieces, piece[:end]])
+                number += block.count(b"\n")
+                yield block
+                pieces = []
+            pieces.append(piece[end:])
+    except (OSError, EOFError, zlib.error) as error:
+        rule = f"cannot be read further ({error})"
+        raise UserError(Mistake(f"{path}:{number + 1}", "line", rule, "copy the file anew")) from None
+    if rest := b"".join(pieces):
+        yield rest
+
+
+def _before_what_is_no_text(block: bytes) -> tuple[bytes, Mistake | None]:
+    """The lines before one with a NUL byte or what is no UTF-8, and what is wrong with that."""
+    zero, bad = block.find(b"\0"), None
+    try:
+        block.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = error.start
+    if zero >= 0 and (bad is None or zero < bad):
+        bad, value, rule = zero, "NUL byte", "is not text"
+    elif bad is not None:
+        value, rule = f"byte 0x{block[bad]:02x}", "is not UTF-8"
+    else:
+        return block, None
+    return block[: block.rfind(b"\n", 0, bad) + 1], Mistake("", value, rule, "save the file as plain UTF-8")

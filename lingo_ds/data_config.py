@@ -1,0 +1,233 @@
+"""The config's `data` section: where labelled sequences are, and how they become text."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from lingo_ds.settings import BelowOne, PositiveInt, Section, rule_error
+
+Packing = Annotated[
+    Literal["auto", "off"],
+    Field(
+        description="auto: examples without padding in one row, their common prefix once, where the family's "
+        "attention allows it; off: batches padded to their longest example.",
+    ),
+]
+
+Format = Literal["auto", "table", "fasta", "class_folders", "bed", "deepsea", "dataset"]
+
+
+class IntervalsConfig(Section):
+    """Intervals of a genome (BED) as examples."""
+
+    genome: str = Field(description="FASTA of the reference, plain or gzipped; its index is made if needed.")
+    window: Annotated[int, Field(ge=1, le=1 << 24)] | None = Field(
+        None, description="Bases around each interval's centre. null: the interval itself."
+    )
+    flank: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
+        0, description="Bases added on both sides of each interval."
+    )
+    negatives: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0,
+        description="Windows drawn per interval from the same chromosome, of its length and GC share and off "
+        "all intervals. Above 0, intervals are class 1 and these class 0, and no label is read.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the windows drawn.")
+    dev_chromosomes: tuple[str, ...] = Field((), description="Chromosomes that make up the dev split.")
+    test_chromosomes: tuple[str, ...] = Field((), description="Chromosomes that make up the test split.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.window is not None and self.flank:
+            raise rule_error(
+                "stands beside data.intervals.window",
+                "keep one of them",
+                field="data.intervals.flank",
+                value=self.flank,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chromosomes_apart(self) -> Self:
+        if both := sorted({*self.dev_chromosomes} & {*self.test_chromosomes}):
+            raise rule_error(
+                "is among data.intervals.dev_chromosomes too",
+                "keep it in one of them",
+                field="data.intervals.test_chromosomes",
+                value=both[0],
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Labelled sequences and how they become text."""
+
+    path: str = Field(
+        description="File or folder of labelled sequences (docs/data.md), hub id with format `dataset`, "
+        "or `builtin:promoters`."
+    )
+    format: Format = Field(
+        "auto", description="What is at the path. auto: told by the files' endings and folders."
+    )
+    sequence_column: str = Field("sequence", description="Column of a table that holds the DNA.")
+    pair_column: str | None = Field(
+        None,
+        description="Column that holds a second sequence. null: `sequence2` of a table that has `sequence1` "
+        "and `sequence2` instead of `sequence`, else none.",
+    )
+    pair_separator: str = Field("\n", description="Text between the two sequences of a pair.")
+    label_column: str | tuple[str, ...] = Field(
+        "label", description="Column that holds the class, an integer from 0 or a name; or several columns."
+    )
+    class_names: tuple[str, ...] | None = Field(
+        None, description="Names in the order of their classes 0, 1, .. null: names found, sorted."
+    )
+    only_task: str | None = Field(
+        None,
+        description="Use only examples of this task: third part of a FASTA header (>id|label|task), or the "
+        "column `task` of a table.",
+    )
+    subset: str | None = Field(None, description="Configuration of a dataset on the hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a dataset on the hub.")
+    one_hot_order: str | None = Field(
+        None, description="Bases of one-hot channels. null: AGCT in a .mat (DeepSEA's), ACGT in a .npz."
+    )
+    intervals: IntervalsConfig | None = Field(None, description="Genome and windows, for BED.")
+    dev_fraction: Annotated[BelowOne, Field(gt=0)] = Field(
+        0.1, description="Share of the training rows that becomes dev where the data has no dev split."
+    )
+    test_fraction: Annotated[BelowOne, Field(gt=0)] = Field(
+        0.1, description="Share of the training rows that becomes test where the data has no test split."
+    )
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Of the draw of those shares; the run's own seed leaves the splits alone."
+    )
+    prefix: str | None = Field(
+        None,
+        description="Template around the DNA, with {sequence} and, if wanted, {domain}. "
+        "null: the sequence alone.",
+    )
+    domain: str | None = Field(
+        None, description="Text for {domain} in the template, e.g. `human core promoters`."
+    )
+    max_length: PositiveInt | None = Field(
+        None,
+        description="Longest example in tokens; longer sequences lose their end. "
+        "null: the backbone's context.",
+    )
+    packing: Packing = "auto"
+    reverse_complement: Literal["off", "augment", "average", "both"] = Field(
+        "off",
+        description="augment: each epoch reads each training example on a strand drawn anew; average: dev, "
+        "test and predictions are mean probabilities over both strands; both: both.",
+    )
+    strand_specific: bool = Field(
+        False,
+        description="Whether the other strand means something else; reverse_complement is then refused.",
+    )
+    cache_dir: Path | None = Field(
+        None, description="Converted and tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
+    )
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label columns, one or several."""
+        return (self.label_column,) if isinstance(self.label_column, str) else self.label_column
+
+    @property
+    def augments(self) -> bool:
+        """Whether training reads both strands."""
+        return self.reverse_complement in ("augment", "both")
+
+    @property
+    def averages(self) -> bool:
+        """Whether evaluation reads both strands."""
+        return self.reverse_complement in ("average", "both")
+
+    @model_validator(mode="after")
+    def _strands(self) -> Self:
+        if self.strand_specific and self.reverse_complement != "off":
+            raise rule_error(
+                "gives the label of one strand to the other, which data.strand_specific rules out",
+                "set data.reverse_complement=off",
+                field="data.reverse_complement",
+                value=self.reverse_complement,
+            )
+        return self
+
+    @field_validator("label_column", "class_names")
+    @classmethod
+    def _each_once(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+            raise rule_error("must hold names, each once", "write e.g. [first, second]")
+        return value
+
+    @field_validator("one_hot_order")
+    @classmethod
+    def _all_bases(cls, value: str | None) -> str | None:
+        if value is not None and sorted(value) != list("ACGT"):
+            raise rule_error("is not A, C, G and T in some order", "write e.g. ACGT")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.dev_fraction + self.test_fraction >= 1:
+            raise rule_error(
+                f"and data.dev_fraction {self.dev_fraction} leave no training rows",
+                "lower one of them",
+                field="data.test_fraction",
+                value=self.test_fraction,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_format(self) -> Self:
+        """Settings that only some formats read; with `auto` this is seen when the data is opened."""
+        if self.format != "auto":
+            for name in self.unread_by(self.format):
+                raise rule_error(
+                    f"means nothing with data.format {self.format}",
+                    "remove it or set another data.format",
+                    field=f"data.{name}",
+                    value=getattr(self, name),
+                )
+        if self.format == "bed" and self.intervals is None:
+            raise rule_error(
+                "is needed by data.format bed",
+                "name the reference FASTA",
+                field="data.intervals.genome",
+                value="nothing",
+            )
+        return self
+
+    def unread_by(self, format: str) -> list[str]:
+        """Settings that are set although a format does not read them."""
+        readers = {
+            "intervals": ("bed",),
+            "subset": ("dataset",),
+            "revision": ("dataset",),
+            "one_hot_order": ("deepsea",),
+            "only_task": ("table", "fasta", "dataset"),
+            "pair_column": ("table", "dataset"),
+        }
+        return [name for name, of in readers.items() if format not in of and getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        if self.prefix is None:
+            return self
+        names = re.findall(r"\{([^{}]*)\}", self.prefix)
+        if names.count("sequence") != 1 or set(names) - {"sequence", "domain"}:
+            raise rule_error(
+                "needs {sequence} once and knows only {sequence} and {domain}",
+                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:'",
+                field="data.prefix",
+                value=self.prefix,
+            )
+        if "domain" in names and self.domain is None:
+            raise rule_error(
+                "is needed by {domain} in data.prefix", "set it", field="data.domain", value="nothing"
+            )
+        return self
