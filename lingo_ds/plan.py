@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lingo_ds.config import RunConfig, resolve_duration
+from lingo_ds.config import RunConfig
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.memory import USABLE_MEMORY, ModelFacts, as_bytes, backbone_bytes, choose_spread, fill_profile
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
+from lingo_ds.settings import resolve_duration
 
 EVAL_BATCH_FACTOR = 4
 """Examples of an evaluation forward over those of a training one."""
