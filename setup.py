@@ -39,6 +39,7 @@ setup(
         "rich",
         "safetensors",
         "scikit-learn",
+        "scipy",
         "tensorboard",
         "torch>=2.10",
         "transformers>=5.17,<6",
