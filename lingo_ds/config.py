@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lingo_ds.settings import LARGEST, BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
+from lingo_ds.task_config import METRICS, SelectionConfig, TaskConfig, distinct_names, require_fit
 
 Packing = Annotated[
     Literal["auto", "off"],
@@ -46,7 +47,11 @@ class DataConfig(Section):
 
     path: str = Field(description="Folder with train.csv, dev.csv and test.csv, or `builtin:promoters`.")
     sequence_column: str = Field("sequence", description="CSV column that holds the DNA.")
-    label_column: str = Field("label", description="CSV column that holds the class, an integer from 0.")
+    label_column: str | list[str] = Field(
+        "label",
+        description="CSV column of the class, an integer from 0; of labels or values, which may stand in one "
+        "column (`0 1 0`, `0;1;0`, labels also `010`), or a list of columns, one each.",
+    )
     prefix: str | None = Field(
         None,
         description="Template around the DNA, with {sequence} and, if wanted, {domain}. "
@@ -64,6 +69,16 @@ class DataConfig(Section):
     cache_dir: Path | None = Field(
         None, description="Tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
     )
+
+    @field_validator("label_column")
+    @classmethod
+    def _label_column(cls, value: str | list[str]) -> str | list[str]:
+        return value if isinstance(value, str) else distinct_names(value)
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns that hold an example's label."""
+        return [self.label_column] if isinstance(self.label_column, str) else self.label_column
 
     @model_validator(mode="after")
     def _template(self) -> Self:
@@ -235,15 +250,6 @@ class TrainConfig(Section):
         return self
 
 
-class SelectionConfig(Section):
-    """Which step's adapter is kept."""
-
-    metric: Literal["mcc", "accuracy", "macro_f1", "auroc", "auprc"] = Field(
-        "mcc", description="Dev metric, higher wins."
-    )
-    after_final_mask: bool = Field(True, description="Choose only among steps that are at the target budget.")
-
-
 class ZeroConfig(Section):
     """How the frozen weights are spread."""
 
@@ -289,6 +295,7 @@ class RunConfig(Section):
     output_dir: Path | None = Field(None, description="Everything the run writes. null: runs/<name>.")
     backbone: BackboneConfig
     data: DataConfig
+    task: TaskConfig = TaskConfig()
     adapter: AdapterConfig = AdapterConfig()
     head: HeadConfig = HeadConfig()
     rank_sampling: RankSamplingConfig = RankSamplingConfig()
@@ -335,6 +342,17 @@ class RunConfig(Section):
                 value=self.rank_sampling.min_rank,
             )
         return self
+
+    @model_validator(mode="after")
+    def _task(self) -> Self:
+        require_fit(self.task, self.selection, self.data.label_column)
+        return self
+
+    @property
+    def metric(self) -> str:
+        """The dev metric by which the adapter is selected."""
+        metric = self.selection.metric
+        return METRICS[self.task.family][0] if metric == "auto" else metric
 
     @property
     def run_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""`lingo-ds predict`: the classes of new sequences, from a file into another."""
+"""`lingo-ds predict`: classes, labels or values of new sequences, from a file into another."""
 
 import logging
 import time
@@ -47,7 +47,7 @@ def predict(
             if env.is_main:
                 check_output(target, source=source, overwrite=overwrite)
         predictor = make_predictor(adapter, config, env)
-        output = Output(target, classes=predictor.task.classes, numbered=records.numbered)
+        output = Output(target, task=predictor.task, numbered=records.numbered)
         with distributed.together(env):
             if env.is_main:
                 held.enter_context(output.held())
@@ -68,9 +68,9 @@ def _predict_on(predictor: Predictor, records: Records, output: Output, done: Do
     progress = SequenceProgress(enabled=env.is_main, done=number, console=logs.console)
     stop = StopSignals()
     with stop.installed(), progress, closing(predictor.stream(chunks)) as stream:
-        for chunk, probabilities, cut_here in stream:
+        for chunk, answers, cut_here in stream:
             if env.is_main:
-                output.add(chunk.begin, chunk.ids, probabilities, cut_here)
+                output.add(chunk.begin, chunk.ids, answers, cut_here)
             number, cut = number + len(chunk.ids), cut + cut_here
             progress.update(number, read=chunk.read)
             if distributed.all_gather(torch.tensor([stop.requested], device=env.device)).any():

@@ -22,7 +22,7 @@ from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.sources import read_gue
-from lingo_ds.data.tasks import Task, make_task
+from lingo_ds.data.tasks import Task, task_of
 from lingo_ds.data.tokenize import (
     TokenizedData,
     data_fingerprint,
@@ -87,13 +87,10 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         profile = read_profile(config.zero, env)
     data = _tokenized(config, tokenizer, cache, max_length, env)
     _require_tokens(data, spec)
-    task = make_task(
-        config.name,
-        classes=data.classes,
-        template=config.data.prefix,
-        domain=config.data.domain,
-        max_length=max_length,
-    )
+    train_labels = data.splits["train"].labels
+    task = task_of(config, train_labels, classes=data.classes, max_length=max_length)
+    if env.is_main:
+        _say_what_was_noticed(data, task)
     layout = uniform_layout(
         sites,
         rank=config.adapter.rank,
@@ -198,6 +195,7 @@ def _tokenized(
     settings = {
         "prefix": data.prefix, "domain": data.domain, "max_length": max_length,
         "sequence_column": data.sequence_column, "label_column": data.label_column,
+        "targets": config.task.family,
     }  # fmt: skip
     definition = (
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
@@ -206,7 +204,12 @@ def _tokenized(
 
     def tokenise() -> None:
         if not entry.exists():
-            splits = read_gue(folder, sequence_column=data.sequence_column, label_column=data.label_column)
+            splits = read_gue(
+                folder,
+                sequence_column=data.sequence_column,
+                label_columns=data.label_columns,
+                kind=config.task.kind,
+            )
             prompt = make_prompt(data.prefix, domain=data.domain)
             write_tokenized(
                 entry,
@@ -217,10 +220,7 @@ def _tokenized(
             )
 
     distributed.first_on_host_does(tokenise, env)
-    tokenized = read_tokenized(entry)
-    if env.is_main:
-        _say_what_was_noticed(tokenized)
-    return tokenized
+    return read_tokenized(entry)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -245,9 +245,11 @@ def _require_tokens(data: TokenizedData, spec: BackboneSpec) -> None:
         raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
 
 
-def _say_what_was_noticed(data: TokenizedData) -> None:
+def _say_what_was_noticed(data: TokenizedData, task: Task) -> None:
     facts = data.facts()
-    logger.info("data: %s rows, %d classes", facts["rows"], data.classes)
+    logger.info("data: %s rows, %s", facts["rows"], task.outputs)
+    if any(facts["unknown"].values()):
+        logger.info("unknown labels or values, left out of loss and metrics: %s", facts["unknown"])
     if any(data.duplicates.values()):
         logger.warning("the same sequence more than once: %s", data.duplicates)
     if any(facts["truncated"].values()):

@@ -4,9 +4,11 @@ import csv
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lingo_ds.data.targets import BadTarget, Target, find_misfits, read_target
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.untrusted import read_regular
 
@@ -26,21 +28,23 @@ class Split:
     Attributes:
         path: the file.
         sequences: upper-case DNA.
-        labels: classes, counted from 0.
+        labels: see `read_target`.
         lines: line of each row in the file, counted from 1.
     """
 
     path: Path
     sequences: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[Target] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.sequences)
 
 
-def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[str, Split]:
-    """Reads `train.csv`, `dev.csv` and `test.csv` of a folder in GUE's layout.
+def read_gue(
+    folder: Path, *, sequence_column: str, label_columns: Sequence[str], kind: str = "auto"
+) -> dict[str, Split]:
+    """Reads `train.csv`, `dev.csv` and `test.csv` of a folder in GUE's layout; `kind` is `task.kind`.
 
     Raises:
         UserError: with all mistakes of all files.
@@ -54,18 +58,21 @@ def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[s
     for name in SPLITS:
         try:
             splits[name] = read_csv(
-                folder / f"{name}.csv", sequence_column=sequence_column, label_column=label_column
+                folder / f"{name}.csv",
+                sequence_column=sequence_column,
+                label_columns=label_columns,
+                kind=kind,
             )
         except UserError as error:
             mistakes += error.mistakes
     if not mistakes:
-        mistakes = _check_labels(splits)
+        mistakes = _check_labels(splits, kind)
     if mistakes:
         raise UserError(mistakes)
     return splits
 
 
-def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
+def read_csv(path: Path, *, sequence_column: str, label_columns: Sequence[str], kind: str = "auto") -> Split:
     """Reads one file of labelled sequences: UTF-8, a header, one row per sequence. Lower case is raised.
 
     Raises:
@@ -75,10 +82,11 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
     split, mistakes, begin = Split(path), [], 1
     try:
         header = [name.strip() for name in next(reader, [])]
-        twice = [name for name in (sequence_column, label_column) if header.count(name) > 1]
+        columns = (sequence_column, *label_columns)
+        twice = [name for name in columns if header.count(name) > 1]
         if twice:
             raise UserError(Mistake(f"{path}:1", twice[0], "names two columns", "rename one of them"))
-        missing = [column for column in (sequence_column, label_column) if column not in header]
+        missing = [column for column in columns if column not in header]
         if missing:
             raise UserError(
                 [
@@ -88,11 +96,11 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
                     for column in missing
                 ]
             )  # fmt: skip
-        places = header.index(sequence_column), header.index(label_column)
+        sequence_at, *labels_at = (header.index(column) for column in columns)
         begin = reader.line_num + 1
         for row in reader:
             if len(row) > 1 or "".join(row).strip():
-                mistakes += _add_row(split, row, begin, len(header), *places)
+                mistakes += _add_row(split, row, begin, len(header), sequence_at, labels_at, kind)
             begin = reader.line_num + 1
     except csv.Error as error:
         mistakes.append(Mistake(f"{path}:{begin}", "row", str(error), "quote the field properly"))
@@ -135,22 +143,22 @@ def _read_text(path: Path) -> str:
 
 
 def _add_row(
-    split: Split, row: list[str], line: int, width: int, sequence_at: int, label_at: int
+    split: Split, row: list[str], line: int, width: int, sequence_at: int, labels_at: list[int], kind: str
 ) -> list[Mistake]:
     """Adds a good row to the split; returns what is wrong with a bad one."""
     where = f"{split.path}:{line}"
     if len(row) != width:
         return [Mistake(where, f"{len(row)} fields", f"the header has {width}", "complete the row")]
-    sequence, label = row[sequence_at].strip(), row[label_at].strip()
+    sequence, target = row[sequence_at].strip(), None
     wrong = sequence_mistake(sequence, where)
     mistakes = [wrong] if wrong else []
-    if not re.fullmatch(r"\d{1,9}", label):
-        mistakes.append(
-            Mistake(where, label, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
-        )
+    try:
+        target = read_target([row[place] for place in labels_at], kind=kind)
+    except BadTarget as bad:
+        mistakes.append(Mistake(where, bad.value, bad.rule, bad.fix))
     if not mistakes:
         split.sequences.append(sequence.upper())
-        split.labels.append(int(label))
+        split.labels.append(target)
         split.lines.append(line)
     return mistakes
 
@@ -166,34 +174,11 @@ def sequence_mistake(sequence: str, where: str) -> Mistake | None:
     return Mistake(where, illegal.group(), rule, "correct the letter, or write N")
 
 
-def _check_labels(splits: dict[str, Split]) -> list[Mistake]:
-    train = splits["train"]
-    classes = sorted(set(train.labels))
-    gap = next((c for c in range(classes[-1]) if c not in set(classes)), None)
-    if gap is not None:
-        line = train.lines[train.labels.index(classes[-1])]
-        return [
-            Mistake(
-                f"{train.path}:{line}", classes[-1],
-                f"labels must run from 0 without a gap, and no row has {gap}",
-                f"number the {len(classes)} classes 0 .. {len(classes) - 1}",
-            )
-        ]  # fmt: skip
-    if len(classes) == 1:
-        return [
-            Mistake(str(train.path), classes[0], "is the only label", "a task needs at least two classes")
-        ]
+def _check_labels(splits: dict[str, Split], kind: str) -> list[Mistake]:
     mistakes = []
-    for split in (splits["dev"], splits["test"]):
-        unknown = next((i for i, label in enumerate(split.labels) if label > classes[-1]), None)
-        if unknown is not None:
-            mistakes.append(
-                Mistake(
-                    f"{split.path}:{split.lines[unknown]}", split.labels[unknown],
-                    "label does not occur in train.csv",
-                    "add training rows of this class, or remove the row",
-                )
-            )  # fmt: skip
+    for name, row, *rest in find_misfits({name: split.labels for name, split in splits.items()}, kind=kind):
+        path, lines = splits[name].path, splits[name].lines
+        mistakes.append(Mistake(str(path) if row is None else f"{path}:{lines[row]}", *rest))
     return mistakes
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.sources import SPLITS, Split, count_duplicates
+from lingo_ds.data.targets import Target, count_outputs
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 
@@ -31,6 +33,9 @@ FEATURES = datasets.Features(
         "truncated": datasets.Value("bool"),
     }
 )
+VALUE_FEATURES = datasets.Features({**FEATURES, "label": datasets.List(datasets.Value("float32"))})
+"""Of tasks whose target is a list of values, NaN where unknown."""
+
 Tokenize = Callable[[list[str]], list[list[int]]]
 
 
@@ -39,7 +44,7 @@ class TokenizedSplit:
     """One split's token ids, read where the table has them: on disk by memory map, whatever it is cut into.
 
     Attributes:
-        table: columns input_ids (list of int32), label (int64), truncated (bool).
+        table: columns input_ids (list of int32), label (int64 or list of float32), truncated (bool).
     """
 
     table: datasets.Dataset
@@ -63,8 +68,17 @@ class TokenizedSplit:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(rows,) classes."""
-        return self.table.data.column("label").to_numpy()
+        """(rows,) int64 classes, or (rows, values) float32 with NaN where unknown."""
+        column = self.table.data.column("label")
+        if pa.types.is_integer(column.type):
+            return column.to_numpy()
+        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        return np.concatenate(values).reshape(len(column), -1)
+
+    @property
+    def unknown(self) -> int:
+        """Labels or values that are not known."""
+        return int(np.isnan(self.labels).sum())
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -103,7 +117,7 @@ class TokenizedData:
 
     Attributes:
         splits: by name.
-        classes: number of labels.
+        classes: outputs that a head needs, see `count_outputs`.
         duplicates: rows that occur twice, see `count_duplicates`.
         fingerprint: of files, tokenizer, prompt and length together.
     """
@@ -133,6 +147,7 @@ class TokenizedData:
         return {
             "rows": {name: len(split) for name, split in self.splits.items()},
             "truncated": {name: split.truncated for name, split in self.splits.items()},
+            "unknown": {name: split.unknown for name, split in self.splits.items()},
             "duplicates": self.duplicates,
             "fingerprint": self.fingerprint,
         }
@@ -175,7 +190,7 @@ def write_tokenized(
                 split.sequences, split.labels, tokenize=tokenize, prompt=prompt, max_length=max_length
             )
             tokenized.table.save_to_disk(aside / name)
-        facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
+        facts = {"classes": count_outputs(splits["train"].labels), "duplicates": count_duplicates(splits)}
         (aside / "facts.json").write_text(json.dumps(facts))
 
     try:
@@ -194,7 +209,7 @@ def read_tokenized(folder: Path) -> TokenizedData:
 
 def tokenized_split(
     sequences: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[Target],
     *,
     tokenize: Tokenize,
     prompt: Prompt,
@@ -215,7 +230,8 @@ def tokenized_split(
             )
             truncated.append(too_long)
     columns = {"input_ids": input_ids, "label": labels, "truncated": truncated}
-    return TokenizedSplit(datasets.Dataset.from_dict(columns, features=FEATURES))
+    features = VALUE_FEATURES if isinstance(labels[0], list) else FEATURES
+    return TokenizedSplit(datasets.Dataset.from_dict(columns, features=features))
 
 
 def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:

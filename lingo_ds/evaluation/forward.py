@@ -15,7 +15,7 @@ from lingo_ds.model import AdaptedModel
 
 @torch.no_grad()
 def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[Tensor, Tensor]:
-    """Rows (n,) of the examples that count, and their logits (n, classes), in the order of computing."""
+    """Rows (n,) of the examples that count, and their logits (n, outputs), in the order of computing."""
     model.backbone.train(False)
     rows, logits = [], []
     for part in forwards:

@@ -6,6 +6,7 @@ on behind the last of them. What the parts were made from is noted there: they a
 
 import csv
 import gzip
+import io
 import json
 import logging
 import shutil
@@ -18,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingo_ds.data.tasks import Task
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.evaluation.readout import answer_columns, decide
 from lingo_ds.files import make_folder, only_user, write_aside
 
 logger = logging.getLogger(__name__)
@@ -37,20 +40,25 @@ class Done(NamedTuple):
 
 
 class Output:
-    """The file that a job of predicting leaves: columns id, label and one probability per class.
+    """The file that a job of predicting leaves: id, decision, and one probability per class or label.
+
+    The decision is the `label` of a class; of a multilabel task the names of its `labels`, joined by `;`. A
+    regression has values alone.
 
     Attributes:
         path: the file.
     """
 
-    def __init__(self, path: Path, *, classes: int, numbered: bool):
-        """Takes the file, the task's classes, and whether ids are integers."""
+    def __init__(self, path: Path, *, task: Task, numbered: bool):
+        """Takes the file, what the answers mean, and whether ids are integers."""
+        self._task = task
         self.path, self._parts = path, path.with_name(f".{path.name}.parts")
         self._ending = next(ending for ending in ENDINGS if path.name.lower().endswith(ending))
         self._delimiter = DELIMITERS.get(self._ending.removesuffix(".gz"))
         id_type = pa.int64() if numbered else pa.string()
-        probabilities = [(f"probability_{c}", pa.float32()) for c in range(classes)]
-        self._schema = pa.schema([("id", id_type), ("label", pa.int64()), *probabilities])
+        decision = {"multilabel": [("labels", pa.string())], "regression": []}
+        self._first = [("id", id_type), *decision.get(task.kind, [("label", pa.int64())])]
+        self._schema = pa.schema([*self._first, *((name, pa.float32()) for name in answer_columns(task))])
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -82,10 +90,10 @@ class Output:
         write_aside(note, lambda aside: aside.write_text(text))
         return Done()
 
-    def add(self, begin: int, ids: list[str] | list[int], probabilities: np.ndarray, cut: int) -> None:
-        """Writes the chunk of sequences from `begin` on; `probabilities` is (n, classes) float32."""
+    def add(self, begin: int, ids: list[str] | list[int], answers: np.ndarray, cut: int) -> None:
+        """Writes the chunk of sequences from `begin` on; `answers` is (n, outputs) float32."""
         name = f"{begin:012}-{begin + len(ids):012}-{cut}"
-        columns = [ids, probabilities.argmax(1), *probabilities.T]
+        columns = [ids, *self._decisions(answers), *answers.T]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         if self._delimiter is None:
@@ -108,9 +116,20 @@ class Output:
             for path in sorted(self._parts.glob("[0-9]*-[0-9]*-[0-9]*"))
         ]
 
+    def _decisions(self, answers: np.ndarray) -> list[np.ndarray | list[str]]:
+        """The column between ids and answers, if the task has one."""
+        if self._task.kind == "regression":
+            return []
+        decided = decide(answers, self._task)
+        if self._task.kind != "multilabel":
+            return [decided]
+        names = np.array(self._task.output_names, dtype=object)
+        return [[";".join(names[row == 1]) for row in decided]]
+
     def _write_text(self, table: pa.Table, aside: Path) -> None:
         columns = [column.to_pylist() for column in table.columns]
-        columns[2:] = [[f"{value:.7g}" for value in column] for column in columns[2:]]
+        first, digits = len(self._first), 9 if self._task.kind == "regression" else 7
+        columns[first:] = [[f"{value:.{digits}g}" for value in column] for column in columns[first:]]
         with aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=self._delimiter, lineterminator="\n")
             writer.writerows(zip(*columns, strict=True))
@@ -127,7 +146,9 @@ class Output:
                 self._join_text(parts, packed)
 
     def _join_text(self, parts: list[Path], file: BinaryIO) -> None:
-        file.write((self._delimiter.join(self._schema.names) + "\n").encode())
+        header = io.StringIO()
+        csv.writer(header, delimiter=self._delimiter, lineterminator="\n").writerow(self._schema.names)
+        file.write(header.getvalue().encode())
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file)

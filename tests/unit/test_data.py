@@ -25,7 +25,7 @@ from lingo_ds.errors import Mistake, UserError
 from lingo_ds.prepare import Prepared, prepare
 
 GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"
-COLUMNS = {"sequence_column": "sequence", "label_column": "label"}
+COLUMNS = {"sequence_column": "sequence", "label_columns": ["label"]}
 TEMPLATE = "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
 ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))
 
@@ -58,7 +58,7 @@ def test_good_folder_is_read(folder):
 
 def test_columns_may_have_other_names(tmp_path):
     (tmp_path / "x.csv").write_text("class, dna \n1,ACGT\n")
-    split = read_csv(tmp_path / "x.csv", sequence_column="dna", label_column="class")
+    split = read_csv(tmp_path / "x.csv", sequence_column="dna", label_columns=["class"])
     assert (split.sequences, split.labels) == (["ACGT"], [1])
 
 

@@ -1,0 +1,188 @@
+"""What a label says: a class, or one number per label or value; and what is known of a whole split's."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Cell = str | int | float | None
+"""Content of a label column, as text or as Parquet has it."""
+
+Target = int | list[float]
+"""A class, counted from 0; or one float per label or value, NaN where it is unknown."""
+
+VALUE_KINDS = ("multilabel", "regression")
+"""Kinds of task whose target is a list of floats."""
+
+MOST_OUTPUTS = 1 << 16
+"""Classes, labels or values of a task; more are taken for a mistake or a damaged file."""
+
+UNKNOWN = ("", "na", "nan")
+"""What an unknown label or value is written as, in any case."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class BadTarget(ValueError):
+    """A label that is none: what stands there, the rule, and what to do."""
+
+    def __init__(self, value: object, rule: str, fix: str):
+        super().__init__(f"{value!r}: {rule}: {fix}")
+        self.value, self.rule, self.fix = value, rule, fix
+
+
+def read_target(cells: Sequence[Cell], *, kind: str) -> Target:
+    """The target of one example.
+
+    Args:
+        cells: content of the label columns, in order. One alone may hold several values, `0 1 0` or `0;1;0`,
+            and labels also as `010`.
+        kind: `task.kind`; of `auto`, `binary` and `multiclass` the target is a class.
+
+    Raises:
+        BadTarget: for content that says no class, label or value.
+    """
+    if kind not in VALUE_KINDS:
+        return _read_class(cells[0])
+    parts = cells if len(cells) > 1 else _values_in(cells[0], kind)
+    read = _read_label if kind == "multilabel" else _read_value
+    return [math.nan if _is_unknown(part) else read(part) for part in parts]
+
+
+def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:
+    if not isinstance(cell, str):
+        return [cell]
+    text = cell.strip()
+    if kind == "multilabel" and re.fullmatch("[01]+", text):
+        return list(text)
+    return text.split(";") if ";" in text else text.split() or [""]
+
+
+def _is_unknown(part: Cell) -> bool:
+    if isinstance(part, str):
+        return part.strip().lower() in UNKNOWN
+    return part is None or math.isnan(part)
+
+
+def _read_class(cell: Cell) -> int:
+    text = _text(cell)
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise BadTarget(text, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
+    return int(text)
+
+
+def _read_label(part: Cell) -> float:
+    number = _number(part)
+    if number not in (0, 1):
+        raise BadTarget(part, "label is neither 0 nor 1", "write 0 or 1, or NA where it is unknown")
+    return number
+
+
+def _read_value(part: Cell) -> float:
+    number = _number(part)
+    if number is None or not abs(number) <= _LARGEST:
+        raise BadTarget(part, "value is no finite number", "write a number, or NA where it is unknown")
+    return number
+
+
+def _number(part: Cell) -> float | None:
+    text = _text(part)
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _text(cell: Cell) -> str:
+    """As a CSV would have it: Parquet's 1.0 and true are 1."""
+    whole = isinstance(cell, bool) or (isinstance(cell, float) and cell.is_integer())
+    return str(int(cell)) if whole else str(cell).strip()
+
+
+class Misfit(NamedTuple):
+    """A target that does not go with the others: split and row (None: no single one), value, rule and fix."""
+
+    split: str
+    row: int | None
+    value: object
+    rule: str
+    fix: str
+
+
+def find_misfits(splits: Mapping[str, Sequence[Target]], *, kind: str) -> list[Misfit]:
+    """What is wrong with the targets of `train` and the other splits together; each split has some."""
+    return _class_misfits(splits) if kind not in VALUE_KINDS else _value_misfits(splits, kind)
+
+
+def _class_misfits(splits: Mapping[str, Sequence[int]]) -> list[Misfit]:
+    train = splits["train"]
+    classes = sorted(set(train))
+    gap = next((c for c, label in enumerate(classes) if label != c), None)
+    if gap is not None:
+        rule = f"labels must run from 0 without a gap, and no row has {gap}"
+        fix = f"number the {len(classes)} classes 0 .. {len(classes) - 1}"
+        return [Misfit("train", train.index(classes[-1]), classes[-1], rule, fix)]
+    if len(classes) == 1:
+        return [Misfit("train", None, classes[0], "is the only label", "a task needs at least two classes")]
+    found = []
+    for name, labels in splits.items():
+        unknown = next((row for row, label in enumerate(labels) if label > classes[-1]), None)
+        if unknown is not None:
+            fix = "add training rows of this class, or remove the row"
+            found.append(Misfit(name, unknown, labels[unknown], "label does not occur in train", fix))
+    return found
+
+
+def _value_misfits(splits: Mapping[str, Sequence[list[float]]], kind: str) -> list[Misfit]:
+    width, found = len(splits["train"][0]), []
+    for name, targets in splits.items():
+        row = next((row for row, target in enumerate(targets) if len(target) != width), None)
+        if row is not None:
+            rule = f"the first training row has {width} values"
+            found.append(Misfit(name, row, f"{len(targets[row])} values", rule, "give every row as many"))
+    if width > MOST_OUTPUTS:
+        rule = f"is more than a task has, {MOST_OUTPUTS:,}"
+        found.append(Misfit("train", 0, f"{width:,} values", rule, "name the right label_column"))
+    if found:
+        return found
+    for place, values in enumerate(np.array(splits["train"]).T):
+        known = np.unique(values[~np.isnan(values)])
+        if not len(known):
+            rule = "is known in no training row"
+        elif kind == "regression" and len(known) == 1:
+            rule = f"is {known[0]:g} in every training row"
+        else:
+            continue
+        found.append(Misfit("train", None, f"label or value {place}", rule, "leave it out, or add rows"))
+    return found
+
+
+def count_outputs(train: Sequence[Target]) -> int:
+    """Outputs that a head needs: classes, labels or values."""
+    return len(train[0]) if isinstance(train[0], list) else max(train) + 1
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of each value, (values,) float64, over the rows that know it."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def moments(values: np.ndarray) -> Moments:
+    """Of targets (rows, values) with NaN where unknown; a value known nowhere is no target."""
+    values = values.astype(np.float64)
+    return Moments(np.nanmean(values, axis=0), np.nanstd(values, axis=0))
+
+
+def balanced_weights(labels: np.ndarray, *, outputs: int) -> np.ndarray:
+    """Weights (outputs,) under which rare outputs count as much as frequent ones.
+
+    Of classes (rows,): n / (outputs n_c), for every class occurs. Of labels (rows, outputs) with NaN where
+    unknown: negatives over positives; 1 for a label that the rows have only one of.
+    """
+    if labels.ndim == 1:
+        return len(labels) / (outputs * np.bincount(labels, minlength=outputs))
+    positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
+    both = (positives > 0) & (negatives > 0)
+    return np.where(both, negatives / np.maximum(positives, 1), 1.0)
