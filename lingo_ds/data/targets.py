@@ -70,7 +70,8 @@ def _is_unknown(part: Cell) -> bool:
 def _read_class(cell: Cell) -> int:
     text = _text(cell)
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise BadTarget(text, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
+        fix = "number the classes 0, 1, 2, .., or set task.kind"
+        raise BadTarget(text, "label is not an integer from 0", fix)
     return int(text)
 
 

@@ -23,7 +23,7 @@ def choose_threshold(probabilities: np.ndarray, positive: np.ndarray, *, metric:
     candidates = np.append((ordered[1:] + ordered[:-1]) / 2, DEFAULT)
     tp, fp = (_above(probabilities[of], candidates) for of in (positive, ~positive))
     fn, tn = positive.sum() - tp, (~positive).sum() - fp
-    quality = _QUALITIES.get(metric, _mcc)(tp, fp, fn, tn)
+    quality = _QUALITIES.get(metric, mcc)(tp, fp, fn, tn)
     best = candidates[np.isclose(quality, quality.max(), rtol=1e-12, atol=1e-12)]
     return float(best[np.abs(best - DEFAULT).argmin()])
 
@@ -37,18 +37,20 @@ def _accuracy(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) ->
     return (tp + tn) / (tp + fp + fn + tn)
 
 
-def _f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
-    return 2 * tp / (2 * tp + fp + fn)
+def f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    """F1 of the positives, by counts of any shape; 0 where it is undefined."""
+    return 2 * tp / np.maximum(2 * tp + fp + fn, 1)
 
 
 def _macro_f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
-    return (_f1(tp, fp, fn, tn) + _f1(tn, fn, fp, tp)) / 2
+    return (f1(tp, fp, fn, tn) + f1(tn, fn, fp, tp)) / 2
 
 
-def _mcc(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+def mcc(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    """Matthews' correlation, by counts of any shape; 0 where it is undefined."""
     tp, fp, fn, tn = (count.astype(float) for count in (tp, fp, fn, tn))
     norm = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return np.where(norm > 0, (tp * tn - fp * fn) / np.maximum(norm, 1), 0.0)
 
 
-_QUALITIES = {"accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _f1}
+_QUALITIES = {"accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": f1}
