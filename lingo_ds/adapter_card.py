@@ -1,5 +1,6 @@
 """What an adapter folder says: its task, its backbone, how it reads its input, and the learned values."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -7,10 +8,8 @@ from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
 from lingo_ds.adapters.layout import BankLayout, Site, SiteViews
+from lingo_ds.data.targets import MOST_OUTPUTS
 from lingo_ds.data.tasks import Task
-
-MAX_CLASSES = 1 << 16
-"""More are taken for a damaged card; the head is as large as the card says."""
 
 
 class BackboneCard(BaseModel, extra="forbid", frozen=True):
@@ -33,11 +32,10 @@ class DataCard(BaseModel, extra="forbid", frozen=True):
 class Card(BaseModel, extra="forbid", frozen=True):
     """What an adapter was trained for, and how it reads its input: `task.json`.
 
-    Attributes:
-        average_strands: whether probabilities are the means over both strands.
+    Format 1 knew classes alone, without names and thresholds, and is read as such.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     task: Task
     pooling: Literal["last", "mean", "first"]
     backbone: BackboneCard
@@ -50,11 +48,32 @@ class Card(BaseModel, extra="forbid", frozen=True):
     @field_validator("task")
     @classmethod
     def _possible(cls, task: Task) -> Task:
-        if not 0 < task.classes <= MAX_CLASSES or task.max_length < 1:
+        if not 0 < task.classes <= MOST_OUTPUTS or task.max_length < 1:
             raise ValueError(f"{task.classes} classes of at most {task.max_length} tokens")
         if task.template is not None and task.template.count("{sequence}") != 1:
             raise ValueError("the template must hold {sequence} once")
+        _require_complete(task)
         return task
+
+
+def _require_complete(task: Task) -> None:
+    """Raises ValueError where a task lacks what its answers need, or has what they have no use for."""
+    if task.names and (len(task.names), len(set(task.names))) != (task.classes, task.classes):
+        raise ValueError(f"the names are not those of {task.outputs}")
+    thresholds = {"binary": 1, "multilabel": task.classes}.get(task.kind, 0)
+    moments = task.classes if task.kind == "regression" else 0
+    for name, least, most, wanted, optional in (
+        ("thresholds", 0.0, 1.0, thresholds, True),
+        ("mean", -math.inf, math.inf, moments, moments == 0),
+        ("scale", 0.0, math.inf, moments, moments == 0),
+    ):
+        numbers = getattr(task, name)
+        if numbers is None and optional:
+            continue
+        if numbers is None or len(numbers) != wanted or not wanted:
+            raise ValueError(f"{name} does not go with {task.kind}")
+        if not all(math.isfinite(number) and least <= number <= most for number in numbers):
+            raise ValueError(f"{name} is out of bounds")
 
 
 class KeptSite(NamedTuple):

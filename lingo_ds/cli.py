@@ -143,7 +143,11 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 VERBS = {
     "train": ("train an adapter, select it on dev, report on test", _recipe_arguments, _by_recipe),
     "evaluate": ("evaluate a run's saved adapter on its test split", _recipe_arguments, _by_recipe),
-    "predict": ("predict the classes of new sequences with a saved adapter", _predict_arguments, _predict),
+    "predict": (
+        "predict classes, labels or values of new sequences",
+        _predict_arguments,
+        _predict,
+    ),
     "export": (
         "write a saved adapter for other software, or merge it into its backbone",
         _export_arguments,

@@ -8,15 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lingo_ds.data_config import DataConfig, Packing
-from lingo_ds.settings import (
-    LARGEST,
-    BelowOne,
-    Duration,
-    Epochs,
-    PositiveInt,
-    Section,
-    rule_error,
-)
+from lingo_ds.settings import LARGEST, BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
+from lingo_ds.task_config import METRICS, SelectionConfig, TaskConfig, require_fit
 
 
 class BackboneUse(Section):
@@ -198,15 +191,6 @@ class TrainConfig(Section):
         return self
 
 
-class SelectionConfig(Section):
-    """Which step's adapter is kept."""
-
-    metric: Literal["mcc", "accuracy", "macro_f1", "auroc", "auprc"] = Field(
-        "mcc", description="Dev metric, higher wins."
-    )
-    after_final_mask: bool = Field(True, description="Choose only among steps that are at the target budget.")
-
-
 class ZeroConfig(Section):
     """How the frozen weights are spread."""
 
@@ -252,6 +236,7 @@ class RunConfig(Section):
     output_dir: Path | None = Field(None, description="Everything the run writes. null: runs/<name>.")
     backbone: BackboneConfig
     data: DataConfig
+    task: TaskConfig = TaskConfig()
     adapter: AdapterConfig = AdapterConfig()
     head: HeadConfig = HeadConfig()
     rank_sampling: RankSamplingConfig = RankSamplingConfig()
@@ -298,6 +283,17 @@ class RunConfig(Section):
                 value=self.rank_sampling.min_rank,
             )
         return self
+
+    @model_validator(mode="after")
+    def _task(self) -> Self:
+        require_fit(self.task, self.selection, self.data.label_column)
+        return self
+
+    @property
+    def metric(self) -> str:
+        """The dev metric by which the adapter is selected."""
+        metric = self.selection.metric
+        return METRICS[self.task.family][0] if metric == "auto" else metric
 
     @property
     def run_dir(self) -> Path:

@@ -20,6 +20,7 @@ from lingo_ds.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.backbone.families import CLASSIFIERS
 from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
+from lingo_ds.data.tasks import Task
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 from lingo_ds.model_card import README, Form, Notes, model_card
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 WEIGHTS, INDEX, HEAD, REPORT = (
     "model.safetensors", "model.safetensors.index.json", "head.safetensors", "merge.json",
 )  # fmt: skip
+PROBLEM_TYPES = {"multilabel": "multi_label_classification", "regression": "regression"}
+"""transformers' words for kinds of task; all others are one to it."""
+
 SAID = 3
 """Maps with the largest losses that are named one by one."""
 
@@ -132,9 +136,8 @@ def save_merged(
         if form == "base":
             head = adapter.layout.head(adapter.values).contiguous().clone()
             save_file({"score.weight": head}, aside / HEAD, metadata={"format": "pt"})
-        _config(
-            spec, form, classes=adapter.card.task.classes, pad=pad, dtype=weights.main_dtype
-        ).save_pretrained(aside)
+        config = _config(spec, form, task=adapter.card.task, pad=pad, dtype=weights.main_dtype)
+        config.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         dtype_name = DTYPE_NAMES.get(weights.main_dtype, str(weights.main_dtype))
         merged.append(Merged(form, dtype_name, len(shards.filename_to_tensors), weights.rounding))
@@ -223,8 +226,12 @@ def _left_out(spec: BackboneSpec) -> list[str]:
     )
 
 
-def _config(spec: BackboneSpec, form: Form, *, classes: int, pad: int | None, dtype: torch.dtype) -> Any:
-    """The backbone's config, read anew because its skeleton runs without dropout."""
+def _config(spec: BackboneSpec, form: Form, *, task: Task, pad: int | None, dtype: torch.dtype) -> Any:
+    """The backbone's config, read anew because its skeleton runs without dropout.
+
+    What transformers has no word for is kept in fields of its own: `thresholds`; `target_mean` and
+    `target_scale` of a regression, whose output o means the value mean + scale o: the head has no bias.
+    """
     config = AutoConfig.from_pretrained(spec.folder)
     config.dtype = dtype
     if hasattr(config, "auto_map"):  # names code that this folder does not have
@@ -233,8 +240,13 @@ def _config(spec: BackboneSpec, form: Form, *, classes: int, pad: int | None, dt
         config.architectures = [type(spec.skeleton).__name__]
         return config
     config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]
-    config.id2label = {label: str(label) for label in range(classes)}
-    config.label2id = {str(label): label for label in range(classes)}
+    config.id2label = dict(enumerate(task.output_names))
+    config.label2id = {name: place for place, name in enumerate(task.output_names)}
+    config.problem_type = PROBLEM_TYPES.get(task.kind, "single_label_classification")
+    own = {"thresholds": task.thresholds, "target_mean": task.mean, "target_scale": task.scale}
+    for field, numbers in own.items():
+        if numbers is not None:
+            setattr(config, field, list(numbers))
     config.pad_token_id = pad
     return config
 

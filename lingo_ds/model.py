@@ -36,7 +36,7 @@ class AdaptedModel:
         self._hooks = SiteHooks(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
 
     def logits(self, batch: Batch | Pack) -> Tensor:
-        """(n, classes) fp32 logits of a padded batch or of a pack."""
+        """(n, outputs) fp32 logits of a padded batch or of a pack."""
         adapted = any(self.bank.layout.ranks)  # else nothing in the backbone needs a backward pass
         with torch.set_grad_enabled(adapted and torch.is_grad_enabled()):
             pooled = self._pooled_pack(batch) if isinstance(batch, Pack) else self._pooled_batch(batch)

@@ -10,6 +10,7 @@ from lingo_ds.adapter_card import Card, SavedAdapter
 from lingo_ds.backbone.families import CLASSIFIERS
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.tasks import Task
 
 README = "README.md"
 
@@ -19,8 +20,8 @@ Form = Literal["adalora", "lora", "classifier", "base"]
 TITLES: dict[Form, str] = {
     "adalora": "an AdaLoRA adapter in PEFT's format",
     "lora": "a LoRA adapter in PEFT's format",
-    "classifier": "a merged classifier in Hugging Face's format",
-    "base": "a merged base model in Hugging Face's format; the classification head is in head.safetensors",
+    "classifier": "a merged model with its head in Hugging Face's format",
+    "base": "a merged base model in Hugging Face's format; the head is in head.safetensors",
 }
 
 POOLED = {
@@ -99,12 +100,31 @@ def _task(card: Card) -> str:
     text = prompt.render("{sequence}")
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return (
-        f"Classifies DNA sequences into {task.classes} classes, 0 to {task.classes - 1} ({task.kind}). "
-        f"The model reads\n\n{fence}text\n{text}\n{fence}\n\n"
-        f"cut to {task.max_length} tokens inside the sequence, and classifies by its {card.pooling} "
+        f"{_what(task)} The model reads\n\n{fence}text\n{text}\n{fence}\n\n"
+        f"cut to {task.max_length} tokens inside the sequence, and answers by its {card.pooling} "
         f"{'hidden state' if card.pooling == 'mean' else 'token'}."
         + (STRANDS if card.average_strands else "")
     )
+
+
+def _what(task: Task) -> str:
+    """What the outputs are, in a sentence or more."""
+    names = f" ({', '.join(map(_line, task.names))})" if task.names else ""
+    if task.kind == "regression":
+        return (
+            f"Predicts {task.outputs} of DNA sequences{names}. The head gives standardised values: an output "
+            "o means mean + scale o, with mean and scale of the training rows, as in the code below."
+        )
+    thresholds = sorted(set(task.thresholds or (0.5,)))
+    above = f"{thresholds[0]:.4g}" if len(thresholds) == 1 else "its own threshold in the adapter's task.json"
+    if task.kind == "multilabel":
+        return (
+            f"Says of DNA sequences which of {task.classes} labels are true{names}: those whose probability "
+            f"is above {above}."
+        )
+    decided = f" Class 1 is where its probability is above {above}." if task.thresholds else ""
+    classes = f"{task.classes} classes, 0 to {task.classes - 1} ({task.kind})"
+    return f"Classifies DNA sequences into {classes}{names}.{decided}"
 
 
 def _data(card: Card) -> str:
@@ -216,8 +236,15 @@ def _run(card: Card, form: Form) -> list[str]:
         'tokens = tokenizer(texts, return_tensors="pt", padding=True)',
         "with torch.no_grad():",
         *(f"    {line}" for line in compute),
-        "probabilities = logits.softmax(-1)",
+        *_answers(card.task),
     ]
+
+
+def _answers(task: Task) -> list[str]:
+    if task.kind == "regression":
+        mean, scale = list(task.mean), list(task.scale)
+        return [f"values = logits * torch.tensor({scale}) + torch.tensor({mean})"]
+    return [f"probabilities = logits.{'sigmoid()' if task.kind == 'multilabel' else 'softmax(-1)'}"]
 
 
 def _line(text: str) -> str:

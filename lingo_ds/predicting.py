@@ -1,4 +1,4 @@
-"""`lingo-ds predict`: the classes of new sequences, or what variants change, from a file into another."""
+"""`lingo-ds predict`: answers for new sequences, or what variants change, from a file into another."""
 
 import logging
 import time
@@ -12,6 +12,7 @@ from lingo_ds.config import PredictConfig
 from lingo_ds.data.genome import Genome
 from lingo_ds.data.records import Records
 from lingo_ds.data.regions import Regions
+from lingo_ds.data.tasks import Task
 from lingo_ds.data.text import kind_of
 from lingo_ds.data.tokenize import default_cache
 from lingo_ds.data.variants import Variants
@@ -84,7 +85,7 @@ def predict(
         if isinstance(rows, Variants):
             logger.info("windows of %s bases around each variant", f"{rows.window:,}")
         predictor = make_predictor(adapter, config, env)
-        table = _table(rows, predictor.task.classes)
+        table = _table(rows, predictor.task)
         output = Output(target, schema=table.schema)
         with distributed.together(env):
             if env.is_main:
@@ -128,10 +129,10 @@ def _on_genome(
     return Variants(source, genome=fasta, window=window, strict=strict)
 
 
-def _table(rows: Input, classes: int) -> SequenceTable | VariantTable:
+def _table(rows: Input, task: Task) -> SequenceTable | VariantTable:
     if isinstance(rows, Variants):
-        return VariantTable(classes)
-    return SequenceTable(classes, numbered=rows.numbered)
+        return VariantTable(task)
+    return SequenceTable(task, numbered=rows.numbered)
 
 
 def _predict_on(
@@ -143,9 +144,9 @@ def _predict_on(
     progress = SequenceProgress(enabled=env.is_main, done=number, unit=table.unit, console=logs.console)
     stop = StopSignals()
     with stop.installed(), progress, closing(predictor.stream(chunks)) as stream:
-        for chunk, probabilities, cut_here in stream:
+        for chunk, answers, cut_here in stream:
             if env.is_main:
-                output.add(chunk.begin, table.rows(chunk, probabilities), cut_here)
+                output.add(chunk.begin, table.rows(chunk, answers), cut_here)
             number, cut = number + chunk.size, cut + cut_here
             progress.update(number, read=chunk.read)
             if distributed.all_gather(torch.tensor([stop.requested], device=env.device)).any():

@@ -23,7 +23,7 @@ from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.tasks import Task, make_task
+from lingo_ds.data.tasks import Task, task_of
 from lingo_ds.data.tokenize import (
     TokenizedData,
     default_cache,
@@ -88,14 +88,9 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         profile = read_profile(config.zero, env)
     data = _tokenized(config, tokenizer, cache, max_length, env)
     _require_tokens(data, spec)
-    task = make_task(
-        config.name,
-        classes=data.classes,
-        template=config.data.prefix,
-        domain=config.data.domain,
-        max_length=max_length,
-        pair_separator=config.data.pair_separator if data.pairs else None,
-    )
+    task = task_of(config, data, max_length=max_length)
+    if env.is_main:
+        _say_what_was_noticed(data, task)
     layout = uniform_layout(
         sites,
         rank=config.adapter.rank,
@@ -201,7 +196,7 @@ def _tokenized(
     data = config.data
 
     def converted() -> Path:
-        return convert_once(data, data_folder(data.path, cache), kind="multiclass", cache=cache)
+        return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
 
     distributed.first_on_host_does(converted, env)
     with distributed.together(env):
@@ -233,10 +228,7 @@ def _tokenized(
             )
 
     distributed.first_on_host_does(tokenise, env)
-    tokenized = read_tokenized(entry)
-    if env.is_main:
-        _say_what_was_noticed(tokenized)
-    return tokenized
+    return read_tokenized(entry)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -261,11 +253,13 @@ def _require_tokens(data: TokenizedData, spec: BackboneSpec) -> None:
         raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
 
 
-def _say_what_was_noticed(data: TokenizedData) -> None:
+def _say_what_was_noticed(data: TokenizedData, task: Task) -> None:
     facts = data.facts()
-    logger.info("data: %s rows, %d classes", facts["rows"], data.classes)
+    logger.info("data: %s rows, %s", facts["rows"], task.outputs)
     if data.class_names:
         logger.info("classes: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.class_names)))
+    if any(facts["unknown"].values()):
+        logger.info("unknown labels or values, left out of loss and metrics: %s", facts["unknown"])
     if any(data.duplicates.values()):
         logger.warning("the same sequence more than once: %s", data.duplicates)
     if any(facts["truncated"].values()):

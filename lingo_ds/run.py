@@ -71,13 +71,14 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
     with job(config, env, output=config.run_dir):
         prepared = prepare(config, env)
         model = build_model(prepared)
-        adopt_saved(model, prepared, config.run_dir / "adapter")
+        task = adopt_saved(model, prepared, config.run_dir / "adapter")
         split = prepared.data.splits["test"]
         averages = config.data.averages
-        test = evaluate_split(model, split, plan=prepared.plan, env=env, average_strands=averages)
+        test = evaluate_split(model, split, task=task, plan=prepared.plan, env=env, average_strands=averages)
         if env.is_main:
             write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
-            write_report(config.run_dir / "evaluation.json", {"metrics": {"test": test.metrics}})
+            report = {"metrics": {"test": test.metrics}, "metrics_by_output": {"test": test.by_output}}
+            write_report(config.run_dir / "evaluation.json", report)
             logs.results.print({name: value and round(value, 4) for name, value in test.metrics.items()})
         return test.metrics
 
@@ -98,10 +99,10 @@ def _watching(prepared: Prepared, first_step: int) -> Iterator[tuple[Tracker, Pr
     env, folder = prepared.env, prepared.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
     tracker.text(first_step, "run/config", f"```yaml\n{prepared.config.to_yaml()}```")
-    metric = prepared.config.selection.metric
     progress = Progress(
-        prepared.plan.steps, enabled=env.is_main, metric=metric, done=first_step - 1, console=logs.console
-    )
+        prepared.plan.steps, enabled=env.is_main, metric=prepared.config.metric, done=first_step - 1,
+        console=logs.console,
+    )  # fmt: skip
     try:
         with progress:
             yield tracker, progress

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     Attributes:
         input_ids: (n, length) token ids, padded on the right.
         lengths: (n,) real tokens.
-        labels: (n,) classes.
+        labels: (n,) int64 classes, or (n, values) float32 with NaN where unknown.
         rows: (n,) place in the split.
         weights: (n,) 1, or 0 for a filler that keeps the number of forwards equal on all processes.
     """
@@ -68,7 +68,7 @@ def make_batch(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray) -> 
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(lengths.astype(np.int64)),
-        torch.from_numpy(split.labels[rows].astype(np.int64)),
+        torch.from_numpy(split.labels[rows]),
         torch.from_numpy(rows.astype(np.int64)),
         torch.from_numpy(weights.astype(np.float32)),
     )

@@ -26,7 +26,7 @@ class Pack(NamedTuple):
         input_ids: (tokens,) token ids.
         prefix: tokens of the shared prefix; 0 for none.
         lengths: own tokens of each example, ascending, so that neighbours are of like length.
-        labels: (n,) classes.
+        labels: (n,) int64 classes, or (n, values) float32 with NaN where unknown.
         rows: (n,) place in the split.
         weights: (n,) 1, or 0 for a filler that keeps the number of forwards equal on all processes.
     """
@@ -83,7 +83,7 @@ def make_pack(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray, *, s
         torch.from_numpy(input_ids.astype(np.int64)),
         prefix,
         tuple(len(own) - prefix for own in tokens),
-        torch.from_numpy(split.labels[rows].astype(np.int64)),
+        torch.from_numpy(split.labels[rows]),
         torch.from_numpy(rows.astype(np.int64)),
         torch.from_numpy(weights.astype(np.float32)),
     )

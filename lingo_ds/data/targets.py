@@ -1,42 +1,149 @@
-"""From the label cells of an example to what is learned."""
+"""What a label says: a class, or one number per label or value; and what is known of a whole split's."""
 
 import math
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lingo_ds.errors import Mistake
+
+Cell = str | int | float | None
+"""Content of a label column, as text or as Parquet has it."""
+
+Target = int | list[float]
+"""A class, counted from 0; or one float per label or value, NaN where it is unknown."""
 
 VALUE_KINDS = ("multilabel", "regression")
 """Kinds of task whose target is a list of floats."""
 
+MOST_OUTPUTS = 1 << 16
+"""Classes, labels or values of a task; more are taken for a mistake or a damaged file."""
+
+UNKNOWN = ("", "na", "nan")
+"""What an unknown label or value is written as, in any case."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class BadTarget(ValueError):
-    """Label cells that mean nothing for the task."""
+    """A label that is none: what stands there, the rule, and what to do."""
 
     def __init__(self, value: object, rule: str, fix: str):
-        super().__init__(f"{value!r}: {rule}")
+        super().__init__(f"{value!r}: {rule}: {fix}")
         self.value, self.rule, self.fix = value, rule, fix
 
 
-def read_target(cells: tuple[str | int | float | None, ...], *, kind: str) -> int | list[float]:
-    """A class number, or one float per cell for `VALUE_KINDS` (NaN: unknown).
+def read_target(cells: Sequence[Cell], *, kind: str) -> Target:
+    """The target of one example.
+
+    Args:
+        cells: content of the label columns, in order. One alone may hold several values, `0 1 0` or `0;1;0`,
+            and labels also as `010`.
+        kind: `task.kind`; of `auto`, `binary` and `multiclass` the target is a class.
 
     Raises:
-        BadTarget: where a cell is something else.
+        BadTarget: for content that says no class, label or value.
     """
-    if kind in VALUE_KINDS:
-        return [_number(cell) for cell in cells]
-    (cell,) = cells
-    if type(cell) is int and cell >= 0:
-        return cell
-    text = cell.strip() if isinstance(cell, str) else cell
-    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,9}", text):
-        shown = "" if text is None else text
-        raise BadTarget(shown, "label is not an integer from 0", "number the classes 0, 1, 2, ..")
+    if kind not in VALUE_KINDS:
+        return _read_class(cells[0])
+    parts = cells if len(cells) > 1 else _values_in(cells[0], kind)
+    read = _read_label if kind == "multilabel" else _read_value
+    return [math.nan if _is_unknown(part) else read(part) for part in parts]
+
+
+def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:
+    if not isinstance(cell, str):
+        return [cell]
+    text = cell.strip()
+    if kind == "multilabel" and re.fullmatch("[01]+", text):
+        return list(text)
+    return text.split(";") if ";" in text else text.split() or [""]
+
+
+def _is_unknown(part: Cell) -> bool:
+    if isinstance(part, str):
+        return part.strip().lower() in UNKNOWN
+    return part is None or math.isnan(part)
+
+
+def _read_class(cell: Cell) -> int:
+    text = _text(cell)
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        fix = "number the classes 0, 1, 2, .., or set task.kind"
+        raise BadTarget(text, "label is not an integer from 0", fix)
     return int(text)
 
 
-def _number(cell: str | int | float | None) -> float:
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
-        return math.nan
-    try:
-        return float(cell)
-    except ValueError:
-        raise BadTarget(cell, "label is not a number", "write a number, or nothing where unknown") from None
+def _read_label(part: Cell) -> float:
+    number = _number(part)
+    if number not in (0, 1):
+        raise BadTarget(part, "label is neither 0 nor 1", "write 0 or 1, or NA where it is unknown")
+    return number
+
+
+def _read_value(part: Cell) -> float:
+    number = _number(part)
+    if number is None or not abs(number) <= _LARGEST:
+        raise BadTarget(part, "value is no finite number", "write a number, or NA where it is unknown")
+    return number
+
+
+def _number(part: Cell) -> float | None:
+    text = _text(part)
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _text(cell: Cell) -> str:
+    """As a CSV would have it: Parquet's 1.0 and true are 1."""
+    whole = isinstance(cell, bool) or (isinstance(cell, float) and cell.is_integer())
+    return str(int(cell)) if whole else str(cell).strip()
+
+
+def value_mistakes(train: np.ndarray, *, kind: str) -> list[Mistake]:
+    """Labels or values that the training rows (rows, values), NaN where unknown, cannot teach."""
+    if kind not in VALUE_KINDS:
+        return []
+    if train.shape[1] > MOST_OUTPUTS:
+        rule, fix = f"are more than a task has, {MOST_OUTPUTS:,}", "name the right columns"
+        return [Mistake("data.label_column", f"{train.shape[1]:,} values", rule, fix)]
+    found = []
+    for place, values in enumerate(train.T):
+        known = np.unique(values[~np.isnan(values)])
+        if not len(known):
+            rule = "is known in no training row"
+        elif kind == "regression" and len(known) == 1:
+            rule = f"is {known[0]:g} in every training row"
+        else:
+            continue
+        fix = "leave it out, or add rows"
+        found.append(Mistake("data.label_column", f"label or value {place}", rule, fix))
+    return found
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of each value, (values,) float64, over the rows that know it."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def moments(values: np.ndarray) -> Moments:
+    """Of targets (rows, values) with NaN where unknown; a value known nowhere is no target."""
+    values = values.astype(np.float64)
+    return Moments(np.nanmean(values, axis=0), np.nanstd(values, axis=0))
+
+
+def balanced_weights(labels: np.ndarray, *, outputs: int) -> np.ndarray:
+    """Weights (outputs,) under which rare outputs count as much as frequent ones.
+
+    Of classes (rows,): n / (outputs n_c), for every class occurs. Of labels (rows, outputs) with NaN where
+    unknown: negatives over positives; 1 for a label that the rows have only one of.
+    """
+    if labels.ndim == 1:
+        return len(labels) / (outputs * np.bincount(labels, minlength=outputs))
+    positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
+    both = (positives > 0) & (negatives > 0)
+    return np.where(both, negatives / np.maximum(positives, 1), 1.0)

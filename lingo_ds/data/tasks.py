@@ -1,30 +1,61 @@
-"""What is learned: the kind of task and its classes."""
+"""What is learned: the kind of task, its outputs, and what turns them into answers."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lingo_ds.config import RunConfig
+from lingo_ds.data.targets import moments, value_mistakes
+from lingo_ds.data.tokenize import TokenizedData
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.task_config import Kind
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A task.
 
     Attributes:
         name: of the run that trains it.
-        kind: `binary` or `multiclass`.
-        classes: number of labels.
+        kind: `binary`, `multiclass`, `multilabel` or `regression`.
+        classes: outputs of the head: classes, labels or values.
         template: text around the DNA, with {sequence}; None: the sequence alone.
         domain: text for {domain} in the template.
         max_length: longest example in tokens.
         pair_separator: text between the two sequences of an example; None: an example has one.
+        names: of the outputs; empty: their numbers.
+        thresholds: probabilities above which an example is positive, one of a binary task, one per label of a
+            multilabel one; None: 0.5.
+        mean: of each value of a regression; its output o means the value mean + scale o.
+        scale: standard deviation of each.
     """
 
     name: str
-    kind: Literal["binary", "multiclass"]
+    kind: Kind
     classes: int
     template: str | None
     domain: str | None
     max_length: int
     pair_separator: str | None = None
+    names: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """A name for each output."""
+        return self.names or tuple(str(place) for place in range(self.classes))
+
+    @property
+    def outputs(self) -> str:
+        """What the outputs are, in words."""
+        word = {"multilabel": "labels", "regression": "values"}.get(self.kind, "classes")
+        return f"{self.classes} {word}"
+
+    def with_thresholds(self, thresholds: tuple[float, ...] | None) -> "Task":
+        """The same task, decided by others."""
+        return replace(self, thresholds=thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -43,3 +74,61 @@ def make_task(
     """The task behind labels 0 .. classes - 1."""
     kind = "binary" if classes == 2 else "multiclass"
     return Task(name, kind, classes, template, domain, max_length, pair_separator)
+
+
+def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
+    """The task that a config and its training rows make.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        max_length: longest example in tokens.
+
+    Raises:
+        UserError: on every process alike, where a setting of `task` does not go with the rows.
+    """
+    setting, text, classes = config.task, config.data, data.classes
+    train_labels = data.splits["train"].labels
+    task = make_task(
+        config.name,
+        classes=classes,
+        template=text.prefix,
+        domain=text.domain,
+        max_length=max_length,
+        pair_separator=text.pair_separator if data.pairs else None,
+    )
+    task = replace(
+        task,
+        kind=task.kind if setting.kind == "auto" else setting.kind,
+        names=tuple(setting.labels or data.class_names or _column_names(config, classes)),
+    )
+    if mistakes := _mistakes(config, task) + value_mistakes(train_labels, kind=task.kind):
+        raise UserError(mistakes, on_all=True)
+    if task.kind == "regression":
+        mean, scale = moments(train_labels)
+        return replace(task, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()))
+    if setting.threshold not in ("dev", 0.5):
+        many = classes if task.kind == "multilabel" else 1
+        return task.with_thresholds((setting.threshold,) * many)
+    return task
+
+
+def _column_names(config: RunConfig, classes: int) -> Sequence[str]:
+    """The label columns' names where each holds one label or value."""
+    columns = config.data.label_columns
+    return columns if config.task.family != "classes" and len(columns) == classes else ()
+
+
+def _mistakes(config: RunConfig, task: Task) -> list[Mistake]:
+    setting, found = config.task, []
+    if task.kind == "binary" and task.classes != 2:
+        rule, fix = f"has two classes, and the training rows have {task.classes}", "set multiclass"
+        found.append(Mistake("task.kind", task.kind, rule, fix))
+    if task.kind == "multiclass" and setting.threshold != 0.5:
+        rule, fix = f"is for two classes, and the training rows have {task.classes}", "set 0.5"
+        found.append(Mistake("task.threshold", setting.threshold, rule, fix))
+    for name, given in (("labels", setting.labels), ("class_weights", setting.class_weights)):
+        if isinstance(given, list) and len(given) != task.classes:
+            rule, fix = f"has {len(given)} entries, and the training rows {task.outputs}", "give one for each"
+            found.append(Mistake(f"task.{name}", given, rule, fix))
+    return found

@@ -21,6 +21,7 @@ from lingo_ds.data.examples import SPLITS, Examples
 from lingo_ds.data.pairs import first_bases, join
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.strands import reverse_complement
+from lingo_ds.data.targets import Target
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 
@@ -37,6 +38,8 @@ FEATURES = datasets.Features(
         "truncated": datasets.Value("bool"),
     }
 )
+VALUE_FEATURES = datasets.Features({**FEATURES, "label": datasets.List(datasets.Value("float32"))})
+"""Of tasks whose target is a list of values, NaN where unknown."""
 OTHER_STRAND = {"reverse_ids": FEATURES["input_ids"]}
 """The column more of a table that holds both strands."""
 
@@ -50,8 +53,8 @@ class TokenizedSplit:
     """One split's token ids, read where the table has them: on disk by memory map, whatever it is cut into.
 
     Attributes:
-        table: columns input_ids (list of int32), label (int64), truncated (bool), and for both strands
-            reverse_ids (list of int32).
+        table: columns input_ids (list of int32), label (int64 or list of float32), truncated (bool), and for
+            both strands reverse_ids (list of int32).
         both: whether the rows are 2 n: row n + k is row k of the table on its other strand.
     """
 
@@ -87,9 +90,19 @@ class TokenizedSplit:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(rows,) classes."""
-        labels = self.table.data.column("label").to_numpy()
+        """(rows,) int64 classes, or (rows, values) float32 with NaN where unknown."""
+        column = self.table.data.column("label")
+        if pa.types.is_integer(column.type):
+            labels = column.to_numpy()
+        else:
+            values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+            labels = np.concatenate(values).reshape(len(column), -1)
         return np.concatenate([labels, labels]) if self.both else labels
+
+    @property
+    def unknown(self) -> int:
+        """Labels or values that are not known."""
+        return int(np.isnan(self.labels).sum())
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -128,7 +141,7 @@ class TokenizedData:
 
     Attributes:
         splits: by name.
-        classes: number of labels.
+        classes: outputs that a head needs: classes, labels or values.
         class_names: in the order of the classes; None where they are numbers.
         duplicates: rows that occur twice, see `count_duplicates`.
         fingerprint: of files, tokenizer, prompt and length together.
@@ -164,6 +177,7 @@ class TokenizedData:
         return {
             "rows": {name: len(split) for name, split in self.splits.items()},
             "truncated": {name: split.truncated for name, split in self.splits.items()},
+            "unknown": {name: split.unknown for name, split in self.splits.items()},
             "duplicates": self.duplicates,
             "class_names": self.class_names,
             "fingerprint": self.fingerprint,
@@ -267,7 +281,7 @@ def read_tokenized(folder: Path) -> TokenizedData:
 
 def tokenized_split(
     sequences: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[Target],
     *,
     pairs: Sequence[str | None] | None = None,
     pair_separator: str = "",
@@ -292,10 +306,12 @@ def tokenized_split(
 
     input_ids, truncated = strand(rows)
     columns, features = {"input_ids": input_ids, "label": labels, "truncated": truncated}, FEATURES
+    if isinstance(labels[0], list):
+        features = VALUE_FEATURES
     if both_strands:
         columns["reverse_ids"], also = strand([(reverse_complement(one), None) for one in sequences])
         columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
-        features = datasets.Features({**FEATURES, **OTHER_STRAND})
+        features = datasets.Features({**features, **OTHER_STRAND})
     return TokenizedSplit(datasets.Dataset.from_dict(columns, features=features))
 
 

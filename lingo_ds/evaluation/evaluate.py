@@ -7,16 +7,30 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from lingo_ds import distributed
 from lingo_ds.data.loader import Batch, eval_batches
 from lingo_ds.data.packing import Pack, eval_packs
+from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.evaluation.forward import gather_rows, mean_of_strands, own_logits
-from lingo_ds.evaluation.metrics import classification_metrics
+from lingo_ds.evaluation.forward import gather_rows, own_logits
+from lingo_ds.evaluation.metrics import (
+    Metrics,
+    Scores,
+    classification_metrics,
+    multilabel_metrics,
+    regression_metrics,
+)
+from lingo_ds.evaluation.readout import (
+    answer_columns,
+    answers,
+    decide,
+    mean_of_strands,
+    with_best_thresholds,
+)
+from lingo_ds.evaluation.thresholds import DEFAULT
 from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import RunPlan
@@ -27,19 +41,37 @@ class Evaluation(NamedTuple):
 
     Attributes:
         metrics: by name; None where undefined.
-        logits: (rows, classes) float32, in file order.
+        logits: (rows, outputs) float32, in file order.
+        by_output: metrics of each label or value by its name; empty for classes.
+        task: with the thresholds that the metrics go by.
     """
 
-    metrics: dict[str, float | None]
+    metrics: Metrics
     logits: np.ndarray
+    by_output: dict[str, Metrics]
+    task: Task
 
 
 def evaluate(
-    model: AdaptedModel, split: TokenizedSplit, *, plan: RunPlan, env: DistEnv, average_strands: bool = False
+    model: AdaptedModel,
+    split: TokenizedSplit,
+    *,
+    task: Task,
+    plan: RunPlan,
+    env: DistEnv,
+    choose_thresholds_for: str | None = None,
+    average_strands: bool = False,
 ) -> Evaluation:
     """Evaluates a split, in packs or padded batches of examples of like length, as the plan says.
 
-    With `average_strands`, an example's probabilities are the means over its two strands.
+    Args:
+        model: on every process.
+        split: what is evaluated.
+        task: what the outputs mean.
+        plan: of the run.
+        env: this process's place.
+        choose_thresholds_for: a metric for which thresholds are chosen on this split; None: the task's own.
+        average_strands: whether an example's answers are the means over its two strands.
 
     Raises:
         UserError: on every process, where the model's weights have diverged.
@@ -53,9 +85,28 @@ def evaluate(
             Mistake("train.learning_rate", "too high", rule, "lower it, or clip with train.max_grad_norm")
         )
     if average_strands:
-        all_logits = mean_of_strands(all_logits)
-    metrics = classification_metrics(all_logits, split.labels) if env.is_main else None
-    return Evaluation(distributed.share_json(metrics, env), all_logits)
+        all_logits = mean_of_strands(all_logits, task)
+    found = None
+    if env.is_main:
+        if choose_thresholds_for:
+            task = with_best_thresholds(
+                task, answers(all_logits, task), split.labels, metric=choose_thresholds_for
+            )
+        found = [*score(all_logits, split.labels, task), task.thresholds]
+    metrics, by_output, thresholds = distributed.share_json(found, env)
+    return Evaluation(metrics, all_logits, by_output, task.with_thresholds(thresholds and tuple(thresholds)))
+
+
+def score(logits: np.ndarray, labels: np.ndarray, task: Task) -> Scores:
+    """Metrics that fit the kind of task, of logits (n, outputs) and labels (n,) or (n, outputs)."""
+    if task.kind == "multilabel":
+        return multilabel_metrics(
+            answers(logits, task), labels, thresholds=task.thresholds or DEFAULT, names=task.output_names
+        )
+    if task.kind == "regression":
+        return regression_metrics(answers(logits, task), labels, names=task.output_names)
+    threshold = task.thresholds and task.thresholds[0]
+    return Scores(classification_metrics(logits, labels, threshold=threshold), {})
 
 
 def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Batch] | Iterator[Pack]:
@@ -67,8 +118,23 @@ def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Ba
 
 
 def write_predictions(path: Path, evaluation: Evaluation, labels: np.ndarray) -> None:
-    """Parquet with row, label, predicted and one probability per class."""
-    probabilities = torch.from_numpy(evaluation.logits).double().softmax(1).numpy()
-    columns = {"row": np.arange(len(labels)), "label": labels, "predicted": probabilities.argmax(1)}
-    columns |= {f"probability_{c}": probabilities[:, c] for c in range(probabilities.shape[1])}
-    write_aside(path, lambda aside: pq.write_table(pa.table(columns), aside))
+    """Parquet with row, and label, decision and answer for every class, label or value.
+
+    Classes: label, predicted, and one probability each. Labels: label, predicted and probability of each;
+    values: label and value of each, a label being null where it is unknown.
+    """
+    task, found = evaluation.task, answers(evaluation.logits, evaluation.task)
+    columns = {"row": np.arange(len(labels))}
+    if labels.ndim == 1:
+        columns |= {"label": labels, "predicted": decide(found, task)}
+    else:
+        columns |= _by_name("label", labels, task)
+        if task.kind == "multilabel":
+            columns |= _by_name("predicted", decide(found, task), task)
+    columns |= dict(zip(answer_columns(task), found.T, strict=True))
+    arrays = {name: pa.array(column, from_pandas=True) for name, column in columns.items()}
+    write_aside(path, lambda aside: pq.write_table(pa.table(arrays), aside))
+
+
+def _by_name(what: str, table: np.ndarray, task: Task) -> dict[str, np.ndarray]:
+    return {f"{what}_{name}": column for name, column in zip(task.output_names, table.T, strict=True)}

@@ -1,6 +1,5 @@
 """Logits without gradients: one process's forwards, and all processes' results in order."""
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,7 +15,7 @@ from lingo_ds.model import AdaptedModel
 
 @torch.no_grad()
 def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[Tensor, Tensor]:
-    """Rows (n,) of the examples that count, and their logits (n, classes), in the order of computing."""
+    """Rows (n,) of the examples that count, and their logits (n, outputs), in the order of computing."""
     model.backbone.train(False)
     rows, logits = [], []
     for part in forwards:
@@ -27,15 +26,6 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
         logits.append(out[real.to(out.device)])
     model.backbone.release()
     return torch.cat(rows), torch.cat(logits)
-
-
-def mean_of_strands(logits: np.ndarray) -> np.ndarray:
-    """Logits (n, classes) whose probabilities are the means over both strands; `logits` is (2 n, classes).
-
-    Rows k and n + k are the strands of example k.
-    """
-    one, other = torch.from_numpy(logits).double().log_softmax(1).chunk(2)
-    return (torch.logaddexp(one, other) - math.log(2)).float().numpy()
 
 
 def gather_rows(rows: Tensor, logits: Tensor, *, total: int, env: DistEnv) -> np.ndarray:

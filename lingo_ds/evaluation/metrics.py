@@ -1,6 +1,10 @@
-"""What a classifier's logits are worth: pure numbers, no model and no process group."""
+"""What answers are worth: pure numbers, no model and no process group."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -9,8 +13,22 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from lingo_ds.evaluation.thresholds import f1, mcc
 
-def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+Metrics = dict[str, float | None]
+"""By name; None where undefined."""
+
+
+class Scores(NamedTuple):
+    """Metrics of a task with several labels or values: of all together, and of each by its name."""
+
+    overall: Metrics
+    by_output: dict[str, Metrics]
+
+
+def classification_metrics(
+    logits: np.ndarray, labels: np.ndarray, *, threshold: float | None = None
+) -> Metrics:
     """Scores logits against labels as GUE does (arXiv 2306.15006), plus ranking and calibration.
 
     Macro averages run over the classes that occur among labels or predictions, and a class that is never
@@ -19,6 +37,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     Args:
         logits: (n, classes), any real dtype; class 1 of two is the positive one.
         labels: (n,) integers in [0, classes).
+        threshold: of two classes, the probability above which 1 is predicted; None: the most probable one is.
 
     Returns:
         `accuracy`, `macro_f1`, `mcc`, `macro_precision`, `macro_recall`; `auroc` and `auprc` (average
@@ -30,11 +49,11 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
         ValueError: logits or labels have the wrong shape, a label is no class, or a logit is not finite.
     """
     logits, labels = _checked(logits, labels)
-    predictions = logits.argmax(axis=1)
+    probabilities = _softmax(logits)
+    predictions = logits.argmax(axis=1) if threshold is None else probabilities[:, 1] > threshold
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predictions, average="macro", zero_division=0
     )
-    probabilities = _softmax(logits)
     several_classes = np.unique(labels).size > 1
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
@@ -45,6 +64,108 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
         **_ranking(probabilities, labels),
         "brier": _brier(probabilities, labels),
     }
+
+
+def multilabel_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    thresholds: Sequence[float] | float,
+    names: Sequence[str],
+) -> Scores:
+    """Scores the probabilities of labels that may each be true.
+
+    Args:
+        probabilities: (n, labels).
+        labels: (n, labels) 0 or 1, NaN where unknown: such entries count nowhere.
+        thresholds: above which a label is predicted, one for each or one for all.
+        names: of the labels.
+
+    Returns:
+        Overall: `macro_auroc` and `macro_auprc` (average precision), means over the labels that occur with
+        both values, None where there is none; `labels_left_out`, the number of the others; `micro_f1` and
+        `micro_mcc` of all known entries together, 0 where they are undefined. By label: `auroc` and
+        `auprc`, None where left out, and `positives`.
+    """
+    by_label = {name: _ranked(p, y) for name, p, y in zip(names, probabilities.T, labels.T, strict=True)}
+    known = ~np.isnan(labels)
+    truth, predicted = labels[known] == 1, (probabilities > np.asarray(thresholds))[known]
+    counts = [(a & b).sum() for a in (predicted, ~predicted) for b in (truth, ~truth)]  # tp, fp, fn, tn
+    overall = {
+        "macro_auroc": _mean(one["auroc"] for one in by_label.values()),
+        "macro_auprc": _mean(one["auprc"] for one in by_label.values()),
+        "micro_f1": float(f1(*counts)),
+        "micro_mcc": float(mcc(*counts)),
+        "labels_left_out": float(sum(one["auroc"] is None for one in by_label.values())),
+    }
+    return Scores(overall, by_label)
+
+
+def _ranked(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
+    """Areas under the curves of one label, over the examples (n,) that know it.
+
+    As scikit-learn defines them, in a sixth of the time: a task may have a thousand labels, and all processes
+    wait.
+    """
+    known = ~np.isnan(labels)
+    order = np.argsort(-probabilities[known], kind="stable")
+    p, truth = probabilities[known][order], labels[known][order] == 1
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return {"auroc": None, "auprc": None, "positives": float(positives)}
+    above = np.flatnonzero(np.append(p[1:] != p[:-1], True)) + 1  # examples down to each distinct number
+    tp = truth.cumsum()[above - 1]
+    new_tp, new_fp = np.diff(tp, prepend=0), np.diff(above - tp, prepend=0)
+    return {
+        "auroc": float((new_fp * (tp - new_tp / 2)).sum() / (positives * negatives)),
+        "auprc": float((new_tp * tp / above).sum() / positives),
+        "positives": float(positives),
+    }
+
+
+def regression_metrics(predicted: np.ndarray, values: np.ndarray, *, names: Sequence[str]) -> Scores:
+    """Scores predicted values.
+
+    Args:
+        predicted: (n, values), in the data's units.
+        values: (n, values), NaN where unknown: such entries count nowhere.
+        names: of the values.
+
+    Returns:
+        `pearson`, `spearman`, `r2` (1 - squared error over variance), `rmse` and `mae`, of each value and the
+        means over the values where they are defined; correlations need two different numbers on both
+        sides, `r2` among the true ones, errors one known value.
+    """
+    by_value = {name: _errors(p, y) for name, p, y in zip(names, predicted.T, values.T, strict=True)}
+    metrics = next(iter(by_value.values()))
+    return Scores({key: _mean(one[key] for one in by_value.values()) for key in metrics}, by_value)
+
+
+def _errors(predicted: np.ndarray, values: np.ndarray) -> Metrics:
+    known = ~np.isnan(values)
+    x, y = predicted[known].astype(np.float64), values[known].astype(np.float64)
+    squared, spread = np.square(x - y), np.square(y - y.mean()) if len(y) else y
+    return {
+        "pearson": _correlation(x, y),
+        "spearman": _correlation(rankdata(x), rankdata(y)),
+        "r2": float(1 - squared.sum() / spread.sum()) if spread.any() else None,
+        "rmse": float(np.sqrt(squared.mean())) if len(y) else None,
+        "mae": float(np.abs(x - y).mean()) if len(y) else None,
+    }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Pearson's, None where either side is constant."""
+    if min(np.unique(x).size, np.unique(y).size) < 2:
+        return None
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of the defined ones."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +198,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def _ranking(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+def _ranking(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
     """Areas under the ROC and the precision-recall curve; the mean over one-vs-rest of several classes."""
     classes = probabilities.shape[1]
     if np.unique(labels).size < classes:

@@ -6,6 +6,7 @@ on behind the last of them. What the parts were made from is noted there: they a
 
 import csv
 import gzip
+import io
 import json
 import logging
 import shutil
@@ -104,10 +105,8 @@ class Output:
 
     def _write_text(self, table: pa.Table, aside: Path) -> None:
         columns = [
-            [f"{value:.7g}" for value in column.to_pylist()]
-            if pa.types.is_floating(column.type)
-            else column.to_pylist()
-            for column in table.columns
+            _in_digits(column.to_pylist(), name) if pa.types.is_floating(column.type) else column.to_pylist()
+            for name, column in zip(table.column_names, table.columns, strict=True)
         ]
         with aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=self._delimiter, lineterminator="\n")
@@ -125,7 +124,9 @@ class Output:
                 self._join_text(parts, packed)
 
     def _join_text(self, parts: list[Path], file: BinaryIO) -> None:
-        file.write((self._delimiter.join(self._schema.names) + "\n").encode())
+        header = io.StringIO()
+        csv.writer(header, delimiter=self._delimiter, lineterminator="\n").writerow(self._schema.names)
+        file.write(header.getvalue().encode())
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file)
@@ -160,3 +161,9 @@ def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
         raise UserError(Mistake("--output", path, "is the input", "name another file"))
     if path.exists() and not overwrite:
         raise UserError(Mistake("--output", path, "exists already", "name another file, or give --overwrite"))
+
+
+def _in_digits(numbers: list[float], name: str) -> list[str]:
+    """Seven digits of a probability; nine of a value, which bring a float32 back as it was."""
+    digits = 9 if name.startswith("value_") else 7
+    return [f"{number:.{digits}g}" for number in numbers]

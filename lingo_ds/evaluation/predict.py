@@ -22,7 +22,8 @@ from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
 from lingo_ds.data.variants import VariantChunk
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.evaluation.forward import gather_rows, mean_of_strands, own_logits
+from lingo_ds.evaluation.forward import gather_rows, own_logits
+from lingo_ds.evaluation.readout import answers, decide, mean_of_strands
 from lingo_ds.memory import ForwardPlan
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import WORTH_SHARING
@@ -38,19 +39,25 @@ class Predictions(NamedTuple):
     """What a classifier says of n sequences.
 
     Attributes:
-        labels: (n,) int64, the most probable class of each.
-        probabilities: (n, classes) float32.
+        labels: (n,) int64, the predicted class of each; of a multilabel task (n, labels), 0 or 1.
+        probabilities: (n, classes) or (n, labels) float32.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
 
 
+class Values(NamedTuple):
+    """What a regression says of n sequences: (n, values) float32, in the units of the training data."""
+
+    values: np.ndarray
+
+
 class Predicted(NamedTuple):
-    """A chunk, its probabilities (n, classes) in its order, and how many of its n sequences were cut."""
+    """A chunk, its probabilities or values (n, outputs) in its order, and how many sequences were cut."""
 
     chunk: Chunk | VariantChunk
-    probabilities: np.ndarray
+    answers: np.ndarray
     cut: int
 
 
@@ -107,18 +114,20 @@ class Predictor:
         """In which it computes."""
         return str(self._model.bank.dtype).removeprefix("torch.")
 
-    def predict(self, sequences: Sequence[str]) -> Predictions:
-        """Labels and probabilities of DNA sequences, in their order; call it on all processes.
+    def predict(self, sequences: Sequence[str]) -> Predictions | Values:
+        """Labels and probabilities, or values, of DNA sequences in their order; call it on all processes.
 
         Raises:
             UserError: naming each sequence that is empty or has a letter that is no base.
         """
-        found = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
-        if mistakes := [mistake for mistake in found if mistake]:
+        checked = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
+        if mistakes := [mistake for mistake in checked if mistake]:
             raise UserError(mistakes)
-        parts = [part.probabilities for part in self.stream(self._chunks_of(sequences))]
-        probabilities = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
-        return Predictions(probabilities.argmax(1), probabilities)
+        parts = [part.answers for part in self.stream(self._chunks_of(sequences))]
+        found = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
+        if self.task.kind == "regression":
+            return Values(found)
+        return Predictions(decide(found, self.task), found)
 
     def stream(self, chunks: Iterable[Chunk | VariantChunk]) -> Iterator[Predicted]:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
@@ -178,9 +187,8 @@ class Predictor:
             fix = "set backbone.dtype=fp32 or bf16"
             raise UserError(Mistake("backbone.dtype", self.dtype, rule, fix), on_all=True)
         if self._average_strands:
-            ordered = mean_of_strands(ordered)
-        probabilities = torch.from_numpy(ordered).double().softmax(1).float().numpy()
-        return Predicted(share.chunk, probabilities, sum(cuts))
+            ordered = mean_of_strands(ordered, self.task)
+        return Predicted(share.chunk, answers(ordered, self.task).astype(np.float32), sum(cuts))
 
     def _forwards_needed(self, split: TokenizedSplit) -> int:
         if self.plan.packed:

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
 from lingo_ds import distributed
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.data.tasks import Task
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.export import SavedAdapter, load_adapter, read_card
 from lingo_ds.inputs import backbone_folder, make_builtin
@@ -52,8 +55,11 @@ def open_adapter(
     return OpenedAdapter(load_adapter(folder, spec), spec)
 
 
-def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
+def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
     """Puts the adapter of a folder into the model of every process: read on global rank 0, then broadcast.
+
+    Returns:
+        What its outputs mean, with the thresholds that were chosen for it.
 
     Raises:
         UserError: where the folder holds no adapter for this backbone, or one that read its input otherwise.
@@ -69,11 +75,13 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
         saved.layout.head_shape,
         saved.layout.has_lam,
         saved.alpha / saved.rank,
+        saved.card.task.to_dict(),
     ]
-    sites, ranks, head_shape, has_lam, model.bank.scale = distributed.share_json(shape, env)
+    sites, ranks, head_shape, has_lam, model.bank.scale, task = distributed.share_json(shape, env)
     layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam)
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
     model.adopt(layout, distributed.broadcast_(values))
+    return TypeAdapter(Task).validate_python(task)
 
 
 def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path) -> None:
@@ -85,9 +93,12 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
         "data.pair_separator": (card.task.pair_separator, task.pair_separator),
         "data.max_length": (card.task.max_length, task.max_length),
         "head.pooling": (card.pooling, prepared.config.head.pooling),
-        "data.path": (f"{card.task.classes} classes", f"{task.classes} classes"),
+        "task.kind": (card.task.kind, task.kind),
+        "data.path": (card.task.outputs, task.outputs),
         "backbone.path": (card.backbone.fingerprint, prepared.backbone_fingerprint),
     }
+    if card.task.classes == task.classes:
+        trained["task.labels"] = card.task.output_names, task.output_names
     mistakes = [
         Mistake(field, ours, f"the adapter in {folder} was trained with {theirs!r}", "set it to that")
         for field, (theirs, ours) in trained.items()

@@ -1,14 +1,21 @@
 """What predictions look like in a file: one row per sequence, or one per variant."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
 from lingo_ds.data.records import Chunk
+from lingo_ds.data.tasks import Task
 from lingo_ds.data.variants import Variant, VariantChunk
+from lingo_ds.evaluation.readout import answer_columns, decide
 
 
 class SequenceTable:
-    """Columns id, label (the most probable class) and one probability per class.
+    """Columns id, the decision, and an answer per output.
+
+    The decision is the `label` of a class; of a multilabel task the names of its `labels`, joined by `;`. A
+    regression has values alone.
 
     Attributes:
         unit: what a row is.
@@ -17,19 +24,20 @@ class SequenceTable:
 
     unit = "sequences"
 
-    def __init__(self, classes: int, *, numbered: bool):
-        """Takes the task's classes, and whether ids are integers."""
+    def __init__(self, task: Task, *, numbered: bool):
+        """Takes what the answers mean, and whether ids are integers."""
+        self._task = task
         id_type = pa.int64() if numbered else pa.string()
-        probabilities = [(f"probability_{c}", pa.float32()) for c in range(classes)]
-        self.schema = pa.schema([("id", id_type), ("label", pa.int64()), *probabilities])
+        answers = [(name, pa.float32()) for name in answer_columns(task)]
+        self.schema = pa.schema([("id", id_type), *_decision_columns(task, [""]), *answers])
 
-    def rows(self, chunk: Chunk, probabilities: np.ndarray) -> pa.Table:
-        """The rows of a chunk; `probabilities` is (n, classes) float32."""
-        return _table([chunk.ids, probabilities.argmax(1), *probabilities.T], self.schema)
+    def rows(self, chunk: Chunk, answers: np.ndarray) -> pa.Table:
+        """The rows of a chunk; `answers` is (n, outputs) float32."""
+        return _table([chunk.ids, *_decisions(self._task, answers), *answers.T], self.schema)
 
 
 class VariantTable:
-    """Columns of the variant, the labels of its two windows, and of each class ref, alt and alt - ref.
+    """Columns of the variant, the decisions for its two windows, and of each output ref, alt and alt - ref.
 
     Attributes:
         unit: what a row is.
@@ -38,21 +46,41 @@ class VariantTable:
 
     unit = "variants"
 
-    def __init__(self, classes: int):
-        """Takes the task's classes."""
+    def __init__(self, task: Task):
+        """Takes what the answers mean."""
+        self._task = task
         text, whole = pa.string(), pa.int64()
         columns = [("chrom", text), ("pos", whole), ("id", text), ("ref", text), ("alt", text)]
-        columns += [("label_ref", whole), ("label_alt", whole)]
-        names = [f"probability_{c}_{of}" for c in range(classes) for of in ("ref", "alt", "delta")]
-        self.schema = pa.schema([*columns, *((name, pa.float32()) for name in names)])
+        names = [f"{name}_{of}" for name in answer_columns(task) for of in ("ref", "alt", "delta")]
+        answers = [(name, pa.float32()) for name in names]
+        self.schema = pa.schema([*columns, *_decision_columns(task, ["_ref", "_alt"]), *answers])
 
-    def rows(self, chunk: VariantChunk, probabilities: np.ndarray) -> pa.Table:
-        """The rows of a chunk; `probabilities` is (windows, classes) float32."""
+    def rows(self, chunk: VariantChunk, answers: np.ndarray) -> pa.Table:
+        """The rows of a chunk; `answers` is (windows, outputs) float32."""
         at_ref, at_alt = np.array(chunk.places).T
-        ref, alt = probabilities[at_ref], probabilities[at_alt]
+        ref, alt = answers[at_ref], answers[at_alt]
         variants = [[getattr(one, name) for one in chunk.variants] for name in Variant._fields]
         values = np.stack([ref, alt, alt - ref], axis=2).reshape(len(ref), -1)
-        return _table([*variants, ref.argmax(1), alt.argmax(1), *values.T], self.schema)
+        decided = [*_decisions(self._task, ref), *_decisions(self._task, alt)]
+        return _table([*variants, *decided, *values.T], self.schema)
+
+
+def _decision_columns(task: Task, endings: Sequence[str]) -> list[tuple[str, pa.DataType]]:
+    if task.kind == "regression":
+        return []
+    name, kind = ("labels", pa.string()) if task.kind == "multilabel" else ("label", pa.int64())
+    return [(name + ending, kind) for ending in endings]
+
+
+def _decisions(task: Task, answers: np.ndarray) -> list[np.ndarray | list[str]]:
+    """The column between ids and answers, if the task has one."""
+    if task.kind == "regression":
+        return []
+    decided = decide(answers, task)
+    if task.kind != "multilabel":
+        return [decided]
+    names = np.array(task.output_names, dtype=object)
+    return [[";".join(names[row == 1]) for row in decided]]
 
 
 def _table(columns: list, schema: pa.Schema) -> pa.Table:

@@ -14,6 +14,18 @@ from lingo_ds.files import write_aside
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy")
 
+_CLASS_ROWS = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
+_ROWS = {
+    "multilabel": {
+        "macro_auroc": "macro AUROC", "macro_auprc": "macro AUPRC",
+        "micro_f1": "micro F1", "micro_mcc": "micro MCC",
+    },
+    "regression": {
+        "pearson": "Pearson", "spearman": "Spearman", "r2": "R2", "rmse": "RMSE", "mae": "MAE",
+    },
+}  # fmt: skip
+"""Metrics in the table, and how they are called there."""
+
 
 def write_report(path: Path, report: dict) -> None:
     """Writes a report as JSON; a reader sees the old file or the whole new one, never a part.
@@ -34,8 +46,8 @@ def summary_table(report: dict) -> Table:
     )
     table.add_column("what")
     table.add_column("value", justify="right")
-    metrics = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
-    for key, words in metrics.items():
+    kind = report.get("task", {}).get("kind")
+    for key, words in _ROWS.get(kind, _CLASS_ROWS).items():
         test, dev = (_show(report, f"metrics.{split}.{key}", ".4f") for split in ("test", "dev"))
         table.add_row(f"{words}, test / dev", f"{test} / {dev}")
     table.add_section()

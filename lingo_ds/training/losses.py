@@ -1,9 +1,86 @@
-"""Losses that add up: weighted so that any split into micro-batches and processes gives one gradient."""
+"""Losses that add up: weighted so that any split into micro-batches and processes gives one gradient.
 
+Each is the sum over examples of loss times weight; where an example has several labels or values, its loss is
+the mean over those that are known, and 0 where none is.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Sum of each example's cross-entropy times weight: logits (n, classes), labels (n,), weights (n,)."""
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+def cross_entropy_sum(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of classes.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) int64.
+        weights: (n,) of the examples.
+        class_weights: (classes,) factors by label.
+        focal_gamma: the loss times (1 - p)^gamma, p the label's probability (arXiv 1708.02002, eq. 5).
+    """
+    losses = F.cross_entropy(logits, labels, weight=class_weights, reduction="none")
+    if focal_gamma:
+        p = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        losses = losses * _focus(p, focal_gamma)
+    return (losses * weights).sum()
+
+
+def binary_cross_entropy_sum(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of labels that may each be true.
+
+    Args:
+        logits: (n, labels).
+        labels: (n, labels) 0 or 1, NaN where unknown.
+        weights: (n,) of the examples.
+        class_weights: (labels,) factors of positives.
+        focal_gamma: as for `cross_entropy_sum`, label by label.
+    """
+    known = ~labels.isnan()
+    truth = torch.where(known, labels, 0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=class_weights, reduction="none")
+    if focal_gamma:
+        p = torch.where(truth == 1, logits, -logits).sigmoid()
+        losses = losses * _focus(p, focal_gamma)
+    return (_mean_of_known(losses, known) * weights).sum()
+
+
+def squared_error_sum(
+    logits: Tensor, values: Tensor, weights: Tensor, *, mean: Tensor, scale: Tensor
+) -> Tensor:
+    """Squared error of standardised values.
+
+    Args:
+        logits: (n, values), standardised.
+        values: (n, values) in the data's units, NaN where unknown.
+        weights: (n,) of the examples.
+        mean: (values,) of the training rows.
+        scale: (values,) standard deviation of the training rows.
+    """
+    known = ~values.isnan()
+    truth = torch.where(known, (values - mean) / scale, 0).to(logits.dtype)
+    return (_mean_of_known((logits - truth).square(), known) * weights).sum()
+
+
+def _mean_of_known(losses: Tensor, known: Tensor) -> Tensor:
+    """(n,) mean over an example's known entries of (n, k)."""
+    return (losses * known).sum(1) / known.sum(1).clamp(min=1)
+
+
+def _focus(p: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma; below gamma 1 its slope has no bound at p = 1, where there is nothing left to learn."""
+    return (1 - p).clamp(min=torch.finfo(p.dtype).eps) ** gamma

@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lingo_ds.config import SelectionConfig
-
 
 @dataclass
 class Best:
@@ -33,8 +31,12 @@ class Selection:
     `save` is called, on every process, with each new best.
     """
 
-    def __init__(self, config: SelectionConfig, *, patience: int | None, save: Callable[[Best], None]):
-        self._config, self._patience, self._save = config, patience, save
+    def __init__(
+        self, metric: str, *, after_final_mask: bool, patience: int | None, save: Callable[[Best], None]
+    ):
+        """Takes the dev metric, and whether a step before the final mask is second choice."""
+        self._metric, self._after_final_mask = metric, after_final_mask
+        self._patience, self._save = patience, save
         self.best = Best()
 
     def consider(self, step: int, metrics: dict[str, float | None], *, at_budget: bool) -> bool:
@@ -48,10 +50,10 @@ class Selection:
         return self._patience is not None and self._eligible(at_budget) and self.best.stale >= self._patience
 
     def _eligible(self, at_budget: bool) -> bool:
-        return at_budget or not self._config.after_final_mask
+        return at_budget or not self._after_final_mask
 
     def _key(self, best: Best) -> tuple[bool, bool, float]:
-        value = (best.metrics or {}).get(self._config.metric)
+        value = (best.metrics or {}).get(self._metric)
         return best.step > 0, self._eligible(best.at_budget), float("-inf") if value is None else value
 
     def state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lingo_ds import distributed, liveness
 from lingo_ds.data.loader import Ahead, Packing, TrainBatches
+from lingo_ds.data.tasks import Task
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
@@ -24,6 +25,7 @@ from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
 from lingo_ds.training.checkpoint import Checkpoint, RunProgress, RunState, load_bank
+from lingo_ds.training.objective import make_loss
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.resume import checkpoint_store, lasting_state
 from lingo_ds.training.selection import Best, Selection
@@ -56,11 +58,16 @@ class Session:
             host=self._host_state(), on_new_tensors=self._follow_new_tensors,
         )  # fmt: skip
         self._selection = Selection(
-            config.selection, patience=config.train.early_stopping, save=self._save_best
+            config.metric,
+            after_final_mask=config.selection.after_final_mask,
+            patience=config.train.early_stopping,
+            save=self._save_best,
         )
+        self._task = prepared.task
+        train = prepared.data.splits["train"]
         self._store, self._lasting = checkpoint_store(prepared), lasting_state(prepared)
         batches = TrainBatches(
-            prepared.data.splits["train"], seed=config.seed, batch=plan.global_batch_size,
+            train, seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
             rank=env.global_rank, world=env.world_size,
             packing=Packing(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
@@ -76,12 +83,13 @@ class Session:
             ),
             env=env,
             model=model,
+            loss=make_loss(prepared.task, config.task, train.labels, env.device),
             batches=self._ahead,
             update=self._update,
             sampler=self._sampler,
             audit=self._audit,
             audit_interval=config.rank_sampling.audit_interval,
-            evaluate=lambda: self.evaluate("dev"),
+            evaluate=self._evaluate_on_dev,
             selection=self._selection,
             save_checkpoint=self._save_checkpoint,
             checkpoints=config.checkpoint,
@@ -97,7 +105,7 @@ class Session:
             plan=self._prepared.plan,
             sampler=self._sampler,
             audit=self._audit,
-            metric=self._prepared.config.selection.metric,
+            metric=self._prepared.config.metric,
             pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
         try:
@@ -111,18 +119,25 @@ class Session:
         """The evaluation whose adapter is in `adapter/`."""
         return self._selection.best
 
-    def evaluate(self, split: str) -> Evaluation:
-        """Logits and metrics of the bank as it is now."""
-        prepared = self._prepared
-        return evaluate(
-            self.model, prepared.data.splits[split], plan=prepared.plan, env=prepared.env,
-            average_strands=prepared.config.data.averages,
-        )  # fmt: skip
-
     def evaluate_best(self, split: str) -> Evaluation:
         """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""
-        adopt_saved(self.model, self._prepared, self._folder / "adapter")
-        return self.evaluate(split)
+        task = adopt_saved(self.model, self._prepared, self._folder / "adapter")
+        return self._evaluate(split, task)
+
+    def _evaluate_on_dev(self) -> Evaluation:
+        """Of the bank as it is now; the thresholds that are chosen here are saved with it."""
+        choose = self._prepared.config.task.threshold == "dev"
+        metric = self._prepared.config.metric if choose else None
+        evaluation = self._evaluate("dev", self._prepared.task, choose_thresholds_for=metric)
+        self._task = evaluation.task
+        return evaluation
+
+    def _evaluate(self, split: str, task: Task, *, choose_thresholds_for: str | None = None) -> Evaluation:
+        prepared = self._prepared
+        return evaluate(
+            self.model, prepared.data.splits[split], task=task, plan=prepared.plan, env=prepared.env,
+            choose_thresholds_for=choose_thresholds_for, average_strands=prepared.config.data.averages,
+        )  # fmt: skip
 
     def take_up(self, checkpoint: Checkpoint) -> None:
         """Puts bank, optimizer, masks and counts where the checkpoint has them.
@@ -201,7 +216,7 @@ class Session:
             return
         layout, values = self.model.bank.kept_values()
         card = Card(
-            task=prepared.task,
+            task=self._task,
             pooling=config.head.pooling,
             backbone=BackboneCard(
                 path=backbone_address(config.backbone.path),

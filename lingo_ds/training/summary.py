@@ -36,9 +36,10 @@ def make_report(
     events = sampler.events if sampler else []
     scores = distributed.share_json(sampler and sampler.scores and sampler.scores._asdict(), prepared.env)
     return {
-        "task": prepared.task.to_dict(),
+        "task": (test.task if test else prepared.task).to_dict(),
         "outcome": outcome.reason,
         "metrics": {"dev": best.metrics, "test": test and test.metrics},
+        "metrics_by_output": {"test": test and test.by_output},
         "selected_step": best.step,
         "selected_at_budget": best.at_budget,
         "steps": outcome.steps,

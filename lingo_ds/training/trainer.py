@@ -21,7 +21,7 @@ from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
-from lingo_ds.training.losses import cross_entropy_sum
+from lingo_ds.training.objective import Loss
 from lingo_ds.training.selection import Selection
 from lingo_ds.training.update import BankUpdate, Scalar, StepStats
 
@@ -107,6 +107,7 @@ class Trainer:
         lr: Callable[[int], float],
         env: DistEnv,
         model: AdaptedModel,
+        loss: Loss,
         batches: Ahead,
         update: BankUpdate,
         sampler: RankSampler | None,
@@ -119,7 +120,7 @@ class Trainer:
         most_skipped: int,
     ):
         self._plan, self.seed, self._lr = plan, seed, lr
-        self._env, self._model, self._batches = env, model, batches
+        self._env, self._model, self._loss, self._batches = env, model, loss, batches
         self._update, self._sampler, self._audit, self._audit_interval = (
             update,
             sampler,
@@ -201,7 +202,7 @@ class Trainer:
         bank = self._model.bank
         logits = self._model.logits(batch)
         weights = batch.weights.to(logits.device)
-        loss = cross_entropy_sum(logits, batch.labels.to(logits.device), weights)
+        loss = self._loss(logits, batch.labels.to(logits.device), weights)
         (loss * (self._update.loss_scale.value / examples)).backward()
         bank.collect_grad()
         bank.scalars[Scalar.LOSS] += loss.detach()

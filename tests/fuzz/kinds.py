@@ -117,7 +117,8 @@ SETTINGS = (
     "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length", "data.cache_dir",
     "data.label_column", "data.class_names", "data.pair_column", "data.only_task", "data.one_hot_order",
     "data.dev_fraction", "data.split_seed", "data.intervals", "data.intervals.genome",
-    "data.intervals.window",
+    "data.intervals.window", "task", "task.kind", "task.labels",
+    "task.class_weights", "task.focal_gamma", "task.threshold", "selection.metric",
     "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
     "rank_sampling.mode",
     "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
@@ -297,7 +298,9 @@ data_cases = _other_formats | st.builds(
     st.dictionaries(st.sampled_from(SPLITS), _csv, min_size=1)
     | _table().map(lambda table: dict.fromkeys(SPLITS, table)),
     st.sampled_from(
-        ((),) * 4 + (("data.sequence_column=label",), ("data.label_column=",), ("data.max_length=1",))
+        ((),) * 4
+        + (("data.sequence_column=label",), ("data.label_column=",), ("data.max_length=1",))
+        + (("task.kind=multilabel",), ("task.kind=regression",), ("task.labels=[a, b]",))
     )
     | st.just(())
     | odd_text.map(lambda text: (f"data.sequence_column={text}",))

@@ -328,7 +328,7 @@ def test_settings_of_data_that_contradict_are_refused(refused, settings, field, 
 
 def test_one_or_several_label_columns(load):
     assert load().data.label_columns == ("label",)
-    assert load(MINIMAL, "data.label_column=[a, b]").data.label_columns == ("a", "b")
+    assert load(MINIMAL, "task.kind=multilabel", "data.label_column=[a, b]").data.label_columns == ("a", "b")
 
 
 # -- the file

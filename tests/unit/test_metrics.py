@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 
-from lingo_ds.evaluation.metrics import classification_metrics
+from lingo_ds.evaluation.metrics import classification_metrics, multilabel_metrics, regression_metrics
+from lingo_ds.evaluation.thresholds import choose_threshold
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -135,3 +138,132 @@ def test_order_of_examples_does_not_matter():
 def test_bad_input_is_refused_in_words(logits, labels, words):
     with pytest.raises(ValueError, match=words):
         classification_metrics(np.array(logits), np.array(labels))
+
+
+# -- labels that may each be true
+
+
+def labelled(rows: int = 40, labels: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities with ties, and labels: one always false, one unknown, the others with gaps."""
+    draw = np.random.default_rng(0)
+    probabilities = draw.integers(1, 9, (rows, labels)) / 10
+    truth = draw.integers(0, 2, (rows, labels)).astype(float)
+    truth[draw.random((rows, labels)) < 0.2] = np.nan
+    truth[:, 0], truth[:, 1] = 0, np.nan
+    return probabilities, truth
+
+
+def test_labels_are_scored_as_sklearn_does_on_what_is_known():
+    p, y = labelled()
+    overall, by_label = multilabel_metrics(p, y, thresholds=[0.5, 0.5, 0.3, 0.5, 0.7], names="abcde")
+    known = ~np.isnan(y)
+    for k, name in enumerate("abcde"):
+        if k < 2:
+            assert by_label[name] == {"auroc": None, "auprc": None, "positives": 0}
+            continue
+        truth, found = y[known[:, k], k], p[known[:, k], k]
+        assert by_label[name] == pytest.approx(
+            {
+                "auroc": sklearn.metrics.roc_auc_score(truth, found),
+                "auprc": sklearn.metrics.average_precision_score(truth, found),
+                "positives": truth.sum(),
+            }
+        )
+    flat, decided = y[known], (p > np.array([0.5, 0.5, 0.3, 0.5, 0.7]))[known]
+    assert overall == pytest.approx(
+        {
+            "macro_auroc": np.mean([by_label[name]["auroc"] for name in "cde"]),
+            "macro_auprc": np.mean([by_label[name]["auprc"] for name in "cde"]),
+            "micro_f1": sklearn.metrics.f1_score(flat, decided),
+            "micro_mcc": sklearn.metrics.matthews_corrcoef(flat, decided),
+            "labels_left_out": 2,
+        }
+    )
+
+
+def test_labels_known_nowhere_have_no_areas():
+    overall, _ = multilabel_metrics(np.full((3, 2), 0.5), np.full((3, 2), np.nan), thresholds=0.5, names="ab")
+    assert (overall["macro_auroc"], overall["macro_auprc"], overall["labels_left_out"]) == (None, None, 2)
+
+
+# -- values
+
+
+def test_values_are_scored_as_scipy_and_sklearn_do_on_what_is_known():
+    draw = np.random.default_rng(0)
+    y = draw.normal(size=(30, 2)) * [1, 100]
+    p = y + draw.normal(size=(30, 2)) * [1, 30]
+    y[3, 0] = y[4, 1] = y[9, 1] = np.nan
+    y[:5, 1] = np.round(y[:5, 1], -2)  # ties among ranks
+    overall, by_value = regression_metrics(p, y, names="ab")
+    for k, name in enumerate("ab"):
+        known = ~np.isnan(y[:, k])
+        truth, found = y[known, k], p[known, k]
+        assert by_value[name] == pytest.approx(
+            {
+                "pearson": scipy.stats.pearsonr(found, truth).statistic,
+                "spearman": scipy.stats.spearmanr(found, truth).statistic,
+                "r2": sklearn.metrics.r2_score(truth, found),
+                "rmse": sklearn.metrics.root_mean_squared_error(truth, found),
+                "mae": sklearn.metrics.mean_absolute_error(truth, found),
+            }
+        )
+    for key, value in overall.items():
+        assert value == pytest.approx((by_value["a"][key] + by_value["b"][key]) / 2)
+
+
+@pytest.mark.parametrize(
+    "predicted, values, expected",
+    [
+        ([2, 2, 2], [1, 2, 3], {"pearson": None, "spearman": None, "r2": 0, "rmse": (2 / 3) ** 0.5}),
+        ([1, 2, 3], [5, 5, 5], {"pearson": None, "spearman": None, "r2": None, "mae": 3}),
+        ([3, 2, 1], [1, 2, 3], {"pearson": -1, "spearman": -1, "r2": -3}),
+        ([1, 2, 900], [1, 2, 3], {"spearman": 1}),
+        ([1, 2], [np.nan, np.nan], dict.fromkeys(("pearson", "spearman", "r2", "rmse", "mae"))),
+        ([1, 2], [np.nan, 4], {"pearson": None, "r2": None, "rmse": 2, "mae": 2}),
+    ],
+)
+def test_values_at_the_edges(predicted, values, expected):
+    overall, _ = regression_metrics(np.array([predicted]).T, np.array([values], float).T, names="a")
+    for key, value in expected.items():
+        assert overall[key] == (None if value is None else pytest.approx(value)), key
+
+
+# -- thresholds
+
+
+def test_a_threshold_moves_the_decision_and_not_the_ranking():
+    logits, labels = logits_of([0.9, 0.4, 0.6, 0.2, 0.3]), np.array([1, 1, 0, 0, 0])
+    half, low = (classification_metrics(logits, labels, threshold=t) for t in (0.5, 0.35))
+    assert half == classification_metrics(logits, labels)
+    assert (half["accuracy"], low["accuracy"]) == (3 / 5, 4 / 5)
+    assert (half["auroc"], half["brier"]) == (low["auroc"], low["brier"])
+
+
+@pytest.mark.parametrize("metric", ["mcc", "auroc", "accuracy", "macro_f1", "micro_f1"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_chosen_threshold_is_the_best_of_all(metric, seed):
+    draw = np.random.default_rng(seed)
+    truth = draw.random(60) < 0.2
+    p = np.clip(np.round(0.3 * truth + draw.random(60) * 0.6, 2), 0.01, 0.99)
+
+    def quality(threshold: float) -> float:
+        score = {
+            "accuracy": sklearn.metrics.accuracy_score,
+            "macro_f1": lambda y, d: sklearn.metrics.f1_score(y, d, average="macro"),
+            "micro_f1": sklearn.metrics.f1_score,
+        }.get(metric, sklearn.metrics.matthews_corrcoef)
+        return score(truth, p > threshold)
+
+    chosen = choose_threshold(p, truth, metric=metric)
+    best = max(quality(t) for t in np.arange(0.005, 1, 0.01))
+    assert quality(chosen) == pytest.approx(best)
+    assert quality(chosen) > quality(0.5) or chosen == 0.5
+
+
+def test_of_equal_thresholds_the_middle_one_is_taken_and_one_class_has_none():
+    p = np.array([0.1, 0.2, 0.8, 0.9])
+    assert choose_threshold(p, np.array([0, 0, 1, 1]), metric="mcc") == 0.5
+    assert choose_threshold(p, np.array([0, 1, 1, 1]), metric="mcc") == pytest.approx(0.15)
+    assert choose_threshold(p, np.array([1, 1, 1, 1]), metric="mcc") == 0.5
+    assert choose_threshold(p[:0], np.array([]), metric="mcc") == 0.5

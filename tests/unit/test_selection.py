@@ -5,14 +5,15 @@ import math
 
 import pytest
 
-from lingo_ds.config import SelectionConfig
 from lingo_ds.training.selection import Best, Selection
 
 
-def follow(evaluations, *, patience=None, **config) -> tuple[Selection, list[int], int | None]:
+def follow(
+    evaluations, *, patience=None, metric="mcc", after_final_mask=True
+) -> tuple[Selection, list[int], int | None]:
     """Considers (step, mcc, at_budget) in turn; returns the selection, the steps saved, where it stopped."""
     saved: list[Best] = []
-    selection = Selection(SelectionConfig(**config), patience=patience, save=saved.append)
+    selection = Selection(metric, after_final_mask=after_final_mask, patience=patience, save=saved.append)
     stopped = None
     for step, mcc, at_budget in evaluations:
         if selection.consider(step, {"mcc": mcc, "accuracy": 1 - (mcc or 0)}, at_budget=at_budget):
@@ -77,7 +78,7 @@ def test_going_on_from_a_checkpoint_changes_nothing(cut):
     ]  # fmt: skip
     whole, _, stopped = follow(evaluations, patience=2)
     first, *_ = follow(evaluations[:cut], patience=2)
-    second = Selection(SelectionConfig(), patience=2, save=lambda best: None)
+    second = Selection("mcc", after_final_mask=True, patience=2, save=lambda best: None)
     second.restore(json.loads(json.dumps(first.state())))
     ends = [
         step

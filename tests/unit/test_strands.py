@@ -16,8 +16,9 @@ from lingo_ds.data.loader import Packing, TrainBatches, epoch_order, strands_dra
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.strands import reverse_complement
+from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
-from lingo_ds.evaluation.forward import mean_of_strands
+from lingo_ds.evaluation.readout import answers, mean_of_strands
 from lingo_ds.export import read_card
 from tests.unit.commands import at_step, command, contents, ctrl_c, report_of
 
@@ -164,19 +165,16 @@ def test_without_it_the_order_is_as_before():
 # -- means
 
 
-def test_the_mean_is_of_probabilities():
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
+def test_the_mean_is_of_answers(kind):
     draw = np.random.default_rng(0)
-    logits = (draw.normal(size=(40, 3)) * 20).astype(np.float32)
-    logits[3] = [-400, 0, 400]
-
-    def softmax(values):
-        powers = np.exp(values.astype(np.float64) - values.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
-
-    expected = (softmax(logits[:20]) + softmax(logits[20:])) / 2
-    found = mean_of_strands(logits)
+    logits = (draw.normal(size=(40, 3)) * 9).astype(np.float32)
+    logits[3] = [-80, 0, 80]
+    task = Task("t", kind, 3, None, None, 9, mean=(1.0, 2.0, 3.0), scale=(2.0, 1.0, 0.5))
+    one, other = answers(logits[:20], task), answers(logits[20:], task)
+    found = mean_of_strands(logits, task)
     assert found.shape == (20, 3) and np.isfinite(found).all()
-    assert softmax(found) == pytest.approx(expected, abs=1e-6)
+    assert answers(found, task) == pytest.approx((one + other) / 2, rel=1e-5, abs=1e-6)
 
 
 # -- runs

@@ -18,6 +18,7 @@ from lingo_ds.config import CheckpointConfig, RunConfig
 from lingo_ds.data.loader import Batch
 from lingo_ds.distributed import DistEnv
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.training.trainer import Trainer
 from lingo_ds.training.update import BankUpdate, LossScale, Scalar
 
@@ -411,6 +412,7 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
             backbone=SimpleNamespace(train=lambda: None, require_partitioned=lambda: None),
             logits=logits,
         ),
+        loss=cross_entropy_sum,
         batches=SimpleNamespace(rows_at=lambda step: np.arange(8), at=lambda step: [one]),
         update=update,
         sampler=None,

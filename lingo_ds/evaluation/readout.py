@@ -1,0 +1,65 @@
+"""From a head's outputs to answers: probabilities or values, and what is decided by them."""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from lingo_ds.data.tasks import Task
+from lingo_ds.evaluation.thresholds import DEFAULT, choose_threshold
+
+
+def answers(logits: np.ndarray, task: Task) -> np.ndarray:
+    """Logits (n, outputs) as probabilities, or as values in the data's units; float64 of the same shape."""
+    outputs = torch.from_numpy(logits).double()
+    if task.kind == "regression":
+        return outputs.numpy() * task.scale + task.mean
+    return (outputs.sigmoid() if task.kind == "multilabel" else outputs.softmax(1)).numpy()
+
+
+def mean_of_strands(logits: np.ndarray, task: Task) -> np.ndarray:
+    """Logits (n, outputs) whose answers are the means over both strands, of logits (2 n, outputs).
+
+    Rows k and n + k are the strands of example k.
+    """
+    one, other = torch.from_numpy(logits).double().chunk(2)
+    if task.kind == "regression":
+        mean = (one + other) / 2
+    elif task.kind == "multilabel":
+        true = torch.logaddexp(logsigmoid(one), logsigmoid(other))
+        mean = true - torch.logaddexp(logsigmoid(-one), logsigmoid(-other))
+    else:
+        mean = torch.logaddexp(one.log_softmax(1), other.log_softmax(1)) - math.log(2)
+    return mean.float().numpy()
+
+
+def decide(probabilities: np.ndarray, task: Task) -> np.ndarray:
+    """int64 classes (n,) of probabilities (n, classes), or whether each label is true, (n, labels) 0 or 1."""
+    if task.kind == "multilabel":
+        return (probabilities > np.array(task.thresholds or DEFAULT)).astype(np.int64)
+    if task.thresholds:
+        return (probabilities[:, 1] > np.array(task.thresholds)).astype(np.int64)
+    return probabilities.argmax(1)
+
+
+def answer_columns(task: Task) -> list[str]:
+    """Names of the columns of a table that hold the answers."""
+    what = "value" if task.kind == "regression" else "probability"
+    return [f"{what}_{name}" for name in task.output_names]
+
+
+def with_best_thresholds(task: Task, probabilities: np.ndarray, labels: np.ndarray, *, metric: str) -> Task:
+    """The task with the thresholds that are best for these examples, label by label.
+
+    Args:
+        task: binary or multilabel.
+        probabilities: (n, outputs).
+        labels: (n,) classes, or (n, labels) with NaN where unknown.
+        metric: see `choose_threshold`.
+    """
+    if task.kind == "binary":
+        probabilities, labels = probabilities[:, 1:], labels[:, None]
+    columns = zip(probabilities.T, labels.T, strict=True)
+    known = ((p[~np.isnan(truth)], truth[~np.isnan(truth)]) for p, truth in columns)
+    return task.with_thresholds(tuple(choose_threshold(p, truth == 1, metric=metric) for p, truth in known))
