@@ -21,6 +21,7 @@ from lingo_ds.cli import main
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import UserError
 from lingo_ds.monitor.report import summary_table
+from tests.unit.commands import at_step, contents, ctrl_c
 from tests.unit.kinds_of_task import LABELS, ROWS, TASKS, VALUES, config_of, write_data
 from tests.unit.test_exported import run_snippet
 
@@ -336,6 +337,18 @@ def test_packs_train_what_padded_batches_do(trained, kind, tmp_path):
         tensors = load_file(tmp_path / packing / "adapter/adapter_model.safetensors")
         adapters.append(torch.cat([tensors[name].flatten() for name in sorted(tensors)]))
     assert (adapters[0] - adapters[1]).norm() < 1e-4 * adapters[1].norm()
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
+def test_a_stopped_run_goes_on_as_if_it_had_not(trained, kind, tmp_path):
+    """Thresholds chosen before the stop, too, where no later step was better."""
+    short = {"train": {"max_steps": 8, "eval_steps": 4}, "checkpoint": {"every": 3}}
+    whole, parts = (config_of(kind, trained(kind).data, tmp_path / name, **short) for name in ("a", "b"))
+    run.train(whole, ALONE)
+    with at_step(6, ctrl_c):
+        assert run.train(parts, ALONE)["outcome"] == "interrupted"
+    assert run.train(parts, ALONE)["outcome"] == "finished"
+    assert contents(whole.run_dir / "adapter") == contents(parts.run_dir / "adapter")
 
 
 def test_a_real_set_with_58_labels_trains(shared, tmp_path):
