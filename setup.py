@@ -25,7 +25,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["lingo_ds", "lingo_ds.*"]), *RESOURCES],
     package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
-    package_data={package: [pattern] for package, (_, pattern) in RESOURCES.items()},
+    package_data={package: [pattern] for package, (_, pattern) in RESOURCES.items()}
+    | {"lingo_ds.data": ["registry.yaml"]},
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},
     install_requires=[
         "datasets>=4.0",

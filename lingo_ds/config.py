@@ -97,13 +97,22 @@ class BackboneConfig(BackboneUse):
 class DataConfig(Section):
     """Labelled sequences and how they become text."""
 
+    task: str | None = Field(
+        None,
+        description="Name of a known task (docs/tasks.md): its folder, domain and metric, as far as the "
+        "recipe does not say them.",
+    )
+    root: str | None = Field(None, description="Folder in which the files of known tasks lie, e.g. GUE's.")
+    hyperparameters: str | None = Field(
+        None, description="Published settings for the task, by name: `lingo` or `dnabert2`."
+    )
     path: str = Field(description="Folder with train.csv, dev.csv and test.csv, or `builtin:promoters`.")
     sequence_column: str = Field("sequence", description="CSV column that holds the DNA.")
     label_column: str = Field("label", description="CSV column that holds the class, an integer from 0.")
     prefix: str | None = Field(
         None,
-        description="Template around the DNA, with {sequence} and, if wanted, {domain}. "
-        "null: the sequence alone.",
+        description="Template around the DNA, with {sequence} and, if wanted, {domain} and {column}s of the "
+        "data; or the name of one: published, rich, none. null: the sequence alone.",
     )
     domain: str | None = Field(
         None, description="Text for {domain} in the template, e.g. `human core promoters`."
@@ -119,14 +128,33 @@ class DataConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _of_a_task(self) -> Self:
+        for name in ("root", "hyperparameters"):
+            if self.task is None and getattr(self, name) is not None:
+                raise rule_error(
+                    "means nothing without data.task",
+                    "set data.task, or remove it",
+                    field=f"data.{name}",
+                    value=getattr(self, name),
+                )
+        return self
+
+    @model_validator(mode="after")
     def _template(self) -> Self:
         if self.prefix is None:
             return self
         names = re.findall(r"\{([^{}]*)\}", self.prefix)
-        if names.count("sequence") != 1 or set(names) - {"sequence", "domain"}:
+        if names.count("sequence") != 1 or not all(name.strip() for name in names):
             raise rule_error(
-                "needs {sequence} once and knows only {sequence} and {domain}",
-                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:'",
+                "needs {sequence} once; other names in braces are {domain} or columns of the data",
+                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:', or published",
+                field="data.prefix",
+                value=self.prefix,
+            )
+        if self.label_column in names:
+            raise rule_error(
+                f"names {{{self.label_column}}}, the column that holds the answer",
+                "leave it out",
                 field="data.prefix",
                 value=self.prefix,
             )

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,19 +29,23 @@ class Split:
         sequences: upper-case DNA.
         labels: classes, counted from 0.
         lines: line of each row in the file, counted from 1.
+        fields: cells by column that a prompt reads, row by row; empty where it reads none.
     """
 
     path: Path
     sequences: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
+    fields: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.sequences)
 
 
-def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[str, Split]:
-    """Reads `train.csv`, `dev.csv` and `test.csv` of a folder in GUE's layout.
+def read_gue(
+    folder: Path, *, sequence_column: str, label_column: str, columns: Sequence[str] = ()
+) -> dict[str, Split]:
+    """Reads `train.csv`, `dev.csv` and `test.csv` of a folder in GUE's layout; `columns` are a prompt's.
 
     Raises:
         UserError: with all mistakes of all files.
@@ -54,7 +59,10 @@ def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[s
     for name in SPLITS:
         try:
             splits[name] = read_csv(
-                folder / f"{name}.csv", sequence_column=sequence_column, label_column=label_column
+                folder / f"{name}.csv",
+                sequence_column=sequence_column,
+                label_column=label_column,
+                columns=columns,
             )
         except UserError as error:
             mistakes += error.mistakes
@@ -65,7 +73,7 @@ def read_gue(folder: Path, *, sequence_column: str, label_column: str) -> dict[s
     return splits
 
 
-def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
+def read_csv(path: Path, *, sequence_column: str, label_column: str, columns: Sequence[str] = ()) -> Split:
     """Reads one file of labelled sequences: UTF-8, a header, one row per sequence. Lower case is raised.
 
     Raises:
@@ -75,24 +83,28 @@ def read_csv(path: Path, *, sequence_column: str, label_column: str) -> Split:
     split, mistakes, begin = Split(path), [], 1
     try:
         header = [name.strip() for name in next(reader, [])]
-        twice = [name for name in (sequence_column, label_column) if header.count(name) > 1]
+        settings = {sequence_column: "sequence_column", label_column: "label_column"}
+        settings = settings | {column: "prefix" for column in columns if column not in settings}
+        twice = [name for name in settings if header.count(name) > 1]
         if twice:
             raise UserError(Mistake(f"{path}:1", twice[0], "names two columns", "rename one of them"))
-        missing = [column for column in (sequence_column, label_column) if column not in header]
+        missing = {column: setting for column, setting in settings.items() if column not in header}
         if missing:
             raise UserError(
                 [
                     Mistake(f"{path}:1", ",".join(header), f"has no column {column!r}",
-                            "rename a column or set data."
-                            + ("sequence_column" if column == sequence_column else "label_column"))
-                    for column in missing
+                            f"rename a column or set data.{setting}")
+                    for column, setting in missing.items()
                 ]
             )  # fmt: skip
         places = header.index(sequence_column), header.index(label_column)
         begin = reader.line_num + 1
         for row in reader:
             if len(row) > 1 or "".join(row).strip():
-                mistakes += _add_row(split, row, begin, len(header), *places)
+                found = _add_row(split, row, begin, len(header), *places)
+                if columns and not found:
+                    split.fields.append({name: row[header.index(name)].strip() for name in columns})
+                mistakes += found
             begin = reader.line_num + 1
     except csv.Error as error:
         mistakes.append(Mistake(f"{path}:{begin}", "row", str(error), "quote the field properly"))

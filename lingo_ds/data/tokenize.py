@@ -172,7 +172,12 @@ def write_tokenized(
         for name, split in splits.items():
             logger.info("tokenising %s: %d rows", name, len(split))
             tokenized = tokenized_split(
-                split.sequences, split.labels, tokenize=tokenize, prompt=prompt, max_length=max_length
+                split.sequences,
+                split.labels,
+                fields=split.fields,
+                tokenize=tokenize,
+                prompt=prompt,
+                max_length=max_length,
             )
             tokenized.table.save_to_disk(aside / name)
         facts = {"classes": max(splits["train"].labels) + 1, "duplicates": count_duplicates(splits)}
@@ -196,34 +201,43 @@ def tokenized_split(
     sequences: Sequence[str],
     labels: Sequence[int],
     *,
+    fields: Sequence[Mapping[str, str]] = (),
     tokenize: Tokenize,
     prompt: Prompt,
     max_length: int,
 ) -> TokenizedSplit:
     """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
 
+    `fields` has each row's cells by column, as far as the prompt reads them; none: it reads none.
+
     Raises:
         UserError: where not even one base fits between prefix and suffix.
     """
     input_ids, truncated = [], []
-    for start in range(0, len(sequences), BATCH):
-        some = sequences[start : start + BATCH]
-        for sequence, ids in zip(some, tokenize([prompt.render(s) for s in some]), strict=True):
+    rows = list(zip(sequences, fields or [{}] * len(sequences), strict=True))
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        texts = [prompt.render(sequence, fields=cells) for sequence, cells in some]
+        for (sequence, cells), ids in zip(some, tokenize(texts), strict=True):
             too_long = len(ids) > max_length
             input_ids.append(
-                _cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
+                _cut(sequence, cells, tokenize=tokenize, prompt=prompt, max_length=max_length)
+                if too_long
+                else ids
             )
             truncated.append(too_long)
     columns = {"input_ids": input_ids, "label": labels, "truncated": truncated}
     return TokenizedSplit(datasets.Dataset.from_dict(columns, features=FEATURES))
 
 
-def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:
+def _cut(
+    sequence: str, cells: Mapping[str, str], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+) -> list[int]:
     """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
     fits, too_long, best = 0, len(sequence), None
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        ids = tokenize([prompt.render(sequence[:middle])])[0]
+        ids = tokenize([prompt.render(sequence[:middle], fields=cells)])[0]
         if len(ids) <= max_length:
             fits, best = middle, ids
         else:
