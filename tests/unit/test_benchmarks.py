@@ -67,16 +67,16 @@ def test_paired_difference_is_students():
     ours = {("b", "d", seed): value for seed, value in enumerate((0.8, 0.7, 0.9))}
     theirs = {("b", "d", seed): value for seed, value in enumerate((0.7, 0.7, 0.7))}
     low, high = stats.ttest_rel(list(ours.values()), list(theirs.values())).confidence_interval(0.95)
-    assert methods._paired(ours, theirs) == f"+0.100 [{low:+.3f}, {high:+.3f}]"
-    assert methods._paired(ours, ours) == "+0.000"
+    assert methods.paired(ours, theirs) == f"+0.100 [{low:+.3f}, {high:+.3f}]"
+    assert methods.paired(ours, ours) == "+0.000"
 
 
 def test_spread_is_that_of_seeds_not_of_data_sets():
     values = {
         ("b", data, seed): base + seed * 0.1 for data, base in (("x", 0.1), ("y", 0.7)) for seed in range(3)
     }
-    assert methods._seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
-    assert methods._seed_spread({("b", "x", 0): 0.5}) is None
+    assert methods.seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
+    assert methods.seed_spread({("b", "x", 0): 0.5}) is None
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lingo_ds import distributed
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.monitor.results import TaskResult, result_rows, write_results
+from lingo_ds.prepare import prepare
+from lingo_ds.suite import SharedBackbone
 from lingo_ds.suite_config import Suite, load_runs
 from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
 
@@ -98,10 +101,6 @@ def test_the_backbone_is_loaded_once(finished):
 
 
 def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path):
-    from lingo_ds import distributed
-    from lingo_ds.prepare import prepare
-    from lingo_ds.suite import SharedBackbone
-
     suite, env = load_runs(recipe), distributed.detect()
     shared = SharedBackbone()
     first = shared.build(prepare(suite.members[0].config, env)).backbone
@@ -111,10 +110,6 @@ def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path)
 
 
 def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
-    from lingo_ds import distributed
-    from lingo_ds.prepare import prepare
-    from lingo_ds.suite import SharedBackbone
-
     suite, env, shared = load_runs(recipe), distributed.detect(), SharedBackbone()
     prepared = prepare(suite.members[0].config, env)
 
