@@ -1,6 +1,7 @@
 """Reading a recipe: YAML with line numbers, overrides from the command line, and every mistake at once."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
@@ -76,10 +77,10 @@ def _read_extended(path: Path, above: list[Path]) -> tuple[dict, dict[tuple[str,
     if not isinstance(name, str):
         raise UserError(Mistake(where, name, "is no file name", "name the recipe below this one"))
     base, above = path.parent / name, [*above, path]
-    if any(base.resolve() == one.resolve() for one in above):
-        raise UserError(Mistake(where, name, "leads back to itself", "let one of the recipes stand alone"))
-    if not base.is_file():
+    if not os.path.isfile(base):  # False, where pathlib raises, for what can be no path
         raise UserError(Mistake(where, name, "is no file beside this one", "correct the name"))
+    if any(os.path.samefile(base, one) for one in above):
+        raise UserError(Mistake(where, name, "leads back to itself", "let one of the recipes stand alone"))
     below, lines_below = _read_extended(base, above)
     return layered(below, values), lines_below | lines
 

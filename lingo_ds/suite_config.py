@@ -24,6 +24,13 @@ class SuiteConfig(Section):
     )
     seeds: tuple[Seed, ...] = Field((0,), description="Each task is trained with each of these.")
 
+    @field_validator("tasks", "seeds", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if isinstance(value, str | int):
+            raise rule_error("is no list", f"write [{value}]")
+        return value
+
     @field_validator("tasks", "seeds")
     @classmethod
     def _each_once(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

@@ -1,6 +1,7 @@
 """Tasks that are known by name: where their files lie, what they ask, and what others reached on them."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -75,7 +76,7 @@ class RegisteredTask(_Entry):
     def folder(self, root: Path) -> Path:
         """The first of its folders that is there, else where GUE has it."""
         places = [root / folder for folder in self.folders]
-        return next((place for place in places if place.is_dir()), places[0])
+        return next((place for place in places if os.path.isdir(place)), places[0])
 
 
 class Registry(_Entry):
@@ -188,7 +189,7 @@ def missing_folder(name: str | None, *, path: str, root: str | None) -> Mistake 
     if name is None or root is None:
         return None
     task = lookup(name)
-    if Path(path) != task.folder(Path(root)) or Path(path).is_dir():
+    if Path(path) != task.folder(Path(root)) or os.path.isdir(path):
         return None
     places = " or ".join(task.folders)
     return Mistake("data.root", root, f"has no folder of {name} ({places})", "set data.root, or download it")

@@ -179,6 +179,28 @@ def test_a_report_that_is_none_is_told(recipe, tmp_path):
     assert status == 2
 
 
+# -- the other verbs
+
+
+def test_plan_prints_every_task_once_and_trains_nothing(recipe, tmp_path, capsys):
+    status, shown = command("plan", recipe, tmp_path / "out")
+    assert status == 0, shown
+    said = capsys.readouterr().out
+    assert [said.count(f"{task}, 2 runs") for task in TASKS] == [1, 1]
+    assert said.count("run        8 steps") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_gives_every_runs_numbers_again(finished, recipe):
+    status, shown = command("evaluate", recipe, finished[0])
+    assert status == 0, shown
+    assert shown.count("backbone loaded") == 1
+    for run in RUNS:
+        folder = folder_of(finished[0], *run)
+        again = json.loads((folder / "evaluation.json").read_text())["metrics"]["test"]
+        assert again == report_of(folder)["metrics"]["test"]
+
+
 # -- the table
 
 
@@ -234,6 +256,8 @@ def refused(tmp_path) -> Callable[..., list[Mistake]]:
     [
         ("tasks: [H3]\n", "tasks (suite.yaml:3)", "did you mean EMP_H3?"),
         ("tasks: [tf_0, tf_0]\ndata: {root: r}\n", "tasks (suite.yaml:3)", "each once"),
+        ("tasks: tf_0\ndata: {root: r}\n", "tasks (suite.yaml:3)", "is no list: write [tf_0]"),
+        ("seeds: 5\n", "seeds (suite.yaml:3)", "is no list: write [5]"),
         ("tasks: []\n", "tasks (suite.yaml:3)", "must hold something"),
         ("seeds: [0, -1]\n", "seeds (suite.yaml:3)", "greater than or equal to 0"),
         ("tasks: [tf_0]\ndata: {path: here}\n", "data.path", "stands beside tasks"),
@@ -300,6 +324,8 @@ def test_a_mistake_in_the_recipe_below_is_told_where_it_stands(write):
         ("nowhere.yaml", "is no file"),
         ("5", "is no file name"),
         ("round.yaml", "leads"),
+        ("x" * 300, "is no file"),
+        ('"a\\0b"', "is no file"),
     ],
 )
 def test_what_cannot_be_extended_is_told(write, extends, rule):
