@@ -1,7 +1,7 @@
 """Many runs one after the other over one loaded backbone, and the table of what they reached."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,35 +56,30 @@ def _without_batch(spread: dict[str, Any]) -> dict[str, Any]:
     return spread | {"ds_config": kept}
 
 
-def train(suite: Suite, env: DistEnv) -> list[TaskResult]:
+def train(suite: Suite, env: DistEnv) -> None:
     """Trains what is not finished yet, each run into its own folder, and writes the table after each.
-
-    Returns:
-        What is known of each task; fewer runs than planned where Ctrl-C ended the suite.
 
     Raises:
         UserError: for data that is missing of any task, before anything is trained; else as a single run.
     """
-    folder = suite.config.folder
     with _runs(suite, env) as backbone:
+        finished = _all_finished(suite, env)
         for number, member in enumerate(suite.members, 1):
             what = f"run {number} of {len(suite.members)}: {member.task}, seed {member.seed}"
-            if distributed.share_json(_finished(member), env):
+            if finished[number - 1]:
                 logger.info("%s: finished before", what)
                 continue
             logger.info("%s", what)
             report = run.train_one(member.config, env, build=backbone.build)
             if env.is_main:
-                write_results(folder, _results(suite), notes=_notes(suite))
+                _write_table(suite)
             if report["outcome"] == "interrupted":
                 logger.info("interrupted; the same command goes on there")
                 break
-        results = _results(suite)
         if env.is_main:
-            write_results(folder, results, notes=_notes(suite))
-            logs.results.print(results_table(suite.config.name, results))
-            logs.results.print(f"table: {folder / 'results.md'} and .csv", highlight=False, soft_wrap=True)
-        return results
+            logs.results.print(results_table(suite.config.name, _write_table(suite)))
+            where = suite.config.folder / "results.md"
+            logs.results.print(f"table: {where} and .csv", highlight=False, soft_wrap=True)
 
 
 def evaluate(suite: Suite, env: DistEnv) -> None:
@@ -127,6 +122,15 @@ def _require_data(suite: Suite) -> None:
         raise UserError([Mistake(one.where, one.value, one.rule, fix) for one in mistakes])
 
 
+def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:
+    """Of each run, as global rank 0 finds it, on every process."""
+    finished = None
+    with distributed.together(env):
+        if env.is_main:
+            finished = [_finished(member) for member in suite.members]
+    return distributed.share_json(finished, env)
+
+
 def _finished(member: Member) -> bool:
     """Whether this very run has been made: its report says so, and its config is the same."""
     report = _report(member.config.run_dir)
@@ -157,6 +161,12 @@ def _same_config(config: RunConfig) -> bool:
         return False
 
 
+def _write_table(suite: Suite) -> list[TaskResult]:
+    results = _results(suite)
+    write_results(suite.config.folder, results, notes=_notes(suite, results))
+    return results
+
+
 def _results(suite: Suite) -> list[TaskResult]:
     """What the finished runs of each task reached, from their reports."""
     results = {}
@@ -173,10 +183,10 @@ def _results(suite: Suite) -> list[TaskResult]:
     return list(results.values())
 
 
-def _notes(suite: Suite) -> list[str]:
+def _notes(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
     """Where the numbers of the table come from."""
     first = suite.members[0].config
     ours = f"dev, test: {first.backbone.path}, selected on dev, test evaluated once; sd over seeds"
-    shown = dict.fromkeys(model for result in _results(suite) for model in result.published)
+    shown = dict.fromkeys(model for result in results for model in result.published)
     models = {name: registry().models[name] for name in shown}
     return [ours, *(f"{name}: {model.source}; {model.note}" for name, model in models.items())]

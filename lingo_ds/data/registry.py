@@ -128,13 +128,13 @@ def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def lookup(name: str, *, setting: str = "data.task") -> RegisteredTask:
+def lookup(name: str) -> RegisteredTask:
     """A task by its name.
 
     Raises:
         UserError: where none has it, with the nearest.
     """
-    return _named(registry().tasks, name, setting)
+    return _named(registry().tasks, name, "data.task")
 
 
 def with_registry(values: Mapping[str, Any]) -> dict[str, Any]:
