@@ -15,7 +15,7 @@ from lingo_ds.errors import Mistake, UserError
 from lingo_ds.job import job
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.results import TaskResult, results_table, write_results
-from lingo_ds.prepare import Prepared, adapt, load_spread, spread_of
+from lingo_ds.prepare import Prepared, adapt, load_spread, prepare, spread_of
 from lingo_ds.suite_config import Member, Suite
 from lingo_ds.untrusted import read_json
 from lingo_ds.yaml12 import parse
@@ -60,10 +60,12 @@ def train(suite: Suite, env: DistEnv) -> None:
     """Trains what is not finished yet, each run into its own folder, and writes the table after each.
 
     Raises:
-        UserError: for data that is missing of any task, before anything is trained; else as a single run.
+        UserError: for mistakes in the data or the plan of any task, before anything is trained; else as a
+            single run.
     """
     with _runs(suite, env) as backbone:
         finished = _all_finished(suite, env)
+        _require_plans([one for one, over in zip(suite.members, finished, strict=True) if not over], env)
         for number, member in enumerate(suite.members, 1):
             what = f"run {number} of {len(suite.members)}: {member.task}, seed {member.seed}"
             if finished[number - 1]:
@@ -120,6 +122,19 @@ def _require_data(suite: Suite) -> None:
         there = [name for name, mistake in zip(by_task, found, strict=True) if not mistake]
         fix = f"set data.root, or choose with tasks=[{','.join(there)}]" if there else "set data.root"
         raise UserError([Mistake(one.where, one.value, one.rule, fix) for one in mistakes])
+
+
+def _require_plans(members: Sequence[Member], env: DistEnv) -> None:
+    """Reads the data of every task and plans its run, since the last one's turn may come in days."""
+    mistakes = {}
+    for task, config in {member.task: member.config for member in members}.items():
+        logger.info("data and plan of %s", task)
+        try:
+            prepare(config, env)
+        except UserError as error:  # on all processes alike: so they all go on to the next task
+            mistakes |= dict.fromkeys(error.mistakes)
+    if mistakes:
+        raise UserError(list(mistakes), on_all=True)
 
 
 def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:

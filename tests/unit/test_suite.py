@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,22 @@ def test_missing_data_is_all_named_before_anything_is_trained(recipe, tmp_path):
         "tf_1 (tf/1 or tf_1)",
     ]
     assert all(line.endswith("choose with tasks=[prom_core_tata]") for line in lines)
+
+
+def test_mistakes_in_the_data_or_plan_of_any_task_are_told_before_anything_is_trained(recipe, tmp_path):
+    shutil.copytree(recipe.parent / "prom_core_tata", tmp_path / "prom_core_tata")
+    shutil.copytree(recipe.parent / "prom_core_tata", tmp_path / "prom_300_tata")
+    shutil.copytree(recipe.parent / "prom_core_tata", tmp_path / "tf_0")
+    (tmp_path / "prom_300_tata/test.csv").unlink()
+    (tmp_path / "tf_0/dev.csv").write_text("sequence,label\nACGT,x\n")
+    tasks = "tasks=[prom_core_tata,prom_300_tata,tf_0]"
+    status, shown = command("train", recipe, tmp_path / "out", tasks, f"data.root={tmp_path}")
+    assert status == 2 and not (tmp_path / "out").exists()
+    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1].removeprefix(str(tmp_path)) for line in errors] == [
+        "/prom_300_tata/test.csv",
+        "/tf_0/dev.csv:2",
+    ]
 
 
 def test_a_report_that_is_none_is_told(recipe, tmp_path):
