@@ -27,6 +27,7 @@ setup(
     package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
     package_data={
         "lingo_ds": ["backbone/english/*"],
+        "lingo_ds.data": ["registry.yaml"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     },
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},

@@ -94,7 +94,7 @@ def main() -> None:
         for backbone in args.backbones for method in args.methods for rate in args.rates
     ]  # fmt: skip
     if len(args.rates) > 1:
-        found = _all(search, args, "learning rates")
+        found = run_all(search, args, "learning rates")
         search.sort(key=lambda run: found[run.key]["dev"])
     chosen = {(run.backbone, run.method): run.learning_rate for run in search}
     runs = [
@@ -102,7 +102,7 @@ def main() -> None:
         for seed in range(args.seeds) for data in args.sets for backbone in args.backbones
         for method in args.methods
     ]  # fmt: skip
-    done = _all(runs, args, "runs")
+    done = run_all(runs, args, "runs")
     tables = {
         f"methods at the same final rank, test {name}": summarize(runs, done, chosen, metric)
         for metric, name in METRICS.items()
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace, backbone: str, data: str, method: str, rate: 
         "name": "methods",
         "seed": seed,
         "backbone": {"path": backbone, "dtype": "fp32"},
-        "data": {"path": data if data.startswith("builtin:") else str(_subset(args, data))},
+        "data": {"path": data if data.startswith("builtin:") else str(subset(args, data, args.gue / data))},
         "train": {
             "max_steps": args.steps, "global_batch_size": args.batch, "learning_rate": rate,
             "eval_steps": max(1, args.steps // 4),
@@ -159,9 +159,8 @@ def _run(args: argparse.Namespace, backbone: str, data: str, method: str, rate: 
     return Run(Path(backbone).name, data, method, rate, seed, config)
 
 
-def _subset(args: argparse.Namespace, data: str) -> Path:
-    """A folder with at most so many rows of each split, drawn without replacement by seed 0."""
-    source = args.gue / data
+def subset(args: argparse.Namespace, data: str, source: Path) -> Path:
+    """A folder with at most so many rows of each split of a data set, drawn without replacement by seed 0."""
     target = args.runs / "data" / f"{data}-{args.rows}-{args.eval_rows}"
     if not target.exists():
         write_aside(target, lambda aside: _write_subset(args, source, aside))
@@ -178,7 +177,7 @@ def _write_subset(args: argparse.Namespace, source: Path, target: Path) -> None:
             csv.writer(opened).writerows([header, *(lines[i] for i in sorted(order))])
 
 
-def _all(runs: Sequence[Run], args: argparse.Namespace, title: str) -> dict[str, dict[str, Any]]:
+def run_all(runs: Sequence[Run], args: argparse.Namespace, title: str) -> dict[str, dict[str, Any]]:
     """Results by key, from disk or from a run made now; several processes, each one run at a time."""
     console = Console(stderr=True)
     done = {
@@ -255,15 +254,15 @@ def summarize(
                 "lr": ", ".join(f"{chosen[name, method]:g}" for name in group),
                 "entries": round(statistics.mean(result["saved"] for result in mine)),
                 METRICS[metric]: statistics.mean(values.values()),
-                "sd of seeds": _seed_spread(values),
+                "sd of seeds": seed_spread(values),
             }
             for baseline in (name for name in BASELINES if name in scores):
-                row[f"- {baseline} [95 %]"] = _paired(values, scores[baseline])
+                row[f"- {baseline} [95 %]"] = paired(values, scores[baseline])
             rows.append(row)
     return rows
 
 
-def _seed_spread(values: dict[tuple, float]) -> float | None:
+def seed_spread(values: dict[tuple, float]) -> float | None:
     """Standard deviation over the seeds of one cell (backbone, data), pooled over the cells."""
     cells: dict[tuple, list[float]] = {}
     for (*cell, _seed), value in values.items():
@@ -272,7 +271,7 @@ def _seed_spread(values: dict[tuple, float]) -> float | None:
     return statistics.mean(several) ** 0.5 if several else None
 
 
-def _paired(ours: dict[tuple, float], theirs: dict[tuple, float]) -> str:
+def paired(ours: dict[tuple, float], theirs: dict[tuple, float]) -> str:
     """Mean difference over pairs of equal backbone, data and seed, with Student's 95 % interval."""
     differences = np.array([ours[cell] - theirs[cell] for cell in ours])
     if len(differences) < 2 or not differences.any():

@@ -38,17 +38,17 @@ def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
     """Verbs that follow a recipe."""
     from lingo_ds import logs
     from lingo_ds.distributed import detect
-    from lingo_ds.recipe import load_config
     from lingo_ds.resources import resource_path
+    from lingo_ds.suite_config import Suite, load_runs
 
     path = Path(args.config)
     if not path.suffix:
         path = resource_path("recipes", args.config)
-    config, env = load_config(path, overrides), detect()
+    runs, env = load_runs(path, overrides), detect()
     logs.set_up(env)
-    from lingo_ds import run
+    from lingo_ds import run, suite
 
-    getattr(run, args.verb)(config, env)
+    getattr(suite if isinstance(runs, Suite) else run, args.verb)(runs, env)
     return 0
 
 

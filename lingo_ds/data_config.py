@@ -64,6 +64,15 @@ class IntervalsConfig(Section):
 class DataConfig(Section):
     """Labelled sequences and how they become text."""
 
+    task: str | None = Field(
+        None,
+        description="Name of a known task (docs/tasks.md): its folder, domain and metric, as far as the "
+        "recipe does not say them.",
+    )
+    root: str | None = Field(None, description="Folder in which the files of known tasks lie, e.g. GUE's.")
+    hyperparameters: str | None = Field(
+        None, description="Published settings for the task, by name: `lingo` or `dnabert2`."
+    )
     path: str = Field(
         description="File or folder of labelled sequences (docs/data.md), hub id with format `dataset`, "
         "or `builtin:promoters`."
@@ -106,8 +115,8 @@ class DataConfig(Section):
     )
     prefix: str | None = Field(
         None,
-        description="Template around the DNA, with {sequence} and, if wanted, {domain}. "
-        "null: the sequence alone.",
+        description="Template around the DNA, with {sequence} and, if wanted, {domain} and {column}s of the "
+        "data; or the name of one: published, rich, none. null: the sequence alone.",
     )
     domain: str | None = Field(
         None, description="Text for {domain} in the template, e.g. `human core promoters`."
@@ -214,15 +223,40 @@ class DataConfig(Section):
         }
         return [name for name, of in readers.items() if format not in of and getattr(self, name) is not None]
 
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """Columns of the data that the template reads, each once."""
+        names = re.findall(r"\{([^{}]*)\}", self.prefix or "")
+        return tuple(dict.fromkeys(name for name in names if name not in ("sequence", "domain")))
+
+    @model_validator(mode="after")
+    def _of_a_task(self) -> Self:
+        for name in ("root", "hyperparameters"):
+            if self.task is None and getattr(self, name) is not None:
+                raise rule_error(
+                    "means nothing without data.task",
+                    "set data.task, or remove it",
+                    field=f"data.{name}",
+                    value=getattr(self, name),
+                )
+        return self
+
     @model_validator(mode="after")
     def _template(self) -> Self:
         if self.prefix is None:
             return self
         names = re.findall(r"\{([^{}]*)\}", self.prefix)
-        if names.count("sequence") != 1 or set(names) - {"sequence", "domain"}:
+        if names.count("sequence") != 1 or not all(name.strip() for name in names):
             raise rule_error(
-                "needs {sequence} once and knows only {sequence} and {domain}",
-                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:'",
+                "needs {sequence} once; other names in braces are {domain} or columns of the data",
+                "write e.g. 'Domain: {domain}\\nSequence: {sequence}\\nAnnotation:', or published",
+                field="data.prefix",
+                value=self.prefix,
+            )
+        if answers := [name for name in names if name in self.label_columns]:
+            raise rule_error(
+                f"names {{{answers[0]}}}, the column that holds the answer",
+                "leave it out",
                 field="data.prefix",
                 value=self.prefix,
             )

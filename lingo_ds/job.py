@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lingo_ds import distributed, liveness, logs
-from lingo_ds.config import PredictConfig, RunConfig
+from lingo_ds.config import Section
 from lingo_ds.distributed import DistEnv
 from lingo_ds.files import in_words
 from lingo_ds.preflight import require_alike
 
 
 @contextmanager
-def job(config: RunConfig | PredictConfig, env: DistEnv, *, output: Path) -> Iterator[None]:
+def job(config: Section, env: DistEnv, *, output: Path) -> Iterator[None]:
     """The process group around a verb, with one config on all processes.
 
     Args:

@@ -67,6 +67,10 @@ class AdaptedModel:
         """Hooks the sites anew, after the bank was compacted or replaced."""
         self._hooks.attach()
 
+    def detach(self) -> None:
+        """Takes the adapters off the backbone, which another run may then use."""
+        self._hooks.detach()
+
     def adopt(self, layout: BankLayout, master: Tensor) -> None:
         """Puts a saved adapter in the bank's place, for evaluation."""
         self.bank.adopt(layout, master)

@@ -219,7 +219,8 @@ def _load_base(card: Card, spec: BackboneSpec) -> list[str]:
 
 
 def _run(card: Card, form: Form) -> list[str]:
-    before, after = make_prompt(card.task.template, domain=card.task.domain)
+    prompt = make_prompt(card.task.template, domain=card.task.domain)
+    before, after = prompt.before, prompt.after
     around = " + ".join(part for part in (before and ascii(before), "dna", after and ascii(after)) if part)
     inputs = "input_ids=tokens.input_ids, attention_mask=tokens.attention_mask"
     pooled = f"pooled = {POOLED[card.pooling]}"

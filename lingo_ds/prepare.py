@@ -23,6 +23,7 @@ from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
 from lingo_ds.data.tokenize import (
     TokenizedData,
@@ -73,6 +74,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     def find_inputs() -> None:
         make_builtin(config.backbone.path, cache, setting="backbone.path")
         make_builtin(config.data.path, cache, setting="data.path")
+        require_folder(config.data.task, path=config.data.path, root=config.data.root)
         _backbone_folder(config, cache)
 
     distributed.first_on_host_does(find_inputs, env)
@@ -110,19 +112,26 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
 
 def build_model(prepared: Prepared) -> AdaptedModel:
     """Loads the backbone and puts a new bank on it, the same on every process."""
-    config, env, plan = prepared.config, prepared.env, prepared.plan
-    backbone = load_spread(
-        prepared.spec,
-        prepared.dtype,
-        env,
-        activation_checkpointing=config.backbone.activation_checkpointing,
-        packed=plan.packed,
-        liger=config.backbone.fused_kernels == "liger",
-        shard_group=plan.shard_group,
-        ds_config=plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
+    return adapt(prepared, load_spread(prepared.spec, prepared.dtype, prepared.env, **spread_of(prepared)))
+
+
+def spread_of(prepared: Prepared) -> dict[str, Any]:
+    """How a run needs its backbone loaded: the settings of `load_spread`."""
+    plan = prepared.plan
+    return {
+        "activation_checkpointing": prepared.config.backbone.activation_checkpointing,
+        "packed": plan.packed,
+        "liger": prepared.config.backbone.fused_kernels == "liger",
+        "shard_group": plan.shard_group,
+        "ds_config": plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
         if plan.zero_stage == 3
         else None,
-    )
+    }
+
+
+def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
+    """Puts a new bank on a loaded backbone, the same on every process."""
+    config, env, plan = prepared.config, prepared.env, prepared.plan
     bank = AdapterBank(
         prepared.layout,
         scale=config.adapter.alpha / config.adapter.rank,

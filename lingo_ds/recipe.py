@@ -1,15 +1,17 @@
 """Reading a recipe: YAML with line numbers, overrides from the command line, and every mistake at once."""
 
 import difflib
+import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from lingo_ds import yaml12
 from lingo_ds.config import RunConfig
+from lingo_ds.data.registry import layered, with_registry
 from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.settings import Section
 from lingo_ds.untrusted import read_regular
@@ -29,8 +31,7 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
     Raises:
         UserError: with every mistake found, each as field (file:line), value, rule and fix.
     """
-    values, lines = _read_yaml(path)
-    return _checked(RunConfig, values, lines, overrides, path)
+    return checked(RunConfig, read_recipe(path, overrides))
 
 
 def load_settings(kind: type[Settings], overrides: list[str]) -> Settings:
@@ -39,17 +40,54 @@ def load_settings(kind: type[Settings], overrides: list[str]) -> Settings:
     Raises:
         UserError: as `load_config`.
     """
-    return _checked(kind, {}, {}, overrides, Path("command line"))
+    return checked(kind, _overridden({}, {}, overrides, Path("command line")))
 
 
-def _checked(
-    kind: type[Settings],
-    values: dict,
-    lines: dict[tuple[str, ...], str],
-    overrides: list[str],
-    path: Path,
-) -> Settings:
-    """Values with the overrides laid over them; `path` is where a setting without a line came from."""
+class Recipe(NamedTuple):
+    """A recipe as it is written, with the overrides laid over it.
+
+    Attributes:
+        path: where a setting without a line came from.
+        values: nested, not checked yet.
+        lines: `file:line` of each setting.
+        mistakes: overrides that are none.
+    """
+
+    path: Path
+    values: dict
+    lines: dict[tuple[str, ...], str]
+    mistakes: list[Mistake]
+
+
+def read_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
+    """Reads a recipe, over the one that it extends.
+
+    Raises:
+        UserError: where a file cannot be read, or recipes extend each other in a circle.
+    """
+    values, lines = _read_extended(path, [])
+    return _overridden(values, lines, overrides, path)
+
+
+def _read_extended(path: Path, above: list[Path]) -> tuple[dict, dict[tuple[str, ...], str]]:
+    """A file's values over those of the file that its `extends` names, which lies beside it."""
+    values, lines = _read_yaml(path)
+    if "extends" not in values:
+        return values, lines
+    name, where = values.pop("extends"), f"extends ({lines.pop(('extends',))})"
+    if not isinstance(name, str):
+        raise UserError(Mistake(where, name, "is no file name", "name the recipe below this one"))
+    base, above = path.parent / name, [*above, path]
+    if not os.path.isfile(base):  # False, where pathlib raises, for what can be no path
+        raise UserError(Mistake(where, name, "is no file beside this one", "correct the name"))
+    if any(os.path.samefile(base, one) for one in above):
+        raise UserError(Mistake(where, name, "leads back to itself", "let one of the recipes stand alone"))
+    below, lines_below = _read_extended(base, above)
+    return layered(below, values), lines_below | lines
+
+
+def _overridden(values: dict, lines: dict[tuple[str, ...], str], overrides: list[str], path: Path) -> Recipe:
+    """Values with `section.field=value` laid over them."""
     mistakes = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -67,6 +105,22 @@ def _checked(
             target[section] = target = inner if isinstance(inner, dict) else {}
         target[name] = _override_value(text)
         lines[tuple(key.split("."))] = "command line"
+    return Recipe(path, values, lines, mistakes)
+
+
+def checked(kind: type[Settings], recipe: Recipe) -> Settings:
+    """The settings of a recipe, with what the registry knows of its task.
+
+    Raises:
+        UserError: with every mistake found.
+    """
+    path, values, lines, mistakes = recipe
+    mistakes = list(mistakes)
+    try:
+        values = with_registry(values)
+    except UserError as error:
+        mistakes += [_placed(mistake, lines, path) for mistake in error.mistakes]
+        raise UserError(mistakes) from None
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
@@ -81,6 +135,12 @@ def _checked(
     if mistakes:
         raise UserError(mistakes)
     return config
+
+
+def _placed(mistake: Mistake, lines: dict[tuple[str, ...], str], path: Path) -> Mistake:
+    """A mistake in a setting, with the place where it was written."""
+    place = _place_of(tuple(mistake.where.split(".")), lines, path)
+    return mistake._replace(where=f"{mistake.where} ({place})")
 
 
 def _override_value(text: str) -> Any:

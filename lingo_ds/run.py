@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from lingo_ds.evaluation.evaluate import write_predictions
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.files import only_user, write_aside
 from lingo_ds.job import job
+from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tracker import Tracker
@@ -23,6 +24,8 @@ from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
 
 logger = logging.getLogger(__name__)
+
+Build = Callable[[Prepared], AdaptedModel]
 
 
 def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
@@ -34,7 +37,13 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     Raises:
         UserError: for mistakes in config or input, before anything is trained; and where training diverges.
     """
-    with job(config, env, output=config.run_dir), ExitStack() as held:
+    with job(config, env, output=config.run_dir):
+        return train_one(config, env)
+
+
+def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
+    """`train` inside of a job; `build` makes the model, on a backbone that may be loaded already."""
+    with ExitStack() as held:
         with distributed.together(env):
             logs.write_to(config.run_dir, env)
             if env.is_main:
@@ -42,7 +51,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
         prepared, checkpoint = find_start(prepare(config, env))
         for line in prepared.plan.equations():
             logger.info("%s", line)
-        model = build_model(prepared)
+        model = build(prepared)
         logger.info("process 0 holds %s of %s backbone entries",
                     f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}")  # fmt: skip
         session = Session(prepared, model)
@@ -69,28 +78,38 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
     """Metrics of the run's saved adapter on its test split; writes `evaluation.json` and the predictions."""
     with job(config, env, output=config.run_dir):
-        prepared = prepare(config, env)
-        model = build_model(prepared)
-        task = adopt_saved(model, prepared, config.run_dir / "adapter")
-        split = prepared.data.splits["test"]
-        averages = config.data.averages
-        test = evaluate_split(model, split, task=task, plan=prepared.plan, env=env, average_strands=averages)
-        if env.is_main:
-            write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
-            report = {"metrics": {"test": test.metrics}, "metrics_by_output": {"test": test.by_output}}
-            write_report(config.run_dir / "evaluation.json", report)
-            logs.results.print({name: value and round(value, 4) for name, value in test.metrics.items()})
-        return test.metrics
+        return evaluate_one(config, env)
+
+
+def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, float | None]:
+    """`evaluate` inside of a job; `build` as in `train_one`."""
+    prepared = prepare(config, env)
+    model = build(prepared)
+    task = adopt_saved(model, prepared, config.run_dir / "adapter")
+    split = prepared.data.splits["test"]
+    averages = config.data.averages
+    test = evaluate_split(model, split, task=task, plan=prepared.plan, env=env, average_strands=averages)
+    if env.is_main:
+        write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
+        report = {"metrics": {"test": test.metrics}, "metrics_by_output": {"test": test.by_output}}
+        write_report(config.run_dir / "evaluation.json", report)
+        logs.results.print({name: value and round(value, 4) for name, value in test.metrics.items()})
+    return test.metrics
 
 
 def plan(config: RunConfig, env: DistEnv) -> RunPlan:
     """The plan that `train` would follow, from config, data and the backbone's shapes; prints it."""
     with job(config, env, output=config.run_dir):
-        prepared = prepare(config, env)
-        if env.is_main:
-            for line in prepared.plan.equations():
-                logs.results.print(line, highlight=False, soft_wrap=True)
-        return prepared.plan
+        return plan_one(config, env)
+
+
+def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
+    """`plan` inside of a job."""
+    prepared = prepare(config, env)
+    if env.is_main:
+        for line in prepared.plan.equations():
+            logs.results.print(line, highlight=False, soft_wrap=True)
+    return prepared.plan
 
 
 @contextmanager

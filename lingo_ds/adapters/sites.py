@@ -68,13 +68,18 @@ class SiteHooks:
 
     def attach(self) -> None:
         """Hooks every site with a rank above 0; call again after the bank was compacted."""
-        for handle in self._handles:
-            handle.remove()
+        self.detach()
         layout = self._bank.layout
         sites = {site.name: k for k, site in enumerate(layout.sites) if layout.ranks[k] > 0}
         groups = [[sites.pop(name) for name in names if name in sites] for names in self._shared_inputs]
         groups += [[k] for k in sites.values()]
         self._handles = [handle for group in groups for handle in self._hook(group)]
+
+    def detach(self) -> None:
+        """Takes all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _hook(self, group: Sequence[int]) -> list[RemovableHandle]:
         """Hooks on maps that read the same tensor; `group` are their places in the layout."""

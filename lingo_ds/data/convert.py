@@ -26,17 +26,20 @@ from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
 
-CONVERT_VERSION = 1
+CONVERT_VERSION = 2
 """Raised with every change of what is written, so that no cache holds an older version."""
 
 UNREAD = dict.fromkeys(
     (
-        "path", "prefix", "domain", "pair_separator", "max_length", "packing", "cache_dir",
-        "reverse_complement", "strand_specific",
+        "path", "task", "root", "hyperparameters", "prefix", "domain", "pair_separator", "max_length",
+        "packing", "cache_dir", "reverse_complement", "strand_specific",
     ),
     True,
 )  # fmt: skip
 """Settings of `data` that examples do not depend on; files are known by their content."""
+
+WINDOW = {"chromosome", "start", "end"}
+"""Fields of an example that is a window of a genome."""
 
 ROWS, BASES = 8192, 1 << 24
 """A batch ends with so many rows or by so many bases."""
@@ -61,17 +64,26 @@ def convert_once(config: DataConfig, path: Path, *, kind: str, cache: Path) -> P
     """
     source = open_source(config, path, cache=cache)
     settings = config.model_dump(mode="json", exclude=UNREAD | {"intervals": {"genome"}})
-    parts = [CONVERT_VERSION, source.fingerprint(), kind, settings]
+    parts = [CONVERT_VERSION, source.fingerprint(), kind, settings, config.prompt_columns]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "examples" / key
     if not folder.exists():
         shares = Shares(config.dev_fraction, config.test_fraction, config.split_seed)
-        write_examples(folder, source, kind=kind, class_names=config.class_names, shares=shares)
+        write_examples(
+            folder, source, kind=kind, class_names=config.class_names, shares=shares,
+            columns=config.prompt_columns,
+        )  # fmt: skip
     return folder
 
 
 def write_examples(
-    folder: Path, source: Source, *, kind: str, class_names: tuple[str, ...] | None, shares: Shares
+    folder: Path,
+    source: Source,
+    *,
+    kind: str,
+    class_names: tuple[str, ...] | None,
+    shares: Shares,
+    columns: tuple[str, ...] = (),
 ) -> None:
     """Converts a source into `folder`, written aside and renamed; what is held does not grow with sequences.
 
@@ -81,6 +93,7 @@ def write_examples(
         kind: of the task, see `read_target`.
         class_names: in the order of the classes; None: see `ClassNames`.
         shares: of splits that the source lacks.
+        columns: whose cells the prompt reads.
 
     Raises:
         UserError: with all mistakes of all files, up to `MOST_MISTAKES` of each split.
@@ -88,7 +101,7 @@ def write_examples(
 
     def write(aside: Path) -> None:
         aside.mkdir()
-        _Conversion(aside, kind=kind, class_names=class_names).run(source, shares)
+        _Conversion(aside, kind=kind, class_names=class_names, columns=columns).run(source, shares)
 
     try:
         write_aside(folder, write)
@@ -105,7 +118,7 @@ class _Split:
         seen: what is remembered of its rows.
         labels: class of each row, where there are classes.
         first: place of each class's first row.
-        sequences, pairs, targets: of the batch to be written next.
+        sequences, pairs, targets, fields: of the batch to be written next.
         windows: fields of those of them that are windows.
         bases: of its sequences.
     """
@@ -117,6 +130,7 @@ class _Split:
     sequences: list[str] = field(default_factory=list)
     pairs: list[str | None] = field(default_factory=list)
     targets: list = field(default_factory=list)
+    fields: list[list[str]] = field(default_factory=list)
     windows: list[Mapping[str, str]] = field(default_factory=list)
     bases: int = 0
 
@@ -124,12 +138,19 @@ class _Split:
 class _Conversion:
     """The state of one conversion."""
 
-    def __init__(self, folder: Path, *, kind: str, class_names: tuple[str, ...] | None):
-        self._folder, self._kind = folder, kind
+    def __init__(
+        self, folder: Path, *, kind: str, class_names: tuple[str, ...] | None, columns: tuple[str, ...]
+    ):
+        self._folder, self._kind, self._columns = folder, kind, columns
         self._names = ClassNames(class_names)
         self._has_classes = kind not in VALUE_KINDS
         target = pa.int64() if self._has_classes else pa.list_(pa.float32())
-        self._schema = pa.schema([("sequence", pa.string()), ("pair", pa.string()), ("label", target)])
+        self._schema = pa.schema(
+            [
+                ("sequence", pa.string()), ("pair", pa.string()), ("label", target),
+                ("fields", pa.list_(pa.string())),
+            ]
+        )  # fmt: skip
         self._splits: dict[str, _Split] = {}
         self._chromosomes: dict[str, int] = {}
         self._known: dict[tuple, int] = {}  # classes of labels that were read before
@@ -182,6 +203,9 @@ class _Conversion:
             target = self._class_of(cells) if self._has_classes else self._values_of(cells)
         except BadTarget as error:
             mistakes.append(Mistake(where, error.value, error.rule, error.fix))
+        if absent := [name for name in self._columns if name not in fields]:
+            fix = "take it out of data.prefix"
+            mistakes.append(Mistake(where, f"{{{absent[0]}}}", "is no column of this data", fix))
         if mistakes or self._mistakes:
             return mistakes
         if (split := self._splits.get(name)) is None:
@@ -189,7 +213,8 @@ class _Conversion:
         split.sequences.append(sequence.upper())
         split.pairs.append(pair and pair.upper())
         split.targets.append(target)
-        if "chromosome" in fields:
+        split.fields.append([fields[name] for name in self._columns])
+        if fields.keys() >= WINDOW:
             split.windows.append(fields)
         split.bases += len(sequence)
         if self._has_classes and target not in split.first:
@@ -225,7 +250,7 @@ class _Conversion:
         columns = [
             pa.array(values, column.type)
             for values, column in zip(
-                (split.sequences, split.pairs, split.targets), self._schema, strict=True
+                (split.sequences, split.pairs, split.targets, split.fields), self._schema, strict=True
             )
         ]
         split.writer.write_batch(pa.record_batch(columns, schema=self._schema))
@@ -233,7 +258,8 @@ class _Conversion:
             split.labels.append(columns[2].to_numpy())
         self._pairs |= any(split.pairs)
         split.seen.add(split.sequences, split.pairs, split.windows)
-        split.sequences, split.pairs, split.targets, split.windows, split.bases = [], [], [], [], 0
+        split.sequences, split.pairs, split.targets, split.fields = [], [], [], []
+        split.windows, split.bases = [], 0
         if time.monotonic() - self._said > SAY_EVERY:
             self._said = time.monotonic()
             rows = sum(len(split.seen) for split in self._splits.values())

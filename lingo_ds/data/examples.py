@@ -16,6 +16,9 @@ FACTS, NUMBERS = "facts.json", "numbers.npy"
 """Files of a cache entry beside the splits': what is known of all; the classes that stored labels mean."""
 
 
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
+
+
 class Example(NamedTuple):
     """A labelled sequence, or a pair of them.
 
@@ -31,7 +34,7 @@ class Example(NamedTuple):
     cells: tuple[str | int | float | None, ...]
     where: str
     pair: str | None = None
-    fields: Mapping[str, str] = MappingProxyType({})
+    fields: Mapping[str, str] = NO_FIELDS
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Examples:
     pairs: bool
 
     def batches(self, split: str, *, most: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a split in order, `most` or fewer at a time: `sequence`, `pair` (or null), `label`."""
+        """The rows of a split in order, `most` or fewer at a time.
+
+        Columns: `sequence`, `pair` (or null), `label`, `fields` (cells that the prompt reads).
+        """
         chosen = self.folder / f"{split}.npy"
         rows = np.load(chosen, mmap_mode="r") if chosen.exists() else None
         stored = self.folder / f"{split}.arrow"

@@ -40,8 +40,8 @@ def read_target(cells: Sequence[Cell], *, kind: str) -> Target:
     """The target of one example.
 
     Args:
-        cells: content of the label columns, in order. One alone may hold several values, `0 1 0` or `0;1;0`,
-            and labels also as `010`.
+        cells: content of the label columns, in order. One alone may hold several values, `0 1 0`, `0;1;0`
+            or `[0, 1, 0]`, and labels also as `010`.
         kind: `task.kind`; of `auto`, `binary` and `multiclass` the target is a class.
 
     Raises:
@@ -58,6 +58,8 @@ def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:
     if not isinstance(cell, str):
         return [cell]
     text = cell.strip()
+    if text[:1] + text[-1:] == "[]":
+        text = text[1:-1].replace(",", " ")
     if kind == "multilabel" and re.fullmatch("[01]+", text):
         return list(text)
     return text.split(";") if ";" in text else text.split() or [""]

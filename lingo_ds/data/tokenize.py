@@ -44,8 +44,8 @@ OTHER_STRAND = {"reverse_ids": FEATURES["input_ids"]}
 """The column more of a table that holds both strands."""
 
 Tokenize = Callable[[list[str]], list[list[int]]]
-Rows = Sequence[tuple[str, str | None]]
-"""Sequences, and the second one of each pair."""
+Rows = Sequence[tuple[str, str | None, Sequence[str]]]
+"""Sequences, the second one of each pair, and cells of the columns that the prompt reads."""
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,13 @@ def write_tokenized(
     """
 
     def tokenized(batch: pa.RecordBatch) -> pa.Table:
-        sequences, pairs, labels = (column.to_pylist() for column in batch.columns)
+        sequences, pairs, labels, fields = (column.to_pylist() for column in batch.columns)
         split = tokenized_split(
             sequences,
             labels,
             pairs=pairs,
             pair_separator=pair_separator,
+            fields=fields,
             tokenize=tokenize,
             prompt=prompt,
             max_length=max_length,
@@ -285,6 +286,7 @@ def tokenized_split(
     *,
     pairs: Sequence[str | None] | None = None,
     pair_separator: str = "",
+    fields: Sequence[Sequence[str]] | None = None,
     tokenize: Tokenize,
     prompt: Prompt,
     max_length: int,
@@ -292,12 +294,14 @@ def tokenized_split(
 ) -> TokenizedSplit:
     """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
 
-    `pairs` holds the second sequence of each, or None; None: none has one.
+    `pairs` holds the second sequence of each, or None; None: none has one. `fields` holds each example's
+    cells of the columns that the prompt reads; None: it reads none.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
     """
-    rows = list(zip(sequences, pairs or [None] * len(sequences), strict=True))
+    count = len(sequences)
+    rows = list(zip(sequences, pairs or [None] * count, fields or [()] * count, strict=True))
 
     def strand(rows: Rows) -> tuple[list[list[int]], list[bool]]:
         return _tokenized_strand(
@@ -309,7 +313,8 @@ def tokenized_split(
     if isinstance(labels[0], list):
         features = VALUE_FEATURES
     if both_strands:
-        columns["reverse_ids"], also = strand([(reverse_complement(one), None) for one in sequences])
+        turned = [(reverse_complement(sequence), None, cells) for sequence, _, cells in rows]
+        columns["reverse_ids"], also = strand(turned)
         columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
         features = datasets.Features({**features, **OTHER_STRAND})
     return TokenizedSplit(datasets.Dataset.from_dict(columns, features=features))
@@ -321,8 +326,9 @@ def _tokenized_strand(
     """Token ids of each sequence or pair, and whether it was cut."""
     input_ids, truncated = [], []
 
-    def render(sequence: str, pair: str | None) -> str:
-        return prompt.render(join(sequence, pair, pair_separator))
+    def render(sequence: str, pair: str | None, cells: Sequence[str]) -> str:
+        fields = dict(zip(prompt.columns, cells, strict=False))
+        return prompt.render(join(sequence, pair, pair_separator), fields=fields)
 
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
@@ -338,16 +344,17 @@ def _tokenized_strand(
 def _cut(
     sequence: str,
     pair: str | None,
+    cells: Sequence[str],
     *,
     tokenize: Tokenize,
-    render: Callable[[str, str | None], str],
+    render: Callable[[str, str | None, Sequence[str]], str],
     max_length: int,
 ) -> list[int]:
     """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
     fits, too_long, best = 0, len(sequence) + len(pair or ""), None
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        ids = tokenize([render(*first_bases(sequence, pair, middle))])[0]
+        ids = tokenize([render(*first_bases(sequence, pair, middle), cells)])[0]
         if len(ids) <= max_length:
             fits, best = middle, ids
         else:

@@ -7,6 +7,8 @@ from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.backbone.backbone import DTYPE_NAMES, compute_dtype
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import PredictConfig
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import default_cache
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
@@ -37,6 +39,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=use.trust_remote_code)
         profile = read_profile(config.zero, env)
     distributed.require_equal(saved.card.model_dump_json(), "--adapter", env)
+    _require_no_columns(saved.card.task, folder)
     task, dtype = saved.card.task, compute_dtype(use.dtype, env.device)
     if task.pair_separator is not None:
         rule, fix = "was trained on pairs of sequences, which predict does not read", "run evaluate instead"
@@ -71,3 +74,10 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         env=env,
         average_strands=saved.card.average_strands,
     )
+
+
+def _require_no_columns(task: Task, folder: Path) -> None:
+    """Sequences to predict come alone, without the columns that a template may read."""
+    if columns := make_prompt(task.template, domain=task.domain).columns:
+        rule = f"was trained with a template that reads columns of the data ({', '.join(columns)})"
+        raise UserError(Mistake("--adapter", folder, rule, "train one whose data.prefix names no column"))

@@ -27,7 +27,8 @@ OUTPUTS = (
 """What a run leaves in its folder; a new run in the same folder begins by moving it to `earlier/`."""
 
 FREE_SETTINGS = {
-    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "backbone.path",
+    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "data.root", "data.task",
+    "data.hyperparameters", "backbone.path",
     "backbone.revision", "backbone.activation_checkpointing", "data.packing", "train.micro_batch_size",
     "train.micro_batch_tokens", "train.eval_steps", "train.eval_epochs", "train.early_stopping",
     "train.num_epochs", "train.max_steps", "train.max_skipped", "train.timeout",

@@ -10,12 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks import _rival, _training_runs, methods, train_throughput
+from benchmarks import _rival, _training_runs, methods, prompts, train_throughput
 from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
 from lingo_ds import distributed
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import epoch_order
+from lingo_ds.data.registry import registry
 from lingo_ds.memory import GIB
 from lingo_ds.plan import make_plan
 from lingo_ds.prepare import prepare
@@ -67,16 +68,16 @@ def test_paired_difference_is_students():
     ours = {("b", "d", seed): value for seed, value in enumerate((0.8, 0.7, 0.9))}
     theirs = {("b", "d", seed): value for seed, value in enumerate((0.7, 0.7, 0.7))}
     low, high = stats.ttest_rel(list(ours.values()), list(theirs.values())).confidence_interval(0.95)
-    assert methods._paired(ours, theirs) == f"+0.100 [{low:+.3f}, {high:+.3f}]"
-    assert methods._paired(ours, ours) == "+0.000"
+    assert methods.paired(ours, theirs) == f"+0.100 [{low:+.3f}, {high:+.3f}]"
+    assert methods.paired(ours, ours) == "+0.000"
 
 
 def test_spread_is_that_of_seeds_not_of_data_sets():
     values = {
         ("b", data, seed): base + seed * 0.1 for data, base in (("x", 0.1), ("y", 0.7)) for seed in range(3)
     }
-    assert methods._seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
-    assert methods._seed_spread({("b", "x", 0): 0.5}) is None
+    assert methods.seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
+    assert methods.seed_spread({("b", "x", 0): 0.5}) is None
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +236,40 @@ def test_wrong_throughput_arguments_end_with_status_2(monkeypatch, capsys, given
         throughput_arguments(monkeypatch, *given)
     assert ended.value.code == 2
     assert " ".join(given) in capsys.readouterr().err
+
+
+# -- prompts
+
+
+def prompt_run(monkeypatch: pytest.MonkeyPatch, template: str, *given: str, seed: int = 0) -> methods.Run:
+    monkeypatch.setattr(sys, "argv", ["prompts", *given])
+    return prompts.make_run(prompts._arguments(), "builtin:tiny", "builtin:promoters", template, seed)
+
+
+def test_templates_differ_by_nothing_but_the_text(monkeypatch):
+    configs = {name: RunConfig(**prompt_run(monkeypatch, name).config) for name in registry().templates}
+    texts = {name: config.data.prefix for name, config in configs.items()}
+    assert texts["none"] is None and texts["published"].startswith("Domain: {domain}")
+    assert texts["rich"].startswith("Organism: Homo sapiens") and "{question}" not in texts["rich"]
+    same = {config.model_copy(update={"data": None}) for config in configs.values()}
+    assert len(same) == 1
+    assert len({config.data.model_copy(update={"prefix": None}) for config in configs.values()}) == 1
+
+
+def test_the_table_of_templates_has_mean_spread_and_paired_differences(monkeypatch):
+    runs = [prompt_run(monkeypatch, name, seed=seed) for name in ("none", "rich") for seed in range(3)]
+    dev, test = [0.1, 0.2, 0.3, 0.5, 0.6, 0.7], [0.0, 0.1, 0.2, 0.3, 0.4, 0.8]
+    done = {run.key: {"dev": d, "test": {"mcc": t}} for run, d, t in zip(runs, dev, test, strict=True)}
+    assert len(done) == 6
+    none, rich = prompts.summarize(runs, done)
+    assert (none["template"], rich["template"], rich["seeds"]) == ("none", "rich", 3)
+    assert (none["dev MCC"], rich["test MCC"]) == pytest.approx((0.2, 0.5))
+    assert (rich["dev sd"], none["test sd"]) == pytest.approx((0.1, 0.1))
+    half = stats.t.ppf(0.975, 2) * stats.sem([0.3, 0.3, 0.6])
+    assert rich["test - none [95 %]"] == f"+0.400 [{0.4 - half:+.3f}, {0.4 + half:+.3f}]"
+
+
+def test_known_tasks_need_their_folder(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        prompt_run(monkeypatch, "rich", "--sets", "tf_0")
+    assert ended.value.code == 2 and "--gue" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from lingo_ds.errors import Mistake, UserError
 from lingo_ds.recipe import MOST_BYTES, MOST_MISTAKES, load_config
 from lingo_ds.resources import list_resources, resource_path
 from lingo_ds.settings import Section
+from lingo_ds.suite_config import Suite, load_runs
 
 MINIMAL = """\
 name: tata
@@ -281,18 +282,33 @@ def test_only_one_rhythm_of_evaluation(refused):
         "DNA:",
         "{sequence}{sequence}",
         "{Sequence}",
-        "{sequence} {species}",
         "{}{sequence}",
+        "{ }{sequence}",
+        "{domain}",
         "{sequence",
         "{sequence!r}",
         "",
     ],
 )
-def test_template_needs_the_sequence_once_and_knows_no_other_name(refused, prefix):
+def test_template_needs_the_sequence_once_and_names_in_braces(refused, prefix):
     text = MINIMAL + f"  prefix: '{prefix}'\n  domain: yeast\n"
     (mistake,) = refused(text)
     assert mistake.where.startswith("data") and "run.yaml:" in mistake.where
     assert mistake.value == prefix and "{sequence} once" in mistake.rule
+
+
+@pytest.mark.parametrize("column", ["label", "class"])
+def test_template_must_not_name_the_answer(refused, load, column):
+    text = MINIMAL + f"  label_column: {column}\n  prefix: 'Class: {{{column}}}, {{sequence}}'\n"
+    (mistake,) = refused(text)
+    assert mistake.where.startswith("data.prefix (") and "holds the answer" in mistake.rule
+    assert load(text.replace(f"{{{column}}}", "{cell}")).data.prefix == "Class: {cell}, {sequence}"
+
+
+@pytest.mark.parametrize("name", ["root", "hyperparameters"])
+def test_what_only_a_known_task_reads_is_refused_without_one(refused, name):
+    (mistake,) = refused(MINIMAL, f"data.{name}=lingo")
+    assert mistake.where == f"data.{name} (command line)" and "without data.task" in mistake.rule
 
 
 def test_template_with_domain_needs_the_domain(load, refused):
@@ -523,7 +539,10 @@ def test_a_run_writes_into_runs_unless_told(load):
 @pytest.mark.parametrize("name", list_resources("recipes"))
 def test_every_recipe_loads_and_its_head_says_how_to_run_it(name):
     path = resource_path("recipes", name)
-    assert load_config(path).name == name  # so that runs/NAME is the recipe's
+    runs = load_runs(path)
+    assert (
+        runs.config if isinstance(runs, Suite) else runs
+    ).name == name  # so that runs/NAME is the recipe's
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"--config recipes/{name}.yaml" in line for line in head)
 

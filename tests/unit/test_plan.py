@@ -16,8 +16,8 @@ from lingo_ds.distributed import detect
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.memory import GIB
 from lingo_ds.plan import Facts, RunPlan, make_plan
-from lingo_ds.recipe import load_config
 from lingo_ds.resources import list_resources, resource_path
+from lingo_ds.suite_config import Suite, load_runs
 
 SMALL = Facts(
     train_rows=4904,
@@ -417,8 +417,10 @@ def test_auto_that_the_plan_does_not_know_is_the_users_mistake(sharded):
 @pytest.mark.parametrize("world", [1, 2, 8])
 @pytest.mark.parametrize("name", list_resources("recipes"))
 def test_every_recipe_plans(name, world):
-    plan = make_plan(load_config(resource_path("recipes", name)), job(SMALL, world))
-    assert plan.steps > 0 and plan.equations()
+    runs = load_runs(resource_path("recipes", name))
+    for config in [member.config for member in runs.members] if isinstance(runs, Suite) else [runs]:
+        plan = make_plan(config, job(SMALL, world))
+        assert plan.steps > 0 and plan.equations()
 
 
 # -- packs

@@ -47,6 +47,8 @@ SPLITS = ("train", "dev", "test")
         (["0 1 0 1"], "multilabel", [0, 1, 0, 1]),
         (["0;1"], "multilabel", [0, 1]),
         (["0101"], "multilabel", [0, 1, 0, 1]),
+        (["[0, 1, 0]"], "multilabel", [0, 1, 0]),
+        (["[0.5, -1]"], "regression", [0.5, -1]),
         (["1"], "multilabel", [1]),
         (["0; ;1;NA"], "multilabel", [0, NAN, 1, NAN]),
         (["1 nan 0"], "multilabel", [1, NAN, 0]),

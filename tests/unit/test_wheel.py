@@ -35,6 +35,7 @@ def test_holds_what_the_checkout_holds_and_no_more(wheel):
     sources = {str(path.relative_to(CHECKOUT)): path for path in files if path.suffix != ".pyc"}
     for kind in ("recipes", "ds_configs"):
         sources |= {f"lingo_ds/{kind}/{path.name}": path for path in (CHECKOUT / kind).iterdir()}
+    sources["lingo_ds/data/registry.yaml"] = CHECKOUT / "lingo_ds/data/registry.yaml"
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert names == set(sources)

@@ -51,7 +51,13 @@ def _table(config: DataConfig, path: Path, _: Path) -> Source:
 
 
 def _columns(config: DataConfig) -> Columns:
-    return Columns(config.sequence_column, config.label_columns, config.pair_column, config.only_task)
+    return Columns(
+        config.sequence_column,
+        config.label_columns,
+        config.pair_column,
+        config.only_task,
+        config.prompt_columns,
+    )
 
 
 def _fasta(config: DataConfig, path: Path, _: Path) -> Source:

@@ -7,7 +7,7 @@ import datasets
 
 from lingo_ds.data.examples import Example
 from lingo_ds.data.sources.parts import SPLIT_NAMES, Found
-from lingo_ds.data.sources.tables import Columns, cells_of, text_of
+from lingo_ds.data.sources.tables import Columns, cell_text, cells_of, text_of
 from lingo_ds.errors import Mistake, UserError, reason_of
 
 ROWS = 1024
@@ -62,4 +62,5 @@ class HubDataset:
                 if places.task is None or batch["task"][k] == columns.only_task:
                     sequence, *labels = (batch[column][k] for column in names)
                     cells = tuple(labels) if len(labels) > 1 else cells_of(labels[0])
-                    yield Example(text_of(sequence), cells, where, pair and text_of(batch[pair][k]))
+                    fields = {column: cell_text(batch[column][k]) for column in columns.fields}
+                    yield Example(text_of(sequence), cells, where, pair and text_of(batch[pair][k]), fields)

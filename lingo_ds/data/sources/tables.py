@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingo_ds.data.checks import raise_any
-from lingo_ds.data.examples import Example
+from lingo_ds.data.examples import NO_FIELDS, Example
 from lingo_ds.data.rows import DELIMITERS, DelimitedRows
 from lingo_ds.data.sources.parts import Found, Part, fingerprint_of, read_parts
 from lingo_ds.data.text import kind_of, lines_of, opened
@@ -32,6 +32,7 @@ class Columns(NamedTuple):
         sequence: the DNA.
         labels: one or several.
         pair: the second sequence; None: `sequence2` beside `sequence1`, else none.
+        fields: what the prompt reads.
         only_task: rows whose column `task` holds something else are passed over; None: all are read.
     """
 
@@ -39,6 +40,7 @@ class Columns(NamedTuple):
     labels: tuple[str, ...]
     pair: str | None
     only_task: str | None
+    fields: tuple[str, ...] = ()
 
     def places(self, header: Sequence[str], where: str) -> "Places":
         """Where the columns stand in a header.
@@ -54,6 +56,7 @@ class Columns(NamedTuple):
             wanted[pair] = "data.pair_column"
         if self.only_task is not None:
             wanted["task"] = "data.only_task"
+        wanted = dict.fromkeys(self.fields, "data.prefix") | wanted
         mistakes = []
         for name, setting in wanted.items():
             if (count := header.count(name)) > 1:
@@ -67,6 +70,7 @@ class Columns(NamedTuple):
             tuple(map(header.index, self.labels)),
             None if pair is None else header.index(pair),
             None if self.only_task is None else header.index("task"),
+            tuple(map(header.index, self.fields)),
         )
 
 
@@ -77,6 +81,7 @@ class Places(NamedTuple):
     labels: tuple[int, ...]
     pair: int | None
     task: int | None
+    fields: tuple[int, ...]
 
 
 class TableSource:
@@ -119,8 +124,8 @@ class TableSource:
                 file = pq.ParquetFile(raw)
                 names = file.schema_arrow.names
                 places = self._columns.places(names, str(path))
-                wanted = [names[k] for k in (places.sequence, *places.labels, places.pair, places.task)
-                          if k is not None]  # fmt: skip
+                read = (places.sequence, *places.labels, places.pair, places.task, *places.fields)
+                wanted = list(dict.fromkeys(names[k] for k in read if k is not None))
                 places = self._columns.places(wanted, str(path))
                 yield from self._examples(_parquet_rows(file, wanted, path), places)
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -128,7 +133,8 @@ class TableSource:
                 raise UserError(Mistake(str(path), "file", rule, "write it anew")) from None
 
     def _examples(self, lines: Iterator[Line], places: Places) -> Iterator[Example | Mistake]:
-        sequence_at, labels_at, pair_at, task_at = places
+        sequence_at, labels_at, pair_at, task_at, fields_at = places
+        named = list(zip(self._columns.fields, fields_at, strict=True))
         first, several, only_task = labels_at[0], len(labels_at) > 1, self._columns.only_task
         for where, row in lines:
             if isinstance(row, Mistake):
@@ -142,7 +148,8 @@ class TableSource:
             else:
                 cells = (label,) if type(label) is str else cells_of(label)
             pair = None if pair_at is None else text_of(row[pair_at])
-            yield Example(sequence.strip() if type(sequence) is str else "", cells, where, pair)
+            fields = {name: cell_text(row[k]) for name, k in named} if named else NO_FIELDS
+            yield Example(sequence.strip() if type(sequence) is str else "", cells, where, pair, fields)
 
 
 def cells_of(value: Any) -> tuple:
@@ -150,6 +157,11 @@ def cells_of(value: Any) -> tuple:
     if isinstance(value, list):
         return tuple(value)
     return (int(value),) if isinstance(value, bool) else (value,)
+
+
+def cell_text(value: Any) -> str:
+    """A cell as a prompt shows it."""
+    return "" if value is None else str(value).strip()
 
 
 def text_of(value: Any) -> str:

@@ -1,0 +1,89 @@
+"""The table of a suite: each task's metric over seeds, beside what others published."""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from lingo_ds.files import write_aside
+
+
+class TaskResult(NamedTuple):
+    """What the runs of one task reached.
+
+    Attributes:
+        task: its name.
+        metric: name of the metric.
+        planned: runs, one per seed, when all are done.
+        dev, test: the metric of the selected step, one per finished run; None where it is not defined.
+        published: 100 x the metric of others on test, by model.
+    """
+
+    task: str
+    metric: str
+    planned: int
+    dev: Sequence[float | None]
+    test: Sequence[float | None]
+    published: Mapping[str, float]
+
+
+def result_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
+    """One row per task, all with the same columns; numbers are 100 x the metric.
+
+    The spread over seeds is the standard deviation of a sample (n - 1); a lone run has none.
+    """
+    models = list(dict.fromkeys(model for result in results for model in result.published))
+    return [
+        {
+            "task": result.task,
+            "metric": result.metric,
+            "runs": f"{len(result.test)}/{result.planned}",
+            **_mean_and_spread("dev", result.dev),
+            **_mean_and_spread("test", result.test),
+            **{model: _number(result.published.get(model)) for model in models},
+        }
+        for result in results
+    ]
+
+
+def _mean_and_spread(split: str, values: Sequence[float | None]) -> dict[str, str]:
+    known = [100 * value for value in values if value is not None]
+    mean = statistics.mean(known) if known else None
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    return {split: _number(mean), f"{split} sd": _number(spread)}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def write_results(folder: Path, results: Sequence[TaskResult], *, notes: Sequence[str]) -> None:
+    """Writes `results.csv` and `results.md`; `notes` stand below the latter's table."""
+    rows = result_rows(results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_aside(folder / "results.csv", lambda aside: aside.write_text(text.getvalue(), encoding="utf-8"))
+    markdown = _markdown(rows) + "".join(f"\n- {note}" for note in notes) + "\n"
+    write_aside(folder / "results.md", lambda aside: aside.write_text(markdown, encoding="utf-8"))
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def results_table(name: str, results: Sequence[TaskResult]) -> Table:
+    """The same for a terminal."""
+    rows = result_rows(results)
+    table = Table(title=f"{name}, 100 x the metric of the selected step", title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    return table

@@ -1,0 +1,353 @@
+"""Many runs over one backbone: each is what it is alone, a stopped suite goes on, the table is right."""
+
+import csv
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lingo_ds import distributed
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.monitor.results import TaskResult, result_rows, write_results
+from lingo_ds.prepare import prepare
+from lingo_ds.suite import SharedBackbone
+from lingo_ds.suite_config import Suite, load_runs
+from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
+
+TASKS, SEEDS = ("prom_core_tata", "mouse_0"), (0, 1)
+RUNS = [(task, seed) for task in TASKS for seed in SEEDS]
+RECIPE = """\
+name: small
+tasks: [prom_core_tata, mouse_0]
+seeds: [0, 1]
+backbone: {{path: {backbone}}}
+data: {{root: {root}, prefix: published, cache_dir: {cache}}}
+adapter: {{rank: 4, dropout: 0.1}}
+rank_sampling: {{target_rank: 2, interval: 2, t_init: 1, t_final: 3}}
+train: {{global_batch_size: 8, max_steps: 8, eval_steps: 4}}
+zero: {{stage: 0}}
+checkpoint: {{every: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, shared) -> Path:
+    """A suite over the first rows of two of GUE's sets, one in GUE's own layout."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for task, place in zip(TASKS, ("prom_core_tata", "mouse/0"), strict=True):
+        (folder / place).mkdir(parents=True)
+        for split, rows in (("train", 64), ("dev", 40), ("test", 40)):
+            lines = (shared / f"data/gue/{task}/{split}.csv").read_text().splitlines(keepends=True)
+            (folder / place / f"{split}.csv").write_text("".join(lines[: rows + 1]))
+    text = RECIPE.format(backbone=shared / "backbones/stories260k", root=folder, cache=folder / "cache")
+    (folder / "suite.yaml").write_text(text)
+    (folder / "single.yaml").write_text(
+        "\n".join(line for line in text.splitlines() if not line.startswith(("tasks", "seeds")))
+    )
+    return folder / "suite.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, recipe) -> tuple[Path, str]:
+    """Folder and words of a suite that went through."""
+    out = tmp_path_factory.mktemp("suite") / "finished"
+    status, shown = command("train", recipe, out)
+    assert status == 0, shown
+    return out, shown
+
+
+def folder_of(out: Path, task: str, seed: int) -> Path:
+    return out / task / f"seed-{seed}"
+
+
+def decided(folder: Path) -> dict:
+    """All that a run's training decides: its adapter, its report without times, its predictions."""
+    report = report_of(folder)
+    parts = {k: v for k, v in report.items() if k not in ("throughput", "memory", "checkpoints")}
+    return {**contents(folder / "adapter"), "report": json.dumps(parts)}
+
+
+def rows_of(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "results.csv").open(newline="") as opened:
+        return {row["task"]: row for row in csv.DictReader(opened)}
+
+
+# -- the runs
+
+
+@pytest.mark.parametrize("task, seed", [("prom_core_tata", 1), ("mouse_0", 0)])
+def test_a_run_within_a_suite_is_the_same_run_alone(finished, recipe, tmp_path, task, seed):
+    own = (f"data.task={task}", f"seed={seed}", f"name={task}")
+    status, shown = command("train", recipe.with_name("single.yaml"), tmp_path / "alone", *own)
+    assert status == 0, shown
+    inside = folder_of(finished[0], task, seed)
+    assert decided(inside) == decided(tmp_path / "alone")
+    left = {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*")}
+    names = {path for path in left if not path.name.startswith("events.out")}
+    assert names <= {path.relative_to(inside) for path in inside.rglob("*")}
+
+
+def test_seeds_and_tasks_make_different_runs(finished):
+    adapters = {decided(folder_of(finished[0], *run))["adapter_model.safetensors"] for run in RUNS}
+    assert len(adapters) == len(RUNS)
+
+
+def test_the_backbone_is_loaded_once(finished):
+    _, shown = finished
+    assert shown.count("backbone loaded") == 1
+    assert shown.count("run 4 of 4: mouse_0, seed 1") == 1
+
+
+def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path):
+    suite, env = load_runs(recipe), distributed.detect()
+    shared = SharedBackbone()
+    first = shared.build(prepare(suite.members[0].config, env)).backbone
+    assert shared.build(prepare(suite.members[2].config, env)).backbone is first
+    padded = load_runs(recipe, ["data.packing=off"]).members[0].config
+    assert shared.build(prepare(padded, env)).backbone is not first
+
+
+def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
+    suite, env, shared = load_runs(recipe), distributed.detect(), SharedBackbone()
+    prepared = prepare(suite.members[0].config, env)
+
+    def hooks() -> int:
+        module = shared.build(prepared).backbone.module
+        return sum(len(one._forward_hooks) for one in module.modules())
+
+    assert hooks() == hooks() == len(prepared.sites)
+
+
+# -- stopping and going on
+
+
+def test_a_killed_suite_goes_on_where_it_was(finished, recipe, tmp_path):
+    out = tmp_path / "killed"
+    calls = iter([lambda: None, crash])  # in the second run
+    with at_step(6, lambda: next(calls)()), pytest.raises(RuntimeError, match="on fire"):
+        command("train", recipe, out)
+    assert rows_of(out)["prom_core_tata"]["runs"] == "1/2" and rows_of(out)["mouse_0"]["runs"] == "0/2"
+    status, shown = command("train", recipe, out)
+    assert status == 0, shown
+    assert "run 1 of 4: prom_core_tata, seed 0: finished before" in shown
+    assert "going on with step 5" in " ".join(shown.split())
+    assert [decided(folder_of(out, *run)) for run in RUNS] == [
+        decided(folder_of(finished[0], *run)) for run in RUNS
+    ]
+    assert rows_of(out) == rows_of(finished[0])
+
+
+def test_ctrl_c_ends_the_suite_and_not_only_the_run(recipe, tmp_path):
+    out = tmp_path / "stopped"
+    with at_step(3, ctrl_c):
+        status, shown = command("train", recipe, out)
+    assert status == 0, shown
+    assert "interrupted; the same command goes on there" in shown
+    assert report_of(folder_of(out, "prom_core_tata", 0))["outcome"] == "interrupted"
+    assert not folder_of(out, "prom_core_tata", 1).exists()
+    assert rows_of(out)["prom_core_tata"]["runs"] == "0/2"
+
+
+def test_what_is_finished_is_not_made_again_unless_it_is_another_run(finished, recipe, tmp_path):
+    out, chosen = tmp_path / "twice", ("tasks=[prom_core_tata]", "seeds=[0]")
+    for settings, said in [((), False), ((), True), (("train.learning_rate=0.001",), False)]:
+        status, shown = command("train", recipe, out, *chosen, *settings)
+        assert status == 0, shown
+        assert ("finished before" in shown) == said
+    assert (folder_of(out, "prom_core_tata", 0) / "earlier/1/report.json").is_file()
+
+
+def test_missing_data_is_all_named_before_anything_is_trained(recipe, tmp_path):
+    tasks = "tasks=[EMP_H3,prom_core_tata,tf_1]"
+    status, shown = command("train", recipe, tmp_path / "out", tasks)
+    assert status == 2 and not (tmp_path / "out").exists()
+    lines = [line for line in shown.splitlines() if line.startswith("error: data.root: ")]
+    assert [line.split("has no folder of ")[1].split(":")[0] for line in lines] == [
+        "EMP_H3 (EMP/H3 or EMP_H3 or H3)",
+        "tf_1 (tf/1 or tf_1)",
+    ]
+    assert all(line.endswith("choose with tasks=[prom_core_tata]") for line in lines)
+
+
+def test_mistakes_in_the_data_or_plan_of_any_task_are_told_before_anything_is_trained(recipe, tmp_path):
+    shutil.copytree(recipe.parent / "prom_core_tata", tmp_path / "prom_core_tata")
+    shutil.copytree(recipe.parent / "prom_core_tata", tmp_path / "prom_300_tata")
+    shutil.copytree(recipe.parent / "prom_core_tata", tmp_path / "tf_0")
+    (tmp_path / "prom_300_tata/test.csv").write_text("sequence,label\nACXT,0\n")
+    (tmp_path / "tf_0/dev.csv").write_text("sequence,label\nACGT,x\n")
+    tasks = "tasks=[prom_core_tata,prom_300_tata,tf_0]"
+    status, shown = command("train", recipe, tmp_path / "out", tasks, f"data.root={tmp_path}")
+    assert status == 2 and not (tmp_path / "out").exists()
+    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1].removeprefix(str(tmp_path)) for line in errors] == [
+        "/prom_300_tata/test.csv:2",
+        "/tf_0/dev.csv:2",
+    ]
+
+
+def test_a_report_that_is_none_is_told(recipe, tmp_path):
+    folder = folder_of(tmp_path, "prom_core_tata", 0)
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text("[]")
+    status, _ = command("train", recipe, tmp_path)
+    assert status == 2
+
+
+# -- the other verbs
+
+
+def test_plan_prints_every_task_once_and_trains_nothing(recipe, tmp_path, capsys):
+    status, shown = command("plan", recipe, tmp_path / "out")
+    assert status == 0, shown
+    said = capsys.readouterr().out
+    assert [said.count(f"{task}, 2 runs") for task in TASKS] == [1, 1]
+    assert said.count("run        8 steps") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_gives_every_runs_numbers_again(finished, recipe):
+    status, shown = command("evaluate", recipe, finished[0])
+    assert status == 0, shown
+    assert shown.count("backbone loaded") == 1
+    for run in RUNS:
+        folder = folder_of(finished[0], *run)
+        again = json.loads((folder / "evaluation.json").read_text())["metrics"]["test"]
+        assert again == report_of(folder)["metrics"]["test"]
+
+
+# -- the table
+
+
+def test_the_table_has_mean_and_spread_over_seeds_beside_what_was_published(finished):
+    out, _ = finished
+    rows = rows_of(out)
+    assert list(rows) == list(TASKS)
+    for task, row in rows.items():
+        reports = [report_of(folder_of(out, task, seed)) for seed in SEEDS]
+        for split in ("dev", "test"):
+            values = [100 * report["metrics"][split]["mcc"] for report in reports]
+            assert row[split] == f"{statistics.mean(values):.2f}"
+            assert row[f"{split} sd"] == f"{statistics.stdev(values):.2f}"
+        assert (row["metric"], row["runs"]) == ("mcc", "2/2")
+    assert rows["prom_core_tata"]["DNABERT-2"] == "74.17" and rows["mouse_0"]["DNABERT-2"] == ""
+    text = (out / "results.md").read_text()
+    assert text.splitlines()[0].startswith("| task | metric | runs | dev | dev sd |")
+    assert "arXiv 2306.15006, Table 4" in text
+
+
+def test_the_table_says_what_is_missing_and_what_is_not_defined(tmp_path):
+    results = [
+        TaskResult("a", "mcc", 3, [0.5], [0.25], {"M": 70.0}),
+        TaskResult("b", "auroc", 2, [], [], {}),
+        TaskResult("c", "mcc", 2, [0.1, 0.3], [None, 0.2], {"N": 1.0}),
+    ]
+    cells = [list(row.values()) for row in result_rows(results)]
+    assert cells == [
+        ["a", "mcc", "1/3", "50.00", "", "25.00", "", "70.00", ""],
+        ["b", "auroc", "0/2", "", "", "", "", "", ""],
+        ["c", "mcc", "2/2", "20.00", "14.14", "20.00", "", "", "1.00"],
+    ]
+    write_results(tmp_path, results, notes=["M: somewhere"])
+    assert (tmp_path / "results.md").read_text().endswith("\n\n- M: somewhere\n")
+
+
+# -- the recipe
+
+
+@pytest.fixture
+def refused(tmp_path) -> Callable[..., list[Mistake]]:
+    def refused(text: str, *overrides: str) -> list[Mistake]:
+        (tmp_path / "suite.yaml").write_text("name: s\nbackbone: {path: builtin:tiny}\n" + text)
+        with pytest.raises(UserError) as caught:
+            load_runs(tmp_path / "suite.yaml", list(overrides))
+        return caught.value.mistakes
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    "text, where, words",
+    [
+        ("tasks: [H3]\n", "tasks (suite.yaml:3)", "did you mean EMP_H3?"),
+        ("tasks: [tf_0, tf_0]\ndata: {root: r}\n", "tasks (suite.yaml:3)", "each once"),
+        ("tasks: tf_0\ndata: {root: r}\n", "tasks (suite.yaml:3)", "is no list: write [tf_0]"),
+        ("seeds: 5\n", "seeds (suite.yaml:3)", "is no list: write [5]"),
+        ("tasks: []\n", "tasks (suite.yaml:3)", "must hold something"),
+        ("seeds: [0, -1]\n", "seeds (suite.yaml:3)", "greater than or equal to 0"),
+        ("tasks: [tf_0]\ndata: {path: here}\n", "data.path", "stands beside tasks"),
+        ("tasks: [tf_0]\ndata: {task: tf_1, root: r}\n", "data.task", "stands beside tasks"),
+        ("seeds: [0]\nseed: 1\ndata: {path: here}\n", "seed", "stands beside seeds"),
+        ("tasks: [tf_0]\n", "data.root (suite.yaml)", "is needed to find data.task tf_0"),
+        ("tasks: [tf_0, tf_1]\ndata: {root: r}\ntrian: {}\n", "trian (suite.yaml:5)", "did you mean train?"),
+    ],
+)
+def test_mistakes_in_a_suite_are_told_once_and_in_words(refused, text, where, words):
+    mistake = refused(text)[0]
+    assert mistake.where == where
+    assert words in f"{mistake.rule}: {mistake.fix}"
+
+
+def test_seeds_alone_make_runs_of_the_recipes_own_data(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nseeds: [3, 5]\nbackbone: {path: builtin:tiny}\ndata: {path: builtin:promoters}\n"
+    )
+    suite = load_runs(tmp_path / "s.yaml")
+    assert isinstance(suite, Suite)
+    assert [(one.seed, one.config.seed, str(one.config.run_dir)) for one in suite.members] == [
+        (3, 3, "runs/s/seed-3"),
+        (5, 5, "runs/s/seed-5"),
+    ]
+
+
+# -- recipes over recipes
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[[str, str], Path]:
+    def write(name: str, text: str) -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+BASE = (
+    "name: base\nbackbone: {path: builtin:tiny}\ndata: {path: here}\ntrain: {max_steps: 7, num_epochs: 2}\n"
+)
+
+
+def test_a_recipe_extends_another_section_by_section(write):
+    write("base.yaml", BASE)
+    write("middle.yaml", "extends: base.yaml\ntrain: {max_steps: 9}\n")
+    config = load_runs(write("top.yaml", "extends: middle.yaml\nname: top\n"), ["data.path=there"])
+    assert (config.name, config.train.max_steps, config.train.num_epochs) == ("top", 9, 2)
+    assert (config.backbone.path, config.data.path) == ("builtin:tiny", "there")
+
+
+def test_a_mistake_in_the_recipe_below_is_told_where_it_stands(write):
+    write("base.yaml", BASE + "seed: -1\n")
+    with pytest.raises(UserError) as caught:
+        load_runs(write("top.yaml", "extends: base.yaml\nhed: {}\n"))
+    assert [one.where for one in caught.value.mistakes] == ["seed (base.yaml:5)", "hed (top.yaml:2)"]
+
+
+@pytest.mark.parametrize(
+    "extends, rule",
+    [
+        ("top.yaml", "leads back"),
+        ("nowhere.yaml", "is no file"),
+        ("5", "is no file name"),
+        ("round.yaml", "leads"),
+        ("x" * 300, "is no file"),
+        ('"a\\0b"', "is no file"),
+    ],
+)
+def test_what_cannot_be_extended_is_told(write, extends, rule):
+    write("round.yaml", "extends: top.yaml\n")
+    with pytest.raises(UserError) as caught:
+        load_runs(write("top.yaml", f"extends: {extends}\n"))
+    (mistake,) = caught.value.mistakes
+    assert mistake.where.startswith("extends (") and rule in mistake.rule
