@@ -15,6 +15,7 @@ class Task:
         template: text around the DNA, with {sequence}; None: the sequence alone.
         domain: text for {domain} in the template.
         max_length: longest example in tokens.
+        tokens: how DNA is read: as `text`, or as `nucleotides` with embeddings of their own.
     """
 
     name: str
@@ -23,12 +24,22 @@ class Task:
     template: str | None
     domain: str | None
     max_length: int
+    tokens: Literal["text", "nucleotides"] = "text"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
 
 
-def make_task(name: str, *, classes: int, template: str | None, domain: str | None, max_length: int) -> Task:
+def make_task(
+    name: str,
+    *,
+    classes: int,
+    template: str | None,
+    domain: str | None,
+    max_length: int,
+    tokens: Literal["text", "nucleotides"] = "text",
+) -> Task:
     """The task behind labels 0 .. classes - 1."""
-    return Task(name, "binary" if classes == 2 else "multiclass", classes, template, domain, max_length)
+    kind = "binary" if classes == 2 else "multiclass"
+    return Task(name, kind, classes, template, domain, max_length, tokens)

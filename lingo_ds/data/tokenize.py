@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.sources import SPLITS, Split, count_duplicates
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.data.tokens import Tokenize
 from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ FEATURES = datasets.Features(
         "truncated": datasets.Value("bool"),
     }
 )
-Tokenize = Callable[[list[str]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def write_tokenized(
     Args:
         folder: where the cache entry goes; it appears whole or not at all.
         splits: the rows.
-        tokenize: token ids of a list of texts, special tokens included.
+        tokenize: what makes tokens of sequences: `TextTokens`, or `NucleotideTokens`.
         prompt: text around each sequence.
         max_length: longest example in tokens.
 
@@ -207,34 +206,8 @@ def tokenized_split(
     """
     input_ids, truncated = [], []
     for start in range(0, len(sequences), BATCH):
-        some = sequences[start : start + BATCH]
-        for sequence, ids in zip(some, tokenize([prompt.render(s) for s in some]), strict=True):
-            too_long = len(ids) > max_length
-            input_ids.append(
-                _cut(sequence, tokenize=tokenize, prompt=prompt, max_length=max_length) if too_long else ids
-            )
-            truncated.append(too_long)
+        for ids, cut in tokenize(sequences[start : start + BATCH], prompt, max_length):
+            input_ids.append(ids)
+            truncated.append(cut)
     columns = {"input_ids": input_ids, "label": labels, "truncated": truncated}
     return TokenizedSplit(datasets.Dataset.from_dict(columns, features=FEATURES))
-
-
-def _cut(sequence: str, *, tokenize: Tokenize, prompt: Prompt, max_length: int) -> list[int]:
-    """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
-    fits, too_long, best = 0, len(sequence), None
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        ids = tokenize([prompt.render(sequence[:middle])])[0]
-        if len(ids) <= max_length:
-            fits, best = middle, ids
-        else:
-            too_long = middle
-    if best is None:
-        raise UserError(
-            Mistake(
-                "data.max_length",
-                max_length,
-                "leaves no room for the sequence",
-                "raise it or shorten data.prefix",
-            )
-        )
-    return best

@@ -4,7 +4,7 @@ A process tokenises and computes only its own share of a chunk, and the next sha
 one is computed. What is held does not grow with the number of sequences.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from lingo_ds.data.records import Chunk
 from lingo_ds.data.sources import sequence_mistake
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
+from lingo_ds.data.tokens import Tokenize
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.forward import gather_rows, own_logits
@@ -80,13 +81,13 @@ class Predictor:
         self,
         model: AdaptedModel,
         *,
-        tokenize: Callable[[list[str]], list[list[int]]],
+        tokenize: Tokenize,
         task: Task,
         causal: bool,
         plan: ForwardPlan,
         env: DistEnv,
     ):
-        """Takes the model, token ids of a list of texts, and whether a pack may share a prefix."""
+        """Takes the model, what makes tokens of sequences, and whether a pack may share a prefix."""
         self._model, self._tokenize, self._causal = model, tokenize, causal
         self._prompt = make_prompt(task.template, domain=task.domain)
         self.task, self.plan, self.env = task, plan, env

@@ -8,6 +8,7 @@ from lingo_ds.backbone.backbone import DTYPE_NAMES, compute_dtype
 from lingo_ds.backbone.spec import read_tokenizer
 from lingo_ds.config import PredictConfig
 from lingo_ds.data.tokenize import default_cache
+from lingo_ds.data.tokens import make_tokenize
 from lingo_ds.distributed import DistEnv
 from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
@@ -60,7 +61,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     )
     return Predictor(
         model,
-        tokenize=lambda texts: tokenizer(texts, verbose=False)["input_ids"],
+        tokenize=make_tokenize(task.tokens, tokenizer, vocabulary=spec.embedding_shape[0]),
         task=task,
         causal=spec.causal,
         plan=plan,

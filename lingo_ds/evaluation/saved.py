@@ -68,10 +68,13 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> None:
         saved.layout.ranks,
         saved.layout.head_shape,
         saved.layout.has_lam,
+        saved.layout.token_shape,
         saved.alpha / saved.rank,
     ]
-    sites, ranks, head_shape, has_lam, model.bank.scale = distributed.share_json(shape, env)
-    layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam)
+    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale = distributed.share_json(shape, env)
+    layout = BankLayout(
+        tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam, tuple(token_shape)
+    )
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
     model.adopt(layout, distributed.broadcast_(values))
 
@@ -82,6 +85,7 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
     trained = {
         "data.prefix": (card.task.template, task.template),
         "data.domain": (card.task.domain, task.domain),
+        "data.tokens": (card.task.tokens, task.tokens),
         "data.max_length": (card.task.max_length, task.max_length),
         "head.pooling": (card.pooling, prepared.config.head.pooling),
         "data.path": (f"{card.task.classes} classes", f"{task.classes} classes"),

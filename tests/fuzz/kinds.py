@@ -111,7 +111,7 @@ SETTINGS = (
     "name", "seed", "output_dir", "backbone", "backbone.path", "backbone.revision", "backbone.dtype",
     "data",
     "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length", "data.cache_dir",
-    "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
+    "data.tokens", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
     "rank_sampling.mode",
     "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
     "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size", "train.micro_batch_tokens",

@@ -20,6 +20,7 @@ from lingo_ds.data.loader import TrainBatches, eval_batches, make_batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.sources import MOST_MISTAKES, Split, count_duplicates, read_csv, read_gue
 from lingo_ds.data.tokenize import FEATURES, TokenizedSplit, read_tokenized, write_tokenized
+from lingo_ds.data.tokens import TextTokens
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.prepare import Prepared, prepare
@@ -247,7 +248,7 @@ def tokenized(tmp_path, tokenizer):
         write_tokenized(
             tmp_path / "entry",
             dict.fromkeys(("train", "dev", "test"), split),
-            tokenize=lambda texts: tokenizer(texts)["input_ids"],
+            tokenize=TextTokens(tokenizer),
             prompt=make_prompt(template, domain="human core promoters"),
             max_length=max_length,
         )

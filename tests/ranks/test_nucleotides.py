@@ -1,0 +1,144 @@
+"""Learned nucleotides over two processes that share a backbone under ZeRO-3: the plain model's gradient."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, EsmConfig
+
+from lingo_ds import distributed
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.adapters.layout import uniform_layout
+from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.backbone.backbone import load_backbone
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.data.loader import Packing, TrainBatches
+from lingo_ds.model import AdaptedModel
+from tests.ranks.spawn import run_ranks
+from tests.ranks.test_packed import backward
+from tests.ranks.test_zero import CLASSES, CONFIGS, CPU, SCALE, VOCABULARY, place, zero_config
+from tests.unit.test_nucleotides import LETTERS, distance, examples_of, plain_result
+from tests.unit.test_packing import split_of
+
+FAMILIES = {
+    **CONFIGS,
+    "bert": BertConfig(
+        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=37, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=64,
+    ),
+    "esm": EsmConfig(
+        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=37, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=64, pad_token_id=1, mask_token_id=3,
+        position_embedding_type="rotary", token_dropout=True,
+    ),
+}  # fmt: skip
+"""Llama, OPT with another width of embeddings than of layers, GPT-2, and encoders."""
+
+
+def gathers_of_the_embedding(backbone) -> list[bool]:
+    """Notes, whenever an embedding's weight is made whole, whether a backward pass is under way."""
+    seen, weight = [], backbone.module.get_input_embeddings().weight
+    original = weight.all_gather_coalesced
+
+    def counted(params, *args, **kwargs):
+        if any(param is weight for param in params):
+            seen.append(torch._C._current_graph_task_id() != -1)
+        return original(params, *args, **kwargs)
+
+    for param in backbone.module.parameters():
+        param.all_gather_coalesced = counted
+    return seen
+
+
+def sharded(
+    rank: int, world_size: int, folder: Path, *, packed: bool, checkpointing: bool, adapters: bool
+) -> dict[str, Any]:
+    """The summed gradient on the shards, against a plain model's, and the rows that were read at loading."""
+    place(rank, world_size)
+    spec = read_spec(folder)
+    sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
+    layout = uniform_layout(
+        sites if adapters else [], rank=4, head_shape=(CLASSES, spec.output_size),
+        token_shape=(5, spec.embedding_shape[1]),
+    )  # fmt: skip
+    backbone = load_backbone(
+        spec, dtype=torch.float32, device=CPU, activation_checkpointing=checkpointing,
+        ds_config=zero_config(spec, layout, world_size, dtype="fp32"), group=None, packed=packed,
+        embedding_rows=LETTERS,
+    )  # fmt: skip
+    gathers = gathers_of_the_embedding(backbone)
+    bank = AdapterBank(layout, scale=SCALE, dtype=torch.float32, device=CPU, scalars=5, importance=False)
+    bank.master.copy_(0.3 * torch.randn(layout.size, generator=torch.Generator().manual_seed(3)))
+    bank.refresh()
+    model = AdaptedModel(backbone, bank, pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs)
+    backbone.train()
+    examples = examples_of(VOCABULARY)
+    packing = Packing(60, 6 if spec.causal else 0) if packed else None
+    batches = TrainBatches(
+        split_of(examples), seed=0, batch=len(examples), micro_batch=2, accumulation=2, rank=rank,
+        world=world_size, packing=packing,
+    )  # fmt: skip
+    apart = []
+    for step in (1, 2):
+        found = distributed.all_reduce_(backward(model, batches.at(step)).clone())
+        backbone.require_partitioned()
+        with torch.no_grad():
+            backbone.train(False)
+            model.logits(batches.at(step)[0])
+            backbone.release()
+            backbone.train()
+        backbone.require_partitioned()
+        _, expected = plain_result(folder, layout, bank.master, examples, "last")
+        apart.append([distance(found, expected), distance(layout.tokens(found), layout.tokens(expected))])
+        bank.master.sub_(0.05 * found)
+        bank.refresh()
+    return {
+        "apart": float(np.max(apart)),
+        "rows": backbone.embedding_rows.numpy(),
+        "in_backward": gathers.count(True),
+        "in_forward": gathers.count(False),
+    }
+
+
+def all_families(rank: int, world_size: int, folders: dict[str, Path], **how: bool) -> dict[str, dict]:
+    return {family: sharded(rank, world_size, folder, **how) for family, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A random base model of each family, in which no two entries are alike."""
+    made = {}
+    for name, config in FAMILIES.items():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        made[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(made[name])
+    return made
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"packed": True, "checkpointing": False, "adapters": True},
+        {"packed": False, "checkpointing": True, "adapters": True},
+        {"packed": True, "checkpointing": True, "adapters": False},
+    ],
+    ids=["packed", "padded, recomputed", "packed, recomputed, without adapters"],
+)
+def test_shards_give_the_plain_gradient(folders, how: dict[str, bool]):
+    for seen in run_ranks(partial(all_families, **how), 2, folders):
+        for family, one in seen.items():
+            assert one["apart"] < 2e-5, family
+            rows = read_rows(folders[family])
+            assert np.array_equal(one["rows"], rows), family
+            assert one["in_backward"] == 0 < one["in_forward"], family
+
+
+def read_rows(folder: Path) -> np.ndarray:
+    return AutoModel.from_pretrained(folder).get_input_embeddings().weight[list(LETTERS)].detach().numpy()
