@@ -1,6 +1,5 @@
 """Learned nucleotides over two processes that share a backbone under ZeRO-3: the plain model's gradient."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lingo_ds.data.loader import Packing, TrainBatches
 from lingo_ds.model import AdaptedModel
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_packed import backward
+from tests.ranks.test_world_sizes import train_on
 from tests.ranks.test_zero import CLASSES, CONFIGS, CPU, SCALE, VOCABULARY, place, zero_config
 from tests.unit.test_nucleotides import LETTERS, distance, examples_of, plain_result
 from tests.unit.test_packing import split_of
@@ -103,8 +103,19 @@ def sharded(
     }
 
 
-def all_families(rank: int, world_size: int, folders: dict[str, Path], **how: bool) -> dict[str, dict]:
-    return {family: sharded(rank, world_size, folder, **how) for family, folder in folders.items()}
+CASES = {
+    "packed": {"packed": True, "checkpointing": False, "adapters": True},
+    "padded, recomputed": {"packed": False, "checkpointing": True, "adapters": True},
+    "packed, recomputed, without adapters": {"packed": True, "checkpointing": True, "adapters": False},
+}
+
+
+def all_cases(rank: int, world_size: int, folders: dict[str, Path]) -> dict[tuple[str, str], dict]:
+    return {
+        (family, case): sharded(rank, world_size, folder, **how)
+        for family, folder in folders.items()
+        for case, how in CASES.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -122,23 +133,46 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"packed": True, "checkpointing": False, "adapters": True},
-        {"packed": False, "checkpointing": True, "adapters": True},
-        {"packed": True, "checkpointing": True, "adapters": False},
-    ],
-    ids=["packed", "padded, recomputed", "packed, recomputed, without adapters"],
-)
-def test_shards_give_the_plain_gradient(folders, how: dict[str, bool]):
-    for seen in run_ranks(partial(all_families, **how), 2, folders):
-        for family, one in seen.items():
-            assert one["apart"] < 2e-5, family
-            rows = read_rows(folders[family])
-            assert np.array_equal(one["rows"], rows), family
-            assert one["in_backward"] == 0 < one["in_forward"], family
+def test_shards_give_the_plain_gradient(folders):
+    for seen in run_ranks(all_cases, 2, folders, timeout=400):
+        assert len(seen) == len(FAMILIES) * len(CASES)
+        for case, one in seen.items():
+            assert one["apart"] < 2e-5, case
+            assert np.array_equal(one["rows"], read_rows(folders[case[0]])), case
+            assert one["in_backward"] == 0 < one["in_forward"], case
 
 
 def read_rows(folder: Path) -> np.ndarray:
     return AutoModel.from_pretrained(folder).get_input_embeddings().weight[list(LETTERS)].detach().numpy()
+
+
+def test_a_run_of_two_processes_is_that_of_one(shared, tmp_path):
+    """Tokenised once, started from rows of a sharded embedding, sampled, saved, read back and tested."""
+    (tmp_path / "data").mkdir()
+    for split, rows in {"train": 61, "dev": 21, "test": 19}.items():
+        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
+        (tmp_path / f"data/{split}.csv").write_text("".join(lines[: rows + 1]))
+    settings = {
+        "name": "bases",
+        "backbone": {"path": str(shared / "backbones/stories260k"), "dtype": "fp32"},
+        "data": {
+            "path": str(tmp_path / "data"), "cache_dir": str(tmp_path / "cache"), "tokens": "nucleotides",
+            "prefix": "Sequence: {sequence}\nAnnotation:",
+        },
+        "adapter": {"rank": 4},
+        "rank_sampling": {"target_rank": 2, "interval": 2, "audit_interval": 5},
+        "train": {"global_batch_size": 11, "max_steps": 12, "eval_steps": 6},
+    }  # fmt: skip
+    runs = [
+        train_on(processes, settings, tmp_path / str(processes), stage)
+        for processes, stage in ((1, 0), (2, 3))
+    ]
+    one, two = (run.adapter for run in runs)
+    assert one.keys() == two.keys() and sum("trainable_tokens" in name for name in one) == 1
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    for split in ("dev", "test"):
+        ours, theirs = (run.report["metrics"][split] for run in runs)
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    assert runs[1].report["sync"]["divergences"] == 0 < runs[1].report["sync"]["audits"]
+    assert runs[1].report["zero"]["stage"] == 3

@@ -126,13 +126,8 @@ def test_the_card_says_how_dna_is_read(backbone: Callable, tmp_path: Path):  # n
     assert "one token per base" in said
     assert f"{5 * 16} the embeddings of A, C, G, T and N" in said
     assert f"{adapter.layout.size:,} learned parameters" in said
-    assert (
-        export(folder, "lora", tmp_path / "lora")
-        .joinpath("README.md")
-        .read_text()
-        .count("one token per base")
-        == 2
-    )
+    exported = export(folder, "lora", tmp_path / "lora")
+    assert "one token per base" in (exported / "README.md").read_text()
 
 
 def drop_rows(folder: Path) -> None:

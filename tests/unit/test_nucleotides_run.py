@@ -16,7 +16,7 @@ from lingo_ds.backbone.spec import read_spec
 from lingo_ds.export import load_adapter
 from tests.unit.commands import at_step, command, contents, crash, report_of
 
-STEPS, HIDDEN = 120, 128
+STEPS, HIDDEN = 120, 64
 ROWS = {"train": 1600, "dev": 200, "test": 200}
 RECIPE = """\
 name: bases
@@ -27,9 +27,9 @@ data:
   tokens: nucleotides
   domain: human core promoters
   prefix: "Domain: {{domain}}\\nSequence: {{sequence}}\\nAnnotation:"
-adapter: {{rank: 4, targets: [q_proj, v_proj]}}
+adapter: {{rank: 4}}
 rank_sampling: {{target_rank: 2, interval: 10, t_init: 10, t_final: 40, audit_interval: 20}}
-train: {{global_batch_size: 16, max_steps: {steps}, eval_steps: 40, learning_rate: 1.0e-2}}
+train: {{global_batch_size: 16, max_steps: {steps}, eval_steps: 40, learning_rate: 3.0e-3}}
 zero: {{stage: 0}}
 checkpoint: {{every: 50}}
 """
@@ -37,7 +37,7 @@ checkpoint: {{every: 50}}
 
 @pytest.fixture(scope="module")
 def backbone(shared) -> Path:
-    return shared / "backbones/babyllama_char"
+    return shared / "backbones/stories260k"
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +75,16 @@ def letters_rows(backbone: Path) -> torch.Tensor:
 def test_it_learns_real_promoters(finished, backbone):
     report = report_of(finished)
     assert report["task"]["tokens"] == "nucleotides"
-    assert report["metrics"]["test"]["mcc"] > 0.3 and report["metrics"]["dev"]["mcc"] > 0.3
+    assert report["metrics"]["test"]["auroc"] > 0.65 and report["metrics"]["dev"]["auroc"] > 0.65
     moved = rows_of(finished / "adapter") - letters_rows(backbone)
-    assert (moved[:4].norm(dim=1) > 0.02).all(), "A, C, G and T learn"
+    assert (moved[:4].norm(dim=1) > 0.05).all(), "A, C, G and T learn"
     assert moved[4].norm() == 0, "these sequences have no N"
 
 
 def test_they_count_among_what_is_trained(finished, backbone):
     report, spec = report_of(finished), read_spec(backbone)
-    sites = sum(a + b for name, (a, b) in spec.linear_maps.items() if name.endswith(("q_proj", "v_proj")))
-    triplets = 4 * sum(name.endswith(("q_proj", "v_proj")) for name in spec.linear_maps)
-    trainable = 4 * sites + triplets + 2 * HIDDEN + 5 * HIDDEN
+    adapters = 4 * sum(d_out + d_in + 1 for d_out, d_in in spec.linear_maps.values())
+    trainable = adapters + 2 * HIDDEN + 5 * HIDDEN
     assert report["parameters"]["trainable"] == trainable
     assert report["parameters"]["fraction"] == trainable / spec.parameters
     assert report["parameters"]["saved"] == load_adapter(finished / "adapter", spec).layout.size
@@ -102,7 +101,7 @@ def test_one_token_per_base(finished, backbone):
 
 
 def test_a_crashed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
-    with at_step(70, crash), pytest.raises(RuntimeError, match="on fire"):
+    with at_step(53, crash), pytest.raises(RuntimeError, match="on fire"):
         command("train", recipe, tmp_path / "out")
     status, shown = command("train", recipe, tmp_path / "out")
     assert status == 0 and "going on with step 51" in " ".join(shown.split())
