@@ -354,6 +354,14 @@ def test_in_bf16_rows_are_what_the_backbone_would_look_up(folders):  # noqa: F81
     assert torch.equal(*found)
 
 
+def test_in_bf16_the_gradient_reaches_the_fp32_sum(folders):  # noqa: F811
+    batch = batches(examples_of(VOCABULARY), share_prefix=True)[0]
+    half, full = (adapted(folders("llama"), dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    ours, theirs = (model.bank.layout.tokens(backward(model, batch)[1]) for model in (half, full))
+    assert ours.dtype == torch.float32
+    assert 0 < distance(ours, theirs) < 0.05
+
+
 # -- the bank
 
 
