@@ -126,6 +126,12 @@ class DataConfig(Section):
         description="Longest example in tokens; longer sequences lose their end. "
         "null: the backbone's context.",
     )
+    tokens: Literal["text", "nucleotides"] = Field(
+        "text",
+        description="text: the DNA goes through the backbone's tokenizer with the text around it; "
+        "nucleotides: one token per base, with learned embeddings of A, C, G, T and N (any other letter; U "
+        "is T) that start from the backbone's own of these letters.",
+    )
     packing: Packing = "auto"
     reverse_complement: Literal["off", "augment", "average", "both"] = Field(
         "off",

@@ -27,9 +27,11 @@ from lingo_ds.peft_format import (
     Misfit,
     peft_pattern,
     peft_prefix,
+    peft_token_indices,
     read_config,
     read_layout,
     read_values,
+    tokens_key,
 )
 from lingo_ds.untrusted import own_file, read_own_json
 
@@ -103,6 +105,7 @@ def _with_lam(adapter: SavedAdapter, *, has_lam: bool) -> SavedAdapter:
     layout = replace(adapter.layout, has_lam=has_lam)
     values = torch.ones(layout.size)
     layout.head(values).copy_(adapter.layout.head(adapter.values))
+    layout.tokens(values).copy_(adapter.layout.tokens(adapter.values))
     for k in range(len(layout.sites)):
         old, new = adapter.layout.site(adapter.values, k), layout.site(values, k)
         root = torch.ones(len(old.q)) if has_lam else old.lam.abs().sqrt()
@@ -118,6 +121,8 @@ def _peft_type(adapter: SavedAdapter) -> str:
 
 def _peft_tensors(adapter: SavedAdapter, spec: BackboneSpec) -> dict[str, Tensor]:
     tensors = {HEAD: adapter.layout.head(adapter.values)}
+    if adapter.layout.token_size:
+        tensors[tokens_key(spec)] = adapter.layout.tokens(adapter.values)
     names = PARTS[_peft_type(adapter)]
     for site, _, views in adapter.kept():
         lam = views.lam[:, None] * (1 + RANK_EPSILON / adapter.rank)
@@ -142,6 +147,8 @@ def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) 
         "target_modules": [f"{inner}.{name}" for name in ranks] or NO_TARGETS,
         "modules_to_save": ["score"],
     }
+    if adapter.layout.token_size:
+        config["trainable_token_indices"] = peft_token_indices(spec)
     if adapter.layout.has_lam:
         config["rank_pattern"] = {
             f"{inner}.{name}.lora_E": [slot < rank for slot in range(adapter.rank)]
@@ -203,12 +210,13 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     """
     card = read_card(folder)
     try:
-        config = read_config(read_own_json(folder, CONFIG), spec)
+        nucleotides = card.task.tokens == "nucleotides"
+        config = read_config(read_own_json(folder, CONFIG), spec, nucleotides=nucleotides)
         path = own_file(folder, WEIGHTS)
         if path.stat().st_size > (limit := config.largest_file(spec, classes=card.task.classes)):
             raise ValueError(f"{WEIGHTS} is above {limit:,} bytes, the most that its rank and shape can be")
         with safe_open(path, "pt") as file:
-            layout = read_layout(file, config, spec, classes=card.task.classes)
+            layout = read_layout(file, config, spec, classes=card.task.classes, nucleotides=nucleotides)
             values = read_values(file, layout, config, spec)
     except Misfit as misfit:
         where = f"{folder}: {misfit.where}" if misfit.where else str(folder)

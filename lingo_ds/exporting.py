@@ -16,7 +16,7 @@ from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
 from lingo_ds.files import require_free
 from lingo_ds.inputs import backbone_address, public_address
 from lingo_ds.merge import REPORT, save_merged
-from lingo_ds.model_card import Notes
+from lingo_ds.model_card import Notes, task_frame
 from lingo_ds.untrusted import read_own_json
 
 
@@ -52,7 +52,8 @@ def export(
     )
     saved = replace(saved, card=card)
     path = public_address(address, spec.folder)
-    notes = Notes(license, _test_metrics(adapter, card))
+    frame = task_frame(card.task, spec)
+    notes = Notes(license, _test_metrics(adapter, card), frame)
     try:
         if to == "merged":
             size = int(shard_gb * 1e9)

@@ -28,6 +28,7 @@ class ModelFacts:
         sites: adapted maps.
         bank_parameters: trainable entries of a new bank, head included.
         head_parameters: of these, the head's.
+        token_parameters: of these, the learned tokens'.
         compute_bytes: bytes per entry in the compute dtype.
         packable: whether the backbone's attention takes packs.
         causal: whether a token sees only those before it, so that a prefix can be shared.
@@ -50,6 +51,12 @@ class ModelFacts:
     world_size: int
     local_world_size: int
     memory_bytes: int
+    token_parameters: int = 0
+
+    @property
+    def learns_inside(self) -> bool:
+        """Whether a backward pass goes through the backbone: not where the head alone learns."""
+        return self.sites > 0 or self.token_parameters > 0
 
     @property
     def inside_layer(self) -> int:

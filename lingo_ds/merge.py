@@ -136,8 +136,10 @@ def save_merged(
         if form == "base":
             head = adapter.layout.head(adapter.values).contiguous().clone()
             save_file({"score.weight": head}, aside / HEAD, metadata={"format": "pt"})
-        config = _config(spec, form, task=adapter.card.task, pad=pad, dtype=weights.main_dtype)
-        config.save_pretrained(aside)
+        _config(
+            spec, form, task=adapter.card.task, learned=adapter.layout.token_shape[0],
+            pad=pad, dtype=weights.main_dtype,
+        ).save_pretrained(aside)  # fmt: skip
         tokenizer.save_pretrained(aside)
         dtype_name = DTYPE_NAMES.get(weights.main_dtype, str(weights.main_dtype))
         merged.append(Merged(form, dtype_name, len(shards.filename_to_tensors), weights.rounding))
@@ -171,6 +173,10 @@ class _Weights:
         for name, value in spec.skeleton.state_dict().items():
             in_files = name in files.keys
             self._sources[prefix + name] = (lambda name=name: files.shaped(name)) if in_files else value.clone
+            if name == f"{spec.embedding}.weight" and adapter.layout.token_size:
+                self._sources[prefix + name] = lambda name=name: self._with_tokens(
+                    files.shaped(name), adapter
+                )
             if name.endswith(".weight") and (site := kept.get(name.removesuffix(".weight"))):
                 self._kept[prefix + name] = site
         for name in _left_out(spec) if form == "base" else ():
@@ -209,6 +215,11 @@ class _Weights:
         )
         return rounded
 
+    @staticmethod
+    def _with_tokens(embedding: Tensor, adapter: SavedAdapter) -> Tensor:
+        """(vocabulary + 5, size): the learned nucleotides' rows behind the backbone's."""
+        return torch.cat([embedding, adapter.layout.tokens(adapter.values).to(embedding.dtype)])
+
     def _require_finite(self, key: str, value: Tensor) -> Tensor:
         if value.dtype == torch.float16 and not value.isfinite().all():
             rule = f"does not reach as far as {key}"
@@ -226,14 +237,16 @@ def _left_out(spec: BackboneSpec) -> list[str]:
     )
 
 
-def _config(spec: BackboneSpec, form: Form, *, task: Task, pad: int | None, dtype: torch.dtype) -> Any:
-    """The backbone's config, read anew because its skeleton runs without dropout.
+def _config(
+    spec: BackboneSpec, form: Form, *, task: Task, learned: int, pad: int | None, dtype: torch.dtype
+) -> Any:
+    """The backbone's config, read anew because its skeleton runs without dropout; `learned` tokens more.
 
     What transformers has no word for is kept in fields of its own: `thresholds`; `target_mean` and
     `target_scale` of a regression, whose output o means the value mean + scale o: the head has no bias.
     """
     config = AutoConfig.from_pretrained(spec.folder)
-    config.dtype = dtype
+    config.dtype, config.vocab_size = dtype, spec.embedding_shape[0] + learned
     if hasattr(config, "auto_map"):  # names code that this folder does not have
         del config.auto_map
     if form == "base":

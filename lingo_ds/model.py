@@ -1,4 +1,4 @@
-"""The adapted model: frozen backbone, adapters on its linear maps, and the head on top."""
+"""The adapted model: frozen backbone, adapters on its linear maps, learned tokens, and the head on top."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout
 from lingo_ds.adapters.sites import SiteHooks
+from lingo_ds.adapters.tokens import TokenHooks
 from lingo_ds.backbone.backbone import Backbone
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
@@ -19,7 +20,7 @@ class AdaptedModel:
 
     Attributes:
         backbone: the frozen model.
-        bank: adapters and head.
+        bank: adapters, head and learned tokens.
     """
 
     def __init__(
@@ -34,13 +35,17 @@ class AdaptedModel:
         self.backbone, self.bank, self._pooling = backbone, bank, pooling
         modules = dict(backbone.module.named_modules())
         self._hooks = SiteHooks(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
+        self._token_hooks = None
+        if bank.layout.token_size:
+            self._token_hooks = TokenHooks(backbone.module.get_input_embeddings(), bank)
 
     def logits(self, batch: Batch | Pack) -> Tensor:
         """(n, outputs) fp32 logits of a padded batch or of a pack."""
-        adapted = any(self.bank.layout.ranks)  # else nothing in the backbone needs a backward pass
-        with torch.set_grad_enabled(adapted and torch.is_grad_enabled()):
+        layout = self.bank.layout
+        learns_inside = any(layout.ranks) or layout.token_size > 0  # else the backbone needs no backward pass
+        with torch.set_grad_enabled(learns_inside and torch.is_grad_enabled()):
             pooled = self._pooled_pack(batch) if isinstance(batch, Pack) else self._pooled_batch(batch)
-        if not adapted:
+        if not learns_inside:
             self.backbone.release()
         return F.linear(pooled.to(self.bank.dtype), self.bank.head_leaf).float()
 
@@ -70,6 +75,8 @@ class AdaptedModel:
     def detach(self) -> None:
         """Takes the adapters off the backbone, which another run may then use."""
         self._hooks.detach()
+        if self._token_hooks:
+            self._token_hooks.detach()
 
     def adopt(self, layout: BankLayout, master: Tensor) -> None:
         """Puts a saved adapter in the bank's place, for evaluation."""

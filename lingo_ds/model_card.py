@@ -1,16 +1,19 @@
 """The README.md of an adapter or a merged model: what it is for, how good, and code that loads it."""
 
 import re
+import textwrap
 from collections import defaultdict
 from typing import Literal, NamedTuple
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from lingo_ds.adapter_card import Card, SavedAdapter
 from lingo_ds.backbone.families import CLASSIFIERS
-from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
+from lingo_ds.data.tokens import NUCLEOTIDES, Frame, NucleotideTokens
 
 README = "README.md"
 
@@ -25,7 +28,7 @@ TITLES: dict[Form, str] = {
 }
 
 POOLED = {
-    "last": "hidden[range(len(texts)), tokens.attention_mask.sum(1) - 1]",
+    "last": "hidden[range(len(hidden)), tokens.attention_mask.sum(1) - 1]",
     "mean": "(hidden * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, keepdim=True)",
     "first": "hidden[:, 0]",
 }
@@ -34,6 +37,12 @@ STRANDS = (
     " It was evaluated, and predicts in lingo_ds, with the mean of the probabilities of a sequence and of "
     "its reverse complement."
 )
+EXAMPLES = '("ACGTACGTACGTACGT", "TATAAA")'
+
+HOW_READ = {
+    "text": "",
+    "nucleotides": "with one token per base, A, C, G, T or N, that has a learned embedding, ",
+}
 
 LIMITS = """## Intended use and limits
 
@@ -47,10 +56,22 @@ class Notes(NamedTuple):
     Attributes:
         license: of the exported weights, as the hub names it.
         test: metrics on test, of the run that trained it.
+        frame: tokens of the text around the DNA, where that is read as nucleotides.
     """
 
     license: str = "other"
     test: dict[str, float | None] | None = None
+    frame: Frame | None = None
+
+
+def task_frame(
+    task: Task, spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Frame | None:
+    """For `Notes`: None where DNA is read as text. Without a `tokenizer` it is the one in the folder."""
+    if task.tokens == "text":
+        return None
+    tokens = NucleotideTokens(tokenizer or read_tokenizer(spec.folder), spec.embedding_shape[0])
+    return tokens.frame(make_prompt(task.template, domain=task.domain))
 
 
 def model_card(
@@ -66,7 +87,7 @@ def model_card(
     card = adapter.card
     title = f"# {_line(card.task.name)}: {TITLES[form]}"
     front = _front_matter(card, form, backbone_path, notes.license)
-    use = "## Use\n\n" + _use(card, spec, form)
+    use = "## Use\n\n" + _use(card, spec, form, notes.frame)
     parts = [
         front,
         title,
@@ -101,7 +122,8 @@ def _task(card: Card) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return (
         f"{_what(task)} The model reads\n\n{fence}text\n{text}\n{fence}\n\n"
-        f"cut to {task.max_length} tokens inside the sequence, and answers by its {card.pooling} "
+        f"{HOW_READ[task.tokens]}cut to {task.max_length} tokens inside the sequence, and answers by its "
+        f"{card.pooling} "
         f"{'hidden state' if card.pooling == 'mean' else 'token'}."
         + (STRANDS if card.average_strands else "")
     )
@@ -161,22 +183,29 @@ def _ranks(adapter: SavedAdapter) -> str:
         f"## Ranks\n\n{table if lines else 'The backbone has no adapters: the head alone was trained.'}\n\n"
         f"{layout.triplets:,} triplets in all at sites that kept any, trained from rank {adapter.rank} with "
         f"alpha {adapter.alpha:g}; {layout.size:,} learned parameters, "
-        f"{layout.size - layout.adapter_size:,} of them the head's."
+        f"{layout.head_size:,} of them the head's{_of_bases(layout.token_size)}."
     )
 
 
-def _use(card: Card, spec: BackboneSpec, form: Form) -> str:
+def _of_bases(entries: int) -> str:
+    return f" and {entries:,} the embeddings of A, C, G, T and N" if entries else ""
+
+
+def _use(card: Card, spec: BackboneSpec, form: Form, frame: Frame | None) -> str:
     if form in ("adalora", "lora") and spec.model_type not in CLASSIFIERS:
         return (
             f"transformers' classifier for {spec.model_type} has another head than this adapter's, so stock "
             "PEFT cannot load the folder. `lingo-ds export --to merged` writes what transformers loads."
         )
     load = {"classifier": _load_classifier, "base": _load_base}.get(form, _load_adapter)
-    code = [*load(card, spec), "", *_run(card, form)]
+    read = _read_text(card) if card.task.tokens == "text" else _read_bases(spec, frame)
+    code = [*load(card, spec), "", *read, *_run(card, form)]
     return "In this folder:\n\n```python\n" + "\n".join(code) + "\n```"
 
 
 def _load_adapter(card: Card, spec: BackboneSpec) -> list[str]:
+    rows = spec.embedding_shape[0] + len(NUCLEOTIDES)
+    room = f"model.resize_token_embeddings({rows}, mean_resizing=False)  # room for A, C, G, T and N"
     return [
         "import torch",
         "from peft import PeftConfig, PeftModel",
@@ -189,6 +218,7 @@ def _load_adapter(card: Card, spec: BackboneSpec) -> list[str]:
         "model = AutoModelForSequenceClassification.from_pretrained(",
         f"    backbone, num_labels={card.task.classes}, pad_token_id=tokenizer.pad_token_id",
         ")",
+        *([room] if card.task.tokens == "nucleotides" else []),
         "model = PeftModel.from_pretrained(model, folder).eval()",
     ]
 
@@ -218,10 +248,35 @@ def _load_base(card: Card, spec: BackboneSpec) -> list[str]:
     ]
 
 
-def _run(card: Card, form: Form) -> list[str]:
+def _read_text(card: Card) -> list[str]:
     prompt = make_prompt(card.task.template, domain=card.task.domain)
     before, after = prompt.before, prompt.after
     around = " + ".join(part for part in (before and ascii(before), "dna", after and ascii(after)) if part)
+    return [
+        f"texts = [{around} for dna in {EXAMPLES}]",
+        'tokens = tokenizer(texts, return_tensors="pt", padding=True)',
+    ]
+
+
+def _read_bases(spec: BackboneSpec, frame: Frame | None) -> list[str]:
+    assert frame is not None, "notes on an adapter of nucleotides need the prompt's tokens"
+    return [
+        *textwrap.wrap(f"before = {frame.before}", 100, subsequent_indent="    "),
+        *textwrap.wrap(f"after = {frame.after}", 100, subsequent_indent="    "),
+        "",
+        "",
+        "def read(dna):",
+        '    """One token per base, behind the vocabulary\'s: U is read as T, and what is no base as N."""',
+        f'    places = ["{NUCLEOTIDES}".find(base) % 5 for base in dna.upper().replace("U", "T")]',
+        f"    return before + [{spec.embedding_shape[0]} + place for place in places] + after",
+        "",
+        "",
+        f"rows = [read(dna) for dna in {EXAMPLES}]",
+        'tokens = tokenizer.pad({"input_ids": rows}, return_tensors="pt")',
+    ]
+
+
+def _run(card: Card, form: Form) -> list[str]:
     inputs = "input_ids=tokens.input_ids, attention_mask=tokens.attention_mask"
     pooled = f"pooled = {POOLED[card.pooling]}"
     if form == "base":
@@ -233,8 +288,6 @@ def _run(card: Card, form: Form) -> list[str]:
         hidden = f"hidden = base.base_model({inputs}).last_hidden_state"
         compute = ["base = model.get_base_model()", hidden, pooled, "logits = base.score(pooled)"]
     return [
-        f'texts = [{around} for dna in ("ACGTACGTACGTACGT", "TATAAA")]',
-        'tokens = tokenizer(texts, return_tensors="pt", padding=True)',
         "with torch.no_grad():",
         *(f"    {line}" for line in compute),
         *_answers(card.task),

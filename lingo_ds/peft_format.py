@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.data.tokens import NUCLEOTIDES
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "task.json"
 HEAD = "base_model.model.score.weight"
@@ -20,6 +21,9 @@ PARTS = {
     "LORA": {"q": "lora_A.weight", "p": "lora_B.weight"},
 }
 """PEFT's names of a site's tensors."""
+
+TOKENS = "token_adapter.trainable_tokens_delta"
+"""PEFT's name of rows that stand in an embedding's place for some tokens: here new ones, at its end."""
 
 RANK_FIELD = {"ADALORA": "init_r", "LORA": "r"}
 
@@ -35,9 +39,21 @@ def peft_prefix(spec: BackboneSpec) -> str:
     return f"base_model.model.{spec.skeleton.base_model_prefix}."
 
 
+def tokens_key(spec: BackboneSpec) -> str:
+    """PEFT's name of the learned tokens' rows."""
+    return f"{peft_prefix(spec)}{spec.embedding}.{TOKENS}"
+
+
 def peft_pattern(spec: BackboneSpec, name: str) -> str:
     r"""PEFT's key for one map alone: it puts `(.*\.)?` before a key and matches it as a regex."""
     return "^" + re.escape(f"{spec.skeleton.base_model_prefix}.{name}")
+
+
+def peft_token_indices(spec: BackboneSpec) -> dict[str, list[int]]:
+    """PEFT's `trainable_token_indices` of learned nucleotides: the ids behind the backbone's vocabulary."""
+    first = spec.embedding_shape[0]
+    name = f"{spec.skeleton.base_model_prefix}.{spec.embedding}"
+    return {name: list(range(first, first + len(NUCLEOTIDES)))}
 
 
 class PeftConfig(NamedTuple):
@@ -56,7 +72,8 @@ class PeftConfig(NamedTuple):
         """Bytes that a weight file with every map adapted can have, in fp64, and room for its header."""
         maps = spec.linear_maps.items()
         entries = sum((d_out + d_in + 1) * self.ranks.get(name, self.rank) for name, (d_out, d_in) in maps)
-        return 8 * (entries + classes * spec.output_size) + HEADER_LIMIT
+        beside = classes * spec.output_size + len(NUCLEOTIDES) * spec.embedding_shape[1]
+        return 8 * (entries + beside) + HEADER_LIMIT
 
 
 class Misfit(Exception):
@@ -66,7 +83,7 @@ class Misfit(Exception):
         self.where, self.value, self.rule = where, value, rule
 
 
-def read_config(config: dict[str, Any], spec: BackboneSpec) -> PeftConfig:
+def read_config(config: dict[str, Any], spec: BackboneSpec, *, nucleotides: bool) -> PeftConfig:
     """Raises ValueError where the config says what these adapters cannot be."""
     kind = config.get("peft_type")
     if kind not in ("ADALORA", "LORA"):
@@ -74,6 +91,9 @@ def read_config(config: dict[str, Any], spec: BackboneSpec) -> PeftConfig:
     for name in OTHER_MATHS:
         if config.get(name):
             raise ValueError(f"{name} is set, which these adapters do not know")
+    indices = config.get("trainable_token_indices")
+    if indices != (wanted := peft_token_indices(spec) if nucleotides else None):
+        raise ValueError(f"trainable_token_indices {indices!r} is not {wanted}, as the card says")
     field, largest = RANK_FIELD[kind], spec.ffn_size  # no map has more singular values
     rank, alpha = config.get(field), config.get("lora_alpha")
     if type(rank) is not int or not 0 < rank <= largest:
@@ -103,7 +123,9 @@ def _lora_ranks(config: dict[str, Any], rank: int, alpha: float, spec: BackboneS
     return {names[key]: r for key, r in ranks.items()}
 
 
-def read_layout(file: Any, config: PeftConfig, spec: BackboneSpec, *, classes: int) -> BankLayout:
+def read_layout(
+    file: Any, config: PeftConfig, spec: BackboneSpec, *, classes: int, nucleotides: bool
+) -> BankLayout:
     """The layout that the file's header describes; nothing else of the file is read."""
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
@@ -115,6 +137,14 @@ def read_layout(file: Any, config: PeftConfig, spec: BackboneSpec, *, classes: i
     head, wanted_head = shapes.pop(HEAD), (classes, spec.output_size)
     if head != wanted_head:
         raise Misfit("", f"head {head}", f"is not {wanted_head}, the card's classes by the backbone's output")
+    token_shape = (len(NUCLEOTIDES), spec.embedding_shape[1]) if nucleotides else (0, 0)
+    if nucleotides:
+        if (key := tokens_key(spec)) not in shapes:
+            raise ValueError(f"{key} is missing")
+        if (found := shapes.pop(key)) != token_shape:
+            raise Misfit(
+                "", f"tokens {found}", f"is not {token_shape}, A C G T N by the backbone's embedding"
+            )
     sites, ranks = [], []
     for name, (d_out, d_in) in spec.linear_maps.items():
         keys = {part: peft_prefix(spec) + f"{name}.{theirs}" for part, theirs in PARTS[config.kind].items()}
@@ -133,13 +163,17 @@ def read_layout(file: Any, config: PeftConfig, spec: BackboneSpec, *, classes: i
         ranks.append(rank)
     for key in shapes:
         raise Misfit("", key.removeprefix(peft_prefix(spec)), "does not belong to this backbone's adapters")
-    return BankLayout(tuple(sites), tuple(ranks), head, has_lam=config.kind == "ADALORA")
+    return BankLayout(
+        tuple(sites), tuple(ranks), head, has_lam=config.kind == "ADALORA", token_shape=token_shape
+    )
 
 
 def read_values(file: Any, layout: BankLayout, config: PeftConfig, spec: BackboneSpec) -> Tensor:
     """(layout.size,) fp32, copied out of the file tensor by tensor."""
     values = torch.zeros(layout.size)
     layout.head(values).copy_(file.get_tensor(HEAD))
+    if layout.token_size:
+        layout.tokens(values).copy_(file.get_tensor(tokens_key(spec)))
     for k, site in enumerate(layout.sites):
         views, prefix = layout.site(values, k), peft_prefix(spec) + site.name
         part = {part: file.get_tensor(f"{prefix}.{name}") for part, name in PARTS[config.kind].items()}

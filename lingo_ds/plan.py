@@ -124,7 +124,7 @@ class RunPlan:
             f"{self.warmup_steps} warm-up; dev every {self.eval_interval}",
             f"tokens     {f.mean_tokens:.1f} per example on average, {f.longest} at most",
             f"parameters {f.bank_parameters:,} trainable / {f.backbone_parameters:,} backbone "
-            f"= {self.fraction:.2%} ({f.sites} sites, head {f.head_parameters:,})",
+            f"= {self.fraction:.2%} ({f.sites} sites, head {f.head_parameters:,}{self._learned_tokens()})",
         ]
         if self.schedule:
             s = self.schedule
@@ -143,6 +143,9 @@ class RunPlan:
         lines.append(f"memory     {parts} = {total} of {as_bytes(f.memory_bytes)} per process (estimate)")
         lines.append(f"work       {self.flops_per_token:.3g} FLOP per token")
         return lines
+
+    def _learned_tokens(self) -> str:
+        return f", tokens {self.facts.token_parameters:,}" if self.facts.token_parameters else ""
 
     def _how_packed(self) -> str:
         if not self.packed:
@@ -244,7 +247,7 @@ def _example_bytes(config: RunConfig, facts: Facts) -> int:
 
 def _token_bytes(config: RunConfig, facts: Facts) -> int:
     """Activations that one token keeps for the backward pass (a deliberate overestimate)."""
-    if not facts.sites:  # the head alone: no layer keeps anything
+    if not facts.learns_inside:  # the head alone: no layer keeps anything
         kept = facts.inside_layer
     elif config.backbone.activation_checkpointing:
         kept = facts.layers * facts.hidden_size + facts.inside_layer
@@ -291,8 +294,8 @@ def _free_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> floa
 def _flops_per_token(facts: Facts) -> float:
     """4 N: forward and the gradient by activations, none by frozen weights; three passes of causal attention.
 
-    Without adapters there is no backward pass through the backbone.
+    Where the head alone learns there is no backward pass through the backbone.
     """
-    weights, attention = (4.0, 6.0) if facts.sites else (2.0, 2.0)
+    weights, attention = (4.0, 6.0) if facts.learns_inside else (2.0, 2.0)
     work = weights * facts.layer_parameters + attention * facts.hidden_size * facts.mean_tokens
     return facts.layers * work

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
+from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
@@ -32,8 +34,9 @@ from lingo_ds.data.tokenize import (
     tokenized_fingerprint,
     write_tokenized,
 )
+from lingo_ds.data.tokens import NUCLEOTIDES, letter_ids, make_tokenize
 from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import backbone_folder, data_folder, make_builtin
 from lingo_ds.model import AdaptedModel
@@ -47,11 +50,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run knows before any weight is loaded."""
+    """What a run knows before any weight is loaded.
+
+    `letters` are the backbone's tokens that learned embeddings of nucleotides start from; none in text.
+    """
 
     config: RunConfig
     env: DistEnv
     spec: BackboneSpec
+    tokenizer: PreTrainedTokenizerBase
+    letters: list[list[int]]
     task: Task
     data: TokenizedData
     sites: list[Site]
@@ -86,10 +94,12 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
                 spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
             )
         max_length = _max_length(config, spec)
+        _require_learnable(config, spec)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
+        letters = letter_ids(tokenizer, vocabulary=spec.embedding_shape[0]) if _as_nucleotides(config) else []
         profile = read_profile(config.zero, env)
-    data = _tokenized(config, tokenizer, cache, max_length, env)
-    _require_tokens(data, spec)
+    data = _tokenized(config, tokenizer, spec, cache, max_length, env)
+    _require_tokens(data, spec, learned=len(NUCLEOTIDES) if _as_nucleotides(config) else 0)
     task = task_of(config, data, max_length=max_length)
     if env.is_main:
         _say_what_was_noticed(data, task)
@@ -98,6 +108,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         rank=config.adapter.rank,
         head_shape=(data.classes, spec.output_size),
         has_lam=config.adapter.method == "svd",
+        token_shape=(len(NUCLEOTIDES), spec.embedding_shape[1]) if _as_nucleotides(config) else (0, 0),
     )
     dtype = compute_dtype(config.backbone.dtype, env.device)
     backbone_fingerprint = fingerprint(spec.folder)
@@ -107,7 +118,10 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     plan = make_plan(config, _facts(config, spec, data, layout, dtype, env))
     distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
-    return Prepared(config, env, spec, task, data, sites, layout, plan, profile, dtype, backbone_fingerprint)
+    return Prepared(
+        config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
+        backbone_fingerprint,
+    )  # fmt: skip
 
 
 def build_model(prepared: Prepared) -> AdaptedModel:
@@ -126,12 +140,13 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
         "ds_config": plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
         if plan.zero_stage == 3
         else None,
+        "embedding_rows": [row for ids in prepared.letters for row in ids],
     }
 
 
 def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
     """Puts a new bank on a loaded backbone, the same on every process."""
-    config, env, plan = prepared.config, prepared.env, prepared.plan
+    config, env, plan, letters = prepared.config, prepared.env, prepared.plan, prepared.letters
     bank = AdapterBank(
         prepared.layout,
         scale=config.adapter.alpha / config.adapter.rank,
@@ -141,7 +156,9 @@ def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
         importance=plan.schedule is not None,
     )
     if env.is_main:
-        bank.initialize(config.seed, init=config.adapter.init)
+        rows = backbone.embedding_rows.split([len(ids) for ids in letters])
+        tokens = torch.stack([spelled.mean(0) for spelled in rows]) if letters else None
+        bank.initialize(config.seed, init=config.adapter.init, tokens=tokens)
     distributed.broadcast_(bank.master)
     bank.refresh()
     return AdaptedModel(
@@ -163,6 +180,7 @@ def load_spread(
     liger: bool,
     shard_group: int,
     ds_config: dict[str, Any] | None,
+    embedding_rows: Sequence[int] = (),
 ) -> Backbone:
     """Loads the backbone on all processes: with `ds_config` as shards, else a whole copy on each."""
     group = None
@@ -178,7 +196,20 @@ def load_spread(
         group=group,
         packed=packed,
         liger=liger,
+        embedding_rows=embedding_rows,
     )
+
+
+def _as_nucleotides(config: RunConfig) -> bool:
+    return config.data.tokens == "nucleotides"
+
+
+def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
+    """Nucleotide tokens need an input embedding that only looks rows up."""
+    if _as_nucleotides(config) and spec.model_type not in LEARNS_TOKENS:
+        rule = f"is not known to work with family {spec.model_type}"
+        fix = f"set text, or take one of {', '.join(sorted(LEARNS_TOKENS))}"
+        raise UserError(Mistake("data.tokens", config.data.tokens, rule, fix))
 
 
 def _backbone_folder(config: RunConfig, cache: Path) -> Path:
@@ -200,7 +231,12 @@ def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
 
 
 def _tokenized(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path, max_length: int, env: DistEnv
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: BackboneSpec,
+    cache: Path,
+    max_length: int,
+    env: DistEnv,
 ) -> TokenizedData:
     data = config.data
 
@@ -214,6 +250,8 @@ def _tokenized(
         "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
         "max_length": max_length, "both_strands": (both_strands := data.reverse_complement != "off"),
     }  # fmt: skip
+    if _as_nucleotides(config):
+        settings["tokens"] = [data.tokens, NUCLEOTIDES, spec.embedding_shape[0]]
     definition = (
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
     )
@@ -229,29 +267,24 @@ def _tokenized(
             write_tokenized(
                 entry,
                 read_examples(examples),
-                tokenize=lambda texts: _token_ids(tokenizer, texts),
+                tokenize=make_tokenize(
+                    data.tokens,
+                    tokenizer,
+                    vocabulary=spec.embedding_shape[0],
+                    pair_separator=data.pair_separator,
+                ),
                 prompt=prompt,
                 max_length=max_length,
                 both_strands=both_strands,
-                pair_separator=data.pair_separator,
             )
 
     distributed.first_on_host_does(tokenise, env)
     return read_tokenized(entry)
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    try:
-        return tokenizer(texts)["input_ids"]
-    except Exception as error:  # of files that are not a whole tokenizer only their use may tell
-        rule = f"has a tokenizer that cannot read the data ({reason_of(error)})"
-        fix = "add the model's tokenizer files"
-        raise UserError(Mistake("backbone.path", tokenizer.name_or_path, rule, fix)) from None
-
-
-def _require_tokens(data: TokenizedData, spec: BackboneSpec) -> None:
+def _require_tokens(data: TokenizedData, spec: BackboneSpec, *, learned: int) -> None:
     """The tokenizer must belong to the weights: tokens for every text, a row of the embedding for each."""
-    rows = spec.skeleton.get_input_embeddings().weight.shape[0]
+    rows = spec.embedding_shape[0] + learned
     problem = None
     if data.largest_id >= rows:
         problem = f"has a tokenizer that gives token {data.largest_id}, and an embedding of {rows} rows"
@@ -311,7 +344,8 @@ def model_facts(
         "ffn_size": spec.ffn_size,
         "sites": len(layout.sites),
         "bank_parameters": layout.size,
-        "head_parameters": layout.size - layout.adapter_size,
+        "head_parameters": layout.head_size,
+        "token_parameters": layout.token_size,
         "compute_bytes": dtype.itemsize,
         "packable": spec.packable,
         "causal": spec.causal,

@@ -20,7 +20,7 @@ INIT_STD = 0.02
 
 
 class AdapterBank:
-    """All adapters and the head.
+    """All adapters, the head, and learned tokens.
 
     Attributes:
         layout: which entry of a flat tensor is what.
@@ -55,16 +55,18 @@ class AdapterBank:
         self.exp_avg_sq = torch.zeros_like(self.master)
         self._allocate(scalars, importance=importance)
 
-    def initialize(self, seed: int, *, init: str = "lora") -> None:
+    def initialize(self, seed: int, *, init: str = "lora", tokens: Tensor | None = None) -> None:
         """New values, from `seed` alone: adapters that are the identity. Call on one process, then broadcast.
 
         Args:
             seed: of all draws.
             init: `lora`: P = 0, lam = 1, Q uniform within 1 / sqrt(d_in), as LoRA's code does (Kaiming with
                 a = sqrt 5); `adalora`: lam = 0, P and Q ~ N(0, 0.02^2), as AdaLoRA's (arXiv 2303.10512).
+            tokens: (tokens, size) that learned tokens start from; all else starts as it does without them.
         """
-        generator = torch.Generator().manual_seed(seed)
-        values, layout = torch.randn(self.layout.size, generator=generator) * INIT_STD, self.layout
+        generator, layout = torch.Generator().manual_seed(seed), self.layout
+        drawn = torch.randn(layout.size - layout.token_size, generator=generator) * INIT_STD
+        values = torch.cat([drawn, drawn.new_zeros(0) if tokens is None else tokens.flatten()])
         layout.lam(values).fill_(init == "lora")
         if init == "lora":
             for k, site in enumerate(layout.sites):
@@ -87,7 +89,9 @@ class AdapterBank:
         same = self.dtype == torch.float32
         self._compute_grad = self.grad if same else torch.zeros_like(self._compute)
         self.leaves = [self._site_leaf(k) for k in range(len(layout.sites))]
-        self.head_leaf = _leaf(layout.head(self._compute), layout.head(self._compute_grad))
+        self.head_leaf, self.token_leaf = (
+            _leaf(part(self._compute), part(self._compute_grad)) for part in (layout.head, layout.tokens)
+        )
         self._follow_mask(None)
         self._p_rows, self._q_rows = (
             torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets

@@ -1,9 +1,9 @@
 """Where every adapter lies in the flat buffer: rows of equal length together, so few kernels serve all sites.
 
-The buffer is [block of rows | block of rows | ... | lam | head]; LoRA has no lam. One block holds all rows of
-one length d: the columns of P of every site with d_out = d, then the rows of Q of every site with d_in = d,
-in site order. P is therefore stored transposed, (rank, d_out). A sum over the rows of a block is one view and
-one reduction, whatever the number of sites.
+The buffer is [block of rows | block of rows | ... | lam | head | tokens]; LoRA has no lam. One block holds
+all rows of one length d: the columns of P of every site with d_out = d, then the rows of Q of every site
+with d_in = d, in site order. P is therefore stored transposed, (rank, d_out). A sum over the rows of a block
+is one view and one reduction, whatever the number of sites.
 """
 
 from collections.abc import Sequence
@@ -48,19 +48,21 @@ class SiteViews(NamedTuple):
 
 @dataclass(frozen=True)
 class BankLayout:
-    """Places of all adapters and of the head in one flat buffer.
+    """Places of all adapters, of the head and of learned tokens in one flat buffer.
 
     Attributes:
         sites: the adapted maps, in the order that breaks ties between equal scores.
         ranks: triplets of each site; 0 is legal.
         head_shape: (classes, hidden).
         has_lam: False in LoRA, whose triplets are pairs of a P column and a Q row.
+        token_shape: (tokens, size) of input embeddings that are learned; (0, 0): none are.
     """
 
     sites: tuple[Site, ...]
     ranks: tuple[int, ...]
     head_shape: tuple[int, int]
     has_lam: bool = True
+    token_shape: tuple[int, int] = (0, 0)
 
     @cached_property
     def triplets(self) -> int:
@@ -109,13 +111,23 @@ class BankLayout:
 
     @property
     def adapter_size(self) -> int:
-        """Entries of all adapters, the head left out."""
+        """Entries of all adapters, head and tokens left out."""
         return self.lam_start + (self.triplets if self.has_lam else 0)
+
+    @property
+    def head_size(self) -> int:
+        """Entries of the head."""
+        return self.head_shape[0] * self.head_shape[1]
+
+    @property
+    def token_size(self) -> int:
+        """Entries of all learned tokens."""
+        return self.token_shape[0] * self.token_shape[1]
 
     @property
     def size(self) -> int:
         """Entries of the whole buffer."""
-        return self.adapter_size + self.head_shape[0] * self.head_shape[1]
+        return self.adapter_size + self.head_size + self.token_size
 
     @cached_property
     def matrices(self) -> list[np.ndarray]:
@@ -137,7 +149,11 @@ class BankLayout:
 
     def head(self, flat: Tensor) -> Tensor:
         """The head of a flat tensor, a view of shape (classes, hidden)."""
-        return flat[self.adapter_size : self.size].view(self.head_shape)
+        return flat[self.adapter_size : self.adapter_size + self.head_size].view(self.head_shape)
+
+    def tokens(self, flat: Tensor) -> Tensor:
+        """The learned tokens of a flat tensor, a view of shape (tokens, size)."""
+        return flat[self.size - self.token_size : self.size].view(self.token_shape)
 
     def site(self, flat: Tensor, k: int) -> SiteViews:
         """Views of site k's adapter in a flat tensor."""
@@ -161,8 +177,8 @@ class BankLayout:
     def take(self, flat: Tensor, kept: np.ndarray) -> Tensor:
         """A flat tensor of this layout, cut to the layout that `keep(kept)` gives.
 
-        Rows keep their order inside a block, so the parts are simply joined again. A tensor without the head
-        (importance has none) stays without it.
+        Rows keep their order inside a block, so the parts are simply joined again. A tensor without head and
+        tokens (importance has none) stays without them.
         """
         parts = [
             block.of(flat)[torch.from_numpy(kept[block.triplet_of_row])].flatten() for block in self.blocks
@@ -172,7 +188,12 @@ class BankLayout:
 
 
 def uniform_layout(
-    sites: Sequence[Site], *, rank: int, head_shape: tuple[int, int], has_lam: bool = True
+    sites: Sequence[Site],
+    *,
+    rank: int,
+    head_shape: tuple[int, int],
+    has_lam: bool = True,
+    token_shape: tuple[int, int] = (0, 0),
 ) -> BankLayout:
     """The layout of a new bank: every site with the same rank."""
-    return BankLayout(tuple(sites), (rank,) * len(sites), head_shape, has_lam)
+    return BankLayout(tuple(sites), (rank,) * len(sites), head_shape, has_lam, token_shape)

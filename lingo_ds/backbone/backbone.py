@@ -37,6 +37,7 @@ class Backbone:
 
     Attributes:
         module: the transformers base model; adapters hook onto its linear maps.
+        embedding_rows: (rows, size) fp32, of the input embedding: those that were asked for at loading.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class Backbone:
         shards: "ShardedModule | None",
         activation_checkpointing: bool,
         packed: bool,
+        embedding_rows: Tensor,
     ):
-        module = spec.skeleton
+        module, self.embedding_rows = spec.skeleton, embedding_rows
         self.module, self._shards, self._first_position = module, shards, spec.first_position
         self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
         self._last_layer = None
@@ -120,10 +122,12 @@ def load_backbone(
     group: dist.ProcessGroup | None,
     packed: bool = False,
     liger: bool = False,
+    embedding_rows: Sequence[int] = (),
 ) -> Backbone:
     """Loads the weights: a whole copy, or with `ds_config` this process's ranges of it.
 
     `packed` makes it a model for packs, without padded batches; `liger` gives it liger-kernel's functions.
+    `embedding_rows` are rows of the input embedding that are wanted whole here, whoever holds them.
 
     Raises:
         UserError: where the files do not fit the config, or `liger` cannot be.
@@ -132,6 +136,7 @@ def load_backbone(
     for name, buffer in spec.skeleton.named_buffers():
         if name in files.keys:  # persistent buffers come with the checkpoint
             buffer.copy_(files.read(name).view_as(buffer))
+    rows = files.rows(f"{spec.embedding}.weight", embedding_rows)
     if ds_config is None:
         fill_whole(spec.skeleton, files, dtype=dtype, device=device)
         shards = None
@@ -143,4 +148,10 @@ def load_backbone(
     use_onednn(spec, dtype=dtype, device=device)
     if liger:
         use_liger(spec, device=device)
-    return Backbone(spec, shards=shards, activation_checkpointing=activation_checkpointing, packed=packed)
+    return Backbone(
+        spec,
+        shards=shards,
+        activation_checkpointing=activation_checkpointing,
+        packed=packed,
+        embedding_rows=rows,
+    )

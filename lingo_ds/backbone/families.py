@@ -21,6 +21,9 @@ SHARED_INPUTS = (
 )  # fmt: skip
 """Maps of one module that read the same tensor: the first factors of their adapters are one product."""
 
+LEARNS_TOKENS = frozenset(TARGETS)
+"""Families whose input embedding only looks rows up: what a learned token does there is tested."""
+
 PACKABLE = frozenset(TARGETS)
 """Families whose packed outputs are tested against padded ones; others are padded."""
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -78,6 +78,10 @@ class WeightFiles:
         A view on the memory map: only the pages that are then copied are read from disk.
         """
         return self._tensor(self._key_of[name]).view(-1)[start:stop]
+
+    def rows(self, name: str, places: Sequence[int]) -> Tensor:
+        """Rows of the module's weight `name`, (places, row length) fp32; only theirs are read from disk."""
+        return self.shaped(name)[list(places)].float()
 
     def shaped(self, name: str) -> Tensor:
         """The module's weight `name` in its own shape and the file's dtype, a view on the memory map."""

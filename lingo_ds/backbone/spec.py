@@ -50,6 +50,8 @@ class BackboneSpec:
         output_size: width of what comes out.
         ffn_size: width inside the feed-forward part.
         context: longest input in tokens.
+        embedding: module name of the input embedding.
+        embedding_shape: (vocabulary, size) of it; OPT may widen its rows afterwards.
     """
 
     folder: Path
@@ -70,6 +72,8 @@ class BackboneSpec:
     output_size: int
     ffn_size: int
     context: int
+    embedding: str
+    embedding_shape: tuple[int, int]
 
 
 def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
@@ -91,7 +95,7 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
                 config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
             )
         start = first_position(config)
-        skeleton.get_input_embeddings()  # raises where the model reads something else than text
+        embedding = skeleton.get_input_embeddings()  # raises where the model reads something else than text
     except Exception as error:  # of a config that transformers does not expect it may raise anything
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         rule = f"has no usable config.json ({reason})"
@@ -147,6 +151,8 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
         ffn_size=max(d for shape in linear_maps.values() for d in shape),
         context=config.max_position_embeddings,
+        embedding=next(name for name, module in skeleton.named_modules() if module is embedding),
+        embedding_shape=tuple(embedding.weight.shape),
     )
 
 

@@ -19,13 +19,18 @@ class Prompt(NamedTuple):
 
     def render(self, sequence: str, *, fields: Mapping[str, str] | None = None) -> str:
         """The whole text of one example; `fields` are its cells by column, None leaves their names."""
-        before, after = self.before, self.after
-        if fields and self.columns:
-            before, after = (
-                re.sub(r"\{([^{}]*)\}", lambda found: fields.get(found[1], found[0]), part)
-                for part in (before, after)
-            )
-        return before + sequence + after
+        filled = self.filled(fields or {})
+        return filled.before + sequence + filled.after
+
+    def filled(self, fields: Mapping[str, str]) -> "Prompt":
+        """The text around one example, whose cells by column are `fields`."""
+        if not (fields and self.columns):
+            return self
+        before, after = (
+            re.sub(r"\{([^{}]*)\}", lambda found: fields.get(found[1], found[0]), part)
+            for part in (self.before, self.after)
+        )
+        return Prompt(before, after)
 
 
 def make_prompt(template: str | None, *, domain: str | None) -> Prompt:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lingo_ds.config import RunConfig
 from lingo_ds.data.targets import moments, value_mistakes
@@ -28,6 +28,7 @@ class Task:
             multilabel one; None: 0.5.
         mean: of each value of a regression; its output o means the value mean + scale o.
         scale: standard deviation of each.
+        tokens: how DNA is read: as `text`, or as `nucleotides` with embeddings of their own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     thresholds: tuple[float, ...] | None = None
     mean: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
+    tokens: Literal["text", "nucleotides"] = "text"
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -70,10 +72,11 @@ def make_task(
     domain: str | None,
     max_length: int,
     pair_separator: str | None = None,
+    tokens: Literal["text", "nucleotides"] = "text",
 ) -> Task:
     """The task behind labels 0 .. classes - 1."""
     kind = "binary" if classes == 2 else "multiclass"
-    return Task(name, kind, classes, template, domain, max_length, pair_separator)
+    return Task(name, kind, classes, template, domain, max_length, pair_separator, tokens=tokens)
 
 
 def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
@@ -96,6 +99,7 @@ def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
         domain=text.domain,
         max_length=max_length,
         pair_separator=text.pair_separator if data.pairs else None,
+        tokens=text.tokens,
     )
     task = replace(
         task,

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -18,11 +18,10 @@ import pyarrow as pa
 
 from lingo_ds.data.convert import SAY_EVERY
 from lingo_ds.data.examples import SPLITS, Examples
-from lingo_ds.data.pairs import first_bases, join
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.targets import Target
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.data.tokens import Row, Tokenize
 from lingo_ds.files import write_aside
 
 logger = logging.getLogger(__name__)
@@ -42,10 +41,6 @@ VALUE_FEATURES = datasets.Features({**FEATURES, "label": datasets.List(datasets.
 """Of tasks whose target is a list of values, NaN where unknown."""
 OTHER_STRAND = {"reverse_ids": FEATURES["input_ids"]}
 """The column more of a table that holds both strands."""
-
-Tokenize = Callable[[list[str]], list[list[int]]]
-Rows = Sequence[tuple[str, str | None, Sequence[str]]]
-"""Sequences, the second one of each pair, and cells of the columns that the prompt reads."""
 
 
 @dataclass(frozen=True)
@@ -203,18 +198,16 @@ def write_tokenized(
     prompt: Prompt,
     max_length: int,
     both_strands: bool = False,
-    pair_separator: str = "",
 ) -> None:
     """Tokenises all splits into `folder`, batch by batch; written aside and renamed.
 
     Args:
         folder: where the cache entry goes; it appears whole or not at all.
         examples: the rows.
-        tokenize: token ids of a list of texts, special tokens included.
+        tokenize: what makes tokens of them: `TextTokens`, or `NucleotideTokens`.
         prompt: text around each sequence.
         max_length: longest example in tokens.
         both_strands: whether to tokenise each sequence's reverse complement, too.
-        pair_separator: text between the sequences of a pair.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
@@ -226,7 +219,6 @@ def write_tokenized(
             sequences,
             labels,
             pairs=pairs,
-            pair_separator=pair_separator,
             fields=fields,
             tokenize=tokenize,
             prompt=prompt,
@@ -285,7 +277,6 @@ def tokenized_split(
     labels: Sequence[Target],
     *,
     pairs: Sequence[str | None] | None = None,
-    pair_separator: str = "",
     fields: Sequence[Sequence[str]] | None = None,
     tokenize: Tokenize,
     prompt: Prompt,
@@ -301,19 +292,17 @@ def tokenized_split(
         UserError: where not even one base fits between prefix and suffix.
     """
     count = len(sequences)
-    rows = list(zip(sequences, pairs or [None] * count, fields or [()] * count, strict=True))
+    rows = list(map(Row, sequences, pairs or [None] * count, fields or [()] * count))
 
-    def strand(rows: Rows) -> tuple[list[list[int]], list[bool]]:
-        return _tokenized_strand(
-            rows, pair_separator=pair_separator, tokenize=tokenize, prompt=prompt, max_length=max_length
-        )
+    def strand(rows: Sequence[Row]) -> tuple[list[Sequence[int]], list[bool]]:
+        return _tokenized_strand(rows, tokenize=tokenize, prompt=prompt, max_length=max_length)
 
     input_ids, truncated = strand(rows)
     columns, features = {"input_ids": input_ids, "label": labels, "truncated": truncated}, FEATURES
     if isinstance(labels[0], list):
         features = VALUE_FEATURES
     if both_strands:
-        turned = [(reverse_complement(sequence), None, cells) for sequence, _, cells in rows]
+        turned = [row._replace(sequence=reverse_complement(row.sequence)) for row in rows]
         columns["reverse_ids"], also = strand(turned)
         columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
         features = datasets.Features({**features, **OTHER_STRAND})
@@ -321,51 +310,12 @@ def tokenized_split(
 
 
 def _tokenized_strand(
-    rows: Rows, *, pair_separator: str, tokenize: Tokenize, prompt: Prompt, max_length: int
-) -> tuple[list[list[int]], list[bool]]:
-    """Token ids of each sequence or pair, and whether it was cut."""
+    rows: Sequence[Row], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+) -> tuple[list[Sequence[int]], list[bool]]:
+    """Token ids of each example, and whether it was cut."""
     input_ids, truncated = [], []
-
-    def render(sequence: str, pair: str | None, cells: Sequence[str]) -> str:
-        fields = dict(zip(prompt.columns, cells, strict=False))
-        return prompt.render(join(sequence, pair, pair_separator), fields=fields)
-
     for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        for row, ids in zip(some, tokenize([render(*row) for row in some]), strict=True):
-            too_long = len(ids) > max_length
-            input_ids.append(
-                _cut(*row, tokenize=tokenize, render=render, max_length=max_length) if too_long else ids
-            )
-            truncated.append(too_long)
+        for ids, cut in tokenize(rows[start : start + BATCH], prompt, max_length):
+            input_ids.append(ids)
+            truncated.append(cut)
     return input_ids, truncated
-
-
-def _cut(
-    sequence: str,
-    pair: str | None,
-    cells: Sequence[str],
-    *,
-    tokenize: Tokenize,
-    render: Callable[[str, str | None, Sequence[str]], str],
-    max_length: int,
-) -> list[int]:
-    """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
-    fits, too_long, best = 0, len(sequence) + len(pair or ""), None
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        ids = tokenize([render(*first_bases(sequence, pair, middle), cells)])[0]
-        if len(ids) <= max_length:
-            fits, best = middle, ids
-        else:
-            too_long = middle
-    if best is None:
-        raise UserError(
-            Mistake(
-                "data.max_length",
-                max_length,
-                "leaves no room for the sequence",
-                "raise it or shorten data.prefix",
-            )
-        )
-    return best

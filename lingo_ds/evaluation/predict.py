@@ -4,7 +4,7 @@ A process tokenises and computes only its own share of a chunk, and the next sha
 one is computed. What is held does not grow with the number of sequences.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.records import Chunk
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
+from lingo_ds.data.tokens import Tokenize
 from lingo_ds.data.variants import VariantChunk
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
@@ -88,14 +89,14 @@ class Predictor:
         self,
         model: AdaptedModel,
         *,
-        tokenize: Callable[[list[str]], list[list[int]]],
+        tokenize: Tokenize,
         task: Task,
         causal: bool,
         plan: ForwardPlan,
         env: DistEnv,
         average_strands: bool = False,
     ):
-        """Takes the model, token ids of a list of texts, and whether a pack may share a prefix.
+        """Takes the model, what makes tokens of sequences, and whether a pack may share a prefix.
 
         With `average_strands`, probabilities are the means over both strands of each sequence.
         """

@@ -10,6 +10,7 @@ from lingo_ds.config import PredictConfig
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import default_cache
+from lingo_ds.data.tokens import make_tokenize
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.predict import Predictor
@@ -67,7 +68,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     )
     return Predictor(
         model,
-        tokenize=lambda texts: tokenizer(texts, verbose=False)["input_ids"],
+        tokenize=make_tokenize(task.tokens, tokenizer, vocabulary=spec.embedding_shape[0]),
         task=task,
         causal=spec.causal,
         plan=plan,

@@ -74,11 +74,16 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
         saved.layout.ranks,
         saved.layout.head_shape,
         saved.layout.has_lam,
+        saved.layout.token_shape,
         saved.alpha / saved.rank,
         saved.card.task.to_dict(),
     ]
-    sites, ranks, head_shape, has_lam, model.bank.scale, task = distributed.share_json(shape, env)
-    layout = BankLayout(tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam)
+    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale, task = distributed.share_json(
+        shape, env
+    )
+    layout = BankLayout(
+        tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam, tuple(token_shape)
+    )
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
     model.adopt(layout, distributed.broadcast_(values))
     return TypeAdapter(Task).validate_python(task)
@@ -91,6 +96,7 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
         "data.prefix": (card.task.template, task.template),
         "data.domain": (card.task.domain, task.domain),
         "data.pair_separator": (card.task.pair_separator, task.pair_separator),
+        "data.tokens": (card.task.tokens, task.tokens),
         "data.max_length": (card.task.max_length, task.max_length),
         "head.pooling": (card.pooling, prepared.config.head.pooling),
         "task.kind": (card.task.kind, task.kind),

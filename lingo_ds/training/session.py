@@ -18,6 +18,7 @@ from lingo_ds.export import CARD, BackboneCard, Card, DataCard, SavedAdapter, sa
 from lingo_ds.files import write_aside
 from lingo_ds.inputs import backbone_address, public_address
 from lingo_ds.model import AdaptedModel
+from lingo_ds.model_card import Notes, task_frame
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.prepare import Prepared
@@ -239,6 +240,7 @@ class Session:
             self._folder / "adapter", adapter, spec=prepared.spec,
             backbone_path=public_address(config.backbone.path, prepared.spec.folder),
             settings=self._peft_settings(),
+            notes=Notes(frame=task_frame(prepared.task, prepared.spec, prepared.tokenizer)),
         )  # fmt: skip
 
     def _peft_settings(self) -> dict[str, Any]:

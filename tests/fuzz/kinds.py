@@ -119,7 +119,7 @@ SETTINGS = (
     "data.dev_fraction", "data.split_seed", "data.intervals", "data.intervals.genome",
     "data.intervals.window", "task", "task.kind", "task.labels",
     "task.class_weights", "task.focal_gamma", "task.threshold", "selection.metric",
-    "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
+    "data.tokens", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
     "rank_sampling.mode",
     "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
     "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size", "train.micro_batch_tokens",

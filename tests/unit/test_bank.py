@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -502,13 +503,14 @@ def layouts(draw: st.DrawFn) -> BankLayout:
     sites = tuple(Site(f"s{k}", draw(lengths), draw(lengths)) for k in range(count))
     ranks = tuple(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))
     head_shape = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    return BankLayout(sites, ranks, head_shape, has_lam=draw(st.booleans()))
+    token_shape = draw(st.sampled_from([(0, 0), (5, 3)]))
+    return BankLayout(sites, ranks, head_shape, has_lam=draw(st.booleans()), token_shape=token_shape)
 
 
 def site_parts(layout: BankLayout, flat: Tensor) -> list[Tensor]:
-    """Every view that a forward pass uses, the head last."""
+    """Every view that a forward pass uses, head and learned tokens last."""
     parts = [view for k in range(len(layout.sites)) for view in layout.site(flat, k)]
-    return [*parts, layout.head(flat)]
+    return [*parts, layout.head(flat), layout.tokens(flat)]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -523,7 +525,8 @@ def test_any_layout_covers_the_buffer_once(layout: BankLayout):
     own = 1 if layout.has_lam else 0  # lam of each triplet
     sizes = [rank * (s.d_out + s.d_in + own) for s, rank in zip(layout.sites, layout.ranks, strict=True)]
     assert layout.adapter_size == sum(sizes)
-    assert layout.size == sum(sizes) + layout.head_shape[0] * layout.head_shape[1]
+    beside = layout.head_shape[0] * layout.head_shape[1] + layout.token_shape[0] * layout.token_shape[1]
+    assert layout.size == sum(sizes) + beside
     for k, (site, rank) in enumerate(zip(layout.sites, layout.ranks, strict=True)):
         views = layout.site(flat, k)
         assert [view.shape for view in views] == [(rank, site.d_out), (own * rank,), (rank, site.d_in)]
@@ -556,7 +559,7 @@ def test_any_selection_equals_selecting_by_hand(layout: BankLayout, data: st.Dat
     flat = torch.arange(layout.size)
     smaller, taken = layout.keep(kept), layout.take(flat, kept)
     assert smaller.sites == layout.sites
-    assert (smaller.head_shape, smaller.has_lam) == (layout.head_shape, layout.has_lam)
+    assert smaller == replace(layout, ranks=smaller.ranks)
     assert len(taken) == smaller.size
     for k in range(len(layout.sites)):
         own = torch.from_numpy(kept[layout.first_triplet[k] : layout.first_triplet[k + 1]])
@@ -564,7 +567,8 @@ def test_any_selection_equals_selecting_by_hand(layout: BankLayout, data: st.Dat
         for found, whole in zip(smaller.site(taken, k), layout.site(flat, k), strict=True):
             assert torch.equal(found, whole[own[: len(whole)]])  # LoRA's lam is empty
     assert torch.equal(smaller.head(taken), layout.head(flat))
-    importance = layout.take(flat[: layout.adapter_size], kept)  # has no head
+    assert torch.equal(smaller.tokens(taken), layout.tokens(flat))
+    importance = layout.take(flat[: layout.adapter_size], kept)  # has neither head nor tokens
     assert torch.equal(importance, taken[: smaller.adapter_size])
 
 
@@ -575,7 +579,9 @@ def test_any_layout_with_other_ranks_is_one_made_with_them(layout: BankLayout, d
     ranks = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
     before = layout.size, layout.triplets, layout.ranks
     found = layout.with_ranks(ranks)
-    assert found == BankLayout(layout.sites, tuple(ranks), layout.head_shape, layout.has_lam)
+    assert found == BankLayout(
+        layout.sites, tuple(ranks), layout.head_shape, layout.has_lam, layout.token_shape
+    )
     assert found.triplets == sum(ranks)  # nothing that the first had worked out stays
     flat = torch.arange(found.size)
     covered = torch.cat([part.flatten() for part in site_parts(found, flat)])

@@ -21,6 +21,7 @@ from lingo_ds.data.examples import read_examples
 from lingo_ds.data.loader import TrainBatches, eval_batches, make_batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokenize import FEATURES, TokenizedSplit, read_tokenized, write_tokenized
+from lingo_ds.data.tokens import TextTokens
 from lingo_ds.data_config import DataConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import UserError
@@ -60,7 +61,7 @@ def tokenized(tmp_path, tokenizer):
         write_tokenized(
             tmp_path / "entry",
             read_examples(convert_once(config, path, kind="multiclass", cache=tmp_path)),
-            tokenize=lambda texts: tokenizer(texts)["input_ids"],
+            tokenize=TextTokens(tokenizer),
             prompt=make_prompt(template, domain="human core promoters"),
             max_length=max_length,
         )

@@ -18,6 +18,7 @@ from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
+from lingo_ds.data.tokens import TextTokens
 from lingo_ds.evaluation.readout import answers, mean_of_strands
 from lingo_ds.export import read_card
 from tests.unit.commands import at_step, command, contents, ctrl_c, report_of
@@ -25,9 +26,9 @@ from tests.unit.commands import at_step, command, contents, ctrl_c, report_of
 TEMPLATE = "DNA {sequence}:"
 
 
-def letters(texts: list[str]) -> list[list[int]]:
+def letters(texts: list[str], **_) -> dict[str, list[list[int]]]:
     """A tokenizer of one token per letter."""
-    return [list(text.encode()) for text in texts]
+    return {"input_ids": [list(text.encode()) for text in texts]}
 
 
 def text_of(tokens) -> str:
@@ -43,7 +44,12 @@ def split_of(sequences: list[str], *, both: bool = True, max_length: int = 100) 
     labels = [row % 2 for row in range(len(sequences))]
     prompt = make_prompt(TEMPLATE, domain=None)
     return tokenized_split(
-        sequences, labels, tokenize=letters, prompt=prompt, max_length=max_length, both_strands=both
+        sequences,
+        labels,
+        tokenize=TextTokens(letters),
+        prompt=prompt,
+        max_length=max_length,
+        both_strands=both,
     )
 
 

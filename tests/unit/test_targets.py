@@ -25,6 +25,7 @@ from lingo_ds.data.targets import (
 )
 from lingo_ds.data.tasks import task_of
 from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_split, write_tokenized
+from lingo_ds.data.tokens import TextTokens
 from lingo_ds.data_config import DataConfig
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.recipe import load_config
@@ -173,7 +174,7 @@ def tokenized(shared, tmp_path):
         examples = read(folder, kind, "label")
         tokenizer = read_tokenizer(shared / "backbones/stories260k")
         write_tokenized(
-            tmp_path / "entry", examples, tokenize=lambda texts: tokenizer(texts)["input_ids"],
+            tmp_path / "entry", examples, tokenize=TextTokens(tokenizer),
             prompt=make_prompt(None, domain=None), max_length=100,
         )  # fmt: skip
         return read_tokenized(tmp_path / "entry")
@@ -290,8 +291,9 @@ def config_of(**task: object) -> RunConfig:
 
 def data_of(labels: list, **facts: object) -> TokenizedData:
     """Tokenised data with these training labels."""
-    tokenize = {"tokenize": lambda texts: [[1]] * len(texts), "prompt": make_prompt(None, domain=None)}
-    train = tokenized_split(["A"] * len(labels), labels, max_length=9, **tokenize)
+    tokenize = TextTokens(lambda texts, **_: {"input_ids": [[1]] * len(texts)})
+    prompt = make_prompt(None, domain=None)
+    train = tokenized_split(["A"] * len(labels), labels, max_length=9, tokenize=tokenize, prompt=prompt)
     classes = len(labels[0]) if isinstance(labels[0], list) else max(labels) + 1
     known = {"class_names": None, "duplicates": {}, "fingerprint": "f", "bases": 1, "pairs": False} | facts
     return TokenizedData(splits={"train": train}, classes=classes, **known)

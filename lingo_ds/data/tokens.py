@@ -1,0 +1,217 @@
+"""From a sequence and its prompt to token ids: through the backbone's tokenizer, or one token per base."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from lingo_ds.data.pairs import first_bases, join
+from lingo_ds.data.prompt import Prompt
+from lingo_ds.errors import Mistake, UserError, reason_of
+
+NUCLEOTIDES = "ACGTN"
+"""Learned tokens, in the order of their ids. U is read as T, every other letter as N."""
+
+_PLACE = np.full(128, NUCLEOTIDES.index("N"), np.int32)
+for _letter in "ACGT":
+    _PLACE[ord(_letter)] = NUCLEOTIDES.index(_letter)
+_PLACE[ord("U")] = NUCLEOTIDES.index("T")
+
+
+class Row(NamedTuple):
+    """What is read of an example: a sequence, the second one of a pair, cells of the prompt's columns."""
+
+    sequence: str
+    pair: str | None = None
+    cells: Sequence[str] = ()
+
+    def first(self, bases: int) -> "Row":
+        """The same, shortened to so many bases."""
+        return Row(*first_bases(self.sequence, self.pair, bases), self.cells)
+
+    @property
+    def bases(self) -> int:
+        """Of both sequences."""
+        return len(self.sequence) + len(self.pair or "")
+
+
+class Tokens(NamedTuple):
+    """Token ids of one example, (length,), and whether its sequence was cut to fit."""
+
+    ids: Sequence[int] | np.ndarray
+    cut: bool
+
+
+Tokenize = Callable[[Sequence[Row], Prompt, int], Iterable[Tokens]]
+"""What makes tokens of examples, with a prompt around each and at most so many per example."""
+
+
+def make_tokenize(
+    tokens: Literal["text", "nucleotides"],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocabulary: int,
+    pair_separator: str = "",
+) -> Tokenize:
+    """What `data.tokens` names.
+
+    Args:
+        tokens: how DNA is read.
+        tokenizer: the backbone's.
+        vocabulary: rows of the backbone's embedding.
+        pair_separator: text between the two sequences of a pair.
+
+    Raises:
+        UserError: when it is used, where the tokenizer cannot read text or does not belong to the backbone.
+    """
+    if tokens == "text":
+        return TextTokens(tokenizer, pair_separator)
+    return NucleotideTokens(tokenizer, vocabulary, pair_separator)
+
+
+class TextTokens:
+    """Sequences as the backbone's tokenizer reads them, in one text with their prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pair_separator: str = ""):
+        self._tokenizer, self._separator = tokenizer, pair_separator
+
+    def __call__(self, rows: Sequence[Row], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
+        """The tokens of each example.
+
+        Raises:
+            UserError: where not even one base fits between prefix and suffix.
+        """
+        texts = [self._text(row, prompt) for row in rows]
+        for row, ids in zip(rows, self._encode(texts), strict=True):
+            too_long = len(ids) > max_length
+            yield Tokens(self._cut(row, prompt, max_length) if too_long else ids, too_long)
+
+    def _text(self, row: Row, prompt: Prompt) -> str:
+        dna = join(row.sequence, row.pair, self._separator)
+        return prompt.render(dna, fields=_fields(row, prompt))
+
+    def _cut(self, row: Row, prompt: Prompt, max_length: int) -> list[int]:
+        """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
+        fits, too_long, best = 0, row.bases, None
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            ids = self._encode([self._text(row.first(middle), prompt)])[0]
+            if len(ids) <= max_length:
+                fits, best = middle, ids
+            else:
+                too_long = middle
+        if best is None:
+            raise _no_room(max_length)
+        return best
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return _read(self._tokenizer, texts)["input_ids"]
+
+
+class Frame(NamedTuple):
+    """Token ids of the text before and after a sequence, special tokens included."""
+
+    before: list[int]
+    after: list[int]
+
+
+class NucleotideTokens:
+    """Sequences as one token per base, their prompt as the backbone's tokenizer reads it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, pair_separator: str = ""):
+        """Takes the tokenizer, and how many ids the backbone's embedding has: A is the first one behind."""
+        self._tokenizer, self._first, self._separator = tokenizer, vocabulary, pair_separator
+
+    def __call__(self, rows: Sequence[Row], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
+        """The tokens of each example; one that is too long loses its end.
+
+        Raises:
+            UserError: where not even one base fits, or the tokenizer does not belong to the backbone.
+        """
+        frames: dict[tuple[str, ...], Frame] = {}
+        between = _plain(self._tokenizer, self._separator) if self._separator else []
+        _require_rows(self._tokenizer, between, self._first)
+        for row in rows:
+            if (frame := frames.get(tuple(row.cells))) is None:
+                frame = frames[tuple(row.cells)] = self.frame(prompt.filled(_fields(row, prompt)))
+            room = max_length - len(frame.before) - len(frame.after) - (len(between) if row.pair else 0)
+            if room < 1:
+                raise _no_room(max_length)
+            cut = row.bases > room
+            read = row.first(room) if cut else row
+            parts = [frame.before, self._ids(read.sequence)]
+            if read.pair is not None:
+                parts += [between, self._ids(read.pair)]
+            yield Tokens(np.concatenate([*parts, frame.after]).astype(np.int32), cut)
+
+    def _ids(self, sequence: str) -> np.ndarray:
+        return self._first + _PLACE[np.frombuffer(sequence.encode("ascii"), np.uint8)]
+
+    def frame(self, prompt: Prompt) -> Frame:
+        """The prompt's tokens; special ones stand where the tokenizer puts them around a text.
+
+        What comes after the sequence is read as the text behind a letter: some tokenizers begin every text
+        with the mark of a space.
+
+        Raises:
+            UserError: where the tokenizer gives tokens that the backbone has no embedding for.
+        """
+        probe = _read(self._tokenizer, "A", return_special_tokens_mask=True)
+        ids, special = probe["input_ids"], probe["special_tokens_mask"]
+        if 0 not in special:
+            raise _misfit(self._tokenizer, "gives no token for A")
+        begin, end = special.index(0), len(special) - special[::-1].index(0)
+        before, after, letter, behind = (
+            _plain(self._tokenizer, text) for text in (prompt.before, prompt.after, "A", "A" + prompt.after)
+        )
+        after = behind[len(letter) :] if behind[: len(letter)] == letter else after
+        frame = Frame([*ids[:begin], *before], [*after, *ids[end:]])
+        _require_rows(self._tokenizer, [*frame.before, *frame.after], self._first)
+        return frame
+
+
+def _fields(row: Row, prompt: Prompt) -> dict[str, str]:
+    return dict(zip(prompt.columns, row.cells, strict=True)) if row.cells else {}
+
+
+def letter_ids(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int) -> list[list[int]]:
+    """The backbone's tokens of each of `NUCLEOTIDES`: that of the letter, or those it is spelled with.
+
+    Raises:
+        UserError: where there is none for a letter, or one without a row among the embedding's `vocabulary`.
+    """
+    known = tokenizer.get_vocab()
+    found = [[known[letter]] if letter in known else _plain(tokenizer, letter) for letter in NUCLEOTIDES]
+    for letter, ids in zip(NUCLEOTIDES, found, strict=True):
+        if not ids:
+            raise _misfit(tokenizer, f"gives no token for {letter}")
+        _require_rows(tokenizer, ids, vocabulary)
+    return found
+
+
+def _require_rows(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocabulary: int) -> None:
+    if (largest := max(ids, default=0)) >= vocabulary:
+        raise _misfit(tokenizer, f"gives token {largest}, and an embedding of {vocabulary} rows")
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, special tokens left out."""
+    return _read(tokenizer, text, add_special_tokens=False)["input_ids"]
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **how: bool) -> BatchEncoding:
+    try:
+        return tokenizer(texts, verbose=False, **how)
+    except Exception as error:  # of files that are not a whole tokenizer only their use may tell
+        raise _misfit(tokenizer, f"cannot read the data ({reason_of(error)})") from None
+
+
+def _no_room(max_length: int) -> UserError:
+    rule, fix = "leaves no room for the sequence", "raise it or shorten data.prefix"
+    return UserError(Mistake("data.max_length", max_length, rule, fix))
+
+
+def _misfit(tokenizer: PreTrainedTokenizerBase, what: str) -> UserError:
+    rule, fix = f"has a tokenizer that {what}", "add the tokenizer files that belong to the weights"
+    return UserError(Mistake("backbone.path", tokenizer.name_or_path, rule, fix))

@@ -1,0 +1,184 @@
+"""Adapters with learned nucleotides in other software: through the code in their own model card."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.backbone.backbone import load_backbone
+from lingo_ds.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.cli import main
+from lingo_ds.data.loader import Batch
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.tokens import NucleotideTokens, Row
+from lingo_ds.errors import UserError
+from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
+from lingo_ds.model import AdaptedModel
+from lingo_ds.model_card import Notes, task_frame
+from tests.unit.test_exported import (
+    DECODERS,
+    DNA,
+    SETTINGS,
+    TINY,
+    backbone,  # noqa: F401
+    export,
+    quiet_libraries,
+    random_adapter,
+    run_snippet,
+)
+
+ENCODERS = [name for name in TINY if name not in DECODERS]
+
+
+def with_nucleotides(spec: BackboneSpec, **kinds: str) -> SavedAdapter:
+    """A random adapter whose tokens are random too."""
+    adapter = random_adapter(spec, **kinds)
+    layout = replace(adapter.layout, token_shape=(5, spec.embedding_shape[1]))
+    tokens = torch.randn(layout.token_size, generator=torch.Generator().manual_seed(2)) * 0.3
+    card = adapter.card.model_copy(update={"task": replace(adapter.card.task, tokens="nucleotides")})
+    return replace(adapter, layout=layout, values=torch.cat([adapter.values, tokens]), card=card)
+
+
+def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, SavedAdapter]:
+    """The adapter folder that a run would leave."""
+    adapter = with_nucleotides(spec, **kinds)
+    settings = SETTINGS if adapter.layout.has_lam else {}
+    notes = Notes(frame=task_frame(adapter.card.task, spec))
+    save_adapter(folder, adapter, spec=spec, backbone_path=str(spec.folder), settings=settings, notes=notes)
+    return folder, adapter
+
+
+@torch.no_grad()
+def our_logits(folder: Path, adapter: SavedAdapter) -> Tensor:
+    """Of the example's sequences, through a bank as in evaluation."""
+    spec, device = read_spec(folder), torch.device("cpu")
+    frozen = load_backbone(
+        spec, dtype=torch.float32, device=device, activation_checkpointing=False, ds_config=None, group=None
+    )
+    bank = AdapterBank(
+        adapter.layout, scale=adapter.scale, dtype=torch.float32, device=device, scalars=5, importance=False
+    )
+    bank.master.copy_(adapter.values)
+    bank.refresh()
+    model = AdaptedModel(frozen, bank, pooling=adapter.card.pooling, dropout=0.0)
+    model.backbone.train(False)
+    task = adapter.card.task
+    tokenize = NucleotideTokens(AutoTokenizer.from_pretrained(folder), spec.embedding_shape[0])
+    prompt = make_prompt(task.template, domain=task.domain)
+    rows = [tokens.ids for tokens in tokenize([Row(one) for one in DNA], prompt, 80)]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens)
+    return model.logits(Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)))
+
+
+@pytest.mark.filterwarnings("error::UserWarning:peft")  # e.g. missing keys
+@pytest.mark.parametrize("kind", ["svd", "lora", "none"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_stock_peft_gives_our_logits(name: str, kind: str, backbone: Callable, tmp_path: Path):  # noqa: F811
+    folder, adapter = trained(tmp_path / "adapter", read_spec(backbone(name)), kind=kind)
+    expected = our_logits(backbone(name), adapter)
+    assert expected.std() > 0.01 and not torch.allclose(expected[0], expected[1], atol=1e-3)
+    for to in (None, "lora", "adalora"):
+        place = export(folder, to, tmp_path / to) if to else folder
+        found = run_snippet(place)
+        assert torch.allclose(found["logits"], expected, rtol=0, atol=1e-5), place
+        again = load_adapter(place, read_spec(backbone(name)))
+        assert torch.equal(again.layout.tokens(again.values), adapter.layout.tokens(adapter.values))
+    key = next(key for key in load_file(folder / "adapter_model.safetensors") if "trainable_tokens" in key)
+    assert key.endswith(f"{read_spec(backbone(name)).embedding}.token_adapter.trainable_tokens_delta")
+
+
+@pytest.mark.parametrize("kind", ["svd", "none"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_merged_classifier_gives_our_logits(name: str, kind: str, backbone: Callable, tmp_path: Path):  # noqa: F811
+    """The embedding has five rows more; tied or not makes no difference to a classifier."""
+    folder, adapter = trained(tmp_path / "adapter", read_spec(backbone(name)), kind=kind)
+    out = export(folder, "merged", tmp_path / "out")
+    with quiet_libraries() as said:
+        found = run_snippet(out)
+        model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not said and not any(info.values())
+    assert torch.allclose(found["logits"], our_logits(backbone(name), adapter), rtol=0, atol=1e-5)
+    assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 128 + 5
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+@pytest.mark.parametrize("name", ["bert", "esm", "qwen2"])
+def test_merged_base_model_gives_our_logits(name: str, pooling: str, backbone: Callable, tmp_path: Path):  # noqa: F811
+    folder, adapter = trained(tmp_path / "adapter", read_spec(backbone(name)), pooling=pooling)
+    out = export(folder, "merged", tmp_path / "out")
+    assert torch.allclose(run_snippet(out)["logits"], our_logits(backbone(name), adapter), rtol=0, atol=1e-5)
+
+
+def test_the_card_says_how_dna_is_read(backbone: Callable, tmp_path: Path):  # noqa: F811
+    folder, adapter = trained(tmp_path / "adapter", read_spec(backbone("llama")))
+    assert json.loads((folder / "task.json").read_text())["task"]["tokens"] == "nucleotides"
+    said = (folder / "README.md").read_text()
+    assert "one token per base" in said
+    assert f"{5 * 16} the embeddings of A, C, G, T and N" in said
+    assert f"{adapter.layout.size:,} learned parameters" in said
+    exported = export(folder, "lora", tmp_path / "lora")
+    assert "one token per base" in (exported / "README.md").read_text()
+
+
+def drop_rows(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if "trainable" not in k}, folder / "adapter_model.safetensors"
+    )
+
+
+def fewer_rows(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {k: v[:4] if "trainable" in k else v for k, v in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
+
+
+def other_ids(folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["trainable_token_indices"]["model.embed_tokens"][0] = 3
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def say_text(folder: Path) -> None:
+    card = json.loads((folder / "task.json").read_text())
+    card["task"]["tokens"] = "text"
+    (folder / "task.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop_rows, "trainable_tokens_delta is missing"),
+        (fewer_rows, "'tokens (4, 16)': is not (5, 16)"),
+        (other_ids, "trainable_token_indices"),
+        (say_text, "trainable_token_indices"),
+    ],
+)
+def test_an_altered_folder_is_refused(change: Callable, words: str, backbone: Callable, tmp_path: Path):  # noqa: F811
+    folder, _ = trained(tmp_path / "adapter", read_spec(backbone("llama")))
+    shutil.copytree(folder, tmp_path / "copy")
+    change(tmp_path / "copy")
+    load_adapter(folder, read_spec(backbone("llama")))
+    with pytest.raises(UserError) as refused:
+        load_adapter(tmp_path / "copy", read_spec(backbone("llama")))
+    assert words in str(refused.value)
+
+
+def test_merging_fits_the_command_line(backbone: Callable, tmp_path: Path):  # noqa: F811
+    folder, _ = trained(tmp_path / "adapter", read_spec(backbone("gpt2")))
+    arguments = ["export", "--adapter", str(folder), "--to", "merged", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--dtype", "bf16", "--shard-gb", "0.00001"]) == 0
+    assert torch.isfinite(run_snippet(tmp_path / "out")["logits"]).all()
