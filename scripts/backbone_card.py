@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import LlamaConfig
 
+from lingo_ds.backbone.builtin import CONTEXT
 from scripts.english_text import COLLECTIONS
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ Princeton University. All rights reserved.
 `python -m scripts.pretrain_backbone --output lingo_ds/backbone/english`: {steps:,} steps of {batch:,}
 characters ({tokens:,} in all), windows of {short} characters for the first {share:.0%} of the steps, then of
 {long:,}; AdamW, learning rate {peak} with {warmup} steps of warm-up, then a cosine to a tenth; seed {seed}.
-{minutes:.0f} minutes on {threads} threads of {machine}, torch {torch}.
-Held-out loss: {first:.3f} nats per character at step {first_step:,}, {last:.3f} ({bits:.2f} bits) at the end.
+{minutes:.0f} minutes on {threads} thread(s) of {machine}, torch {torch}.
+Held-out loss, on windows of {long:,}: {first:.3f} nats per character at step {first_step:,}, {last:.3f}
+({bits:.2f} bits) at the end.
 """
 
 
@@ -81,7 +83,7 @@ def draw_curve(path: Path, curve: list[dict[str, float]]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     tokens = [point["tokens"] / 1e6 for point in curve]
-    for name, words in (("train", "training text"), ("held_out", "held-out text")):
+    for name, words in (("train", "training text"), ("held_out", f"held-out text, windows of {CONTEXT:,}")):
         axes.plot(tokens, [point[name] for point in curve], label=words)
     axes.set(xlabel="characters seen (millions)", ylabel="loss (nats per character)")
     axes.grid(alpha=0.3)

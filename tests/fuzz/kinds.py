@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingo_ds.adapters.layout import uniform_layout
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.builtin import _character_tokenizer
+from lingo_ds.backbone.builtin import character_tokenizer
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.cli import main
@@ -83,7 +83,7 @@ def write_good(folder: Path) -> None:
     for split in SPLITS:
         (folder / "data" / split).write_bytes(CSV)
     backbone = folder / "backbone"
-    tokenizer = _character_tokenizer()
+    tokenizer = character_tokenizer()
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=12,
     num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=1,

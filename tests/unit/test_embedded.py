@@ -11,7 +11,6 @@ from lingo_ds import run
 from lingo_ds.backbone.builtin import ENGLISH, character_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.distributed import detect
-from scripts.pretrain_backbone import new_model, write_backbone
 
 TEXT = "The quick answer is that nobody knows where the old house was, or who lived in it when the war began."
 
@@ -55,16 +54,14 @@ def test_reads_english_better_than_the_same_letters_shuffled(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["prom_core_tata", "prom_300_tata"])
-def test_beats_its_own_first_weights(shared, tmp_path, data):
-    write_backbone(new_model(0), tmp_path / "untrained")
-
-    def test_mcc(backbone):
-        values = {
-            "name": "english", "output_dir": str(tmp_path / "run"), "backbone": {"path": str(backbone)},
-            "data": {"path": str(shared / "data" / "gue" / data), "cache_dir": str(tmp_path / "cache")},
-            "train": {"max_steps": 1200, "global_batch_size": 16, "learning_rate": 3e-3},
-        }  # fmt: skip
-        return run.train(RunConfig.model_validate(values), detect())["metrics"]["test"]["mcc"]
-
-    assert test_mcc(ENGLISH) > test_mcc(tmp_path / "untrained") + 0.2
+def test_learns_promoters_of_people(shared, tmp_path):
+    values = {
+        "name": "english", "output_dir": str(tmp_path / "run"), "backbone": {"path": "builtin:english"},
+        "data": {
+            "path": str(shared / "data" / "gue" / "prom_core_tata"),
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "train": {"num_epochs": 5, "global_batch_size": 16, "learning_rate": 1e-3},
+    }  # fmt: skip
+    metrics = run.train(RunConfig.model_validate(values), detect())["metrics"]
+    assert metrics["test"]["mcc"] > 0.7 and metrics["dev"]["mcc"] > 0.7

@@ -622,7 +622,7 @@ def refused(recipe: Path, out: Path, *overrides: str) -> str:
         ("train.learning_rat=1", "train.learning_rat (command line)", "did you mean train.learning_rate?"),
         ("data.path=/nowhere", "data.path", "'/nowhere': is not there"),
         ("data.path=builtin:genes", "", "builtin:promoters"),
-        ("backbone.path=/nowhere", "backbone.path", "'/nowhere': is not there"),
+        ("backbone.path=/nowhere", "backbone.path", "'/nowhere': is not a folder"),
         ("adapter.targets=[q_porj]", "adapter.targets", "did you mean q_proj?"),
         ("adapter.targets=.*nothing", "adapter.targets", "matches no linear map"),
         ("data.max_length=513", "data.max_length", "above the backbone's context of 512"),
