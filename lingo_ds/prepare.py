@@ -21,24 +21,16 @@ from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
-from lingo_ds.data.convert import convert_once
-from lingo_ds.data.examples import read_examples
 from lingo_ds.data.packing import common_prefix
-from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
-from lingo_ds.data.tokenize import (
-    TokenizedData,
-    default_cache,
-    read_tokenized,
-    tokenized_fingerprint,
-    write_tokenized,
-)
-from lingo_ds.data.tokens import NUCLEOTIDES, letter_ids, make_tokenize
+from lingo_ds.data.tokenize import TokenizedData, default_cache
+from lingo_ds.data.tokens import letter_ids
+from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import make_folder
-from lingo_ds.inputs import backbone_folder, data_folder, make_builtin
+from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
@@ -93,22 +85,22 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
             sites = choose_sites(
                 spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
             )
-        max_length = _max_length(config, spec)
+        max_length = length_limit(config, spec)
         _require_learnable(config, spec)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
-        letters = letter_ids(tokenizer, vocabulary=spec.embedding_shape[0]) if _as_nucleotides(config) else []
+        learned = learned_tokens(config)
+        letters = letter_ids(tokenizer, vocabulary=spec.embedding_shape[0]) if learned else []
         profile = read_profile(config.zero, env)
-    data = _tokenized(config, tokenizer, spec, cache, max_length, env)
-    _require_tokens(data, spec, learned=len(NUCLEOTIDES) if _as_nucleotides(config) else 0)
+    data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=max_length, env=env)
     task = task_of(config, data, max_length=max_length)
     if env.is_main:
-        _say_what_was_noticed(data, task)
+        say_what_was_noticed(data, task)
     layout = uniform_layout(
         sites,
         rank=config.adapter.rank,
         head_shape=(data.classes, spec.output_size),
         has_lam=config.adapter.method == "svd",
-        token_shape=(len(NUCLEOTIDES), spec.embedding_shape[1]) if _as_nucleotides(config) else (0, 0),
+        token_shape=(learned, spec.embedding_shape[1]) if learned else (0, 0),
     )
     dtype = compute_dtype(config.backbone.dtype, env.device)
     backbone_fingerprint = fingerprint(spec.folder)
@@ -200,13 +192,9 @@ def load_spread(
     )
 
 
-def _as_nucleotides(config: RunConfig) -> bool:
-    return config.data.tokens == "nucleotides"
-
-
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
     """Nucleotide tokens need an input embedding that only looks rows up."""
-    if _as_nucleotides(config) and spec.model_type not in LEARNS_TOKENS:
+    if learned_tokens(config) and spec.model_type not in LEARNS_TOKENS:
         rule = f"is not known to work with family {spec.model_type}"
         fix = f"set text, or take one of {', '.join(sorted(LEARNS_TOKENS))}"
         raise UserError(Mistake("data.tokens", config.data.tokens, rule, fix))
@@ -214,98 +202,6 @@ def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
 
 def _backbone_folder(config: RunConfig, cache: Path) -> Path:
     return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
-
-
-def _max_length(config: RunConfig, spec: BackboneSpec) -> int:
-    asked = config.data.max_length or spec.context
-    if asked > spec.context:
-        raise UserError(
-            Mistake(
-                "data.max_length",
-                asked,
-                f"is above the backbone's context of {spec.context}",
-                "lower it or set null",
-            )
-        )
-    return asked
-
-
-def _tokenized(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: BackboneSpec,
-    cache: Path,
-    max_length: int,
-    env: DistEnv,
-) -> TokenizedData:
-    data = config.data
-
-    def converted() -> Path:
-        return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
-
-    distributed.first_on_host_does(converted, env)
-    with distributed.together(env):
-        examples = converted()  # found, as the first process of the host made it
-    settings = {
-        "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
-        "max_length": max_length, "both_strands": (both_strands := data.reverse_complement != "off"),
-    }  # fmt: skip
-    if _as_nucleotides(config):
-        settings["tokens"] = [data.tokens, NUCLEOTIDES, spec.embedding_shape[0]]
-    definition = (
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
-    )
-    entry = cache / "tokenized" / tokenized_fingerprint(examples, tokenizer=definition, settings=settings)
-
-    def tokenise() -> None:
-        if not entry.exists():
-            if both_strands and read_examples(examples).pairs:
-                rule = "has no meaning for pairs of sequences"
-                fix = "set it to off"
-                raise UserError(Mistake("data.reverse_complement", data.reverse_complement, rule, fix))
-            prompt = make_prompt(data.prefix, domain=data.domain)
-            write_tokenized(
-                entry,
-                read_examples(examples),
-                tokenize=make_tokenize(
-                    data.tokens,
-                    tokenizer,
-                    vocabulary=spec.embedding_shape[0],
-                    pair_separator=data.pair_separator,
-                ),
-                prompt=prompt,
-                max_length=max_length,
-                both_strands=both_strands,
-            )
-
-    distributed.first_on_host_does(tokenise, env)
-    return read_tokenized(entry)
-
-
-def _require_tokens(data: TokenizedData, spec: BackboneSpec, *, learned: int) -> None:
-    """The tokenizer must belong to the weights: tokens for every text, a row of the embedding for each."""
-    rows = spec.embedding_shape[0] + learned
-    problem = None
-    if data.largest_id >= rows:
-        problem = f"has a tokenizer that gives token {data.largest_id}, and an embedding of {rows} rows"
-    elif not data.shortest:
-        problem = "has a tokenizer that gives no token for some sequence"
-    if problem:
-        fix = "add the tokenizer files that belong to the weights"
-        raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
-
-
-def _say_what_was_noticed(data: TokenizedData, task: Task) -> None:
-    facts = data.facts()
-    logger.info("data: %s rows, %s", facts["rows"], task.outputs)
-    if data.class_names:
-        logger.info("classes: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.class_names)))
-    if any(facts["unknown"].values()):
-        logger.info("unknown labels or values, left out of loss and metrics: %s", facts["unknown"])
-    if any(data.duplicates.values()):
-        logger.warning("the same sequence more than once: %s", data.duplicates)
-    if any(facts["truncated"].values()):
-        logger.warning("sequences cut to data.max_length: %s", facts["truncated"])
 
 
 def _facts(

@@ -128,7 +128,7 @@ def test_mistake_on_another_host_is_told_in_its_words(start, overrides, tmp_path
     assert [one.status for one in ended] == [2, 2], ended
     said = "".join(one.output for one in ended)
     assert "Traceback" not in said
-    assert "error: data.path: 'data': is not a folder" in said
+    assert "error: data.path: 'data': is not there" in said
 
 
 def test_a_process_that_does_not_come_is_told_in_words(start, tmp_path):

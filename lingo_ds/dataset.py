@@ -1,0 +1,133 @@
+"""The data of a run: converted and tokenised once per host, read back by memory map, and checked."""
+
+import json
+import logging
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lingo_ds import distributed
+from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.config import RunConfig
+from lingo_ds.data.convert import convert_once
+from lingo_ds.data.examples import read_examples
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.tasks import Task
+from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_fingerprint, write_tokenized
+from lingo_ds.data.tokens import NUCLEOTIDES, make_tokenize
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.inputs import data_folder
+
+logger = logging.getLogger(__name__)
+
+
+def learned_tokens(config: RunConfig) -> int:
+    """Ids behind the backbone's vocabulary that `data.tokens` adds."""
+    return len(NUCLEOTIDES) if config.data.tokens == "nucleotides" else 0
+
+
+def length_limit(config: RunConfig, spec: BackboneSpec) -> int:
+    """Tokens of the longest example.
+
+    Raises:
+        UserError: where it is above the backbone's context.
+    """
+    asked = config.data.max_length or spec.context
+    if asked > spec.context:
+        raise UserError(
+            Mistake(
+                "data.max_length",
+                asked,
+                f"is above the backbone's context of {spec.context}",
+                "lower it or set null",
+            )
+        )
+    return asked
+
+
+def tokenized_data(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: BackboneSpec,
+    *,
+    cache: Path,
+    max_length: int,
+    env: DistEnv,
+) -> TokenizedData:
+    """The run's data as its backbone reads it; call on all processes.
+
+    Raises:
+        UserError: for mistakes in the data, or where it does not go with the tokenizer.
+    """
+    data = config.data
+
+    def converted() -> Path:
+        return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
+
+    distributed.first_on_host_does(converted, env)
+    with distributed.together(env):
+        examples = converted()  # found, as the first process of the host made it
+    settings = {
+        "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
+        "max_length": max_length, "both_strands": (both_strands := data.reverse_complement != "off"),
+    }  # fmt: skip
+    if learned_tokens(config):
+        settings["tokens"] = [data.tokens, NUCLEOTIDES, spec.embedding_shape[0]]
+    definition = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    )
+    entry = cache / "tokenized" / tokenized_fingerprint(examples, tokenizer=definition, settings=settings)
+
+    def tokenise() -> None:
+        if not entry.exists():
+            if both_strands and read_examples(examples).pairs:
+                rule = "has no meaning for pairs of sequences"
+                fix = "set it to off"
+                raise UserError(Mistake("data.reverse_complement", data.reverse_complement, rule, fix))
+            prompt = make_prompt(data.prefix, domain=data.domain)
+            write_tokenized(
+                entry,
+                read_examples(examples),
+                tokenize=make_tokenize(
+                    data.tokens,
+                    tokenizer,
+                    vocabulary=spec.embedding_shape[0],
+                    pair_separator=data.pair_separator,
+                ),
+                prompt=prompt,
+                max_length=max_length,
+                both_strands=both_strands,
+            )
+
+    distributed.first_on_host_does(tokenise, env)
+    tokenized = read_tokenized(entry)
+    _require_tokens(tokenized, spec, learned=learned_tokens(config))
+    return tokenized
+
+
+def _require_tokens(data: TokenizedData, spec: BackboneSpec, *, learned: int) -> None:
+    """The tokenizer must belong to the weights: tokens for every text, a row of the embedding for each."""
+    rows = spec.embedding_shape[0] + learned
+    problem = None
+    if data.largest_id >= rows:
+        problem = f"has a tokenizer that gives token {data.largest_id}, and an embedding of {rows} rows"
+    elif not data.shortest:
+        problem = "has a tokenizer that gives no token for some sequence"
+    if problem:
+        fix = "add the tokenizer files that belong to the weights"
+        raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
+
+
+def say_what_was_noticed(data: TokenizedData, task: Task) -> None:
+    """Logs rows, outputs, and what a user may want to mend."""
+    facts = data.facts()
+    logger.info("data: %s rows, %s", facts["rows"], task.outputs)
+    if data.class_names:
+        logger.info("classes: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.class_names)))
+    if any(facts["unknown"].values()):
+        logger.info("unknown labels or values, left out of loss and metrics: %s", facts["unknown"])
+    if any(data.duplicates.values()):
+        logger.warning("the same sequence more than once: %s", data.duplicates)
+    if any(facts["truncated"].values()):
+        logger.warning("sequences cut to data.max_length: %s", facts["truncated"])
