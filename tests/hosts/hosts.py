@@ -16,6 +16,8 @@ from pathlib import Path
 NEEDED = ("ip", "unshare", "pdsh", "ssh", "ssh-keygen", "sshd")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 2222
+STEPS = ["train.max_steps=6", "train.eval_steps=6", "zero.stage=3"]
+"""Settings of the runs that are compared with what one host learns."""
 
 
 def missing() -> str | None:

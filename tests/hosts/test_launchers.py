@@ -1,42 +1,17 @@
 """Every way to start a job ends in the same bank: deepspeed, torchrun, mpirun, srun. sbatch goes on alone."""
 
-import json
 import shutil
 import sys
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from lingo_ds.distributed import free_port
 from tests.hosts import slurm
-from tests.ranks.launching import BIN, CHECKOUT, RECIPE, launch, small_run, starting
+from tests.hosts.hosts import STEPS
+from tests.ranks.launching import BIN, CHECKOUT, RECIPE
 
-pytestmark = pytest.mark.ranks
-STEPS = ["train.max_steps=6", "train.eval_steps=6", "zero.stage=3"]
 TRAIN = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
-
-
-@pytest.fixture
-def start():
-    with starting() as job:
-        yield job
-
-
-@pytest.fixture
-def overrides(shared, tmp_path):
-    return small_run(shared, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def by_deepspeed(shared, tmp_path_factory):
-    """The adapter that two processes under `deepspeed` learn."""
-    folder = tmp_path_factory.mktemp("deepspeed")
-    with starting() as job:
-        ended = launch(job, folder, [*small_run(shared, folder), *STEPS]).wait(300)
-    assert ended.status == 0, ended.output
-    return load_file(folder / "run" / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +22,28 @@ def cluster(tmp_path_factory):
         yield made
 
 
-def same_bank(folder, theirs):
-    assert json.loads((folder / "report.json").read_text())["world_size"] == 2
-    ours = load_file(folder / "adapter" / "adapter_model.safetensors")
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5, msg=name)
-
-
-def test_torchrun(start, overrides, by_deepspeed, tmp_path):
+def test_torchrun(start, overrides, one_host, tmp_path):
     launcher = [str(BIN / "torchrun"), "--nproc-per-node=2", f"--master-port={free_port()}"]
     ended = start([*launcher, *TRAIN, *overrides, *STEPS], tmp_path).wait(300)
     assert ended.status == 0, ended.output
-    same_bank(tmp_path / "run", by_deepspeed)
+    one_host.require_same(tmp_path / "run", processes=2)
 
 
-def test_mpirun(start, overrides, by_deepspeed, tmp_path):
+def test_mpirun(start, overrides, one_host, tmp_path):
     if shutil.which("mpirun") is None:
         pytest.skip("Open MPI is not installed")
     script = [str(CHECKOUT / "launchers" / "mpi.sh"), "2", "--config", str(RECIPE)]
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     ended = start([*script, *overrides, *STEPS], tmp_path, **as_root, PYTHON=sys.executable).wait(300)
     assert ended.status == 0, ended.output
-    same_bank(tmp_path / "run", by_deepspeed)
+    one_host.require_same(tmp_path / "run", processes=2)
 
 
-def test_srun(start, cluster, overrides, by_deepspeed, tmp_path):
+def test_srun(start, cluster, overrides, one_host, tmp_path):
     command = ["srun", "--ntasks=2", sys.executable, *TRAIN, *overrides, *STEPS]
     ended = start(command, tmp_path, **cluster.environment).wait(300)
     assert ended.status == 0, ended.output
-    same_bank(tmp_path / "run", by_deepspeed)
+    one_host.require_same(tmp_path / "run", processes=2)
 
 
 @pytest.mark.slow  # SLURM lets a job that is queued again wait for two minutes

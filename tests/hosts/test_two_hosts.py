@@ -1,21 +1,16 @@
 """`deepspeed --hostfile hosts launchers/train.py` over two hosts with a network between them."""
 
-import json
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from lingo_ds.distributed import free_port
-from tests.hosts.hosts import ADDRESSES, missing, two_hosts
-from tests.ranks.launching import BIN, CHECKOUT, RECIPE, launch, small_run, starting
+from tests.hosts.hosts import ADDRESSES, STEPS, missing, two_hosts
+from tests.ranks.launching import BIN, CHECKOUT, RECIPE, launch
 
 if reason := missing():
     pytest.skip(f"two hosts: {reason}", allow_module_level=True)
 
-pytestmark = pytest.mark.ranks
-STEPS = ["train.max_steps=6", "train.eval_steps=6", "zero.stage=3"]
 FOREVER = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.every=2"]
 
 
@@ -23,17 +18,6 @@ FOREVER = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.ever
 def hosts(tmp_path_factory):
     with two_hosts(tmp_path_factory.mktemp("hosts") / "net") as made:
         yield made
-
-
-@pytest.fixture
-def start():
-    with starting() as job:
-        yield job
-
-
-@pytest.fixture
-def overrides(shared, tmp_path):
-    return small_run(shared, tmp_path)
 
 
 def over_hosts(start, hosts, folder, overrides, *, slots, hostfile=None):
@@ -49,32 +33,11 @@ def over_hosts(start, hosts, folder, overrides, *, slots, hostfile=None):
     return start(hosts.inside(0, [*launcher, *script, *overrides]), folder, **hosts.environment())
 
 
-def learned(folder):
-    report = json.loads((folder / "report.json").read_text())
-    return load_file(folder / "adapter" / "adapter_model.safetensors"), report
-
-
-@pytest.fixture(scope="module")
-def one_host(shared, tmp_path_factory):
-    """What two processes on one host learn."""
-    folder = tmp_path_factory.mktemp("one-host")
-    with starting() as job:
-        ended = launch(job, folder, [*small_run(shared, folder), *STEPS]).wait(300)
-    assert ended.status == 0, ended.output
-    return learned(folder / "run")
-
-
 @pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_hosts_learn_what_one_does(start, hosts, overrides, one_host, tmp_path, slots):
     ended = over_hosts(start, hosts, tmp_path, [*overrides, *STEPS], slots=slots).wait(300)
     assert ended.status == 0, ended.output
-    (theirs, their_report), (ours, report) = one_host, learned(tmp_path / "run")
-    assert report["world_size"] == 2 * slots
-    assert report["rank_sampling"]["ranks"] == their_report["rank_sampling"]["ranks"]
-    assert report["rank_sampling"]["mask_events"] > 0
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5, msg=name)
+    one_host.require_same(tmp_path / "run", processes=2 * slots)
 
 
 def trains(job, folder):
