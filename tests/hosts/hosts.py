@@ -64,6 +64,7 @@ class Hosts:
             self._start_sshd(k)
         self._client().write_text(
             f"Host 10.77.0.*\n Port {PORT}\n IdentityFile {self._folder / 'user'}\n"
+            " ServerAliveInterval 5\n ServerAliveCountMax 3\n"  # else ssh waits for a lost host for hours
             " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
         )
 
@@ -100,13 +101,13 @@ class Hosts:
     def _client(self) -> Path:
         return self._folder / "ssh_config"
 
-    def cut(self) -> None:
-        """Pulls the cable out of the second host."""
-        _do("ip", "-n", self._spaces[1], "link", "set", "eth0", "down")
+    def cut(self, k: int) -> None:
+        """Pulls the cable out of a host."""
+        _do("ip", "-n", self._spaces[k], "link", "set", "eth0", "down")
 
-    def join(self) -> None:
+    def join(self, k: int) -> None:
         """Puts it in again."""
-        _do("ip", "-n", self._spaces[1], "link", "set", "eth0", "up")
+        _do("ip", "-n", self._spaces[k], "link", "set", "eth0", "up")
 
     def processes(self, k: int) -> list[int]:
         """Ids of the processes on a host, its sshd included."""

@@ -61,7 +61,7 @@ def test_a_lost_host_ends_the_job_everywhere_and_is_named(start, hosts, override
             assert time.monotonic() < deadline, "processes stayed"
             time.sleep(0.5)
     finally:
-        hosts.join()
+        hosts.join(1)
     assert ended.status != 0 and "Traceback" not in ended.output, ended.output
     assert "node1" in ended.output, ended.output
     alone = launch(start, tmp_path, [*overrides, "train.max_steps=100000", "train.eval_steps=100000"])
