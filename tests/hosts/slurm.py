@@ -110,9 +110,12 @@ class Cluster:
             self._daemons.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
 
     def down(self) -> None:
-        """Cancels what runs and ends the daemons."""
+        """Cancels what runs, waits for its end, and ends the daemons."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.client("scancel", "--user=root")
+            deadline = time.monotonic() + 60
+            while self.client("squeue", "--noheader").stdout.strip() and time.monotonic() < deadline:
+                time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
