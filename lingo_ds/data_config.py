@@ -1,12 +1,12 @@
 """The config's `data` section: where labelled sequences are, and how they become text."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from lingo_ds.settings import BelowOne, PositiveInt, Section, rule_error
+from lingo_ds.template import columns_in, names_in
 
 Packing = Annotated[
     Literal["auto", "off"],
@@ -232,8 +232,7 @@ class DataConfig(Section):
     @property
     def prompt_columns(self) -> tuple[str, ...]:
         """Columns of the data that the template reads, each once."""
-        names = re.findall(r"\{([^{}]*)\}", self.prefix or "")
-        return tuple(dict.fromkeys(name for name in names if name not in ("sequence", "domain")))
+        return columns_in(self.prefix or "")
 
     @model_validator(mode="after")
     def _of_a_task(self) -> Self:
@@ -251,7 +250,7 @@ class DataConfig(Section):
     def _template(self) -> Self:
         if self.prefix is None:
             return self
-        names = re.findall(r"\{([^{}]*)\}", self.prefix)
+        names = names_in(self.prefix)
         if names.count("sequence") != 1 or not all(name.strip() for name in names):
             raise rule_error(
                 "needs {sequence} once; other names in braces are {domain} or columns of the data",

@@ -1,8 +1,9 @@
 """From a sequence to the text that the language model reads."""
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from lingo_ds.template import columns_in, fill
 
 
 class Prompt(NamedTuple):
@@ -26,11 +27,7 @@ class Prompt(NamedTuple):
         """The text around one example, whose cells by column are `fields`."""
         if not (fields and self.columns):
             return self
-        before, after = (
-            re.sub(r"\{([^{}]*)\}", lambda found: fields.get(found[1], found[0]), part)
-            for part in (self.before, self.after)
-        )
-        return Prompt(before, after)
+        return Prompt(fill(self.before, fields), fill(self.after, fields))
 
 
 def make_prompt(template: str | None, *, domain: str | None) -> Prompt:
@@ -39,6 +36,5 @@ def make_prompt(template: str | None, *, domain: str | None) -> Prompt:
     None: the sequence alone.
     """
     template = template or "{sequence}"
-    names = re.findall(r"\{([^{}]*)\}", template)
     before, after = (part.replace("{domain}", domain or "") for part in template.split("{sequence}"))
-    return Prompt(before, after, tuple(dict.fromkeys(n for n in names if n not in ("sequence", "domain"))))
+    return Prompt(before, after, columns_in(template))

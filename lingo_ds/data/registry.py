@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lingo_ds import yaml12
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.template import fill
 
 FILE = Path(__file__).with_name("registry.yaml")
 TEXTS = ("organism", "assay", "question")
@@ -112,11 +112,6 @@ def parse_registry(text: str) -> Registry:
 def _with_words(entry: dict[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
     texts = {key: fill(value, words) for key, value in entry.items() if isinstance(value, str)}
     return entry | texts | {"folders": tuple(fill(folder, words) for folder in entry["folders"])}
-
-
-def fill(template: str, texts: Mapping[str, str]) -> str:
-    """A template with each {name} of `texts` replaced; other names stay."""
-    return re.sub(r"\{([^{}]*)\}", lambda found: texts.get(found[1], found[0]), template)
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

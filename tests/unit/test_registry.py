@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from lingo_ds.config import RunConfig, SelectionConfig
-from lingo_ds.data.registry import FILE, fill, layered, lookup, parse_registry, registry, with_registry
+from lingo_ds.data.registry import FILE, layered, lookup, parse_registry, registry, with_registry
 from lingo_ds.errors import UserError
 from lingo_ds.recipe import load_config
+from lingo_ds.template import fill
 
 TASKS = list(registry().tasks.values())
 FACTORS = [f"{species}_{k}" for species in ("tf", "mouse") for k in range(5)]
