@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 from lingo_ds.data.genome import Genome
 from lingo_ds.data.records import Chunk, Row, file_facts, in_chunks, require_readable
 from lingo_ds.data.skipped import BEYOND, Skipped
+from lingo_ds.data.sources.bed import Windows
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.text import read_lines
 from lingo_ds.errors import Mistake
@@ -71,9 +72,7 @@ class Regions:
             mistake = Mistake(where, end, rule, "give the genome that the file was made with")
             mistake = self.skipped.add(BEYOND, mistake=mistake)
             return Row("", "", mistake) if mistake else None
-        if self._window:
-            begin = (begin + end) // 2 - self._window // 2
-            end = begin + self._window
+        begin, end = Windows(self._window, 0).around(begin, end)
         sequence = self._genome.fetch(chrom, begin, end)
         return Row(name, reverse_complement(sequence) if fields[5:6] == ["-"] else sequence, None)
 
