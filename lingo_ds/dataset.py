@@ -65,9 +65,10 @@ def tokenized_data(
     def converted() -> Path:
         return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
 
-    distributed.first_on_host_does(converted, env)
+    made: list[Path] = []
+    distributed.first_on_host_does(lambda: made.append(converted()), env)
     with distributed.together(env):
-        examples = converted()  # found, as the first process of the host made it
+        examples = made[0] if made else converted()  # found, as the first process of the host made it
     settings = {
         "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
         "max_length": max_length, "both_strands": (both_strands := data.reverse_complement != "off"),
@@ -81,14 +82,15 @@ def tokenized_data(
 
     def tokenise() -> None:
         if not entry.exists():
-            if both_strands and read_examples(examples).pairs:
+            rows = read_examples(examples)
+            if both_strands and rows.pairs:
                 rule = "has no meaning for pairs of sequences"
                 fix = "set it to off"
                 raise UserError(Mistake("data.reverse_complement", data.reverse_complement, rule, fix))
             prompt = make_prompt(data.prefix, domain=data.domain)
             write_tokenized(
                 entry,
-                read_examples(examples),
+                rows,
                 tokenize=make_tokenize(
                     data.tokens,
                     tokenizer,
