@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from lingo_ds.distributed import free_port
+from tests.first_rows import first_rows
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -105,11 +106,7 @@ def launch(start: Callable[..., Job], folder: Path, overrides: list[str]) -> Job
 
 def small_run(shared: Path, folder: Path) -> list[str]:
     """Overrides for the shipped recipe: the first rows of its data, all that it writes below `folder`."""
-    data = folder / "data"
-    data.mkdir()
-    for split, rows in ROWS.items():
-        lines = (shared / "data" / "gue" / "prom_core_tata" / f"{split}.csv").read_text().splitlines()
-        (data / f"{split}.csv").write_text("\n".join(lines[: rows + 1]) + "\n")
+    data = first_rows(shared / "data" / "gue" / "prom_core_tata", folder / "data", ROWS)
     return [
         f"backbone.path={shared / 'backbones' / 'stories260k'}",
         f"data.path={data}",

@@ -16,6 +16,7 @@ from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.data.loader import Packing, TrainBatches
 from lingo_ds.model import AdaptedModel
+from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_packed import backward
 from tests.ranks.test_world_sizes import train_on
@@ -148,10 +149,7 @@ def read_rows(folder: Path) -> np.ndarray:
 
 def test_a_run_of_two_processes_is_that_of_one(shared, tmp_path):
     """Tokenised once, started from rows of a sharded embedding, sampled, saved, read back and tested."""
-    (tmp_path / "data").mkdir()
-    for split, rows in {"train": 61, "dev": 21, "test": 19}.items():
-        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
-        (tmp_path / f"data/{split}.csv").write_text("".join(lines[: rows + 1]))
+    first_rows(shared / "data/gue/prom_core_tata", tmp_path / "data", {"train": 61, "dev": 21, "test": 19})
     settings = {
         "name": "bases",
         "backbone": {"path": str(shared / "backbones/stories260k"), "dtype": "fp32"},

@@ -26,6 +26,7 @@ from lingo_ds.data_config import DataConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import UserError
 from lingo_ds.prepare import Prepared, prepare
+from tests.first_rows import first_rows
 
 GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"
 TEMPLATE = "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
@@ -158,9 +159,7 @@ def test_tokenizer_that_does_not_belong_to_the_weights_is_refused(folder, file, 
 
 
 def test_cache_is_used_again_and_follows_what_it_depends_on(shared, tmp_path):
-    for split, rows in {"train": 8, "dev": 4, "test": 4}.items():
-        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
-        (tmp_path / f"{split}.csv").write_text("".join(lines[: rows + 1]))
+    first_rows(shared / "data/gue/prom_core_tata", tmp_path, {"train": 8, "dev": 4, "test": 4})
     cache = tmp_path / "cache"
 
     def prepared(**data) -> Prepared:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 import lingo_ds
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.export import load_adapter
+from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, crash, report_of
 
 STEPS, HIDDEN = 120, 64
@@ -44,10 +45,7 @@ def backbone(shared) -> Path:
 def recipe(tmp_path_factory, shared, backbone) -> Path:
     """A recipe over rows of the human core promoters with TATA box."""
     folder = tmp_path_factory.mktemp("recipe")
-    (folder / "data").mkdir()
-    for split, rows in ROWS.items():
-        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
-        (folder / f"data/{split}.csv").write_text("".join(lines[: rows + 1]))
+    first_rows(shared / "data/gue/prom_core_tata", folder / "data", ROWS)
     text = RECIPE.format(backbone=backbone, data=folder / "data", cache=folder / "cache", steps=STEPS)
     (folder / "bases.yaml").write_text(text)
     return folder / "bases.yaml"

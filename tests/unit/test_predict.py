@@ -432,19 +432,24 @@ def test_a_stopped_job_goes_on(adapter, many, tmp_path, number, out):
     assert [path.name for path in tmp_path.iterdir()] == [out]
 
 
-def test_a_killed_job_goes_on(adapter, many, tmp_path):
-    source, whole = many
-    arguments = ["--adapter", adapter, "--input", source, "--output", tmp_path / "out.csv", SMALL_CHUNKS]
+def kill_in_the_middle(adapter, source, out, *options):
+    """Starts a job and kills it once two parts of its output are there."""
+    files = ["--adapter", str(adapter), "--input", str(source), "--output", str(out)]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "lingo_ds.cli", "predict", *map(str, arguments)],
+        [sys.executable, "-m", "lingo_ds.cli", "predict", *files, *options],
         cwd=CHECKOUT, env={**os.environ, "DS_ACCELERATOR": "cpu"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob(".out.csv.parts/0*"))) < 2 and time.monotonic() < deadline:
+    while len(list(out.parent.glob(f".{out.name}.parts/0*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    assert not (tmp_path / "out.csv").exists()
+    assert not out.exists()
+
+
+def test_a_killed_job_goes_on(adapter, many, tmp_path):
+    source, whole = many
+    kill_in_the_middle(adapter, source, tmp_path / "out.csv", SMALL_CHUNKS)
     with at_part(0, lambda: None) as begun:
         status, shown = predict(adapter, source, tmp_path / "out.csv", SMALL_CHUNKS)
     assert status == 0, shown

@@ -1,10 +1,6 @@
 """`lingo-ds predict` on a VCF and a BED, against what the adapter says of windows written out by hand."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,15 @@ import pytest
 
 import lingo_ds
 from lingo_ds.export import read_card
-from tests.unit.test_predict import CHECKOUT, CLASSES, SMALL_CHUNKS, at_part, make_adapter, predict, read
+from tests.unit.test_predict import (
+    CLASSES,
+    SMALL_CHUNKS,
+    at_part,
+    kill_in_the_middle,
+    make_adapter,
+    predict,
+    read,
+)
 from tests.unit.test_variants import C1, C2, write_fasta, write_vcf
 
 VARIANTS = {
@@ -184,17 +188,7 @@ def test_a_stopped_job_goes_on(adapter, many, tmp_path, out):
 def test_a_killed_job_goes_on(adapter, many, tmp_path):
     fasta, vcf, whole = many
     options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
-    files = ["--adapter", str(adapter), "--input", str(vcf), "--output", str(tmp_path / "out.csv")]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "lingo_ds.cli", "predict", *files, *options],
-        cwd=CHECKOUT, env={**os.environ, "DS_ACCELERATOR": "cpu"}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob(".out.csv.parts/0*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait()
-    assert not (tmp_path / "out.csv").exists()
+    kill_in_the_middle(adapter, vcf, tmp_path / "out.csv", *options)
     with at_part(0, lambda: None) as begun:
         assert predict(adapter, vcf, tmp_path / "out.csv", *options)[0] == 0
     assert begun[0] > 0

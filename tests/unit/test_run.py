@@ -26,6 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lingo_ds.cli import main
 from lingo_ds.recipe import load_config
 from lingo_ds.training.trainer import seed_dropout
+from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -66,10 +67,7 @@ def backbone(shared) -> Path:
 def recipe(tmp_path_factory, shared, backbone) -> Path:
     """A recipe over the first rows of the human core promoters with TATA box."""
     folder = tmp_path_factory.mktemp("recipe")
-    (folder / "data").mkdir()
-    for split, rows in ROWS.items():
-        lines = (shared / f"data/gue/prom_core_tata/{split}.csv").read_text().splitlines(keepends=True)
-        (folder / f"data/{split}.csv").write_text("".join(lines[: rows + 1]))
+    first_rows(shared / "data/gue/prom_core_tata", folder / "data", ROWS)
     text = RECIPE.format(
         backbone=backbone, data=folder / "data", cache=folder / "cache", steps=STEPS, rate=LEARNING_RATE
     )

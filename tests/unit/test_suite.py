@@ -15,6 +15,7 @@ from lingo_ds.monitor.results import TaskResult, result_rows, write_results
 from lingo_ds.prepare import prepare
 from lingo_ds.suite import SharedBackbone
 from lingo_ds.suite_config import Suite, load_runs
+from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
 
 TASKS, SEEDS = ("prom_core_tata", "mouse_0"), (0, 1)
@@ -38,10 +39,7 @@ def recipe(tmp_path_factory, shared) -> Path:
     """A suite over the first rows of two of GUE's sets, one in GUE's own layout."""
     folder = tmp_path_factory.mktemp("recipe")
     for task, place in zip(TASKS, ("prom_core_tata", "mouse/0"), strict=True):
-        (folder / place).mkdir(parents=True)
-        for split, rows in (("train", 64), ("dev", 40), ("test", 40)):
-            lines = (shared / f"data/gue/{task}/{split}.csv").read_text().splitlines(keepends=True)
-            (folder / place / f"{split}.csv").write_text("".join(lines[: rows + 1]))
+        first_rows(shared / "data/gue" / task, folder / place, {"train": 64, "dev": 40, "test": 40})
     text = RECIPE.format(backbone=shared / "backbones/stories260k", root=folder, cache=folder / "cache")
     (folder / "suite.yaml").write_text(text)
     (folder / "single.yaml").write_text(
