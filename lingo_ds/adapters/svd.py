@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lingo_ds import onednn
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import SiteViews
 
@@ -24,7 +25,7 @@ def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: 
     q, lam = sites[0].q, sites[0].lam
     if len(sites) > 1:
         q, lam = torch.cat([site.q for site in sites]), torch.cat([site.lam for site in sites])
-    hidden = F.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
+    hidden = onednn.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
     if len(lam):
         hidden = hidden * lam
     return hidden.split([len(site.q) for site in sites], dim=1)
@@ -39,11 +40,7 @@ def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: f
         site: p (rank, d_out).
         scale: alpha / r0.
     """
-    if output.ndim == 2:
-        return output.addmm_(projected, site.p, alpha=scale)
-    # no view of the output: autograd would copy the gradient of a view that is written to
-    projected = projected.view(*output.shape[:-1], -1)
-    return output.baddbmm_(projected, site.p.expand(len(output), *site.p.shape), alpha=scale)
+    return onednn.add_product_(output, projected, site.p, scale=scale)
 
 
 class Orthogonality:

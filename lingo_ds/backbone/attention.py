@@ -17,6 +17,9 @@ from torch import Tensor
 MOST_PADDING = 0.15
 """Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
 
+CPU_BLOCK = 128
+"""Queries of one product on the CPU: half of the scores of 500 tokens are masked, and not computed then."""
+
 
 class Bucket(NamedTuple):
     """Neighbouring examples whose attention is one batched product.
@@ -114,21 +117,55 @@ class PackedAttention:
         assert causal or not self.prefix, "an encoder shares no prefix"
         if _has_varlen(query):
             return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
-        pieces = [part[0].transpose(0, 1).split(self._sizes) for part in (query, key, value)]
-        outputs = []
+        pieces = [part.squeeze(0).transpose(0, 1).split(self._sizes) for part in (query, key, value)]
+        outputs, head = [], (None, None, None)
         if self.prefix:
-            head = [part[0][None] for part in pieces]
-            outputs.append(_attend(*head, mask=self._mask(0, self.prefix, window, causal), scale=scale)[0])
+            head = [part[0].unsqueeze(0) for part in pieces]
+            outputs.append(self._see(*head, scale=scale, window=window, causal=causal).squeeze(0))
             pieces = [part[1:] for part in pieces]
         for bucket, q, k, v in zip(self._buckets, *pieces, strict=True):
             q, k, v = (_spread(part, bucket) for part in (q, k, v))
-            k, v = (self._with_prefix(part, head) for part, head in ((k, key), (v, value)))
-            mask = self._mask(self.prefix, bucket.width, window, causal)
-            if not causal and bucket.real is not None:
-                mask = _real_keys(bucket, 0)[:, None, None]
-            out = _attend(q, k, v, mask=mask, scale=scale).flatten(0, 1)
+            k, v = _behind(head[1], k), _behind(head[2], v)
+            real = None if causal or bucket.real is None else _real_keys(bucket, 0)[:, None, None]
+            out = self._see(q, k, v, scale=scale, window=window, causal=causal, real=real).flatten(0, 1)
             outputs.append(out if bucket.real is None else out[bucket.real])
         return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
+
+    def _see(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        causal: bool,
+        real: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of (count, queries, heads, size); in an encoder over the `real` keys.
+
+        Padding stands behind the tokens of its example, where none of them looks, unless it is an encoder.
+        On the CPU, whose kernel computes what is masked as well, a block of queries is given the keys up to
+        its last one only.
+        """
+        if not causal:
+            return _attend(query, key, value, mask=real, scale=scale)
+        queries, keys = query.shape[1], key.shape[1]
+        before, mask = keys - queries, self._mask(keys - queries, queries, window)
+        if query.device.type != "cpu" or queries <= CPU_BLOCK:
+            return _attend(query, key, value, mask=mask, scale=scale)
+        sizes = [CPU_BLOCK] * (queries // CPU_BLOCK) + [queries % CPU_BLOCK] * (queries % CPU_BLOCK > 0)
+        pieces = [part.split([before + sizes[0], *sizes[1:]], dim=1) for part in (key, value)]
+        outputs, first, begins = [], 0, [0]  # of the first piece that any query of the block still sees
+        for block, q in enumerate(query.split(sizes, dim=1)):
+            start = block * CPU_BLOCK
+            begins.append(before + start + q.shape[1])
+            while window is not None and begins[first + 1] <= before + start + 1 - window:
+                first += 1
+            k, v = (torch.cat(part[first : block + 1], dim=1) for part in pieces)
+            seen = mask[start : start + q.shape[1], begins[first] : begins[-1]]
+            outputs.append(_attend(q, k, v, mask=seen, scale=scale))
+        return torch.cat(outputs, dim=1)
 
     def of_one_token(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
@@ -145,12 +182,14 @@ class PackedAttention:
             (1, examples, heads, size).
         """
         counts = [bucket.count for bucket in self._buckets]
-        queries = query[0].transpose(0, 1)[:, None].split(counts)
-        sizes = self._sizes[1:] if self.prefix else self._sizes
-        keys, values = (part[0].transpose(0, 1)[self.prefix :].split(sizes) for part in (key, value))
-        outputs = []
+        queries = query.squeeze(0).transpose(0, 1).unsqueeze(1).split(counts)
+        keys, values = (part.squeeze(0).transpose(0, 1).split(self._sizes) for part in (key, value))
+        outputs, head = [], (None, None)
+        if self.prefix:
+            head = keys[0].unsqueeze(0), values[0].unsqueeze(0)
+            keys, values = keys[1:], values[1:]
         for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
-            k, v = (self._with_prefix(_spread(part, bucket), head) for part, head in ((k, key), (v, value)))
+            k, v = _behind(head[0], _spread(k, bucket)), _behind(head[1], _spread(v, bucket))
             mask = None
             if bucket.real is not None or (window is not None and window < k.shape[1]):
                 mask = _real_keys(bucket, self.prefix, window)[:, None, None]
@@ -161,20 +200,8 @@ class PackedAttention:
     def _sizes(self) -> list[int]:
         return [self.prefix] * bool(self.prefix) + [bucket.tokens for bucket in self._buckets]
 
-    def _with_prefix(self, own: Tensor, whole: Tensor) -> Tensor:
-        """Keys or values (count, width, heads, size) behind the prefix's, out of `whole`."""
-        if not self.prefix:
-            return own
-        head = whole[0, :, : self.prefix].transpose(0, 1)
-        return torch.cat([head.expand(len(own), *head.shape), own], dim=1)
-
-    def _mask(self, before: int, width: int, window: int | None, causal: bool) -> Tensor | None:
-        """(width, before + width) bool: what each of the last `width` tokens sees; None: all, in an encoder.
-
-        Padding stands behind the tokens of its example, where none of them looks.
-        """
-        if not causal:
-            return None
+    def _mask(self, before: int, width: int, window: int | None) -> Tensor:
+        """(width, before + width) bool: what each of the last `width` tokens sees."""
         key = before, width, window
         if key not in self._masks:
             query = torch.arange(before, before + width, device=self._device)[:, None]
@@ -238,6 +265,11 @@ def _spread(own: Tensor, bucket: Bucket) -> Tensor:
     if bucket.place is not None:
         own = own.index_select(0, bucket.place)
     return own.unflatten(0, (bucket.count, bucket.width))
+
+
+def _behind(head: Tensor | None, own: Tensor) -> Tensor:
+    """Keys or values (count, width, heads, size) behind the prefix's, (1, prefix, heads, size)."""
+    return own if head is None else torch.cat([head.expand(len(own), -1, -1, -1), own], dim=1)
 
 
 def _real_keys(bucket: Bucket, prefix: int, window: int | None = None) -> Tensor:

@@ -1,23 +1,18 @@
-"""Frozen linear maps on the CPU through oneDNN: over twice as fast as torch's own fp32 on some processors.
+"""Frozen linear maps on the CPU through oneDNN."""
 
-torch's fp32 matrix product is MKL's, which does not use AVX-512 on every processor that has it; oneDNN's
-does. Both are fp32 throughout and differ by rounding.
-"""
-
-import platform
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lingo_ds import onednn
 from lingo_ds.backbone.spec import BackboneSpec
 
 
 def use_onednn(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device) -> None:
     """Lets the linear maps inside the layers compute with oneDNN where torch does not: fp32 on an x86 CPU."""
-    has_it = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-    if device.type != "cpu" or dtype != torch.float32 or not has_it:
+    if not onednn.serves(dtype, device):
         return
     for name in spec.linear_maps:
         module = spec.skeleton.get_submodule(name)
@@ -52,14 +47,8 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: FrozenForward) -> Tensor:
         ctx.frozen = frozen
-        return _product(x, frozen.weight(), frozen.bias())
+        return onednn.product(x, frozen.weight(), frozen.bias())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _product(grad, ctx.frozen.weight().t(), None), None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The map of x, which is no view of anything: adapters write to it in place."""
-    out = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
-    return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], len(weight)])
+        return onednn.product(grad, ctx.frozen.weight().t()), None

@@ -383,7 +383,7 @@ def backbone_and_pefts_lora(
     """A tiny frozen backbone, and the same one in stock PEFT with LoRA on every linear map."""
     from peft import LoraConfig, get_peft_model
 
-    config = AutoConfig.for_model(family, vocab_size=32, **BACKBONES[family])
+    config = AutoConfig.for_model(family, vocab_size=32, initializer_range=0.2, **BACKBONES[family])
     lora = LoraConfig(
         r=4,
         lora_alpha=int(4 * SCALE),
@@ -428,8 +428,8 @@ def test_lora_is_pefts(dtype: torch.dtype, family: str, dropout: float):
     assert distance(bank.layout.head(bank.grad), head.grad) < tolerance
     expected = torch.zeros_like(bank.grad)
     bank.layout.head(expected).copy_(head.grad)
-    # what reaches the queries of the first layer is so small here that float32 says little of it alone
-    of_one = tolerance if dtype == torch.float64 else 1e-3
+    # what reaches the queries of the first layer is so small here that it is mostly rounding
+    of_one = 100 * tolerance
     for k, name in enumerate(adapted):
         grads, theirs_k = bank.layout.site(bank.grad, k), bank.layout.site(expected, k)
         theirs_k.q.copy_(layers[name].lora_A["default"].weight.grad)
