@@ -16,12 +16,14 @@ from lingo_ds.backbone.backbone import Backbone, load_backbone
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.quantized import FORMS, QuantizedMap, map_bytes, quantize_maps, quantized_facts
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.config import ZeroConfig
+from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.errors import UserError
 from lingo_ds.memory import GIB, ModelFacts, backbone_bytes, choose_spread, require_whole
 from lingo_ds.model import AdaptedModel
+from lingo_ds.plan import make_plan
 from lingo_ds.prepare import require_quantizable
 from tests.unit.test_backbone import COMMON, GATED, random_model, save, some_input
+from tests.unit.test_plan import LLAMA_7B
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lingo_ds[quant]")
 
@@ -251,6 +253,25 @@ def some_facts(**values: int) -> ModelFacts:
         "packable": True, "causal": True, "world_size": 4, "local_world_size": 4, "memory_bytes": GIB,
     }  # fmt: skip
     return ModelFacts(**common | values)
+
+
+@pytest.mark.parametrize(("quantization", "gib"), [("none", None), ("int8", 6.28), ("nf4", 3.36)])
+def test_a_7b_backbone_fits_a_card_of_12_gib_when_quantised(quantization, gib):
+    """Llama 2 7B: 6.48e9 of its 6.61e9 entries are in maps, of 8 or 4.127 bits each, all else in bf16."""
+    layer = [*[(4096, 4096)] * 4, (11008, 4096), (11008, 4096), (4096, 11008)]
+    maps = {f"{k}.{place}": shape for k in range(32) for place, shape in enumerate(layer)}
+    facts = replace(LLAMA_7B, memory_bytes=12 * GIB, **quantized_facts(maps, quantization))
+    backbone = {"path": "x", "activation_checkpointing": True, "quantization": quantization}
+    config = RunConfig.model_validate({"name": "x", "backbone": backbone, "data": {"path": "x"}})
+    if gib is None:
+        with pytest.raises(UserError, match=r"does not fit 9\.60 GiB.*backbone\.quantization=nf4"):
+            make_plan(config, facts)
+        return
+    plan = make_plan(config, facts)
+    assert plan.zero_stage == 0 and plan.shard_group == 1
+    assert plan.bytes_per_process["backbone"] == pytest.approx(gib * GIB, rel=0.002)
+    assert plan.bytes_per_process["one map dequantised"] == 2 * 4096 * 11008
+    assert sum(plan.bytes_per_process.values()) < 9.6 * GIB
 
 
 @pytest.mark.parametrize(("setting", "value"), [("stage", 3), ("shard_group", 2)])
