@@ -54,8 +54,10 @@ setup(
     extras_require={
         "gpu": ["liger-kernel>=0.5"],
         "mpi": ["mpi4py"],
+        "quant": ["bitsandbytes>=0.50"],  # its functions for the CPU
         "dev": [
             "accelerate",
+            "bitsandbytes>=0.50",
             "build",
             "hypothesis",
             "import-linter",

@@ -11,13 +11,26 @@ from lingo_ds.adapters.layout import BankLayout, Site, SiteViews
 from lingo_ds.data.targets import MOST_OUTPUTS
 from lingo_ds.data.tasks import Task
 
+QUANTIZED = {
+    "int8": ("8 bits, scaled by rows", "load_in_8bit=True"),
+    "nf4": (
+        "4 bits, double quantisation",
+        'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    ),
+}
+"""In words, and as settings of transformers' BitsAndBytesConfig, which gives the same values."""
+
 
 class BackboneCard(BaseModel, extra="forbid", frozen=True):
-    """Which backbone an adapter belongs to: a folder's whole path, a hub id, or what the package embeds."""
+    """Which backbone an adapter belongs to: a folder's whole path, a hub id, or what the package embeds.
+
+    `fingerprint` is that of its files; `quantization` is what was made of their maps in training.
+    """
 
     path: str
     fingerprint: str
     revision: str | None = None
+    quantization: Literal["none", "int8", "nf4"] = "none"
 
 
 class DataCard(BaseModel, extra="forbid", frozen=True):

@@ -27,6 +27,9 @@ class BackboneUse(Section):
         description="Norms, rotary positions and gates. off: transformers' own; "
         "liger: liger-kernel's, on a GPU.",
     )
+    quantization: Literal["auto", "none", "int8", "nf4"] = Field(
+        "auto", description="As `backbone.quantization` of a run. auto: as the adapter was trained."
+    )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the backbone's files.")
 
 
@@ -34,6 +37,11 @@ class BackboneConfig(BackboneUse):
     """The frozen language model."""
 
     path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:english`.")
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="Of the frozen maps inside the layers, by bitsandbytes; in whole copies (ZeRO stage 0). "
+        "int8: by rows (arXiv 2208.07339); nf4: 4 bits, double quantisation (QLoRA, arXiv 2305.14314).",
+    )
     activation_checkpointing: bool = Field(
         False,
         description="Recompute a decoder layer in the backward pass instead of keeping its activations.",

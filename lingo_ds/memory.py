@@ -35,6 +35,9 @@ class ModelFacts:
         world_size: processes of the job.
         local_world_size: processes of one host.
         memory_bytes: memory that one process may use.
+        quantized_parameters: entries of the frozen maps that are held in fewer bits.
+        quantized_bytes: what these take.
+        largest_quantized: entries of the largest of these maps.
     """
 
     backbone_parameters: int
@@ -52,6 +55,9 @@ class ModelFacts:
     local_world_size: int
     memory_bytes: int
     token_parameters: int = 0
+    quantized_parameters: int = 0
+    quantized_bytes: int = 0
+    largest_quantized: int = 0
 
     @property
     def learns_inside(self) -> bool:
@@ -100,7 +106,10 @@ def plan_forward(
     token_bytes = facts.inside_layer * facts.compute_bytes
     bank = facts.bank_parameters * (4 * 4 + 2 * facts.compute_bytes)
     stage, group = choose_spread(
-        zero, facts, beside=bank + longest * token_bytes, fix="set zero.profile=zero3_offload or bf16"
+        zero,
+        facts,
+        beside=bank + longest * token_bytes,
+        fix="set backbone.quantization=nf4, zero.profile=zero3_offload or bf16",
     )
     free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group).values())
     fitting = max(min(MOST_TOKENS[device], int(free // token_bytes)), 1)
@@ -109,10 +118,28 @@ def plan_forward(
 
 def backbone_bytes(facts: ModelFacts, stage: int, group: int) -> dict[str, int]:
     """Memory of one process for its share of the frozen weights, by part."""
-    parts = {"backbone": math.ceil(facts.backbone_parameters / group) * facts.compute_bytes}
+    entries = facts.backbone_parameters - facts.quantized_parameters
+    parts = {"backbone": math.ceil(entries / group) * facts.compute_bytes + facts.quantized_bytes}
+    if facts.quantized_parameters:
+        parts["one map dequantised"] = facts.largest_quantized * facts.compute_bytes
     if stage == 3:
         parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes
     return parts
+
+
+def require_whole(quantization: str, zero: ZeroConfig) -> None:
+    """Checks that quantised weights are not to be sharded.
+
+    Raises:
+        UserError: where `zero` says so.
+    """
+    if quantization == "none":
+        return
+    sharded = {"stage": zero.stage == 3, "shard_group": zero.shard_group not in ("auto", 1)}
+    for setting in [name for name, so in sharded.items() if so]:
+        rule = f"is for whole copies, and zero.{setting}={getattr(zero, setting)} shards them"
+        fix = f"set zero.{setting}=auto, or backbone.quantization=none"
+        raise UserError(Mistake("backbone.quantization", quantization, rule, fix))
 
 
 def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str) -> tuple[int, int]:
@@ -139,6 +166,10 @@ def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str)
         return 0, 1
     if zero.shard_group == 1 and facts.world_size > 1:
         return 0, 1
+    if facts.quantized_parameters:
+        rule = f"does not fit {as_bytes(int(budget))}, and quantised weights are not sharded"
+        fix = "set backbone.quantization=nf4 and backbone.activation_checkpointing=true, or shard it: none"
+        raise UserError(Mistake("backbone.path", f"{as_bytes(need(0, 1))} per process", rule, fix))
     if zero.shard_group != "auto":
         if facts.world_size % zero.shard_group:
             raise UserError(

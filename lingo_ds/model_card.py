@@ -3,12 +3,13 @@
 import re
 import textwrap
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from lingo_ds.adapter_card import Card, SavedAdapter
+from lingo_ds.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.backbone.families import CLASSIFIERS
 from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
 from lingo_ds.data.prompt import make_prompt
@@ -95,6 +96,7 @@ def model_card(
         _data(card),
         _metrics(card, notes),
         _ranks(adapter),
+        *_quantized(card, form),
         use,
         *remarks,
         LIMITS,
@@ -191,6 +193,17 @@ def _of_bases(entries: int) -> str:
     return f" and {entries:,} the embeddings of A, C, G, T and N" if entries else ""
 
 
+def _quantized(card: Card, form: Form) -> Iterator[str]:
+    """What the backbone was when the adapter was trained, where that is not what its files hold."""
+    if (quantization := card.backbone.quantization) == "none":
+        return
+    now = "Here it is added to the files' own, unquantised weights, on which its answers differ"
+    if form in ("adalora", "lora"):
+        now = "On the files' own, unquantised weights its answers differ"
+    what = f"{quantization} ({QUANTIZED[quantization][0]}) by bitsandbytes"
+    yield f"## Backbone\n\nTrained over linear maps that were quantised to {what}. {now}."
+
+
 def _use(card: Card, spec: BackboneSpec, form: Form, frame: Frame | None) -> str:
     if form in ("adalora", "lora") and spec.model_type not in CLASSIFIERS:
         return (
@@ -205,18 +218,23 @@ def _use(card: Card, spec: BackboneSpec, form: Form, frame: Frame | None) -> str
 
 def _load_adapter(card: Card, spec: BackboneSpec) -> list[str]:
     rows = spec.embedding_shape[0] + len(NUCLEOTIDES)
+    name, quantized = "", []
+    if (quantization := card.backbone.quantization) != "none":
+        settings = f'{QUANTIZED[quantization][1]}, llm_int8_skip_modules=["score"]'
+        name, quantized = ", BitsAndBytesConfig", [f"    quantization_config=BitsAndBytesConfig({settings}),"]
     room = f"model.resize_token_embeddings({rows}, mean_resizing=False)  # room for A, C, G, T and N"
     return [
         "import torch",
         "from peft import PeftConfig, PeftModel",
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        f"from transformers import AutoModelForSequenceClassification, AutoTokenizer{name}",
         "",
         'folder = "."',
         "backbone = PeftConfig.from_pretrained(folder).base_model_name_or_path",
         'tokenizer = AutoTokenizer.from_pretrained(backbone, padding_side="right")',
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token",
         "model = AutoModelForSequenceClassification.from_pretrained(",
-        f"    backbone, num_labels={card.task.classes}, pad_token_id=tokenizer.pad_token_id",
+        f"    backbone, num_labels={card.task.classes}, pad_token_id=tokenizer.pad_token_id,",
+        *quantized,
         ")",
         *([room] if card.task.tokens == "nucleotides" else []),
         "model = PeftModel.from_pretrained(model, folder).eval()",

@@ -185,7 +185,8 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         config.zero,
         facts,
         beside=_bank_bytes(config, facts) + _example_bytes(config, facts),
-        fix="set zero.profile=zero3_offload, backbone.activation_checkpointing=true or bf16",
+        fix="set backbone.quantization=nf4, zero.profile=zero3_offload, "
+        "backbone.activation_checkpointing=true or bf16",
     )
     tokens = _micro_batch_tokens(config, facts, stage, group)
     micro = _micro_batch(config, facts, stage, group, tokens)

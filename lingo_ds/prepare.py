@@ -19,6 +19,7 @@ from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
 from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
+from lingo_ds.backbone.quantized import quantized_facts, require_bitsandbytes
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.data.packing import common_prefix
@@ -31,6 +32,7 @@ from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
+from lingo_ds.memory import require_whole
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
@@ -79,6 +81,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
 
     distributed.first_on_host_does(find_inputs, env)
     with distributed.together(env):
+        require_quantizable(config.backbone.quantization, config.zero)
         spec = read_spec(_backbone_folder(config, cache), trust_remote_code=config.backbone.trust_remote_code)
         sites = []
         if config.adapter.method != "none":
@@ -128,6 +131,7 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
         "activation_checkpointing": prepared.config.backbone.activation_checkpointing,
         "packed": plan.packed,
         "liger": prepared.config.backbone.fused_kernels == "liger",
+        "quantization": prepared.config.backbone.quantization,
         "shard_group": plan.shard_group,
         "ds_config": plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
         if plan.zero_stage == 3
@@ -170,6 +174,7 @@ def load_spread(
     activation_checkpointing: bool,
     packed: bool,
     liger: bool,
+    quantization: str,
     shard_group: int,
     ds_config: dict[str, Any] | None,
     embedding_rows: Sequence[int] = (),
@@ -188,8 +193,19 @@ def load_spread(
         group=group,
         packed=packed,
         liger=liger,
+        quantization=quantization,
         embedding_rows=embedding_rows,
     )
+
+
+def require_quantizable(quantization: str, zero: ZeroConfig) -> None:
+    """Checks that the backbone can be quantised here, before anything large is read.
+
+    Raises:
+        UserError: without bitsandbytes, or where the backbone is to be sharded.
+    """
+    require_whole(quantization, zero)
+    require_bitsandbytes(quantization)
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
@@ -222,12 +238,12 @@ def _facts(
         longest=data.longest,
         shared_prefix=common_prefix(read, np.arange(len(read))) if shares else 0,
         mean_tokens=float(train.lengths.mean()),
-        **model_facts(spec, layout, dtype, env),
+        **model_facts(spec, layout, dtype, env, quantization=config.backbone.quantization),
     )
 
 
 def model_facts(
-    spec: BackboneSpec, layout: BankLayout, dtype: torch.dtype, env: DistEnv
+    spec: BackboneSpec, layout: BankLayout, dtype: torch.dtype, env: DistEnv, *, quantization: str
 ) -> dict[str, int | bool]:
     """The fields of `ModelFacts`, the same on all processes."""
     shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
@@ -248,6 +264,7 @@ def model_facts(
         "world_size": env.world_size,
         "local_world_size": local_world_size,
         "memory_bytes": memory,
+        **quantized_facts(spec.linear_maps, quantization),
     }
 
 

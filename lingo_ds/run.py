@@ -14,6 +14,7 @@ from lingo_ds.evaluation.evaluate import write_predictions
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.files import only_user, write_aside
 from lingo_ds.job import job
+from lingo_ds.memory import as_bytes
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
@@ -52,8 +53,9 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
         for line in prepared.plan.equations():
             logger.info("%s", line)
         model = build(prepared)
-        logger.info("process 0 holds %s of %s backbone entries",
-                    f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}")  # fmt: skip
+        logger.info("process 0 holds %s of %s backbone entries, in %s",
+                    f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}",
+                    as_bytes(model.backbone.held_bytes()))  # fmt: skip
         session = Session(prepared, model)
         first_step = 1
         if checkpoint:

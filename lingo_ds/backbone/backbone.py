@@ -13,6 +13,7 @@ from lingo_ds.backbone.attention import PackedAttention
 from lingo_ds.backbone.fused import use_liger
 from lingo_ds.backbone.linear import use_onednn
 from lingo_ds.backbone.load import WeightFiles, fill_whole
+from lingo_ds.backbone.quantized import held_by_maps, quantize_maps
 from lingo_ds.backbone.spec import BackboneSpec
 
 if TYPE_CHECKING:
@@ -97,9 +98,15 @@ class Backbone:
 
     def held_entries(self) -> int:
         """Entries of the weights that this process holds now."""
-        return (
-            self._shards.held_entries() if self._shards else sum(p.numel() for p in self.module.parameters())
-        )
+        if self._shards:
+            return self._shards.held_entries()
+        return sum(p.numel() for p in self.module.parameters()) + held_by_maps(self.module)[0]
+
+    def held_bytes(self) -> int:
+        """Bytes of these entries."""
+        width = next(self.module.parameters()).element_size()
+        quantized, size = held_by_maps(self.module)
+        return (self.held_entries() - quantized) * width + size
 
     def release(self) -> None:
         """After a forward without backward: lets go of weights that were gathered for a backward pass."""
@@ -122,11 +129,13 @@ def load_backbone(
     group: dist.ProcessGroup | None,
     packed: bool = False,
     liger: bool = False,
+    quantization: str = "none",
     embedding_rows: Sequence[int] = (),
 ) -> Backbone:
     """Loads the weights: a whole copy, or with `ds_config` this process's ranges of it.
 
     `packed` makes it a model for packs, without padded batches; `liger` gives it liger-kernel's functions.
+    `quantization`, `none`, `int8` or `nf4`, is for whole copies.
     `embedding_rows` are rows of the input embedding that are wanted whole here, whoever holds them.
 
     Raises:
@@ -138,10 +147,13 @@ def load_backbone(
             buffer.copy_(files.read(name).view_as(buffer))
     rows = files.rows(f"{spec.embedding}.weight", embedding_rows)
     if ds_config is None:
+        if quantization != "none":
+            quantize_maps(spec, files, quantization, dtype=dtype, device=device)
         fill_whole(spec.skeleton, files, dtype=dtype, device=device)
         shards = None
         spec.skeleton.to(device)
     else:
+        assert quantization == "none", "quantised maps are not sharded"
         from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
 
         shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)

@@ -17,7 +17,7 @@ from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
 from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import load_spread, model_facts, read_profile
+from lingo_ds.prepare import load_spread, model_facts, read_profile, require_quantizable
 
 
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
@@ -37,6 +37,8 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     distributed.first_on_host_does(opened, env)  # downloads, or makes what is embedded
     with distributed.together(env):
         saved, spec = opened()
+        quantization = saved.card.backbone.quantization if use.quantization == "auto" else use.quantization
+        require_quantizable(quantization, config.zero)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=use.trust_remote_code)
         profile = read_profile(config.zero, env)
     distributed.require_equal(saved.card.model_dump_json(), "--adapter", env)
@@ -45,7 +47,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     if task.pair_separator is not None:
         rule, fix = "was trained on pairs of sequences, which predict does not read", "run evaluate instead"
         raise UserError(Mistake("--adapter", folder, rule, fix), on_all=True)
-    facts = ModelFacts(**model_facts(spec, saved.layout, dtype, env))
+    facts = ModelFacts(**model_facts(spec, saved.layout, dtype, env, quantization=quantization))
     plan = plan_forward(
         facts, config.zero, packing=config.packing, longest=task.max_length,
         tokens=config.batch_tokens, device=env.device.type,
@@ -55,7 +57,8 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype])
     backbone = load_spread(
         spec, dtype, env, activation_checkpointing=False, packed=plan.packed,
-        liger=use.fused_kernels == "liger", shard_group=plan.shard_group, ds_config=ds_config,
+        liger=use.fused_kernels == "liger", quantization=quantization,
+        shard_group=plan.shard_group, ds_config=ds_config,
     )  # fmt: skip
     bank = AdapterBank(
         saved.layout, scale=saved.alpha / saved.rank, dtype=dtype, device=env.device,

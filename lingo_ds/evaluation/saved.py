@@ -1,5 +1,6 @@
 """Saved adapters: found again with their backbone, and put back into the model that trained them."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from lingo_ds.export import SavedAdapter, load_adapter, read_card
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import Prepared
+
+logger = logging.getLogger(__name__)
 
 
 class OpenedAdapter(NamedTuple):
@@ -92,6 +95,11 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
 def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path) -> None:
     """The config must turn sequences into hidden states as it was done in training."""
     card, task = saved.card, prepared.task
+    theirs, ours = card.backbone.quantization, prepared.config.backbone.quantization
+    if theirs != ours:
+        logger.warning(
+            "backbone.quantization: %s, but the adapter in %s was trained with %s", ours, folder, theirs
+        )
     trained = {
         "data.prefix": (card.task.template, task.template),
         "data.domain": (card.task.domain, task.domain),

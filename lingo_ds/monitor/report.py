@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lingo_ds.files import write_aside
 
-_LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy")
+_LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "bitsandbytes")
 
 _CLASS_ROWS = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
 _ROWS = {

@@ -223,6 +223,7 @@ class Session:
                 path=backbone_address(config.backbone.path),
                 fingerprint=prepared.backbone_fingerprint,
                 revision=config.backbone.revision,
+                quantization=config.backbone.quantization,
             ),
             step=best.step,
             at_budget=best.at_budget,

@@ -64,6 +64,7 @@ def make_report(
             "saved": saved_size,
             "backbone": plan.facts.backbone_parameters,
             "fraction": plan.fraction,
+            "quantization": config.backbone.quantization,
         },
         "sync": {"audits": audit.audits, "divergences": audit.divergences, "repairs": audit.repairs},
         "throughput": {

@@ -445,7 +445,16 @@ def test_what_to_open_names_what_is_there(tmp_path):
 
 def test_versions_are_those_installed():
     found = versions()
-    assert set(found) == {"lingo_ds", "python", "torch", "deepspeed", "transformers", "datasets", "numpy"}
+    assert set(found) == {
+        "lingo_ds",
+        "python",
+        "torch",
+        "deepspeed",
+        "transformers",
+        "datasets",
+        "numpy",
+        "bitsandbytes",
+    }
     assert torch.__version__.startswith(found["torch"].split("+")[0])
     assert found["numpy"] == np.__version__
     assert all(found.values())
