@@ -1,0 +1,81 @@
+"""What a step sends, worked out by hand for a model of three layers."""
+
+import pytest
+
+from lingo_ds.traffic import (
+    Collective,
+    Link,
+    Spread,
+    Weights,
+    by_link,
+    gathered_bytes,
+    persistent_traffic,
+    sent_bytes,
+    step_traffic,
+)
+
+MODEL = Weights(runs=((3, (10, 7)),), others=(9, 5))  # layers of 17 entries, 14 outside
+
+
+def spread(world, local, group, **more):
+    return Spread(
+        world_size=world, local_world_size=local, zero_stage=3, shard_group=group, compute_bytes=4, **more
+    )
+
+
+def step(over, **more):
+    traffic = step_traffic(MODEL, over, **{"micro_batches": 1, "wire": 400, **more})
+    return {one.what: one for one in traffic}
+
+
+def test_weights_are_padded_one_by_one():
+    padded = 3 * (10 + 8) + 10 + 6  # to pairs
+    assert step(spread(2, 2, 2))["forward"].payload == 4 * padded
+    assert gathered_bytes([10, 7], spread(4, 4, 4), above=0) == 4 * (12 + 8)
+
+
+def test_the_last_two_layers_are_not_gathered_again():
+    assert step(spread(2, 2, 2))["backward"].payload == 4 * (10 + 8)
+
+
+def test_every_micro_batch_gathers_again_and_the_bank_is_reduced_once():
+    one, three = step(spread(2, 2, 2)), step(spread(2, 2, 2), micro_batches=3)
+    assert three["forward"].sent == 3 * one["forward"].sent
+    assert three["bank"] == one["bank"] == Collective("all_reduce", "bank", 2, 1, 400)
+
+
+def test_small_weights_stay_until_they_are_given_back():
+    kept = spread(2, 2, 2, persistent=7)
+    assert step(kept)["forward"].payload == 4 * (3 * 10 + 10)
+    assert persistent_traffic(MODEL, kept).payload == 4 * (3 * 8 + 6)
+
+
+def test_a_head_alone_gathers_for_the_forward_pass_and_keeps_nothing():
+    alone = step(spread(2, 2, 2, persistent=7), learns_inside=False)
+    assert set(alone) == {"forward", "bank"}
+    assert alone["forward"].payload == 4 * (3 * (10 + 8) + 10 + 6)
+
+
+@pytest.mark.parametrize("how", [spread(4, 2, 2), spread(4, 2, 4, hpz=2)])
+def test_with_groups_inside_hosts_only_the_bank_crosses(how):
+    crossing = [name for name, one in step(how).items() if one.link is Link.BETWEEN]
+    assert crossing == ["bank"]
+
+
+def test_a_group_over_two_hosts_sends_weights_between_them():
+    links = by_link(step(spread(4, 2, 4)).values())
+    assert links["inside"] == 0 and links["between"] > 600
+    assert step(spread(2, 1, 2))["forward"].hosts == 2
+
+
+def test_whole_copies_send_nothing_but_the_bank():
+    assert set(step(spread(4, 2, 1))) == {"bank"}
+    assert step(spread(1, 1, 1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"), [("all_gather", 300), ("reduce_scatter", 300), ("all_reduce", 600), ("broadcast", 400)]
+)
+def test_a_ring_of_four(name, sent):
+    assert sent_bytes(name, 400, 4) == sent
+    assert sent_bytes(name, 400, 1) == 0
