@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError, one_line
 from lingo_ds.place import find_place, meet_by_mpi
 
@@ -77,6 +79,13 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         place = {"rank": env.global_rank, "world_size": env.world_size}
         dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    counter.place(_hosts(env))
+
+
+def _hosts(env: DistEnv) -> list[int]:
+    """The number of the host that each global rank is on: a host's processes are neighbours."""
+    local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
+    return list(accumulate(int(rank == 0) for rank in local))
 
 
 def _meet(env: DistEnv, arrival: timedelta) -> dist.Store:
@@ -136,24 +145,27 @@ def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums `tensor` over all processes, in place."""
+def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
+    """Sums `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
     if not _alone():
+        counter.add("all_reduce", what, tensor.nbytes)
         dist.all_reduce(tensor)
     return tensor
 
 
-def broadcast_(tensor: torch.Tensor) -> torch.Tensor:
-    """Copies global rank 0's `tensor` to all processes, in place."""
+def broadcast_(tensor: torch.Tensor, *, what: str = "other", source: int = 0) -> torch.Tensor:
+    """Copies the `tensor` of global rank `source` to all processes, in place."""
     if not _alone():
-        dist.broadcast(tensor, 0)
+        counter.add("broadcast", what, tensor.nbytes)
+        dist.broadcast(tensor, source)
     return tensor
 
 
-def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+def all_gather(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Stacks every process's `tensor` of one shape: (world_size, *shape)."""
     if _alone():
         return tensor[None]
+    counter.add("all_gather", what, dist.get_world_size() * tensor.nbytes)
     out = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(out, tensor.contiguous())
     return torch.stack(out)
@@ -166,11 +178,11 @@ def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     mine = env.global_rank == source
     payload = json.dumps(value).encode() if mine else b""
     size = torch.tensor([len(payload)], dtype=torch.long, device=env.device)
-    dist.broadcast(size, source)
+    broadcast_(size, source=source)
     data = torch.zeros(int(size), dtype=torch.uint8, device=env.device)
     if mine:
         data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    dist.broadcast(data, source)
+    broadcast_(data, source=source)
     return json.loads(bytes(data.cpu().tolist()))
 
 

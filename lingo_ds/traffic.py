@@ -19,6 +19,14 @@ AUDIT_BYTES = 8
 """Of one part's fingerprint."""
 
 
+class Start(StrEnum):
+    """What the next pass finds: nothing known of the model's order, no small weights, or all as usual."""
+
+    RECORDING = "recording"
+    FILLING = "filling"
+    STEADY = "steady"
+
+
 class Link(StrEnum):
     """Over what a collective's bytes go: between processes of one host, or between hosts."""
 
@@ -32,16 +40,23 @@ class Weights:
 
     Attributes:
         runs: (layers, entries of every weight of one such layer), from the first decoder layer to the last.
-        others: entries of every weight outside of the decoder layers.
+        embeddings: entries of every embedding outside of the decoder layers; no backward pass needs them.
+        others: entries of every other weight there.
     """
 
     runs: tuple[tuple[int, tuple[int, ...]], ...]
+    embeddings: tuple[int, ...]
     others: tuple[int, ...]
 
     @property
     def layers(self) -> tuple[tuple[int, ...], ...]:
         """Entries of every weight, by layer."""
         return tuple(sizes for count, sizes in self.runs for _ in range(count))
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """Entries of every weight."""
+        return (*self.embeddings, *_flat(self.layers), *self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +141,15 @@ def sent_bytes(name: str, payload: int, group: int) -> int:
 
 
 def step_traffic(
-    weights: Weights, spread: Spread, *, micro_batches: int, wire: int, learns_inside: bool = True
+    weights: Weights,
+    spread: Spread,
+    *,
+    micro_batches: int,
+    wire: int,
+    learns_inside: bool = True,
+    start: Start = Start.STEADY,
 ) -> tuple[Collective, ...]:
-    """Every collective of one step, from a run's third forward on.
-
-    A run's first forward and backward pass gather every weight they use, while DeepSpeed notes the order; its
-    second, and the first after an evaluation, gather the persistent weights, see `persistent_traffic`.
+    """Every collective of one step, beside those of masks and audits.
 
     Args:
         weights: of the backbone.
@@ -140,25 +158,33 @@ def step_traffic(
         wire: bytes of the bank's gradient with the step's sums.
         learns_inside: whether a backward pass goes through the backbone; else its weights are given back
             after each forward, the persistent ones too.
+        start: what the first pass of the step finds. A run's first pass gathers all it uses, while DeepSpeed
+            notes the order; its second, and the first after an evaluation, gather the persistent weights,
+            which then stay.
     """
-    layers, below = weights.layers, spread.persistent if learns_inside else 0
-    forward = gathered_bytes((*weights.others, *_flat(layers)), spread, above=below)
-    backward = gathered_bytes(_flat(layers[:-KEPT_LAYERS]), spread, above=below) if learns_inside else 0
+    starts = [start] + [Start.STEADY] * (micro_batches - 1)
+    if start is Start.RECORDING and micro_batches > 1:
+        starts[1] = Start.FILLING
+    passes = [_pass_bytes(weights, spread, one, learns_inside=learns_inside) for one in starts]
     group, world = spread.gathering, spread.world_size
-    reach = spread.hosts(group)
     collectives = (
-        Collective("all_gather", "forward", group, reach, micro_batches * forward),
-        Collective("all_gather", "backward", group, reach, micro_batches * backward),
+        Collective("all_gather", "forward", group, spread.hosts(group), sum(p[0] for p in passes)),
+        Collective("all_gather", "backward", group, spread.hosts(group), sum(p[1] for p in passes)),
         Collective("all_reduce", "bank", world, spread.hosts(world), wire),
     )
     return tuple(one for one in collectives if one.sent)
 
 
-def persistent_traffic(weights: Weights, spread: Spread) -> Collective:
-    """What the first forward after an evaluation gathers beside: the small weights that then stay."""
-    small = (size for size in (*weights.others, *_flat(weights.layers)) if size <= spread.persistent)
-    payload = gathered_bytes(small, spread, above=0)
-    return Collective("all_gather", "forward", spread.gathering, spread.hosts(spread.gathering), payload)
+def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside: bool) -> tuple[int, int]:
+    """Bytes gathered for one forward pass, and for the backward pass that follows."""
+    layers, small = weights.layers, spread.persistent
+    everything = gathered_bytes(weights.every, spread, above=0)
+    if not learns_inside:
+        return everything, 0
+    if start is Start.RECORDING:
+        return everything, gathered_bytes((*_flat(layers), *weights.others), spread, above=0)
+    forward = everything if start is Start.FILLING else gathered_bytes(weights.every, spread, above=small)
+    return forward, gathered_bytes(_flat(layers[:-KEPT_LAYERS]), spread, above=small)
 
 
 def audit_traffic(spread: Spread, *, parts: int) -> Collective:

@@ -165,8 +165,11 @@ def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module]) -> Weights:
     """Entries of every weight, a tied one once."""
     by_layer = [tuple(p.numel() for p in layer.parameters()) for layer in layers.values()]
     inside = {id(p) for layer in layers.values() for p in layer.parameters()}
-    others = tuple(p.numel() for p in skeleton.parameters() if id(p) not in inside)
-    return Weights(tuple((len(list(run)), sizes) for sizes, run in groupby(by_layer)), others)
+    outside = {id(p): p.numel() for p in skeleton.parameters() if id(p) not in inside}
+    tables = [id(m.weight) for m in skeleton.modules() if isinstance(m, nn.Embedding)]
+    embeddings = tuple(outside.pop(table) for table in dict.fromkeys(tables) if table in outside)
+    runs = tuple((len(list(run)), sizes) for sizes, run in groupby(by_layer))
+    return Weights(runs, embeddings, tuple(outside.values()))
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

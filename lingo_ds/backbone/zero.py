@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.counter import counter
+from lingo_ds.traffic import Start
 
 
 def shard(
@@ -51,6 +53,7 @@ def shard(
         param.ds_tensor.data[own.numel() :].zero_()
         return param
 
+    _count_collectives()
     fill(module, own_range)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
@@ -62,6 +65,24 @@ def shard(
         lambda _module, _args, output: output.requires_grad_()
     )
     return ShardedModule(module, engine)
+
+
+def _count_collectives() -> None:
+    """Lets the counter of traffic see what DeepSpeed issues, at the one object all of it passes."""
+    backend = deepspeed.comm.comm.cdb
+    if "all_gather_into_tensor" in vars(backend):
+        return
+    gather, broadcast = backend.all_gather_into_tensor, backend.broadcast
+
+    def counted_gather(output_tensor, input_tensor, group=None, async_op=False):
+        counter.add("all_gather", "weights", output_tensor.nbytes, group)
+        return gather(output_tensor, input_tensor, group=group, async_op=async_op)
+
+    def counted_broadcast(tensor, src, group=None, async_op=False):
+        counter.add("broadcast", "order", tensor.nbytes, group)
+        return broadcast(tensor, src, group=group, async_op=async_op)
+
+    backend.all_gather_into_tensor, backend.broadcast = counted_gather, counted_broadcast
 
 
 def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
@@ -91,6 +112,13 @@ class ShardedModule:
             for name, p in self.module.named_parameters()
             if p.ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
         ]
+
+    def start(self) -> Start:
+        """What the next forward and backward pass must gather."""
+        if self._engine.optimizer.get_param_coordinator().is_invalid_trace():
+            return Start.RECORDING
+        small = (p.ds_status for p in self.module.parameters() if p.ds_persist)
+        return Start.FILLING if ZeroParamStatus.NOT_AVAILABLE in small else Start.STEADY
 
     def release(self) -> None:
         """After a forward without backward: gives back what was kept gathered for the backward pass."""

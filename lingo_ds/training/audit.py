@@ -105,7 +105,7 @@ class Audit:
             DivergenceError: on every process, where differences are not to be repaired.
         """
         names, mine = self._prints()
-        prints = distributed.all_gather(mine).cpu()
+        prints = distributed.all_gather(mine, what="audit").cpu()
         differs = prints != prints[0]
         if not differs.any():
             return False

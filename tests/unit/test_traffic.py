@@ -6,15 +6,15 @@ from lingo_ds.traffic import (
     Collective,
     Link,
     Spread,
+    Start,
     Weights,
     by_link,
     gathered_bytes,
-    persistent_traffic,
     sent_bytes,
     step_traffic,
 )
 
-MODEL = Weights(runs=((3, (10, 7)),), others=(9, 5))  # layers of 17 entries, 14 outside
+MODEL = Weights(runs=((3, (10, 7)),), embeddings=(9,), others=(5,))
 
 
 def spread(world, local, group, **more):
@@ -44,10 +44,22 @@ def test_every_micro_batch_gathers_again_and_the_bank_is_reduced_once():
     assert three["bank"] == one["bank"] == Collective("all_reduce", "bank", 2, 1, 400)
 
 
-def test_small_weights_stay_until_they_are_given_back():
+def test_small_weights_are_gathered_once_and_stay():
     kept = spread(2, 2, 2, persistent=7)
     assert step(kept)["forward"].payload == 4 * (3 * 10 + 10)
-    assert persistent_traffic(MODEL, kept).payload == 4 * (3 * 8 + 6)
+    assert step(kept)["backward"].payload == 4 * 10
+    filling = step(kept, start=Start.FILLING, micro_batches=2)
+    assert filling["forward"].payload == 4 * (3 * (10 + 8) + 10 + 6) + 4 * (3 * 10 + 10)
+    assert filling["backward"].payload == 2 * 4 * 10
+
+
+def test_the_first_pass_of_a_run_gathers_all_it_uses():
+    kept = spread(2, 2, 2, persistent=7)
+    everything, used = 4 * (3 * 18 + 10 + 6), 4 * (3 * 18 + 6)  # no gradient comes to the embedding's 9
+    first = step(kept, start=Start.RECORDING)
+    assert (first["forward"].payload, first["backward"].payload) == (everything, used)
+    two = step(kept, start=Start.RECORDING, micro_batches=2)
+    assert (two["forward"].payload, two["backward"].payload) == (2 * everything, used + 4 * 10)
 
 
 def test_a_head_alone_gathers_for_the_forward_pass_and_keeps_nothing():
