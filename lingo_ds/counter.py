@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from lingo_ds.traffic import sent_bytes
+from lingo_ds.traffic import Collective, Link, link_of, sent_bytes
 
 
 class Kind(NamedTuple):
@@ -15,6 +15,11 @@ class Kind(NamedTuple):
     what: str
     group: int
     hosts: int
+
+    @property
+    def link(self) -> Link:
+        """Over what its bytes go."""
+        return link_of(self.hosts)
 
 
 class Tally(NamedTuple):
@@ -26,6 +31,13 @@ class Tally(NamedTuple):
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class StepTraffic(NamedTuple):
+    """What one step moved, and what it should have moved by the formula."""
+
+    counted: dict[Kind, Tally]
+    expected: tuple[Collective, ...]
 
 
 class Counter:

@@ -34,6 +34,7 @@ from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.resources import resource_path
+from lingo_ds.traffic import PERSISTENT, Spread
 from lingo_ds.training.update import Scalar
 from lingo_ds.untrusted import read_json
 
@@ -134,6 +135,21 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
         else None,
         "embedding_rows": [row for ids in prepared.letters for row in ids],
     }
+
+
+def spread_numbers(prepared: Prepared) -> Spread:
+    """How the backbone lies, as the formula of traffic takes it."""
+    plan, facts = prepared.plan, prepared.plan.facts
+    settings = plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])["zero_optimization"]
+    return Spread(
+        world_size=facts.world_size,
+        local_world_size=facts.local_world_size,
+        zero_stage=plan.zero_stage,
+        shard_group=plan.shard_group,
+        hpz=settings.get("zero_hpz_partition_size", 1),
+        compute_bytes=facts.compute_bytes,
+        persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
+    )
 
 
 def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:

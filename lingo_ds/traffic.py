@@ -15,6 +15,9 @@ KEPT_LAYERS = 2
 three layers and prefetching of one, as the plan sets them, DeepSpeed has seen them needed again before their
 forward pass ends. What lies outside of the layers is small and stays as well."""
 
+PERSISTENT = 100_000
+"""DeepSpeed's own `stage3_param_persistence_threshold`."""
+
 AUDIT_BYTES = 8
 """Of one part's fingerprint."""
 
@@ -116,13 +119,18 @@ class Collective:
 
     @property
     def link(self) -> Link:
-        """Between hosts as soon as the group reaches over more than one."""
-        return Link.BETWEEN if self.hosts > 1 else Link.INSIDE
+        """Over what its bytes go."""
+        return link_of(self.hosts)
 
     @property
     def sent(self) -> int:
         """Bytes that one process sends in a step, and receives."""
         return sent_bytes(self.name, self.payload, self.group)
+
+
+def link_of(hosts: int) -> Link:
+    """Between hosts as soon as a group reaches over more than one."""
+    return Link.BETWEEN if hosts > 1 else Link.INSIDE
 
 
 def sent_bytes(name: str, payload: int, group: int) -> int:

@@ -93,6 +93,11 @@ class Audit:
     divergences: int = 0
     repairs: int = 0
 
+    @property
+    def parts(self) -> int:
+        """Fingerprints that each process gives: of the bank's tensors, its ranks, and the further parts."""
+        return len(self.bank.STATE) + 1 + len(self.host)
+
     def __call__(self, step: int) -> bool:
         """One audit after a step; counts it, and does as `check`."""
         self.audits += 1

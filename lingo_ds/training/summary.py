@@ -75,6 +75,7 @@ def make_report(
             "input_wait_fraction": watched.input_wait_fraction,
             "mfu": watcher.mfu(),
         },
+        "traffic": watcher.traffic.report(),
         "checkpoints": distributed.share_json(_of_time(written, watched.seconds), prepared.env),
         "memory": _memory(prepared.env),
         "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group},
