@@ -153,12 +153,16 @@ def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     return tensor
 
 
-def broadcast_(tensor: torch.Tensor, *, what: str = "other", source: int = 0) -> torch.Tensor:
-    """Copies the `tensor` of global rank `source` to all processes, in place."""
+def broadcast_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
+    """Copies global rank 0's `tensor` to all processes, in place."""
     if not _alone():
-        counter.add("broadcast", what, tensor.nbytes)
-        dist.broadcast(tensor, source)
+        _send(tensor, what, source=0)
     return tensor
+
+
+def _send(tensor: torch.Tensor, what: str, *, source: int) -> None:
+    counter.add("broadcast", what, tensor.nbytes)
+    dist.broadcast(tensor, source)
 
 
 def all_gather(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
@@ -178,11 +182,11 @@ def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     mine = env.global_rank == source
     payload = json.dumps(value).encode() if mine else b""
     size = torch.tensor([len(payload)], dtype=torch.long, device=env.device)
-    broadcast_(size, source=source)
+    _send(size, "other", source=source)
     data = torch.zeros(int(size), dtype=torch.uint8, device=env.device)
     if mine:
         data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    broadcast_(data, source=source)
+    _send(data, "other", source=source)
     return json.loads(bytes(data.cpu().tolist()))
 
 

@@ -73,7 +73,8 @@ class Spread:
         shard_group: processes that share one copy.
         hpz: processes that a second, wider copy is spread over, from which weights are gathered
             (`zero_hpz_partition_size`); 1: none.
-        compute_bytes: bytes of a weight's entry.
+        gathered_bytes: bytes of a weight's entry on its way; scales of 8-bit weights, 4 bytes for some
+            thousand entries, come on top.
         persistent: weights of at most so many entries are gathered once and stay.
     """
 
@@ -82,7 +83,7 @@ class Spread:
     zero_stage: int
     shard_group: int
     hpz: int = 1
-    compute_bytes: int
+    gathered_bytes: int
     persistent: int = 0
 
     @property
@@ -212,7 +213,7 @@ def gathered_bytes(sizes: Iterable[int], spread: Spread, *, above: int) -> int:
     if spread.gathering == 1:
         return 0
     parts = spread.shard_group  # with hpz too: its copy is cut from the padded weight
-    return sum(math.ceil(size / parts) * parts for size in sizes if size > above) * spread.compute_bytes
+    return sum(math.ceil(size / parts) * parts for size in sizes if size > above) * spread.gathered_bytes
 
 
 def by_link(collectives: Iterable[Collective]) -> dict[str, int]:

@@ -139,13 +139,16 @@ def test_the_bank_is_the_same_and_every_byte_foreseen(settings, alone, tmp_path,
 
 def test_between_hosts_goes_the_bank_alone_where_a_copy_fits_a_host(settings, alone, tmp_path):
     """Two hosts of two processes, as far as the counter knows."""
-    inside, across = train(settings, tmp_path, 4, in_groups(2), in_groups(4), local=2)
-    for many in (inside, across):
+    changes = in_groups(2), in_groups(4, hpz="off"), in_groups(4, hpz=2)
+    inside, across, twice = train(settings, tmp_path, 4, *changes, local=2)
+    for many in (inside, across, twice):
         require_same_bank(many, alone)
         require_foreseen(many)
     crossed = {kind["what"] for kind in inside.reports[0]["traffic"]["collectives"] if kind["hosts"] > 1}
     assert crossed == {"bank", "masks", "audit", "order"}
     assert require_foreseen(across)["inside"] == 0
+    assert twice.reports[0]["zero"] == {"stage": 3, "shard_group": 4, "hpz": 2}
+    assert require_foreseen(twice)["between"] == require_foreseen(inside)["between"]
 
 
 def test_small_weights_that_stay_and_a_head_alone_are_foreseen(settings, alone, tmp_path):

@@ -19,7 +19,7 @@ MODEL = Weights(runs=((3, (10, 7)),), embeddings=(9,), others=(5,))
 
 def spread(world, local, group, **more):
     return Spread(
-        world_size=world, local_world_size=local, zero_stage=3, shard_group=group, compute_bytes=4, **more
+        world_size=world, local_world_size=local, zero_stage=3, shard_group=group, gathered_bytes=4, **more
     )
 
 
