@@ -147,6 +147,7 @@ def spread_numbers(prepared: Prepared) -> Spread:
         shard_group=plan.shard_group,
         hpz=plan.hpz,
         gathered_bytes=1 if prepared.config.zero.quantized_weights else facts.compute_bytes,
+        by_host=distributed.sums_by_host(),
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
     )
 

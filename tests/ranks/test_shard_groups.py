@@ -144,9 +144,14 @@ def test_between_hosts_goes_the_bank_alone_where_a_copy_fits_a_host(settings, al
     for many in (inside, across, twice):
         require_same_bank(many, alone)
         require_foreseen(many)
-    crossed = {kind["what"] for kind in inside.reports[0]["traffic"]["collectives"] if kind["hosts"] > 1}
+    kinds = inside.reports[0]["traffic"]["collectives"]
+    assert {(kind["name"], kind["link"]) for kind in kinds if kind["what"] == "bank"} == {
+        ("all_to_all", "inside"), ("all_reduce", "between"), ("all_gather", "inside"),
+    }  # fmt: skip
+    crossed = {kind["what"] for kind in kinds if kind["hosts"] > 1}
     assert crossed == {"bank", "masks", "audit", "order"}
-    assert require_foreseen(across)["inside"] == 0
+    gathers = [kind for kind in across.reports[0]["traffic"]["collectives"] if kind["what"] == "weights"]
+    assert {kind["link"] for kind in gathers} == {"between"}
     assert twice.reports[0]["zero"] == {"stage": 3, "shard_group": 4, "hpz": 2}
     assert require_foreseen(twice)["between"] == require_foreseen(inside)["between"]
 
