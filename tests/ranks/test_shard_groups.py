@@ -156,7 +156,7 @@ def test_between_hosts_goes_the_bank_alone_where_a_copy_fits_a_host(settings, al
     assert require_foreseen(twice)["between"] == require_foreseen(inside)["between"]
 
 
-def test_small_weights_that_stay_and_a_head_alone_are_foreseen(settings, alone, tmp_path):
+def test_weights_that_stay_checkpointing_and_a_head_alone_are_foreseen(settings, alone, tmp_path):
     """Small weights, with a profile as on GPUs, are not gathered until an evaluation gives them back."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps({
@@ -169,7 +169,9 @@ def test_small_weights_that_stay_and_a_head_alone_are_foreseen(settings, alone, 
     }))  # fmt: skip
     head = {"adapter": {"method": "none"}, "rank_sampling": {"mode": "off"}}
     small = in_groups(2, profile=str(profile))
-    kept, plain = train(settings, tmp_path, 2, small, small | head)
+    again = {"backbone": {**settings["backbone"], "activation_checkpointing": True}}
+    kept, recomputed, plain = train(settings, tmp_path, 2, small, small | again, small | head)
     require_same_bank(kept, alone)
-    require_foreseen(kept)
+    require_same_bank(recomputed, alone)
+    assert require_foreseen(recomputed) == require_foreseen(kept)
     require_foreseen(plain)
