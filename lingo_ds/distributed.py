@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lingo_ds.by_host import ByHost, hosts_of
+from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError, one_line
 from lingo_ds.place import find_place, meet_by_mpi
 
@@ -77,6 +79,25 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         place = {"rank": env.global_rank, "world_size": env.world_size}
         dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    _follow_hosts(env)
+
+
+_by_host: ByHost | None = None
+
+
+def _follow_hosts(env: DistEnv) -> None:
+    """Lets the counter know the hosts, and sums go by them."""
+    global _by_host
+    local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
+    host_of = hosts_of(local)
+    counter.place(host_of)
+    if _by_host is None:
+        _by_host = ByHost.if_it_pays(host_of, env.global_rank, env.device)
+
+
+def sums_by_host() -> bool:
+    """Whether `all_reduce_` goes by hosts, see `lingo_ds.by_host`."""
+    return _by_host is not None
 
 
 def _meet(env: DistEnv, arrival: timedelta) -> dist.Store:
@@ -128,6 +149,8 @@ def free_port() -> int:
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
+    global _by_host
+    _by_host = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -136,24 +159,33 @@ def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums `tensor` over all processes, in place."""
-    if not _alone():
+def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
+    """Sums a flat `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
+    if _by_host:
+        _by_host.all_reduce_(tensor, what=what)
+    elif not _alone():
+        counter.add("all_reduce", what, tensor.nbytes)
         dist.all_reduce(tensor)
     return tensor
 
 
-def broadcast_(tensor: torch.Tensor) -> torch.Tensor:
+def broadcast_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Copies global rank 0's `tensor` to all processes, in place."""
     if not _alone():
-        dist.broadcast(tensor, 0)
+        _send(tensor, what, source=0)
     return tensor
 
 
-def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+def _send(tensor: torch.Tensor, what: str, *, source: int) -> None:
+    counter.add("broadcast", what, tensor.nbytes)
+    dist.broadcast(tensor, source)
+
+
+def all_gather(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Stacks every process's `tensor` of one shape: (world_size, *shape)."""
     if _alone():
         return tensor[None]
+    counter.add("all_gather", what, dist.get_world_size() * tensor.nbytes)
     out = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(out, tensor.contiguous())
     return torch.stack(out)
@@ -166,11 +198,11 @@ def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     mine = env.global_rank == source
     payload = json.dumps(value).encode() if mine else b""
     size = torch.tensor([len(payload)], dtype=torch.long, device=env.device)
-    dist.broadcast(size, source)
+    _send(size, "other", source=source)
     data = torch.zeros(int(size), dtype=torch.uint8, device=env.device)
     if mine:
         data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    dist.broadcast(data, source)
+    _send(data, "other", source=source)
     return json.loads(bytes(data.cpu().tolist()))
 
 

@@ -39,10 +39,14 @@ class AdaptedModel:
         if bank.layout.token_size:
             self._token_hooks = TokenHooks(backbone.module.get_input_embeddings(), bank)
 
+    @property
+    def learns_inside(self) -> bool:
+        """Whether a backward pass must go through the backbone: not where the head alone learns."""
+        return any(self.bank.layout.ranks) or self.bank.layout.token_size > 0
+
     def logits(self, batch: Batch | Pack) -> Tensor:
         """(n, outputs) fp32 logits of a padded batch or of a pack."""
-        layout = self.bank.layout
-        learns_inside = any(layout.ranks) or layout.token_size > 0  # else the backbone needs no backward pass
+        learns_inside = self.learns_inside
         with torch.set_grad_enabled(learns_inside and torch.is_grad_enabled()):
             pooled = self._pooled_pack(batch) if isinstance(batch, Pack) else self._pooled_batch(batch)
         if not learns_inside:

@@ -21,7 +21,7 @@ from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.quantized import quantized_facts, require_bitsandbytes
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
-from lingo_ds.config import RunConfig, ZeroConfig
+from lingo_ds.config import RunConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
@@ -35,9 +35,9 @@ from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import require_whole
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
-from lingo_ds.resources import resource_path
+from lingo_ds.profile import read_profile
+from lingo_ds.traffic import PERSISTENT, Spread
 from lingo_ds.training.update import Scalar
-from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,22 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
         else None,
         "embedding_rows": [row for ids in prepared.letters for row in ids],
     }
+
+
+def spread_numbers(prepared: Prepared) -> Spread:
+    """How the backbone lies, as the formula of traffic takes it."""
+    plan, facts = prepared.plan, prepared.plan.facts
+    settings = plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])["zero_optimization"]
+    return Spread(
+        world_size=facts.world_size,
+        local_world_size=facts.local_world_size,
+        zero_stage=plan.zero_stage,
+        shard_group=plan.shard_group,
+        hpz=plan.hpz,
+        gathered_bytes=1 if prepared.config.zero.quantized_weights else facts.compute_bytes,
+        by_host=distributed.sums_by_host(),
+        persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
+    )
 
 
 def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
@@ -276,22 +292,3 @@ def _memory_bytes(env: DistEnv) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text) if text.isdigit() else total) // env.local_world_size
-
-
-def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
-    """The DeepSpeed profile that a job uses.
-
-    Raises:
-        UserError: where it is not JSON.
-    """
-    name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
-    path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
-    try:
-        profile = read_json(path)
-        assert isinstance(profile, dict), "not a mapping"
-    except (OSError, ValueError, AssertionError) as error:
-        rule = f"is no readable JSON settings ({error})"
-        raise UserError(
-            Mistake("zero.profile", path, rule, "name a profile of ds_configs or a file")
-        ) from None
-    return profile

@@ -15,6 +15,7 @@ from lingo_ds.backbone.linear import use_onednn
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.quantized import held_by_maps, quantize_maps
 from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.traffic import Start
 
 if TYPE_CHECKING:
     from lingo_ds.backbone.zero import ShardedModule
@@ -112,6 +113,10 @@ class Backbone:
         """After a forward without backward: lets go of weights that were gathered for a backward pass."""
         if self._shards:
             self._shards.release()
+
+    def start(self) -> Start:
+        """What the next forward and backward pass must gather of a sharded backbone."""
+        return self._shards.start() if self._shards else Start.STEADY
 
     def require_partitioned(self) -> None:
         """Checks, between steps, that no weight stayed whole on this process."""

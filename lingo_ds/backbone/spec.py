@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
 from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.traffic import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class BackboneSpec:
         context: longest input in tokens.
         embedding: module name of the input embedding.
         embedding_shape: (vocabulary, size) of it; OPT may widen its rows afterwards.
+        weights: entries of every weight, by layer.
     """
 
     folder: Path
@@ -74,6 +77,7 @@ class BackboneSpec:
     context: int
     embedding: str
     embedding_shape: tuple[int, int]
+    weights: Weights
 
 
 def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
@@ -153,7 +157,19 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         context=config.max_position_embeddings,
         embedding=next(name for name, module in skeleton.named_modules() if module is embedding),
         embedding_shape=tuple(embedding.weight.shape),
+        weights=_weights(skeleton, layers),
     )
+
+
+def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module]) -> Weights:
+    """Entries of every weight, a tied one once."""
+    by_layer = [tuple(p.numel() for p in layer.parameters()) for layer in layers.values()]
+    inside = {id(p) for layer in layers.values() for p in layer.parameters()}
+    outside = {id(p): p.numel() for p in skeleton.parameters() if id(p) not in inside}
+    tables = [id(m.weight) for m in skeleton.modules() if isinstance(m, nn.Embedding)]
+    embeddings = tuple(outside.pop(table) for table in dict.fromkeys(tables) if table in outside)
+    runs = tuple((len(list(run)), sizes) for sizes, run in groupby(by_layer))
+    return Weights(runs, embeddings, tuple(outside.values()))
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -186,7 +186,7 @@ class RankSampler:
     def _agree(self, kept: np.ndarray | None) -> np.ndarray:
         """Global rank 0's decision, on every process, sent as packed bits."""
         bits = np.zeros(-(-self._schedule.initial // 8), np.uint8) if kept is None else np.packbits(kept)
-        sent = distributed.broadcast_(torch.from_numpy(bits).to(self._env.device))
+        sent = distributed.broadcast_(torch.from_numpy(bits).to(self._env.device), what="masks")
         return np.unpackbits(sent.cpu().numpy(), count=self._schedule.initial).astype(bool)
 
     def kept_ranks(self) -> dict[str, int]:

@@ -93,6 +93,11 @@ class Audit:
     divergences: int = 0
     repairs: int = 0
 
+    @property
+    def parts(self) -> int:
+        """Fingerprints that each process gives: of the bank's tensors, its ranks, and the further parts."""
+        return len(self.bank.STATE) + 1 + len(self.host)
+
     def __call__(self, step: int) -> bool:
         """One audit after a step; counts it, and does as `check`."""
         self.audits += 1
@@ -105,7 +110,7 @@ class Audit:
             DivergenceError: on every process, where differences are not to be repaired.
         """
         names, mine = self._prints()
-        prints = distributed.all_gather(mine).cpu()
+        prints = distributed.all_gather(mine, what="audit").cpu()
         differs = prints != prints[0]
         if not differs.any():
             return False

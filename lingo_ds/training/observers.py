@@ -12,6 +12,7 @@ from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, d
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
 from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.monitor.traffic import TrafficSum, traffic_scalars
 from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.rank_sampling.statistics import budget_shares
@@ -29,6 +30,7 @@ class Watcher:
 
     Attributes:
         throughput: counts of the whole job, for the report.
+        traffic: bytes of this process, for the report.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Watcher:
         self._folder = pictures
         self._tracker, self._progress, self._plan = tracker, progress, plan
         self._sampler, self._audit, self._metric = sampler, audit, metric
-        self.throughput = Throughput()
+        self.throughput, self.traffic = Throughput(), TrafficSum()
         self._draw_every = max(2, len(plan.schedule.mask_steps()) // PICTURES) if plan.schedule else 0
 
     def __call__(self, info: StepInfo) -> None:
@@ -60,7 +62,8 @@ class Watcher:
             seconds=info.seconds,
             input_seconds=info.input_seconds,
         )
-        self._tracker.scalars(info.step, self._scalars(info))
+        self.traffic.add(info.traffic)
+        self._tracker.scalars(info.step, self._scalars(info) | traffic_scalars(info.traffic))
         dev = info.evaluation.metrics[self._metric] if info.evaluation else None
         self._progress.update(
             info.step,

@@ -21,11 +21,12 @@ from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes, task_frame
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.tracker import Tracker
-from lingo_ds.prepare import Prepared
+from lingo_ds.prepare import Prepared, spread_numbers
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
 from lingo_ds.training.checkpoint import Checkpoint, RunProgress, RunState, load_bank
+from lingo_ds.training.meter import Meter
 from lingo_ds.training.objective import make_loss
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.resume import checkpoint_store, lasting_state
@@ -95,6 +96,7 @@ class Session:
             save_checkpoint=self._save_checkpoint,
             checkpoints=config.checkpoint,
             most_skipped=config.train.max_skipped,
+            meter=Meter(model, prepared.spec.weights, spread_numbers(prepared)),
         )
         self._seeded = [part for part in (self._trainer, self._ahead, self._sampler) if part]
 

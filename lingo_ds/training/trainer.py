@@ -12,6 +12,7 @@ import torch
 
 from lingo_ds import liveness
 from lingo_ds.config import CheckpointConfig
+from lingo_ds.counter import StepTraffic
 from lingo_ds.data.loader import Ahead, Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import DistEnv
@@ -21,6 +22,7 @@ from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.meter import Meter
 from lingo_ds.training.objective import Loss
 from lingo_ds.training.selection import Selection
 from lingo_ds.training.update import BankUpdate, Scalar, StepStats
@@ -38,6 +40,7 @@ class StepInfo(NamedTuple):
     input_seconds: float
     mask_event: MaskEvent | None
     evaluation: Evaluation | None
+    traffic: StepTraffic
 
 
 class Outcome(NamedTuple):
@@ -118,6 +121,7 @@ class Trainer:
         save_checkpoint: Callable[[int], None],
         checkpoints: CheckpointConfig,
         most_skipped: int,
+        meter: Meter,
     ):
         self._plan, self.seed, self._lr = plan, seed, lr
         self._env, self._model, self._loss, self._batches = env, model, loss, batches
@@ -133,7 +137,7 @@ class Trainer:
             checkpoints,
             most_skipped,
         )
-        self._stop = StopSignals()
+        self._stop, self._meter = StopSignals(), meter
         self.skipped = self.skipped_last = 0
 
     def run(self, first_step: int, observers: Sequence[Callable[[StepInfo], None]]) -> Outcome:
@@ -146,10 +150,16 @@ class Trainer:
                 batches = self._batches.at(step)
                 liveness.beat()
                 input_seconds = time.perf_counter() - start
+                self._meter.start()
                 stats = self._step(step, batches)
                 mask_event = self._sampler.after_step(step) if self._sampler else None
-                if self._audit_due(step):
+                if audited := self._audit_due(step):
                     self._audit(step)
+                traffic = self._meter.finish(
+                    micro_batches=len(batches),
+                    masked=self._plan.schedule.initial if mask_event else 0,
+                    audited=self._audit.parts if audited else 0,
+                )
                 seconds = time.perf_counter() - start
                 evaluation = self._evaluate() if self._eval_due(step, stats.stop) else None
                 done = evaluation and self._selection.consider(
@@ -157,10 +167,11 @@ class Trainer:
                 )
                 if stats.stop or self._checkpoint_due(step):
                     self._save_checkpoint(step)
+                info = StepInfo(
+                    step, stats, self._lr(step), seconds, input_seconds, mask_event, evaluation, traffic
+                )
                 for observe in observers:
-                    observe(
-                        StepInfo(step, stats, self._lr(step), seconds, input_seconds, mask_event, evaluation)
-                    )
+                    observe(info)
                 if stats.stop or done:
                     return Outcome(step, self.skipped, "interrupted" if stats.stop else "early stopping")
         return Outcome(step, self.skipped, "finished")

@@ -106,7 +106,7 @@ class BankUpdate:
         A GPU is waited for once, when the gradient is whole: norms and sums are read together.
         """
         bank = self._bank
-        distributed.all_reduce_(bank.wire)
+        distributed.all_reduce_(bank.wire, what="bank")
         if self.loss_scale.value != 1:
             bank.grad.div_(self.loss_scale.value)
         penalty = (

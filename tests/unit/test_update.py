@@ -423,6 +423,7 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
         save_checkpoint=lambda step: None,
         checkpoints=CheckpointConfig(),
         most_skipped=3,
+        meter=SimpleNamespace(start=lambda: None, finish=lambda **_: None),
     )
     outcome = trainer.run(
         1, observers=[lambda info: states.append((info.stats.skipped, bank.master.clone()))]

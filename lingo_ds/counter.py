@@ -1,0 +1,82 @@
+"""Counts what this process's collectives move, where they are issued."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from lingo_ds.traffic import Collective, Link, link_of, sent_bytes
+
+
+class Kind(NamedTuple):
+    """A kind of collective: its name, what it moves, processes that take part, hosts that these are on."""
+
+    name: str
+    what: str
+    group: int
+    hosts: int
+
+    @property
+    def link(self) -> Link:
+        """Over what its bytes go."""
+        return link_of(self.hosts)
+
+
+class Tally(NamedTuple):
+    """How often a kind was issued, bytes of the whole tensors, bytes that this process sent in a ring."""
+
+    calls: int = 0
+    payload: int = 0
+    sent: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class StepTraffic(NamedTuple):
+    """What one step moved, and what it should have moved by the formula."""
+
+    counted: dict[Kind, Tally]
+    expected: tuple[Collective, ...]
+
+
+class Counter:
+    """Adds up bytes by kind; a call costs two look-ups in a dict, and nothing waits for the device."""
+
+    def __init__(self):
+        self._tallies: dict[Kind, Tally] = {}
+        self._host_of: Sequence[int] | None = None
+        self._sizes: dict[dist.ProcessGroup | None, tuple[int, int]] = {}
+
+    def place(self, host_of: Sequence[int]) -> None:
+        """Takes the number of the host that each global rank is on."""
+        self._host_of, self._sizes = host_of, {}
+
+    def add(self, name: str, what: str, payload: int, group: dist.ProcessGroup | None = None) -> None:
+        """Counts one collective.
+
+        Args:
+            name: as in `lingo_ds.traffic.Collective`.
+            what: what it moves.
+            payload: bytes of the whole tensor: what is gathered, reduced or sent to all.
+            group: of the processes; None: all.
+        """
+        if group not in self._sizes:
+            self._sizes[group] = self._size(group)
+        kind = Kind(name, what, *self._sizes[group])
+        more = Tally(1, payload, sent_bytes(name, payload, kind.group))
+        self._tallies[kind] = self._tallies.get(kind, Tally()) + more
+
+    def take(self) -> dict[Kind, Tally]:
+        """What was counted since the last time, among more than one process."""
+        taken, self._tallies = self._tallies, {}
+        return {kind: tally for kind, tally in taken.items() if tally.sent}
+
+    def _size(self, group: dist.ProcessGroup | None) -> tuple[int, int]:
+        """Processes of a group and hosts they are on; one host where nobody said."""
+        ranks = dist.get_process_group_ranks(group)
+        return len(ranks), len({self._host_of[rank] for rank in ranks}) if self._host_of else 1
+
+
+counter = Counter()
+"""Of this process: process groups are global as well."""

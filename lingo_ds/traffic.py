@@ -1,0 +1,251 @@
+"""What a training step sends between processes, from plain numbers: every collective, its link, its bytes.
+
+Under ZeRO-3 a frozen weight is gathered for the forward pass and, where it is used in the backward pass and
+was not kept in between, once more for that; every micro-batch gathers again. What learns is reduced once per
+step. Prefetching changes when a weight is gathered, not how often.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+KEPT_LAYERS = 2
+"""Last layers that stay gathered from the forward to the backward pass: with `stage3_max_live_parameters` of
+three layers and prefetching of one, as the plan sets them, DeepSpeed has seen them needed again before their
+forward pass ends. What lies outside of the layers is small and stays as well."""
+
+PERSISTENT = 100_000
+"""DeepSpeed's own `stage3_param_persistence_threshold`."""
+
+ENTRY = 4
+"""Bytes of an entry of the bank's gradient."""
+
+AUDIT_BYTES = 8
+"""Of one part's fingerprint."""
+
+
+class Start(StrEnum):
+    """What the next pass finds: nothing known of the model's order, no small weights, or all as usual."""
+
+    RECORDING = "recording"
+    FILLING = "filling"
+    STEADY = "steady"
+
+
+class Link(StrEnum):
+    """Over what a collective's bytes go: between processes of one host, or between hosts."""
+
+    INSIDE = "inside"
+    BETWEEN = "between"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Sizes of a frozen model's weights: ZeRO splits each one by itself, so that each is padded by itself.
+
+    Attributes:
+        runs: (layers, entries of every weight of one such layer), from the first decoder layer to the last.
+        embeddings: entries of every embedding outside of the decoder layers; no backward pass needs them.
+        others: entries of every other weight there.
+    """
+
+    runs: tuple[tuple[int, tuple[int, ...]], ...]
+    embeddings: tuple[int, ...]
+    others: tuple[int, ...]
+
+    @property
+    def layers(self) -> tuple[tuple[int, ...], ...]:
+        """Entries of every weight, by layer."""
+        return tuple(sizes for count, sizes in self.runs for _ in range(count))
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """Entries of every weight."""
+        return (*self.embeddings, *_flat(self.layers), *self.others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How copies of the frozen weights lie over processes and hosts; neighbouring processes share a copy.
+
+    Attributes:
+        world_size: processes of the job.
+        local_world_size: processes of one host.
+        zero_stage: 3 or 0.
+        shard_group: processes that share one copy.
+        hpz: processes that a second, wider copy is spread over, from which weights are gathered
+            (`zero_hpz_partition_size`); 1: none.
+        gathered_bytes: bytes of a weight's entry on its way; scales of 8-bit weights, 4 bytes for some
+            thousand entries, come on top.
+        persistent: weights of at most so many entries are gathered once and stay.
+        by_host: whether the bank is summed inside each host first, see `lingo_ds.by_host`.
+    """
+
+    world_size: int
+    local_world_size: int
+    zero_stage: int
+    shard_group: int
+    hpz: int = 1
+    gathered_bytes: int
+    persistent: int = 0
+    by_host: bool = False
+
+    @property
+    def gathering(self) -> int:
+        """Processes that gather a weight together."""
+        if self.zero_stage == 0:
+            return 1
+        return self.hpz if self.hpz > 1 else self.shard_group
+
+    def hosts(self, processes: int) -> int:
+        """Hosts that a group of so many neighbouring processes reaches over."""
+        if self.local_world_size % processes == 0:
+            return 1
+        return max(2, math.ceil(processes / self.local_world_size))
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of collective of a step.
+
+    Attributes:
+        name: `all_gather`, `all_reduce`, `all_to_all` or `broadcast`.
+        what: `forward`, `backward` (weights gathered for that pass), `bank` (what learns), `masks`, `audit`.
+        group: processes that take part.
+        hosts: hosts that these are on.
+        payload: bytes of the whole tensor, over a step's calls: what is gathered, reduced or sent to all.
+        streams: groups of this kind that send from one host at a time.
+    """
+
+    name: str
+    what: str
+    group: int
+    hosts: int
+    payload: int
+    streams: int = 1
+
+    @property
+    def link(self) -> Link:
+        """Over what its bytes go."""
+        return link_of(self.hosts)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that one process sends in a step, and receives."""
+        return sent_bytes(self.name, self.payload, self.group)
+
+    @property
+    def cable(self) -> int:
+        """Bytes that leave one host, and come to it."""
+        return self.streams * self.sent if self.link is Link.BETWEEN else 0
+
+
+def link_of(hosts: int) -> Link:
+    """Between hosts as soon as a group reaches over more than one."""
+    return Link.BETWEEN if hosts > 1 else Link.INSIDE
+
+
+def sent_bytes(name: str, payload: int, group: int) -> int:
+    """Bytes that one process of a group sends, in a ring where it is one; a broadcast passes all of them on.
+
+    A ring over processes that are neighbours on their hosts leaves each host once: over more than one host
+    this is also what one host's cable carries in each direction.
+    """
+    if group == 1:
+        return 0
+    part = math.ceil(payload / group)
+    others = (group - 1) * part
+    return {"all_gather": others, "all_to_all": others, "all_reduce": 2 * others, "broadcast": payload}[name]
+
+
+def step_traffic(
+    weights: Weights,
+    spread: Spread,
+    *,
+    micro_batches: int,
+    wire: int,
+    learns_inside: bool = True,
+    start: Start = Start.STEADY,
+) -> tuple[Collective, ...]:
+    """Every collective of one step, beside those of masks and audits.
+
+    Args:
+        weights: of the backbone.
+        spread: how it lies.
+        micro_batches: forwards of one process in the step.
+        wire: bytes of the bank's gradient with the step's sums.
+        learns_inside: whether a backward pass goes through the backbone; else its weights are given back
+            after each forward, the persistent ones too.
+        start: what the first pass of the step finds. A run's first pass gathers all it uses, while DeepSpeed
+            notes the order; its second, and the first after an evaluation, gather the persistent weights,
+            which then stay.
+    """
+    starts = [start] + [Start.STEADY] * (micro_batches - 1)
+    if start is Start.RECORDING and micro_batches > 1:
+        starts[1] = Start.FILLING
+    passes = [_pass_bytes(weights, spread, one, learns_inside=learns_inside) for one in starts]
+    group = spread.gathering
+    collectives = (
+        Collective("all_gather", "forward", group, spread.hosts(group), sum(p[0] for p in passes)),
+        Collective("all_gather", "backward", group, spread.hosts(group), sum(p[1] for p in passes)),
+        *_bank(spread, wire),
+    )
+    return tuple(one for one in collectives if one.sent)
+
+
+def _bank(spread: Spread, wire: int) -> tuple[Collective, ...]:
+    """The one sum of a step, over all processes."""
+    world, local = spread.world_size, spread.local_world_size
+    if not spread.by_host:
+        return (Collective("all_reduce", "bank", world, spread.hosts(world), wire),)
+    hosts, part = world // local, math.ceil(wire / ENTRY / local) * ENTRY
+    return (
+        Collective("all_to_all", "bank", local, 1, local * part),
+        Collective("all_reduce", "bank", hosts, hosts, part, streams=local),
+        Collective("all_gather", "bank", local, 1, local * part),
+    )
+
+
+def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside: bool) -> tuple[int, int]:
+    """Bytes gathered for one forward pass, and for the backward pass that follows."""
+    layers, small = weights.layers, spread.persistent
+    everything = gathered_bytes(weights.every, spread, above=0)
+    if not learns_inside:
+        return everything, 0
+    if start is Start.RECORDING:
+        return everything, gathered_bytes((*_flat(layers), *weights.others), spread, above=0)
+    forward = everything if start is Start.FILLING else gathered_bytes(weights.every, spread, above=small)
+    return forward, gathered_bytes(_flat(layers[:-KEPT_LAYERS]), spread, above=small)
+
+
+def audit_traffic(spread: Spread, *, parts: int) -> Collective:
+    """One audit: a fingerprint per part of what must agree, of every process."""
+    world = spread.world_size
+    return Collective("all_gather", "audit", world, spread.hosts(world), world * parts * AUDIT_BYTES)
+
+
+def mask_traffic(spread: Spread, *, triplets: int) -> Collective:
+    """One change of the masks: which triplets are kept, a bit for each, from the first process to all."""
+    world = spread.world_size
+    return Collective("broadcast", "masks", world, spread.hosts(world), math.ceil(triplets / 8))
+
+
+def gathered_bytes(sizes: Iterable[int], spread: Spread, *, above: int) -> int:
+    """Bytes of weights of more than `above` entries once they are whole, each padded to equal parts."""
+    if spread.gathering == 1:
+        return 0
+    parts = spread.shard_group  # with hpz too: its copy is cut from the padded weight
+    return sum(math.ceil(size / parts) * parts for size in sizes if size > above) * spread.gathered_bytes
+
+
+def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
+    """Bytes that one process sends over each link."""
+    sums = dict.fromkeys(map(str, Link), 0)
+    for one in collectives:
+        sums[one.link] += one.sent
+    return sums
+
+
+def _flat(layers: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    return tuple(size for layer in layers for size in layer)
