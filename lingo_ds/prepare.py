@@ -21,7 +21,7 @@ from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.quantized import quantized_facts, require_bitsandbytes
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
-from lingo_ds.config import RunConfig
+from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
