@@ -271,7 +271,7 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
     """The DeepSpeed profile that a job uses.
 
     Raises:
-        UserError: where it is not JSON.
+        UserError: where it is not JSON, or has no folder for what it offloads to NVMe.
     """
     name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
@@ -283,4 +283,13 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
         raise UserError(
             Mistake("zero.profile", path, rule, "name a profile of ds_configs or a file")
         ) from None
+    zero_part = profile.get("zero_optimization")
+    offload = zero_part.get("offload_param") if isinstance(zero_part, dict) else None
+    if not isinstance(offload, dict):
+        return profile
+    if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+        if zero.nvme_path is None:
+            rule, fix = f"is needed for zero.profile {name}", "name a folder on a local disk of every host"
+            raise UserError(Mistake("zero.nvme_path", "nothing", rule, fix))
+        offload["nvme_path"] = str(make_folder(zero.nvme_path, setting="zero.nvme_path"))
     return profile
