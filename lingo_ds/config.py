@@ -221,6 +221,9 @@ class ZeroConfig(Section):
         None,
         description="DeepSpeed JSON: a name in ds_configs or a path. null: zero3 on GPUs, zero3_cpu on CPU.",
     )
+    nvme_path: Path | None = Field(
+        None, description="Folder on a local disk, for the weights of a profile that offloads to NVMe."
+    )
 
     @field_validator("stage", mode="before")
     @classmethod

@@ -1,13 +1,11 @@
 """The data of a run: converted and tokenised once per host, read back by memory map, and checked."""
 
-import json
 import logging
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from lingo_ds import distributed
 from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
@@ -48,7 +46,7 @@ def length_limit(config: RunConfig, spec: BackboneSpec) -> int:
 
 def tokenized_data(
     config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: OwnTokenizer,
     spec: BackboneSpec,
     *,
     cache: Path,
@@ -75,10 +73,8 @@ def tokenized_data(
     }  # fmt: skip
     if learned_tokens(config):
         settings["tokens"] = [data.tokens, NUCLEOTIDES, spec.embedding_shape[0]]
-    definition = (
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
-    )
-    entry = cache / "tokenized" / tokenized_fingerprint(examples, tokenizer=definition, settings=settings)
+    fingerprint = tokenized_fingerprint(examples, tokenizer=tokenizer.fingerprint, settings=settings)
+    entry = cache / "tokenized" / fingerprint
 
     def tokenise() -> None:
         if not entry.exists():
@@ -93,7 +89,7 @@ def tokenized_data(
                 rows,
                 tokenize=make_tokenize(
                     data.tokens,
-                    tokenizer,
+                    tokenizer.loaded,
                     vocabulary=spec.embedding_shape[0],
                     pair_separator=data.pair_separator,
                 ),

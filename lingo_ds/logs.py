@@ -60,10 +60,8 @@ def write_to(folder: Path, env: DistEnv) -> None:
 
 
 def quieten_libraries() -> None:
-    """Turns off the progress bars and advice of libraries that are imported by now."""
-    import datasets
+    """Turns off the progress bars and advice of libraries that every verb uses."""
     from transformers.utils import logging as transformers_logging
 
-    datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

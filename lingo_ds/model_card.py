@@ -4,10 +4,9 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import yaml
-from transformers import PreTrainedTokenizerBase
 
 from lingo_ds.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.backbone.families import CLASSIFIERS
@@ -15,6 +14,9 @@ from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokens import NUCLEOTIDES, Frame, NucleotideTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 README = "README.md"
 
@@ -66,7 +68,7 @@ class Notes(NamedTuple):
 
 
 def task_frame(
-    task: Task, spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase | None = None
+    task: Task, spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> Frame | None:
     """For `Notes`: None where DNA is read as text. Without a `tokenizer` it is the one in the folder."""
     if task.tokens == "text":

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
@@ -20,7 +19,8 @@ from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, loa
 from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.quantized import quantized_facts, require_bitsandbytes
-from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
+from lingo_ds.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.registry import require_folder
@@ -52,7 +52,7 @@ class Prepared:
     config: RunConfig
     env: DistEnv
     spec: BackboneSpec
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: OwnTokenizer
     letters: list[list[int]]
     task: Task
     data: TokenizedData
@@ -82,7 +82,11 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     distributed.first_on_host_does(find_inputs, env)
     with distributed.together(env):
         require_quantizable(config.backbone.quantization, config.zero)
-        spec = read_spec(_backbone_folder(config, cache), trust_remote_code=config.backbone.trust_remote_code)
+        spec = read_spec(
+            _backbone_folder(config, cache),
+            trust_remote_code=config.backbone.trust_remote_code,
+            cache=cache,
+        )
         sites = []
         if config.adapter.method != "none":
             sites = choose_sites(
@@ -90,9 +94,11 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
             )
         max_length = length_limit(config, spec)
         _require_learnable(config, spec)
-        tokenizer = read_tokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code)
+        tokenizer = OwnTokenizer(
+            spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache
+        )
         learned = learned_tokens(config)
-        letters = letter_ids(tokenizer, vocabulary=spec.embedding_shape[0]) if learned else []
+        letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0]) if learned else []
         profile = read_profile(config.zero, env)
     data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=max_length, env=env)
     task = task_of(config, data, max_length=max_length)

@@ -6,6 +6,7 @@ from typing import Any
 from lingo_ds.config import ZeroConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import make_folder
 from lingo_ds.resources import resource_path
 from lingo_ds.untrusted import read_json
 
@@ -17,7 +18,8 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
     """The DeepSpeed profile that a job uses.
 
     Raises:
-        UserError: where it is not JSON, or has what other settings decide; where there is no GPU for 8 bits.
+        UserError: where it is not JSON, has what other settings decide, or no folder for what it offloads to
+            NVMe; where there is no GPU for 8 bits.
     """
     name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
@@ -38,7 +40,17 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
         if key in settings:
             rule = f"is decided by {setting}"
             raise UserError(Mistake("zero.profile", key, rule, "leave it out of the profile"))
+    offload = settings.get("offload_param")
+    if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
+        offload["nvme_path"] = _nvme_folder(zero, name)
     return {**profile, "zero_optimization": settings | _quantized(zero)}
+
+
+def _nvme_folder(zero: ZeroConfig, profile: str) -> str:
+    if zero.nvme_path is None:
+        rule, fix = f"is needed for zero.profile {profile}", "name a folder on a local disk of every host"
+        raise UserError(Mistake("zero.nvme_path", "nothing", rule, fix))
+    return str(make_folder(zero.nvme_path, setting="zero.nvme_path"))
 
 
 def _quantized(zero: ZeroConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lingo_ds.backbone import packed as packed_model
 from lingo_ds.backbone.attention import PackedAttention
 from lingo_ds.backbone.fused import use_liger
 from lingo_ds.backbone.linear import use_onednn
@@ -56,6 +55,9 @@ class Backbone:
         self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
         self._last_layer = None
         if packed:
+            from lingo_ds.backbone import packed as packed_model  # imports what models are built of
+
+            self._begin_pack = packed_model.begin
             module.set_attn_implementation(packed_model.NAME)
             self._last_layer = packed_model.WantedOnly(module.get_submodule(spec.last_layer))
         if activation_checkpointing:
@@ -86,7 +88,7 @@ class Backbone:
                 that token sees its whole example.
         """
         pack = PackedAttention(prefix, lengths, input_ids.device)
-        packed_model.begin(pack)
+        self._begin_pack(pack)
         sees_all = only == "last" or not self._causal  # what the shortened last layer takes for granted
         self._last_layer.wanted = getattr(pack, only) if only and sees_all else None
         positions = pack.positions + self._first_position

@@ -10,13 +10,15 @@ weights (instead of 0.02) and a rotary base that tells neighbouring bases apart.
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingo_ds.files import write_aside
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def write_backbone(folder: Path, *, seed: int = 0) -> None:
     logger.info("wrote a random backbone of %d parameters to %s", model.num_parameters(), folder)
 
 
-def _random_model(seed: int) -> LlamaForCausalLM:
+def _random_model(seed: int) -> "LlamaForCausalLM":
+    from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
+
     config = LlamaConfig(
         **token_ids(),
         hidden_size=64,
@@ -83,8 +87,10 @@ def token_ids() -> dict[str, Any]:
     return {"vocab_size": len(_SPECIAL) + len(_CHARACTERS), **{name: k for k, name in enumerate(names)}}
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer() -> "PreTrainedTokenizerFast":
     """Gives `<s>`, then one token per printable ASCII character, newline or tab; all else is `<unk>`."""
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *_CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

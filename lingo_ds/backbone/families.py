@@ -1,6 +1,9 @@
 """What is known of each family of language models: where adapters go, and what packing needs to know."""
 
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 TARGETS = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -38,7 +41,7 @@ DROPOUT_SETTINGS = (
 """Dropout settings in the families' configs. A frozen backbone runs without: its output must not vary."""
 
 
-def first_position(config: PreTrainedConfig) -> int:
+def first_position(config: "PreTrainedConfig") -> int:
     """Position of a text's first token in learned embeddings: ESM counts on from its padding id."""
     counts_on = config.model_type == "esm" and config.position_embedding_type == "absolute"
     return config.pad_token_id + 1 if counts_on else 0

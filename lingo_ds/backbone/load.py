@@ -1,9 +1,11 @@
 """Finding a backbone's files and reading from them: any contiguous range of any weight, and no more."""
 
 import hashlib
+import json
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +25,16 @@ HEAD_KEYS = (
 """Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
 
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*", "*.py"]
+
+
+CONVERT = (
+    'python -c "from transformers import AutoModel, AutoTokenizer; '
+    "[one.from_pretrained('{path}').save_pretrained('converted') for one in (AutoModel, AutoTokenizer)]\""
+)
+"""A command that writes a backbone whose weights are pickle files, a folder or a hub id, as safetensors."""
+
+AHEAD, PIECE = 256 << 20, 1 << 20
+"""Bytes that the disk is asked for before they are copied, and how many at a time: a kernel takes no more."""
 
 
 def find_backbone(path: str, *, revision: str | None = None) -> Path:
@@ -65,6 +77,9 @@ class WeightFiles:
         self._folder = folder
         self._file_of = self._index()
         self._open: dict[str, safe_open] = {}
+        self._begins: dict[str, dict[str, int]] = {}
+        self._coming: deque[tuple[str, int, int]] = deque()
+        self._ahead = 0
         self._key_of = self._match(module)
 
     @property
@@ -77,7 +92,40 @@ class WeightFiles:
 
         A view on the memory map: only the pages that are then copied are read from disk.
         """
-        return self._tensor(self._key_of[name]).view(-1)[start:stop]
+        view = self._tensor(self._key_of[name]).view(-1)[start:stop]
+        self._ahead -= view.nbytes
+        while self._coming and self._ahead < AHEAD:
+            self._ahead += self._announce(*self._coming.popleft())
+        return view
+
+    def will_read(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """Says what `read` will be asked for, (name, start, stop), in this order: the disk works ahead of it.
+
+        Without that a page is read when the copy has come to it, and disk and processor take turns.
+        """
+        self._coming, self._ahead = deque(ranges), 0
+
+    def _announce(self, name: str, start: int, stop: int) -> int:
+        """Asks the system to read a range; returns its bytes."""
+        key = self._key_of[name]
+        view = self._tensor(key).view(-1)[start:stop]
+        if hasattr(os, "posix_fadvise") and view.nbytes:
+            path = self._folder / self._file_of[key]
+            begin = self._begins_in(path)[key] + start * view.itemsize
+            with path.open("rb") as file:
+                for piece in range(begin, begin + view.nbytes, PIECE):
+                    os.posix_fadvise(file.fileno(), piece, PIECE, os.POSIX_FADV_WILLNEED)
+        return view.nbytes
+
+    def _begins_in(self, path: Path) -> dict[str, int]:
+        """The byte of the file at which each weight begins; safetensors has checked the header."""
+        if path.name not in self._begins:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            self._begins[path.name] = {key: 8 + size + at["data_offsets"][0] for key, at in header.items()}
+        return self._begins[path.name]
 
     def rows(self, name: str, places: Sequence[int]) -> Tensor:
         """Rows of the module's weight `name`, (places, row length) fp32; only theirs are read from disk."""
@@ -134,11 +182,13 @@ class WeightFiles:
         self._open = {}
         if os.path.isfile(self._folder / "model.safetensors"):
             return {key: "model.safetensors" for key in self._handle("model.safetensors").keys()}  # noqa: SIM118
+        rule = "has no model.safetensors"
         if list(self._folder.glob("*.bin")) or list(self._folder.glob("*.pt*")):
             rule = "has its weights only as pickle files, which can run code and are never loaded"
-            fix = "convert it once: AutoModel.from_pretrained(path).save_pretrained(new_path)"
-        else:
-            rule, fix = "has no model.safetensors", "give a folder with the model's weights"
+        fix = (
+            "give a folder with safetensors; pickle files that you trust are converted once by: "
+            f"{CONVERT.format(path=str(self._folder))}"
+        )
         raise UserError(Mistake("backbone.path", self._folder, rule, fix))
 
     def _match(self, module: nn.Module) -> dict[str, str]:
@@ -218,6 +268,7 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
         value.view(-1).copy_(files.read(name))
         return nn.Parameter(value, requires_grad=False)
 
+    files.will_read((name, 0, value.numel()) for name, value in module.named_parameters())
     fill(module, whole)
 
 

@@ -1,25 +1,33 @@
 """The backbone without its weights: shapes, linear maps, layers.
 
-Cheap for any size, needed before anything is loaded.
+Cheap for any size, needed before anything is loaded. What builds models takes seconds to import: it is where
+it is called, and shapes that were read once are kept.
 """
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
-from transformers.pytorch_utils import Conv1D
 
+from lingo_ds.backbone import families
 from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
 from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.files import write_aside
 from lingo_ds.traffic import Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +43,10 @@ class BackboneSpec:
 
     Attributes:
         folder: where its files are.
-        skeleton: the module with parameters on the meta device and real buffers; loading fills it.
+        trust_remote_code: whether code in the folder may be run.
         model_type: family name, e.g. `llama`.
         linear_maps: (d_out, d_in) of every linear map inside the decoder layers, by module name.
         target_names: what `all-linear` means for this family; empty: every map.
-        layer_classes: classes of the decoder layers.
         layers: number of decoder layers.
         last_layer: module name of the one whose output is the last hidden state.
         shared_inputs: names of linear maps of one module that read the same tensor.
@@ -58,11 +65,10 @@ class BackboneSpec:
     """
 
     folder: Path
-    skeleton: nn.Module
+    trust_remote_code: bool
     model_type: str
     linear_maps: dict[str, tuple[int, int]]
     target_names: tuple[str, ...]
-    layer_classes: tuple[type[nn.Module], ...]
     layers: int
     last_layer: str
     shared_inputs: tuple[tuple[str, ...], ...]
@@ -79,13 +85,79 @@ class BackboneSpec:
     embedding_shape: tuple[int, int]
     weights: Weights
 
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The module with parameters on the meta device and real buffers; loading fills it."""
+        return _build_skeleton(self.folder, trust_remote_code=self.trust_remote_code)[0]
 
-def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
-    """Builds the model's skeleton from its config alone.
+    @property
+    def layer_classes(self) -> tuple[type[nn.Module], ...]:
+        """Classes of the decoder layers."""
+        return tuple({type(layer) for layer in _layers_of(self.skeleton).values()})
+
+
+def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | None = None) -> BackboneSpec:
+    """Reads the shapes off a skeleton that is built from the config alone, or from where they were kept.
+
+    Args:
+        folder: of the backbone.
+        trust_remote_code: whether code in it may be run; then nothing is kept.
+        cache: folder in which shapes are kept.
 
     Raises:
         UserError: where the folder holds no config that transformers knows.
     """
+    kept = None if trust_remote_code or cache is None else _place_of_shapes(folder, cache)
+    spec = kept and _kept_spec(folder, kept)
+    if not spec:
+        spec = _spec_of(folder, trust_remote_code=trust_remote_code)
+        if kept:
+            shapes = {key: value for key, value in asdict(spec).items() if key not in _NOT_KEPT}
+            write_aside(kept, lambda aside: aside.write_text(json.dumps(shapes)))
+    if not spec.target_names:
+        logger.warning(
+            "family %s is not in the table: all-linear adapts every map of its layers", spec.model_type
+        )
+    return spec
+
+
+_NOT_KEPT = ("folder", "trust_remote_code")
+
+
+def _place_of_shapes(folder: Path, cache: Path) -> Path | None:
+    """A file whose name changes with config, transformers and what is read here; None: no config."""
+    try:
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+    except OSError:
+        return None
+    for source in (__file__, families.__file__):
+        digest.update(Path(source).read_bytes())
+    digest.update(metadata.version("transformers").encode())
+    return cache / "shapes" / f"{digest.hexdigest()[:32]}.json"
+
+
+def _kept_spec(folder: Path, kept: Path) -> BackboneSpec | None:
+    """What was kept there; None where nothing readable is."""
+    try:
+        shapes: dict[str, Any] = json.loads(kept.read_text())
+        shapes["linear_maps"] = {name: tuple(shape) for name, shape in shapes["linear_maps"].items()}
+        shapes["shared_inputs"] = tuple(map(tuple, shapes["shared_inputs"]))
+        for name in ("target_names", "embedding_shape"):
+            shapes[name] = tuple(shapes[name])
+        kept_weights = shapes["weights"]
+        runs = tuple((count, tuple(sizes)) for count, sizes in kept_weights["runs"])
+        outside = (tuple(kept_weights[name]) for name in ("embeddings", "others"))
+        shapes["weights"] = Weights(runs, *outside)
+        return BackboneSpec(folder=folder, trust_remote_code=False, **shapes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _build_skeleton(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, int, str]:
+    """The skeleton, its first position and the name of its input embedding; raises as `read_spec` does."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.initialization import no_init_weights
+
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         for setting in DROPOUT_SETTINGS:
@@ -107,42 +179,43 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
             Mistake("backbone.path", folder, rule, "give a decoder model's Hugging Face folder")
         ) from None
     skeleton.requires_grad_(False)
-    names = set(skeleton._no_split_modules or ())
     for top in ("pooler", "contact_head"):  # of encoders; the head is ours
         if hasattr(skeleton, top):
             setattr(skeleton, top, None)
-    layers = {
+    name = next(name for name, module in skeleton.named_modules() if module is embedding)
+    return skeleton, start, name
+
+
+def _layers_of(skeleton: nn.Module) -> dict[str, nn.Module]:
+    """The decoder layers by their names."""
+    names = set(skeleton._no_split_modules or ())
+    return {
         name: module
         for name, module in skeleton.named_modules()
         if type(module).__name__ in names and re.search(r"\.\d+$|^\d+$", name)
     }
+
+
+def _spec_of(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
+    from transformers.pytorch_utils import Conv1D
+
+    skeleton, start, embedding = _build_skeleton(folder, trust_remote_code=trust_remote_code)
+    config, layers = skeleton.config, _layers_of(skeleton)
     if not layers:
-        raise UserError(
-            Mistake(
-                "backbone.path",
-                folder,
-                f"{config.model_type} does not name its decoder layers",
-                "use another model",
-            )
-        )
+        rule = f"{config.model_type} does not name its decoder layers"
+        raise UserError(Mistake("backbone.path", folder, rule, "use another model"))
     linear_maps = {
         f"{layer}.{name}": _map_shape(module)
         for layer, block in layers.items()
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
-    targets = TARGETS.get(config.model_type, ())
-    if not targets:
-        logger.warning(
-            "family %s is not in the table: all-linear adapts every map of its layers", config.model_type
-        )
-    return BackboneSpec(
+    spec = BackboneSpec(
         folder=folder,
-        skeleton=skeleton,
+        trust_remote_code=trust_remote_code,
         model_type=config.model_type,
         linear_maps=linear_maps,
-        target_names=targets,
-        layer_classes=tuple({type(layer) for layer in layers.values()}),
+        target_names=TARGETS.get(config.model_type, ()),
         layers=len(layers),
         last_layer=list(layers)[-1],
         shared_inputs=_shared_inputs(layers),
@@ -155,10 +228,12 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False) -> BackboneSpec:
         output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
         ffn_size=max(d for shape in linear_maps.values() for d in shape),
         context=config.max_position_embeddings,
-        embedding=next(name for name, module in skeleton.named_modules() if module is embedding),
-        embedding_shape=tuple(embedding.weight.shape),
+        embedding=embedding,
+        embedding_shape=tuple(skeleton.get_submodule(embedding).weight.shape),
         weights=_weights(skeleton, layers),
     )
+    vars(spec)["skeleton"] = skeleton  # built already
+    return spec
 
 
 def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module]) -> Weights:
@@ -172,12 +247,14 @@ def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module]) -> Weights:
     return Weights(runs, embeddings, tuple(outside.values()))
 
 
-def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The backbone's own tokenizer.
 
     Raises:
         UserError: where the folder holds none.
     """
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # of files that transformers does not expect it may raise anything
@@ -191,7 +268,7 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         ) from None
 
 
-def _require_sizes(config: PreTrainedConfig) -> None:
+def _require_sizes(config: "PreTrainedConfig") -> None:
     """The sizes that time and memory grow with; a skeleton of a billion layers would never be finished.
 
     Raises:
@@ -216,6 +293,8 @@ def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ..
 
 def _map_shape(module: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of a linear map; GPT-2's Conv1D keeps its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
     if isinstance(module, Conv1D):
         return module.nf, module.nx
     return module.out_features, module.in_features

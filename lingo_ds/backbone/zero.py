@@ -5,6 +5,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.counter import counter
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.traffic import Start
 
 
@@ -39,20 +41,35 @@ def shard(
     """
     module = spec.skeleton
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
-    partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype, data_parallel_group=group)
+    ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group))
+    # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
+    partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group)
+    assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
+
+    members, place = dist.get_world_size(group), dist.get_rank(group)
+    entries = {name: value.numel() for name, value in module.named_parameters()}
+    # Room for any weight, used for one after the other: memory that is mapped already is filled faster.
+    room = torch.empty(max(entries.values()), dtype=dtype, device=device)
+
+    def range_of(count: int) -> tuple[int, int]:
+        size = -(-count // members)
+        return min(count, size * place), min(count, size * (place + 1))
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
-        # No values and so no broadcast (zero.Init would send every weight from the group's first process):
-        # the full-size tensor is never written to, and is freed by the next line.
-        param = nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device), requires_grad=False)
+        # No broadcast (zero.Init would send every weight from the group's first process): of the whole weight
+        # only this process's range is ever written to, and partitioning takes it to wherever it is kept.
+        start, stop = range_of(old.numel())
+        whole = room[: old.numel()]
+        whole[start:stop].copy_(files.read(name, start, stop))
+        param = nn.Parameter(whole.view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
         param.partition()
-        _fill_part(param.ds_tensor, dist.get_rank(group), name, files)
         if param.ds_secondary_tensor is not None:
             _fill_part(param.ds_secondary_tensor, partitioner.rank_in_group, name, files)
         return param
 
     _count_collectives()
+    files.will_read((name, *range_of(count)) for name, count in entries.items())
     fill(module, own_range)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
@@ -90,6 +107,41 @@ def _count_collectives() -> None:
         return broadcast(tensor, src, group=group, async_op=async_op)
 
     backend.all_gather_into_tensor, backend.broadcast = counted_gather, counted_broadcast
+
+
+def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:
+    """The settings, for weights on NVMe with buffers for the largest layer and what lies outside of layers.
+
+    A buffer takes one weight's range; all of a layer are read at once.
+
+    Raises:
+        UserError: where NVMe is asked for and DeepSpeed cannot use it here.
+    """
+    zero = ds_config["zero_optimization"]
+    offload = zero.get("offload_param", {})
+    if offload.get("device") != "nvme":
+        return ds_config
+    require_nvme()
+    layers = [module for module in spec.skeleton.modules() if isinstance(module, spec.layer_classes)]
+    inside = [len(list(layer.parameters())) for layer in layers]
+    weights = list(spec.skeleton.parameters())
+    buffers = {
+        "buffer_count": max(inside) + len(weights) - sum(inside),
+        "buffer_size": -(-max(weight.numel() for weight in weights) // processes),
+    }
+    return ds_config | {"zero_optimization": zero | {"offload_param": buffers | offload}}
+
+
+def require_nvme() -> None:
+    """Checks that DeepSpeed's reader of NVMe can be built on this host.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    if not AsyncIOBuilder().is_compatible():
+        rule = "needs libaio with its headers, and a C++ compiler for DeepSpeed's reader"
+        fix = "install libaio-dev and g++, or take zero3_offload"
+        raise UserError(Mistake("zero.profile", "offload_param.device: nvme", rule, fix))
 
 
 def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:

@@ -170,6 +170,8 @@ def _known(task: RegisteredTask, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _template(prefix: str, task: RegisteredTask | None) -> str | None:
     """A template by its name, or as it is written; with the texts of the task."""
+    if task is None and "{" in prefix:
+        return prefix  # no name has a brace, and the registry takes a while to read
     named, template = prefix in registry().templates, registry().templates.get(prefix, prefix)
     if template is None or task:
         return template and fill(template, task.texts)

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -30,17 +29,14 @@ CACHE_VERSION = 3
 BATCH = 1000
 """Texts tokenised at a time."""
 
-FEATURES = datasets.Features(
-    {
-        "input_ids": datasets.List(datasets.Value("int32")),
-        "label": datasets.Value("int64"),
-        "truncated": datasets.Value("bool"),
-    }
-)
-VALUE_FEATURES = datasets.Features({**FEATURES, "label": datasets.List(datasets.Value("float32"))})
-"""Of tasks whose target is a list of values, NaN where unknown."""
-OTHER_STRAND = {"reverse_ids": FEATURES["input_ids"]}
-"""The column more of a table that holds both strands."""
+IDS, CLASS, VALUES = pa.list_(pa.int32()), pa.int64(), pa.list_(pa.float32())
+SCHEMA = pa.schema({"input_ids": IDS, "label": CLASS, "truncated": pa.bool_()})
+"""Of a table on one strand; `label` is VALUES, NaN where unknown, where the target is a list of values."""
+
+
+def _numbers(values: pa.Array) -> np.ndarray:
+    """A view on them, where none is missing; pyarrow's `to_numpy` would import pandas first."""
+    return np.from_dlpack(values)
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class TokenizedSplit:
         both: whether the rows are 2 n: row n + k is row k of the table on its other strand.
     """
 
-    table: datasets.Dataset
+    table: pa.Table
     both: bool = False
 
     def __len__(self) -> int:
@@ -72,8 +68,8 @@ class TokenizedSplit:
     def _chunks(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and offsets of the pieces that Arrow keeps the column in; none is copied."""
         names = ("input_ids", "reverse_ids") if self.both else ("input_ids",)
-        chunks = [chunk for name in names for chunk in self.table.data.column(name).chunks]
-        return [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks]
+        chunks = [chunk for name in names for chunk in self.table.column(name).chunks]
+        return [(_numbers(chunk.values), _numbers(chunk.offsets)) for chunk in chunks]
 
     @cached_property
     def _begins(self) -> np.ndarray:
@@ -86,9 +82,9 @@ class TokenizedSplit:
     @cached_property
     def labels(self) -> np.ndarray:
         """(rows,) int64 classes, or (rows, values) float32 with NaN where unknown."""
-        column = self.table.data.column("label")
+        column = self.table.column("label")
         if pa.types.is_integer(column.type):
-            labels = column.to_numpy()
+            labels = np.concatenate([np.zeros(0, np.int64), *map(_numbers, column.chunks)])
         else:
             values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
             labels = np.concatenate(values).reshape(len(column), -1)
@@ -113,7 +109,8 @@ class TokenizedSplit:
     @property
     def truncated(self) -> int:
         """Examples whose sequence was cut, on one strand at least."""
-        return int(np.sum(self.table.data.column("truncated").to_numpy()))
+        column = self.table.column("truncated").cast(pa.uint8())
+        return sum(int(_numbers(chunk).sum()) for chunk in column.chunks)
 
     def tokens(self, row: int) -> np.ndarray:
         """Token ids of one example, (length,)."""
@@ -225,7 +222,7 @@ def write_tokenized(
             max_length=max_length,
             both_strands=both_strands,
         )
-        return split.table.data.table
+        return split.table
 
     def write(aside: Path) -> None:
         aside.mkdir()
@@ -262,12 +259,15 @@ def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:
                 logger.info("tokenised %s of %s rows", f"{done:,}", f"{rows:,}")
 
 
+def _read_stream(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        return stream.read_all()  # the table holds the map
+
+
 def read_tokenized(folder: Path) -> TokenizedData:
     """The cache entry that `write_tokenized` made, by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
-    splits = {
-        name: TokenizedSplit(datasets.Dataset.from_file(str(folder / f"{name}.arrow"))) for name in SPLITS
-    }
+    splits = {name: TokenizedSplit(_read_stream(folder / f"{name}.arrow")) for name in SPLITS}
     names = facts.pop("class_names")
     return TokenizedData(splits=splits, class_names=names and tuple(names), fingerprint=folder.name, **facts)
 
@@ -298,15 +298,15 @@ def tokenized_split(
         return _tokenized_strand(rows, tokenize=tokenize, prompt=prompt, max_length=max_length)
 
     input_ids, truncated = strand(rows)
-    columns, features = {"input_ids": input_ids, "label": labels, "truncated": truncated}, FEATURES
+    columns, schema = {"input_ids": input_ids, "label": labels, "truncated": truncated}, SCHEMA
     if isinstance(labels[0], list):
-        features = VALUE_FEATURES
+        schema = schema.set(schema.get_field_index("label"), pa.field("label", VALUES))
     if both_strands:
         turned = [row._replace(sequence=reverse_complement(row.sequence)) for row in rows]
         columns["reverse_ids"], also = strand(turned)
         columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
-        features = datasets.Features({**features, **OTHER_STRAND})
-    return TokenizedSplit(datasets.Dataset.from_dict(columns, features=features))
+        schema = schema.append(pa.field("reverse_ids", IDS))
+    return TokenizedSplit(pa.table(columns, schema=schema))
 
 
 def _tokenized_strand(

@@ -1,14 +1,16 @@
 """From a sequence and its prompt to token ids: through the backbone's tokenizer, or one token per base."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from lingo_ds.data.pairs import first_bases, join
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.errors import Mistake, UserError, reason_of
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 NUCLEOTIDES = "ACGTN"
 """Learned tokens, in the order of their ids. U is read as T, every other letter as N."""
@@ -49,7 +51,7 @@ Tokenize = Callable[[Sequence[Row], Prompt, int], Iterable[Tokens]]
 
 def make_tokenize(
     tokens: Literal["text", "nucleotides"],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     vocabulary: int,
     pair_separator: str = "",
@@ -73,7 +75,7 @@ def make_tokenize(
 class TextTokens:
     """Sequences as the backbone's tokenizer reads them, in one text with their prompt."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pair_separator: str = ""):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", pair_separator: str = ""):
         self._tokenizer, self._separator = tokenizer, pair_separator
 
     def __call__(self, rows: Sequence[Row], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
@@ -119,7 +121,7 @@ class Frame(NamedTuple):
 class NucleotideTokens:
     """Sequences as one token per base, their prompt as the backbone's tokenizer reads it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, pair_separator: str = ""):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocabulary: int, pair_separator: str = ""):
         """Takes the tokenizer, and how many ids the backbone's embedding has: A is the first one behind."""
         self._tokenizer, self._first, self._separator = tokenizer, vocabulary, pair_separator
 
@@ -175,7 +177,7 @@ def _fields(row: Row, prompt: Prompt) -> dict[str, str]:
     return dict(zip(prompt.columns, row.cells, strict=True)) if row.cells else {}
 
 
-def letter_ids(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int) -> list[list[int]]:
+def letter_ids(tokenizer: "PreTrainedTokenizerBase", *, vocabulary: int) -> list[list[int]]:
     """The backbone's tokens of each of `NUCLEOTIDES`: that of the letter, or those it is spelled with.
 
     Raises:
@@ -190,17 +192,17 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int) -> list[l
     return found
 
 
-def _require_rows(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocabulary: int) -> None:
+def _require_rows(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], vocabulary: int) -> None:
     if (largest := max(ids, default=0)) >= vocabulary:
         raise _misfit(tokenizer, f"gives token {largest}, and an embedding of {vocabulary} rows")
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Token ids of a text, special tokens left out."""
     return _read(tokenizer, text, add_special_tokens=False)["input_ids"]
 
 
-def _read(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **how: bool) -> BatchEncoding:
+def _read(tokenizer: "PreTrainedTokenizerBase", texts: str | list[str], **how: bool) -> "BatchEncoding":
     try:
         return tokenizer(texts, verbose=False, **how)
     except Exception as error:  # of files that are not a whole tokenizer only their use may tell
@@ -212,6 +214,6 @@ def _no_room(max_length: int) -> UserError:
     return UserError(Mistake("data.max_length", max_length, rule, fix))
 
 
-def _misfit(tokenizer: PreTrainedTokenizerBase, what: str) -> UserError:
+def _misfit(tokenizer: "PreTrainedTokenizerBase", what: str) -> UserError:
     rule, fix = f"has a tokenizer that {what}", "add the tokenizer files that belong to the weights"
     return UserError(Mistake("backbone.path", tokenizer.name_or_path, rule, fix))

@@ -1,17 +1,12 @@
-"""What answers are worth: pure numbers, no model and no process group."""
+"""What answers are worth: pure numbers, no model and no process group.
+
+scipy and scikit-learn are imported where they are called: that takes a second, which a start need not wait.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 
 from lingo_ds.evaluation.thresholds import f1, mcc
 
@@ -48,6 +43,8 @@ def classification_metrics(
     Raises:
         ValueError: logits or labels have the wrong shape, a label is no class, or a logit is not finite.
     """
+    from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
+
     logits, labels = _checked(logits, labels)
     probabilities = _softmax(logits)
     predictions = logits.argmax(axis=1) if threshold is None else probabilities[:, 1] > threshold
@@ -142,6 +139,8 @@ def regression_metrics(predicted: np.ndarray, values: np.ndarray, *, names: Sequ
 
 
 def _errors(predicted: np.ndarray, values: np.ndarray) -> Metrics:
+    from scipy.stats import rankdata
+
     known = ~np.isnan(values)
     x, y = predicted[known].astype(np.float64), values[known].astype(np.float64)
     squared, spread = np.square(x - y), np.square(y - y.mean()) if len(y) else y
@@ -200,6 +199,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _ranking(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
     """Areas under the ROC and the precision-recall curve; the mean over one-vs-rest of several classes."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     classes = probabilities.shape[1]
     if np.unique(labels).size < classes:
         return {"auroc": None, "auprc": None}

@@ -4,11 +4,9 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from matplotlib.image import imsave
 
 from lingo_ds.files import write_aside
 from lingo_ds.memory import GIB
-from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
 from lingo_ds.monitor.tracker import Tracker
@@ -119,6 +117,10 @@ class Watcher:
 
     def _draw(self, event: MaskEvent, ranks: dict[str, int]) -> None:
         """Pictures for TensorBoard, those of the final mask also as files."""
+        from matplotlib.image import imsave  # slow to import, and not needed before the first mask
+
+        from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
+
         pictures = {
             "map": draw_rank_map(
                 ranks, initial_rank=self._plan.schedule.initial // len(ranks), title=f"step {event.step}"

@@ -243,7 +243,7 @@ class Session:
             self._folder / "adapter", adapter, spec=prepared.spec,
             backbone_path=public_address(config.backbone.path, prepared.spec.folder),
             settings=self._peft_settings(),
-            notes=Notes(frame=task_frame(prepared.task, prepared.spec, prepared.tokenizer)),
+            notes=Notes(frame=task_frame(prepared.task, prepared.spec, prepared.tokenizer.loaded)),
         )  # fmt: skip
 
     def _peft_settings(self) -> dict[str, Any]:

@@ -78,8 +78,10 @@ def new_layout(spec: BackboneSpec) -> BankLayout:
     return uniform_layout(sites, rank=RANK, head_shape=(CLASSES, spec.output_size))
 
 
-def zero_config(spec: BackboneSpec, layout: BankLayout, world_size: int, *, dtype: str) -> dict:
-    """DeepSpeed's settings as a run has them: the shipped profile, filled in by the plan."""
+def zero_config(
+    spec: BackboneSpec, layout: BankLayout, world_size: int, *, dtype: str, profile: dict | None = None
+) -> dict:
+    """DeepSpeed's settings as a run has them: a shipped profile, filled in by the plan."""
     config = RunConfig.model_validate(
         {"name": "zero", "backbone": {"path": "."}, "data": {"path": "."}, "rank_sampling": {"mode": "off"}}
     )
@@ -91,10 +93,10 @@ def zero_config(spec: BackboneSpec, layout: BankLayout, world_size: int, *, dtyp
         packable=False, causal=True,
         world_size=world_size, local_world_size=world_size, memory_bytes=2**34,
     )  # fmt: skip
-    profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
-    filled = make_plan(config, facts).deepspeed_config(profile, dtype=dtype)
-    assert filled["zero_optimization"]["stage3_param_persistence_threshold"] == 0
-    return filled
+    if profile is None:
+        profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
+        assert profile["zero_optimization"]["stage3_param_persistence_threshold"] == 0
+    return make_plan(config, facts).deepspeed_config(profile, dtype=dtype)
 
 
 class Reads(NamedTuple):
@@ -115,7 +117,13 @@ class Loaded(NamedTuple):
 
 
 def load_sharded(
-    folder: Path, env: DistEnv, *, group_size: int, checkpointing: bool, dtype: torch.dtype = torch.float32
+    folder: Path,
+    env: DistEnv,
+    *,
+    group_size: int,
+    checkpointing: bool,
+    dtype: torch.dtype = torch.float32,
+    profile: dict | None = None,
 ) -> Loaded:
     spec = read_spec(folder)
     layout = new_layout(spec)
@@ -135,7 +143,11 @@ def load_sharded(
             device=CPU,
             activation_checkpointing=checkpointing,
             ds_config=zero_config(
-                spec, layout, env.world_size, dtype="bf16" if dtype == torch.bfloat16 else "fp32"
+                spec,
+                layout,
+                env.world_size,
+                dtype="bf16" if dtype == torch.bfloat16 else "fp32",
+                profile=profile,
             ),
             group=distributed.shard_group(group_size, env),
         )

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import Backbone, load_backbone
+from lingo_ds.backbone.builtin import character_tokenizer
 from lingo_ds.backbone.families import TARGETS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import read_spec, read_tokenizer
@@ -487,9 +489,29 @@ def test_only_pickle_files(folder):
     refuse(folder, str(folder), "pickle", "save_pretrained")
 
 
+def test_pickle_files_load_once_they_are_converted_as_told(tmp_path, monkeypatch):
+    model = random_model(FAMILIES["opt"], tied=True).half()
+    folder = save(model, tmp_path / "old")
+    character_tokenizer().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError) as refused:
+        load(folder)
+    (mistake,) = refused.value.mistakes
+    *_, python, option, code = shlex.split(mistake.fix)
+    assert (python, option) == ("python", "-c")
+    monkeypatch.chdir(tmp_path)
+    exec(code)
+    assert load_file(tmp_path / "converted" / "model.safetensors")["decoder.embed_tokens.weight"].dtype == (
+        torch.float16
+    )
+    assert_same_model(load(tmp_path / "converted"), save(model.float(), tmp_path / "plain"))
+    read_tokenizer(tmp_path / "converted")
+
+
 def test_no_weights_at_all(folder):
     (folder / "model.safetensors").unlink()
-    refuse(folder, str(folder), "no model.safetensors")
+    refuse(folder, str(folder), "no model.safetensors", "converted")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from unittest import mock
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lingo_ds.data import loader, packing
 from lingo_ds.data.loader import Ahead, Packing, TrainBatches
 from lingo_ds.data.packing import Pack, common_prefix, deal, eval_packs, make_pack
-from lingo_ds.data.tokenize import FEATURES, TokenizedSplit
+from lingo_ds.data.tokenize import SCHEMA, TokenizedSplit
 
 
 def split_of(examples: Sequence[Sequence[int]]) -> TokenizedSplit:
@@ -26,7 +26,7 @@ def split_of(examples: Sequence[Sequence[int]]) -> TokenizedSplit:
         "label": [row % 3 for row in rows],
         "truncated": [False] * len(examples),
     }
-    return TokenizedSplit(datasets.Dataset.from_dict(table, features=FEATURES))
+    return TokenizedSplit(pa.table(table, schema=SCHEMA))
 
 
 def with_prefix(prefix: int, lengths: Sequence[int]) -> TokenizedSplit:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-import scipy.io
 
 from lingo_ds.data.examples import Example
 from lingo_ds.data.sources.parts import Found, Part, fingerprint_of, read_parts
@@ -98,7 +97,9 @@ def _arrays_in(path: Path) -> Iterator[list[Array]]:
             file = held.enter_context(h5py.File(path, "r"))
             yield [_hdf5(name, file[name]) for name in file if _is_own_array(file, name)]
         else:  # version 5, as DeepSEA's valid.mat and test.mat are: small, read whole
-            found = scipy.io.loadmat(raw)
+            from scipy.io import loadmat  # slow to import, and only here in use
+
+            found = loadmat(raw)
             yield [
                 Array(name, one.shape, lambda begin, end, one=one: one[begin:end])
                 for name, one in found.items()

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from lingo_ds.data.examples import Example
 from lingo_ds.data.sources.parts import SPLIT_NAMES, Found
 from lingo_ds.data.sources.tables import Columns, cell_text, cells_of, text_of
 from lingo_ds.errors import Mistake, UserError, reason_of
+
+if TYPE_CHECKING:
+    import datasets
 
 ROWS = 1024
 """Rows decoded at a time; the rest stays on disk, by memory map."""
@@ -23,6 +25,9 @@ class HubDataset:
         Raises:
             UserError: where it is neither, or has no split of a usual name.
         """
+        import datasets  # pandas with it: slow to import, and only here in use
+
+        datasets.disable_progress_bars()
         self._path, self._columns = path, columns
         try:
             if Path(path).is_dir():
@@ -49,7 +54,7 @@ class HubDataset:
             for item in self._read(name, split):
                 yield name, item
 
-    def _read(self, name: str, split: datasets.Dataset) -> Iterator[Example | Mistake]:
+    def _read(self, name: str, split: "datasets.Dataset") -> Iterator[Example | Mistake]:
         title, columns = f"{self._path}, split {name}", self._columns
         places = columns.places(split.column_names, title)
         names = [split.column_names[k] for k in (places.sequence, *places.labels)]

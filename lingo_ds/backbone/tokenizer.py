@@ -1,0 +1,58 @@
+"""A backbone's own tokenizer, loaded when it is needed: its library takes seconds to import."""
+
+import hashlib
+import json
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.files import write_aside
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILES = ("*.json", "*.model", "vocab*", "merges*", "tokenizer*")
+"""What a tokenizer may be read from; the index of the weights among it does no harm."""
+
+
+class OwnTokenizer:
+    """The tokenizer of a folder, and a fingerprint of it that a cache keeps.
+
+    Attributes:
+        fingerprint: 64 hex digits that change with what the tokenizer does.
+    """
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool, cache: Path):
+        """Loads the tokenizer where its fingerprint is not known yet.
+
+        Raises:
+            UserError: where the folder holds none.
+        """
+        self._folder, self._trust = folder, trust_remote_code
+        kept = cache / "tokenizers" / f"{self._files()}.txt"
+        known = kept.is_file() and not trust_remote_code
+        self.fingerprint = kept.read_text() if known else self._fingerprint()
+        if not known:
+            write_aside(kept, lambda aside: aside.write_text(self.fingerprint))
+
+    @cached_property
+    def loaded(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer itself."""
+        return read_tokenizer(self._folder, trust_remote_code=self._trust)
+
+    def _fingerprint(self) -> str:
+        tokenizer = self.loaded
+        fast = tokenizer.is_fast
+        definition = tokenizer.backend_tokenizer.to_str() if fast else json.dumps(tokenizer.get_vocab())
+        return hashlib.sha256(definition.encode()).hexdigest()
+
+    def _files(self) -> str:
+        """32 hex digits that change with the files and with transformers."""
+        digest = hashlib.sha256(metadata.version("transformers").encode())
+        for path in sorted(
+            {path for pattern in FILES for path in self._folder.glob(pattern) if path.is_file()}
+        ):
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
+        return digest.hexdigest()[:32]

@@ -1,0 +1,115 @@
+"""What a start imports, and what it need not read again."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from lingo_ds.backbone import spec as spec_module
+from lingo_ds.backbone import tokenizer as tokenizer_module
+from lingo_ds.backbone.builtin import write_backbone
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.backbone.tokenizer import OwnTokenizer
+from lingo_ds.errors import UserError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+HEAVY = {
+    "torch", "numpy", "transformers", "datasets", "pandas", "pyarrow", "deepspeed", "matplotlib", "scipy",
+    "sklearn", "rich", "pydantic", "yaml",
+}  # fmt: skip
+"""Libraries that take long to import."""
+
+NOT_FOR_A_PLAN = {
+    "transformers.modeling_utils", "transformers.models.llama", "torch._dynamo", "torch.distributed.tensor",
+    "deepspeed", "datasets", "pandas", "matplotlib", "sklearn", "scipy.stats",
+}  # fmt: skip
+"""What a plan need not import, once shapes and data were read."""
+
+
+def imported(*words: str, cache: Path) -> set[str]:
+    """Modules that a process of `lingo-ds WORDS` has imported when it ends."""
+    code = f"""
+import sys
+from lingo_ds.cli import main
+try:
+    main({list(words)!r})
+except SystemExit:
+    pass
+print("modules", *sys.modules)
+"""
+    env = os.environ | {"LINGO_DS_CACHE": str(cache), "DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, env=env, capture_output=True, text=True, check=True
+    )
+    return set(ended.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("predict", "--help")])
+def test_help_imports_no_library(tmp_path, words):
+    assert not HEAVY & imported(*words, cache=tmp_path)
+
+
+def test_a_plan_imports_no_model_code_once_its_inputs_were_read(tmp_path):
+    plan = ("plan", "--config", "quickstart", f"output_dir={tmp_path / 'out'}")
+    first, again = imported(*plan, cache=tmp_path), imported(*plan, cache=tmp_path)
+    assert "transformers.modeling_utils" in first
+    assert not NOT_FOR_A_PLAN & again
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_backbone(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_kept_shapes_are_those_that_were_read(folder, tmp_path, monkeypatch):
+    fresh = read_spec(folder, cache=tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(spec_module, "_spec_of", lambda *_, **__: pytest.fail("was read again"))
+        kept = read_spec(folder, cache=tmp_path / "cache")
+    assert asdict(kept) == asdict(fresh) == asdict(read_spec(folder))
+    assert kept.layer_classes == fresh.layer_classes
+    shapes = [{n: p.shape for n, p in spec.skeleton.named_parameters()} for spec in (kept, fresh)]
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 2 + 3 * 9
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": 3}'])
+def test_damaged_shapes_are_read_anew(folder, tmp_path, text):
+    expected = read_spec(folder, cache=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache" / "shapes").iterdir()
+    kept.write_text(text)
+    assert asdict(read_spec(folder, cache=tmp_path / "cache")) == asdict(expected)
+
+
+def test_another_config_has_other_shapes(folder, tmp_path):
+    assert read_spec(folder, cache=tmp_path / "cache").layers == 3
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert read_spec(folder, cache=tmp_path / "cache").layers == 2
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_spec(folder, cache=tmp_path / "cache")
+
+
+def test_a_known_tokenizer_is_loaded_only_when_it_is_used(folder, tmp_path, monkeypatch):
+    loads, load = [], tokenizer_module.read_tokenizer
+    monkeypatch.setattr(
+        tokenizer_module, "read_tokenizer", lambda *given, **how: loads.append(given) or load(*given, **how)
+    )
+
+    def own() -> OwnTokenizer:
+        return OwnTokenizer(folder, trust_remote_code=False, cache=tmp_path / "cache")
+
+    first, again = own(), own()
+    assert first.fingerprint == again.fingerprint and len(loads) == 1
+    assert again.loaded("AC")["input_ids"] == first.loaded("AC")["input_ids"] and len(loads) == 2
+    path = folder / "tokenizer.json"
+    text = json.loads(path.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["A"], vocabulary["C"] = vocabulary["C"], vocabulary["A"]
+    path.write_text(json.dumps(text))
+    assert own().fingerprint != first.fingerprint and len(loads) == 3
