@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lingo_ds.backbone.attention import PackedAttention
 from lingo_ds.backbone.fused import use_liger
-from lingo_ds.backbone.linear import use_onednn
+from lingo_ds.backbone.linear import freeze_maps
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.quantized import held_by_maps, quantize_maps
 from lingo_ds.backbone.spec import BackboneSpec
@@ -164,7 +164,7 @@ def load_backbone(
         from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
 
         shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
-    use_onednn(spec, dtype=dtype, device=device)
+    freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
     if liger:
         use_liger(spec, device=device)
     return Backbone(

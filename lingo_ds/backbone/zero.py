@@ -47,9 +47,9 @@ def shard(
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
 
     members, place = dist.get_world_size(group), dist.get_rank(group)
-    entries = {name: value.numel() for name, value in module.named_parameters()}
     # Room for any weight, used for one after the other: memory that is mapped already is filled faster.
-    room = torch.empty(max(entries.values()), dtype=dtype, device=device)
+    largest = max(value.numel() for value in module.parameters())
+    room = torch.empty(largest, dtype=dtype, device=device)
 
     def range_of(count: int) -> tuple[int, int]:
         size = -(-count // members)
@@ -60,7 +60,7 @@ def shard(
         # only this process's range is ever written to, and partitioning takes it to wherever it is kept.
         start, stop = range_of(old.numel())
         whole = room[: old.numel()]
-        whole[start:stop].copy_(files.read(name, start, stop))
+        files.read_into(whole[start:stop], name, start)
         param = nn.Parameter(whole.view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
         param.partition()
@@ -69,7 +69,6 @@ def shard(
         return param
 
     _count_collectives()
-    files.will_read((name, *range_of(count)) for name, count in entries.items())
     fill(module, own_range)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer

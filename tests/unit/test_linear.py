@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.backbone.linear import FrozenForward, use_onednn
+from lingo_ds.backbone.linear import FrozenForward, freeze_maps
 
 CPU = torch.device("cpu")
 
@@ -61,16 +61,16 @@ def test_weight_is_read_anew_in_the_backward_pass():
     assert distance(x.grad, whole.sum(0).expand(3, 40)) < 1e-6
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_only_fp32_goes_another_way(dtype: torch.dtype):
-    """Below fp32 torch uses oneDNN itself."""
+def test_maps_are_replaced_where_that_saves_something(dtype: torch.dtype, sharded: bool):
+    """Below fp32 torch uses oneDNN itself, but keeps views of gathered weights."""
     skeleton = nn.ModuleDict({"inside": frozen("bias"), "outside": frozen("bias")})
     spec = SimpleNamespace(linear_maps={"inside": (24, 40)}, skeleton=skeleton)
-    use_onednn(spec, dtype=dtype, device=CPU)
+    freeze_maps(spec, dtype=dtype, device=CPU, sharded=sharded)
     ways = {name: type(module.forward).__name__ for name, module in skeleton.items()}
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-    assert ways == {"inside": "FrozenForward" if dtype == torch.float32 else "method", "outside": "method"}
+    replaced = sharded or (dtype == torch.float32 and torch.backends.mkldnn.is_available())
+    assert ways == {"inside": "FrozenForward" if replaced else "method", "outside": "method"}
 
 
 def test_float64_is_computed_in_float64():
