@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -33,8 +32,8 @@ CONVERT = (
 )
 """A command that writes a backbone whose weights are pickle files, a folder or a hub id, as safetensors."""
 
-AHEAD, PIECE = 256 << 20, 1 << 20
-"""Bytes that the disk is asked for before they are copied, and how many at a time: a kernel takes no more."""
+PIECE = 16 << 20
+"""Bytes that are read from a file at a time: they are still in the processor's cache when they are copied."""
 
 
 def find_backbone(path: str, *, revision: str | None = None) -> Path:
@@ -78,8 +77,6 @@ class WeightFiles:
         self._file_of = self._index()
         self._open: dict[str, safe_open] = {}
         self._begins: dict[str, dict[str, int]] = {}
-        self._coming: deque[tuple[str, int, int]] = deque()
-        self._ahead = 0
         self._key_of = self._match(module)
 
     @property
@@ -92,30 +89,29 @@ class WeightFiles:
 
         A view on the memory map: only the pages that are then copied are read from disk.
         """
-        view = self._tensor(self._key_of[name]).view(-1)[start:stop]
-        self._ahead -= view.nbytes
-        while self._coming and self._ahead < AHEAD:
-            self._ahead += self._announce(*self._coming.popleft())
-        return view
+        return self._tensor(self._key_of[name]).view(-1)[start:stop]
 
-    def will_read(self, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """Says what `read` will be asked for, (name, start, stop), in this order: the disk works ahead of it.
+    def read_into(self, out: Tensor, name: str, start: int = 0) -> None:
+        """Fills `out`, flat, of any dtype and on any device, with the weight's entries from `start` on.
 
-        Without that a page is read when the copy has come to it, and disk and processor take turns.
+        By plain reads: the system then has the disk work ahead of the copy, which it does not for a map.
         """
-        self._coming, self._ahead = deque(ranges), 0
-
-    def _announce(self, name: str, start: int, stop: int) -> int:
-        """Asks the system to read a range; returns its bytes."""
         key = self._key_of[name]
-        view = self._tensor(key).view(-1)[start:stop]
-        if hasattr(os, "posix_fadvise") and view.nbytes:
-            path = self._folder / self._file_of[key]
-            begin = self._begins_in(path)[key] + start * view.itemsize
-            with path.open("rb") as file:
-                for piece in range(begin, begin + view.nbytes, PIECE):
-                    os.posix_fadvise(file.fileno(), piece, PIECE, os.POSIX_FADV_WILLNEED)
-        return view.nbytes
+        view = self._tensor(key).view(-1)[start : start + len(out)]
+        path = self._folder / self._file_of[key]
+        piece = torch.empty(min(len(out), PIECE // view.itemsize), dtype=view.dtype)
+        with path.open("rb", buffering=0) as file:
+            file.seek(self._begins_in(path)[key] + start * view.itemsize)
+            for done in range(0, len(out), max(len(piece), 1)):
+                into = out[done : done + len(piece)]
+                read = piece[: len(into)]
+                if into.dtype == read.dtype and into.device == read.device:
+                    read = into
+                left = memoryview(read.view(torch.uint8).numpy())
+                while left:
+                    left = left[_some(file.readinto(left), path) :]
+                if read is not into:
+                    into.copy_(read)
 
     def _begins_in(self, path: Path) -> dict[str, int]:
         """The byte of the file at which each weight begins; safetensors has checked the header."""
@@ -248,6 +244,18 @@ class WeightFiles:
             logger.warning("%s: %d weights stay unread, e.g. %s", self._folder, len(extra), extra[0])
 
 
+def _some(count: int, path: Path) -> int:
+    """A count of bytes that were read.
+
+    Raises:
+        UserError: where none were.
+    """
+    if not count:
+        rule = "became shorter while it was read"
+        raise UserError(Mistake(str(path), "file", rule, "leave the backbone's files alone"))
+    return count
+
+
 def fill(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
     """Replaces every parameter by `make(name, parameter)`; one that is used in several places stays one."""
     made: dict[int, nn.Parameter] = {}
@@ -265,10 +273,9 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
 
     def whole(name: str, old: nn.Parameter) -> nn.Parameter:
         value = torch.empty(old.shape, dtype=dtype, device=device)
-        value.view(-1).copy_(files.read(name))
+        files.read_into(value.view(-1), name)
         return nn.Parameter(value, requires_grad=False)
 
-    files.will_read((name, 0, value.numel()) for name, value in module.named_parameters())
     fill(module, whole)
 
 

@@ -1,5 +1,6 @@
 """The one seam to DeepSpeed: a frozen module, partitioned by ZeRO stage 3 without optimizer."""
 
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -44,9 +45,9 @@ def shard(
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
 
     members, place = dist.get_world_size(group), dist.get_rank(group)
-    entries = {name: value.numel() for name, value in module.named_parameters()}
     # Room for any weight, used for one after the other: memory that is mapped already is filled faster.
-    room = torch.empty(max(entries.values()), dtype=dtype, device=device)
+    largest = max(value.numel() for value in module.parameters())
+    room = torch.empty(largest, dtype=dtype, device=device)
 
     def range_of(count: int) -> tuple[int, int]:
         size = -(-count // members)
@@ -57,14 +58,17 @@ def shard(
         # only this process's range is ever written to, and partitioning takes it to wherever it is kept.
         start, stop = range_of(old.numel())
         whole = room[: old.numel()]
-        whole[start:stop].copy_(files.read(name, start, stop))
+        files.read_into(whole[start:stop], name, start)
         param = nn.Parameter(whole.view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
         param.partition()
         return param
 
-    files.will_read((name, *range_of(count)) for name, count in entries.items())
     fill(module, own_range)
+    for name in spec.linear_maps:
+        inner = module.get_submodule(name)
+        if type(inner) is nn.Linear:  # Conv1D keeps its weight as it is
+            inner.forward = partial(_linear, inner)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
@@ -75,6 +79,29 @@ def shard(
         lambda _module, _args, output: output.requires_grad_()
     )
     return ShardedModule(module, engine)
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """A frozen map of (.., d_in) to (.., d_out), no view of anything: adapters write to it in place."""
+    out = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), module)
+    return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], out.shape[-1]])
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """Keeps the map and not its weight for the backward pass.
+
+    torch's own keeps a transposed view, and with it every weight that was gathered in the forward pass: all
+    of the model.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Linear) -> Tensor:
+        ctx.module = module
+        return nn.functional.linear(x, module.weight, module.bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.module.weight, None
 
 
 def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:
