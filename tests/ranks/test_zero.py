@@ -389,10 +389,17 @@ def buffers_in_bf16(rank: int, world_size: int, folder: Path) -> dict:
     model = AdaptedModel(
         loaded.backbone, new_bank(loaded.layout, torch.bfloat16), pooling="last", dropout=0.0
     )
-    kept: list[tuple[int, ...]] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((*t.shape,)) or t, lambda t: t):
+    maps = [loaded.backbone.module.get_submodule(site.name) for site in loaded.layout.sites]
+    kept = []
+
+    def keep(value: Tensor) -> Tensor:
+        """Notes for each tensor that the backward pass keeps whether it is, or views, a gathered weight."""
+        memory = value.untyped_storage().data_ptr()
+        kept.append(value.ndim == 2 and any(memory == m.weight.untyped_storage().data_ptr() for m in maps))
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         sharded_gradient(model, env, batch, loaded.backbone.require_partitioned)
-    maps = {shape for one in loaded.layout.sites for shape in ((one.d_out, one.d_in), (one.d_in, one.d_out))}
     for handle in model._hooks._handles:  # the frozen model by itself
         handle.remove()
     with torch.no_grad():
@@ -403,7 +410,7 @@ def buffers_in_bf16(rank: int, world_size: int, folder: Path) -> dict:
         "ours": dict(loaded.backbone.module.named_buffers()),
         "theirs": dict(plain.named_buffers()),
         "hidden": (ours, theirs),
-        "kept": (len(kept), sorted(maps.intersection(kept))),
+        "kept": (len(kept), sum(kept)),
         "weights": {p.ds_tensor.dtype for p in loaded.backbone.module.parameters()},
     }
 
