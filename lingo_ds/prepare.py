@@ -158,6 +158,7 @@ def spread_numbers(prepared: Prepared) -> Spread:
         hpz=plan.hpz,
         gathered_bytes=1 if prepared.config.zero.quantized_weights else facts.compute_bytes,
         by_host=distributed.sums_by_host(),
+        reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
     )
 

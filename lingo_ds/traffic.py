@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 KEPT_LAYERS = 2
-"""Last layers that stay gathered from the forward to the backward pass: with `stage3_max_live_parameters` of
-three layers and prefetching of one, as the plan sets them, DeepSpeed has seen them needed again before their
-forward pass ends. What lies outside of the layers is small and stays as well."""
+"""Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
+`stage3_max_live_parameters` of three layers and prefetching of one, as the plan sets them, DeepSpeed has seen
+them needed again before their forward pass ends. What lies outside of the layers is small and stays as well."""
 
 PERSISTENT = 100_000
 """DeepSpeed's own `stage3_param_persistence_threshold`."""
@@ -80,6 +80,7 @@ class Spread:
             thousand entries, come on top.
         persistent: weights of at most so many entries are gathered once and stay.
         by_host: whether the bank is summed inside each host first, see `lingo_ds.by_host`.
+        reuses: whether weights that are needed again soon may stay: a `stage3_max_reuse_distance` above 0.
     """
 
     world_size: int
@@ -90,6 +91,7 @@ class Spread:
     gathered_bytes: int
     persistent: int = 0
     by_host: bool = False
+    reuses: bool = True
 
     @property
     def gathering(self) -> int:
@@ -215,8 +217,9 @@ def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside
         return everything, 0
     if start is Start.RECORDING:
         return everything, gathered_bytes((*_flat(layers), *weights.others), spread, above=0)
+    again = _flat(layers[:-KEPT_LAYERS]) if spread.reuses else (*_flat(layers), *weights.others)
     forward = everything if start is Start.FILLING else gathered_bytes(weights.every, spread, above=small)
-    return forward, gathered_bytes(_flat(layers[:-KEPT_LAYERS]), spread, above=small)
+    return forward, gathered_bytes(again, spread, above=small)
 
 
 def audit_traffic(spread: Spread, *, parts: int) -> Collective:
