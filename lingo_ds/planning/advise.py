@@ -1,0 +1,177 @@
+"""What to set, and why: other ways to run the same job, planned and compared."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from lingo_ds.config import RunConfig
+from lingo_ds.errors import UserError
+from lingo_ds.memory import USABLE_MEMORY, as_bytes
+from lingo_ds.planning.job import Job, with_budget
+from lingo_ds.planning.predict import Prediction, predict
+
+WORTH = 0.02
+"""Share of a step that a change must save to be advised."""
+
+Plan = Callable[[RunConfig], Job]
+"""The job of a config in the place that is planned for; raises UserError where it cannot be."""
+
+
+class Way(NamedTuple):
+    """One way to run a job."""
+
+    setting: str
+    job: Job
+    seen: Prediction
+
+    @property
+    def fits(self) -> bool:
+        """Whether a fifth of the memory stays free."""
+        return self.seen.model_bytes <= USABLE_MEMORY * self.job.machine.memory_bytes
+
+
+def advise(config: RunConfig, job: Job, plan: Plan) -> list[str]:
+    """One line for each of stage and shard group, hpZ, checkpointing, offload, token budget and network."""
+    now = Way("as it is", job, predict(job))
+    return [
+        _stage_and_group(now, list(spreads(config, plan))),
+        *_hpz(now),
+        _checkpointing(config, now, plan),
+        _offload(now),
+        _budget(now),
+        *_network(now),
+    ]
+
+
+def spreads(config: RunConfig, plan: Plan) -> Iterator[Way]:
+    """A whole copy on every process, and every size of a shard group inside a host, whole hosts, and all."""
+    first = _way(config, plan, "zero.stage=0", stage=0, shard_group="auto")
+    if first is None:
+        return
+    yield first
+    facts = first.job.plan.facts
+    world, local = facts.world_size, facts.local_world_size
+    groups = [
+        g for g in range(2, world + 1) if world % g == 0 and (local % g == 0 or g in (world, 2 * local))
+    ]
+    for group in groups:
+        way = _way(config, plan, f"zero.stage=3 zero.shard_group={group}", stage=3, shard_group=group)
+        if way:
+            yield way
+
+
+def _way(config: RunConfig, plan: Plan, setting: str, **zero: Any) -> Way | None:
+    changed = config.model_copy(update={"zero": config.zero.model_copy(update=zero)})
+    try:
+        job = plan(changed)
+    except UserError:
+        return None
+    return Way(setting, job, predict(job))
+
+
+def _stage_and_group(now: Way, ways: list[Way]) -> str:
+    facts = now.job.plan.facts
+    fitting = [way for way in ways if way.fits]
+    if not fitting:
+        need = min(way.seen.model_bytes for way in ways) if ways else now.seen.model_bytes
+        usable = as_bytes(USABLE_MEMORY * now.job.machine.memory_bytes)
+        return f"stage      no spread fits: {as_bytes(need)} at least of {usable} usable; add processes"
+    best = min(fitting, key=lambda way: way.seen.seconds)
+    why = f"{as_bytes(best.seen.model_bytes)} per process"
+    smaller = [way for way in ways if way.job.plan.shard_group < best.job.plan.shard_group and not way.fits]
+    if smaller:
+        most = max(smaller, key=lambda way: way.job.plan.shard_group)
+        why += f", where {most.setting} needs {as_bytes(most.seen.model_bytes)}"
+    plain = next((way for way in ways if way.job.plan.shard_group == facts.world_size), None)
+    if plain and plain is not best:
+        slower = plain.seen.seconds / best.seen.seconds - 1
+        why += f"; one copy over all {facts.world_size} processes takes {slower:.0%} longer a step"
+    same = (best.job.plan.zero_stage, best.job.plan.shard_group) == (
+        now.job.plan.zero_stage, now.job.plan.shard_group,
+    )  # fmt: skip
+    if same or (now.fits and now.seen.seconds <= (1 + WORTH) * best.seen.seconds):
+        return (
+            f"stage      keep zero.stage={now.job.plan.zero_stage}, group {now.job.plan.shard_group}: {why}"
+        )
+    gain = "the plan as it is does not fit"
+    if now.fits:
+        gain = f"{1 - best.seen.seconds / now.seen.seconds:.0%} less time a step"
+    return f"stage      set {best.setting}: {gain}; {why}"
+
+
+def _hpz(now: Way) -> Iterator[str]:
+    """A second copy inside each host pays where a copy must reach over several."""
+    spread = now.job.spread
+    if spread.hosts(spread.shard_group) == 1 or spread.zero_stage == 0 or spread.hpz > 1:
+        return
+    inside = spread.local_world_size
+    job = replace(now.job, spread=replace(spread, hpz=inside))
+    way = Way(f"hpZ over {inside}", job, predict(job))
+    saved = 1 - way.seen.seconds / now.seen.seconds
+    name = f"zero_hpz_partition_size {inside} in a DeepSpeed profile"
+    if way.fits and saved >= WORTH:
+        yield f"hpZ        set {name}: gathers stay inside a host, {saved:.0%} less time a step"
+    elif not way.fits:
+        yield f"hpZ        leave: a copy in each host needs {as_bytes(way.seen.model_bytes)} per process"
+    else:
+        yield f"hpZ        leave: gathers between hosts cost {max(saved, 0):.1%} of a step"
+
+
+def _checkpointing(config: RunConfig, now: Way, plan: Plan) -> str:
+    on = not now.job.checkpointing
+    backbone = config.backbone.model_copy(update={"activation_checkpointing": on})
+    try:
+        job = plan(config.model_copy(update={"backbone": backbone}))
+    except UserError:
+        return f"recompute  keep {'on' if now.job.checkpointing else 'off'}: the other way does not fit"
+    other = Way("", job, predict(job))
+    saved = 1 - other.seen.seconds / now.seen.seconds
+    value = str(on).lower()
+    if other.fits and (saved >= WORTH or not now.fits):
+        gain = f"{saved:.0%} less time a step" if saved >= WORTH else "else it does not fit"
+        return (
+            f"recompute  set backbone.activation_checkpointing={value}: {gain}, "
+            f"{job.plan.accumulation} instead of {now.job.plan.accumulation} forwards"
+        )
+    if on:
+        fitting = as_bytes(now.seen.model_bytes)
+        return f"recompute  leave off: it would cost {-saved:.0%} of a step, and {fitting} fit"
+    return f"recompute  keep on: without it a step needs {as_bytes(other.seen.model_bytes)} per process"
+
+
+def _offload(now: Way) -> str:
+    if now.job.offload:
+        return "offload    on: every pass reads the weights from the host's memory; not in the seconds above"
+    if now.fits:
+        return "offload    leave off: the weights fit beside the activations"
+    saved = now.seen.memory.get("backbone", 0)
+    return (
+        f"offload    set zero.profile=zero3_offload where processes cannot be added: frees {as_bytes(saved)}"
+    )
+
+
+def _budget(now: Way) -> str:
+    plan, most = now.job.plan, now.seen.most_tokens
+    if plan.micro_batch_tokens is None:
+        return f"budget     {most:,} tokens of a forward fit; batches are padded"
+    used = plan.micro_batch_tokens
+    share = f"{used:,} tokens of a forward planned, {most:,} fit"
+    if plan.accumulation == 1 or most <= used:
+        return f"budget     keep: {share}; {plan.accumulation} forwards a step"
+    other = predict(with_budget(now.job, most))
+    saved = 1 - other.seconds / now.seen.seconds
+    if saved < WORTH:
+        return f"budget     keep: {share}; more would save {max(saved, 0):.1%} of a step"
+    return f"budget     set train.micro_batch_tokens={most}: {share}; {saved:.0%} less time a step"
+
+
+def _network(now: Way) -> Iterator[str]:
+    """What of a step nothing hides, and a larger batch that would bring it below a twentieth."""
+    share = now.seen.exposed / now.seen.seconds
+    if share < 0.05:
+        return
+    larger = now.seen.exposed / now.seen.compute / 0.05
+    yield (
+        f"network    communication that nothing hides is {share:.0%} of a step; "
+        f"{larger:.1f} times the tokens per process and step would bring it to a twentieth"
+    )
