@@ -41,7 +41,7 @@ HOSTS = (1, 2, 4, 8, 16, 32, 64)
 TOKENS = 128
 """Of an example."""
 
-WAYS = {"planned": {}, "plain ZeRO-3": {"stage": 3}}
+WAYS = {"planned": {}, "plain ZeRO-3": {"stage": 3, "hpz": "off"}}
 """Settings of `zero`; plain ZeRO-3 spreads one copy over all processes."""
 
 

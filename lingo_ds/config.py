@@ -201,6 +201,14 @@ class ZeroConfig(Section):
     shard_group: Literal["auto"] | PositiveInt = Field(
         "auto", description="Processes that share one copy. auto: the smallest group whose memory holds it."
     )
+    hpz: Literal["auto", "off"] | PositiveInt = Field(
+        "auto",
+        description="Where a shard group reaches over hosts: processes of one host that hold a second copy, "
+        "from which weights are gathered. auto: where memory has room for it.",
+    )
+    quantized_weights: bool = Field(
+        False, description="Weights travel in 8 bits, and are a little different for it. GPUs only."
+    )
     profile: str | None = Field(
         None,
         description="DeepSpeed JSON: a name in ds_configs or a path. null: zero3 on GPUs, zero3_cpu on CPU.",

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lingo_ds.by_host import ByHost, hosts_of
 from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError, one_line
 from lingo_ds.place import find_place, meet_by_mpi
@@ -79,13 +79,25 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         place = {"rank": env.global_rank, "world_size": env.world_size}
         dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    counter.place(_hosts(env))
+    _follow_hosts(env)
 
 
-def _hosts(env: DistEnv) -> list[int]:
-    """The number of the host that each global rank is on: a host's processes are neighbours."""
+_by_host: ByHost | None = None
+
+
+def _follow_hosts(env: DistEnv) -> None:
+    """Lets the counter know the hosts, and sums go by them."""
+    global _by_host
     local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
-    return list(accumulate(int(rank == 0) for rank in local))
+    host_of = hosts_of(local)
+    counter.place(host_of)
+    if _by_host is None:
+        _by_host = ByHost.if_it_pays(host_of, env.global_rank, env.device)
+
+
+def sums_by_host() -> bool:
+    """Whether `all_reduce_` goes by hosts, see `lingo_ds.by_host`."""
+    return _by_host is not None
 
 
 def _meet(env: DistEnv, arrival: timedelta) -> dist.Store:
@@ -137,6 +149,8 @@ def free_port() -> int:
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
+    global _by_host
+    _by_host = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -146,19 +160,25 @@ def _alone() -> bool:
 
 
 def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
-    """Sums `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
-    if not _alone():
+    """Sums a flat `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
+    if _by_host:
+        _by_host.all_reduce_(tensor, what=what)
+    elif not _alone():
         counter.add("all_reduce", what, tensor.nbytes)
         dist.all_reduce(tensor)
     return tensor
 
 
-def broadcast_(tensor: torch.Tensor, *, what: str = "other", source: int = 0) -> torch.Tensor:
-    """Copies the `tensor` of global rank `source` to all processes, in place."""
+def broadcast_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
+    """Copies global rank 0's `tensor` to all processes, in place."""
     if not _alone():
-        counter.add("broadcast", what, tensor.nbytes)
-        dist.broadcast(tensor, source)
+        _send(tensor, what, source=0)
     return tensor
+
+
+def _send(tensor: torch.Tensor, what: str, *, source: int) -> None:
+    counter.add("broadcast", what, tensor.nbytes)
+    dist.broadcast(tensor, source)
 
 
 def all_gather(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
@@ -178,11 +198,11 @@ def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     mine = env.global_rank == source
     payload = json.dumps(value).encode() if mine else b""
     size = torch.tensor([len(payload)], dtype=torch.long, device=env.device)
-    broadcast_(size, source=source)
+    _send(size, "other", source=source)
     data = torch.zeros(int(size), dtype=torch.uint8, device=env.device)
     if mine:
         data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    broadcast_(data, source=source)
+    _send(data, "other", source=source)
     return json.loads(bytes(data.cpu().tolist()))
 
 

@@ -76,12 +76,14 @@ class ForwardPlan:
         packed: whether forwards are packs, without padding.
         zero_stage: 3 or 0.
         shard_group: processes that share one copy of the backbone.
+        hpz: processes of a host that hold a second copy; 1: there is none.
     """
 
     tokens: int
     packed: bool
     zero_stage: int
     shard_group: int
+    hpz: int
 
 
 def plan_forward(
@@ -102,17 +104,19 @@ def plan_forward(
     """
     token_bytes = facts.inside_layer * facts.compute_bytes
     bank = facts.bank_parameters * (4 * 4 + 2 * facts.compute_bytes)
-    stage, group = choose_spread(
-        zero, facts, beside=bank + longest * token_bytes, fix="set zero.profile=zero3_offload or bf16"
-    )
-    free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group).values())
+    beside = bank + longest * token_bytes
+    stage, group = choose_spread(zero, facts, beside=beside, fix="set zero.profile=zero3_offload or bf16")
+    hpz = choose_hpz(zero, facts, stage, group, beside=beside)
+    free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group, hpz).values())
     fitting = max(min(MOST_TOKENS[device], int(free // token_bytes)), 1)
-    return ForwardPlan(tokens or fitting, packing == "auto" and facts.packable, stage, group)
+    return ForwardPlan(tokens or fitting, packing == "auto" and facts.packable, stage, group, hpz)
 
 
-def backbone_bytes(facts: ModelFacts, stage: int, group: int) -> dict[str, int]:
+def backbone_bytes(facts: ModelFacts, stage: int, group: int, hpz: int = 1) -> dict[str, int]:
     """Memory of one process for its share of the frozen weights, by part."""
     parts = {"backbone": math.ceil(facts.backbone_parameters / group) * facts.compute_bytes}
+    if hpz > 1:
+        parts["second copy"] = math.ceil(facts.backbone_parameters / hpz) * facts.compute_bytes
     if stage == 3:
         parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes
     return parts
@@ -169,8 +173,38 @@ def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str)
     )
 
 
+def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, beside: int) -> int:
+    """Processes of a host that hold a second copy, where the first is spread over several hosts; 1: none.
+
+    Frozen weights never change, so DeepSpeed gathers them for both passes from the second copy, which is
+    never out of date: nothing of them travels between hosts. A host with room for a second copy has room for
+    the first, so this is for a `shard_group` that the user made larger than need be.
+
+    Raises:
+        UserError: for a number that cannot be.
+    """
+    inside = stage == 0 or facts.local_world_size % group == 0
+    if zero.hpz == "off" or (zero.hpz == "auto" and inside):
+        return 1
+    if zero.hpz == "auto":
+        size = math.gcd(group, facts.local_world_size)
+        need = sum(backbone_bytes(facts, stage, group, size).values()) + beside
+        return size if need <= USABLE_MEMORY * facts.memory_bytes else 1
+    if stage == 0 or zero.hpz >= group or group % zero.hpz or facts.local_world_size % zero.hpz:
+        rule = (
+            f"is no part of {group} processes that share a copy, {facts.local_world_size} of them on a host"
+        )
+        raise UserError(Mistake("zero.hpz", zero.hpz, rule, "choose auto or off"))
+    return zero.hpz
+
+
 def fill_profile(
-    profile: Mapping[str, Any], facts: ModelFacts, *, micro_batch_size: int, dtype: str
+    profile: Mapping[str, Any],
+    facts: ModelFacts,
+    *,
+    micro_batch_size: int,
+    dtype: str,
+    hpz: int,
 ) -> dict[str, Any]:
     """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16.
 
@@ -199,7 +233,10 @@ def fill_profile(
             raise UserError(Mistake("zero.profile", f"{key}: auto", rule, f"known: {', '.join(auto)}"))
         return auto[name]
 
-    return {key: filled(value, key, "") for key, value in profile.items()}
+    settings = {key: filled(value, key, "") for key, value in profile.items()}
+    if hpz > 1:
+        settings["zero_optimization"]["zero_hpz_partition_size"] = hpz
+    return settings
 
 
 def as_bytes(size: float) -> str:

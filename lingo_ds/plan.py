@@ -7,7 +7,15 @@ from typing import Any
 
 from lingo_ds.config import RunConfig
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.memory import USABLE_MEMORY, ModelFacts, as_bytes, backbone_bytes, choose_spread, fill_profile
+from lingo_ds.memory import (
+    USABLE_MEMORY,
+    ModelFacts,
+    as_bytes,
+    backbone_bytes,
+    choose_hpz,
+    choose_spread,
+    fill_profile,
+)
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.settings import resolve_duration
 
@@ -54,6 +62,7 @@ class RunPlan:
         schedule: budget of triplets; None without sampling.
         zero_stage: 3 or 0.
         shard_group: processes that share one copy of the backbone.
+        hpz: processes of a host that hold a second copy; 1: there is none.
         bytes_per_process: memory by part.
         flops_per_token: forward and backward through the frozen backbone.
     """
@@ -70,6 +79,7 @@ class RunPlan:
     schedule: BudgetSchedule | None
     zero_stage: int
     shard_group: int
+    hpz: int
     bytes_per_process: dict[str, int]
     flops_per_token: float
 
@@ -134,6 +144,7 @@ class RunPlan:
             )
         copies = f.world_size // self.shard_group
         spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
+        spread += f" and again over every {self.hpz}" if self.hpz > 1 else ""
         lines.append(
             f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} "
             f"(ZeRO stage {self.zero_stage})"
@@ -159,7 +170,8 @@ class RunPlan:
 
     def deepspeed_config(self, profile: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
         """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
-        return fill_profile(profile, self.facts, micro_batch_size=self.micro_batch_size, dtype=dtype)
+        micro = self.micro_batch_size
+        return fill_profile(profile, self.facts, micro_batch_size=micro, dtype=dtype, hpz=self.hpz)
 
 
 def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
@@ -181,14 +193,18 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     eval_interval = config.train.eval_steps or max(
         1, round((config.train.eval_epochs or 1) * steps_per_epoch)
     )
+    beside = _bank_bytes(config, facts) + _example_bytes(config, facts)
     stage, group = choose_spread(
         config.zero,
         facts,
-        beside=_bank_bytes(config, facts) + _example_bytes(config, facts),
+        beside=beside,
         fix="set zero.profile=zero3_offload, backbone.activation_checkpointing=true or bf16",
     )
-    tokens = _micro_batch_tokens(config, facts, stage, group)
-    micro = _micro_batch(config, facts, stage, group, tokens)
+    hpz = choose_hpz(config.zero, facts, stage, group, beside=beside)
+    fixed = {**backbone_bytes(facts, stage, group, hpz), "bank": _bank_bytes(config, facts)}
+    free = USABLE_MEMORY * facts.memory_bytes - sum(fixed.values())
+    tokens = _micro_batch_tokens(config, facts, free)
+    micro = _micro_batch(config, facts, free, tokens)
     accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
     if not config.train.micro_batch_size:
         micro = math.ceil(math.ceil(batch / facts.world_size) / accumulation)
@@ -205,8 +221,9 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         schedule=_schedule(config, facts, steps),
         zero_stage=stage,
         shard_group=group,
+        hpz=hpz,
         bytes_per_process={
-            **_fixed_bytes(config, facts, stage, group),
+            **fixed,
             "activations": (tokens or micro * facts.longest) * _token_bytes(config, facts),
         },
         flops_per_token=_flops_per_token(facts),
@@ -225,11 +242,6 @@ def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | N
         total=steps,
         interval=sampling.interval,
     )
-
-
-def _fixed_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> dict[str, int]:
-    """Memory of one process that does not grow with the batch."""
-    return {**backbone_bytes(facts, stage, group), "bank": _bank_bytes(config, facts)}
 
 
 def _bank_bytes(config: RunConfig, facts: Facts) -> int:
@@ -257,7 +269,7 @@ def _token_bytes(config: RunConfig, facts: Facts) -> int:
     return kept * facts.compute_bytes
 
 
-def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int, tokens: int | None) -> int:
+def _micro_batch(config: RunConfig, facts: Facts, free: float, tokens: int | None) -> int:
     """The largest micro-batch that the memory estimate allows, at most one process's share of the batch."""
     share = math.ceil(config.train.global_batch_size / facts.world_size)
     most = min(config.train.micro_batch_size or share, share)
@@ -266,10 +278,10 @@ def _micro_batch(config: RunConfig, facts: Facts, stage: int, group: int, tokens
         return max(1, min(most, int((tokens - prefix) // max(facts.mean_tokens - prefix, 1))))
     if config.train.micro_batch_size:
         return most
-    return max(1, min(share, int(_free_bytes(config, facts, stage, group) // _example_bytes(config, facts))))
+    return max(1, min(share, int(free // _example_bytes(config, facts))))
 
 
-def _micro_batch_tokens(config: RunConfig, facts: Facts, stage: int, group: int) -> int | None:
+def _micro_batch_tokens(config: RunConfig, facts: Facts, free: float) -> int | None:
     """Tokens of a pack: what memory allows or the config says, at most what a process's share can have."""
     if config.data.packing == "off" or not facts.packable:
         return None
@@ -277,7 +289,7 @@ def _micro_batch_tokens(config: RunConfig, facts: Facts, stage: int, group: int)
     examples = min(config.train.micro_batch_size or share, share)
     prefix = _prefix_shared(facts)
     most = prefix + examples * (facts.longest - prefix)
-    fitting = int(_free_bytes(config, facts, stage, group) // _token_bytes(config, facts))
+    fitting = int(free // _token_bytes(config, facts))
     return max(facts.longest, min(most, config.train.micro_batch_tokens or fitting))
 
 
@@ -285,11 +297,6 @@ def _prefix_shared(facts: Facts) -> int:
     """Tokens that a pack holds once for all of its examples; 0 where sharing cannot be or does not pay."""
     worth = facts.causal and facts.shared_prefix >= WORTH_SHARING * facts.mean_tokens
     return facts.shared_prefix if worth else 0
-
-
-def _free_bytes(config: RunConfig, facts: Facts, stage: int, group: int) -> float:
-    """Memory of one process that is left for activations."""
-    return USABLE_MEMORY * facts.memory_bytes - sum(_fixed_bytes(config, facts, stage, group).values())
 
 
 def _flops_per_token(facts: Facts) -> float:

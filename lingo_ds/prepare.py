@@ -21,7 +21,7 @@ from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, loa
 from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec, read_tokenizer
-from lingo_ds.config import RunConfig, ZeroConfig
+from lingo_ds.config import RunConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
@@ -35,10 +35,9 @@ from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.planning.layer import HEAPS, layer_shape
-from lingo_ds.resources import resource_path
+from lingo_ds.profile import read_profile
 from lingo_ds.traffic import PERSISTENT, Spread
 from lingo_ds.training.update import Scalar
-from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +140,19 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
 
 def spread_numbers(prepared: Prepared) -> Spread:
     """How the backbone lies, as the formula of traffic takes it."""
-    return spread_of_plan(prepared.plan, prepared.profile, prepared.dtype)
+    return spread_of_plan(
+        prepared.plan,
+        prepared.profile,
+        prepared.dtype,
+        quantized=prepared.config.zero.quantized_weights,
+        by_host=distributed.sums_by_host(),
+    )
 
 
-def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Spread:
-    """How a plan spreads the backbone under a DeepSpeed profile."""
+def spread_of_plan(
+    plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *, quantized: bool, by_host: bool
+) -> Spread:
+    """How a plan spreads the backbone under a DeepSpeed profile; its weights may travel `quantized`."""
     facts = plan.facts
     settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
     return Spread(
@@ -153,8 +160,9 @@ def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -
         local_world_size=facts.local_world_size,
         zero_stage=plan.zero_stage,
         shard_group=plan.shard_group,
-        hpz=settings.get("zero_hpz_partition_size", 1),
-        compute_bytes=facts.compute_bytes,
+        hpz=plan.hpz,
+        gathered_bytes=1 if quantized else facts.compute_bytes,
+        by_host=by_host,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
     )
 
@@ -285,22 +293,3 @@ def _memory_bytes(env: DistEnv) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text) if text.isdigit() else total) // env.local_world_size
-
-
-def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
-    """The DeepSpeed profile that a job uses.
-
-    Raises:
-        UserError: where it is not JSON.
-    """
-    name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
-    path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
-    try:
-        profile = read_json(path)
-        assert isinstance(profile, dict), "not a mapping"
-    except (OSError, ValueError, AssertionError) as error:
-        rule = f"is no readable JSON settings ({error})"
-        raise UserError(
-            Mistake("zero.profile", path, rule, "name a profile of ds_configs or a file")
-        ) from None
-    return profile

@@ -18,6 +18,9 @@ forward pass ends. What lies outside of the layers is small and stays as well.""
 PERSISTENT = 100_000
 """DeepSpeed's own `stage3_param_persistence_threshold`."""
 
+ENTRY = 4
+"""Bytes of an entry of the bank's gradient."""
+
 AUDIT_BYTES = 8
 """Of one part's fingerprint."""
 
@@ -73,8 +76,10 @@ class Spread:
         shard_group: processes that share one copy.
         hpz: processes that a second, wider copy is spread over, from which weights are gathered
             (`zero_hpz_partition_size`); 1: none.
-        compute_bytes: bytes of a weight's entry.
+        gathered_bytes: bytes of a weight's entry on its way; scales of 8-bit weights, 4 bytes for some
+            thousand entries, come on top.
         persistent: weights of at most so many entries are gathered once and stay.
+        by_host: whether the bank is summed inside each host first, see `lingo_ds.by_host`.
     """
 
     world_size: int
@@ -82,8 +87,9 @@ class Spread:
     zero_stage: int
     shard_group: int
     hpz: int = 1
-    compute_bytes: int
+    gathered_bytes: int
     persistent: int = 0
+    by_host: bool = False
 
     @property
     def gathering(self) -> int:
@@ -104,11 +110,12 @@ class Collective:
     """One kind of collective of a step.
 
     Attributes:
-        name: `all_gather`, `all_reduce`, `reduce_scatter` or `broadcast`.
+        name: `all_gather`, `all_reduce`, `all_to_all` or `broadcast`.
         what: `forward`, `backward` (weights gathered for that pass), `bank` (what learns), `masks`, `audit`.
         group: processes that take part.
         hosts: hosts that these are on.
         payload: bytes of the whole tensor, over a step's calls: what is gathered, reduced or sent to all.
+        streams: groups of this kind that send from one host at a time.
     """
 
     name: str
@@ -116,6 +123,7 @@ class Collective:
     group: int
     hosts: int
     payload: int
+    streams: int = 1
 
     @property
     def link(self) -> Link:
@@ -127,6 +135,11 @@ class Collective:
         """Bytes that one process sends in a step, and receives."""
         return sent_bytes(self.name, self.payload, self.group)
 
+    @property
+    def cable(self) -> int:
+        """Bytes that leave one host, and come to it."""
+        return self.streams * self.sent if self.link is Link.BETWEEN else 0
+
 
 def link_of(hosts: int) -> Link:
     """Between hosts as soon as a group reaches over more than one."""
@@ -134,7 +147,7 @@ def link_of(hosts: int) -> Link:
 
 
 def sent_bytes(name: str, payload: int, group: int) -> int:
-    """Bytes that one process of a group sends in a ring, and receives; a broadcast passes all of them on.
+    """Bytes that one process of a group sends, in a ring where it is one; a broadcast passes all of them on.
 
     A ring over processes that are neighbours on their hosts leaves each host once: over more than one host
     this is also what one host's cable carries in each direction.
@@ -143,9 +156,7 @@ def sent_bytes(name: str, payload: int, group: int) -> int:
         return 0
     part = math.ceil(payload / group)
     others = (group - 1) * part
-    return {"all_gather": others, "reduce_scatter": others, "all_reduce": 2 * others, "broadcast": payload}[
-        name
-    ]
+    return {"all_gather": others, "all_to_all": others, "all_reduce": 2 * others, "broadcast": payload}[name]
 
 
 def step_traffic(
@@ -174,13 +185,26 @@ def step_traffic(
     if start is Start.RECORDING and micro_batches > 1:
         starts[1] = Start.FILLING
     passes = [_pass_bytes(weights, spread, one, learns_inside=learns_inside) for one in starts]
-    group, world = spread.gathering, spread.world_size
+    group = spread.gathering
     collectives = (
         Collective("all_gather", "forward", group, spread.hosts(group), sum(p[0] for p in passes)),
         Collective("all_gather", "backward", group, spread.hosts(group), sum(p[1] for p in passes)),
-        Collective("all_reduce", "bank", world, spread.hosts(world), wire),
+        *_bank(spread, wire),
     )
     return tuple(one for one in collectives if one.sent)
+
+
+def _bank(spread: Spread, wire: int) -> tuple[Collective, ...]:
+    """The one sum of a step, over all processes."""
+    world, local = spread.world_size, spread.local_world_size
+    if not spread.by_host:
+        return (Collective("all_reduce", "bank", world, spread.hosts(world), wire),)
+    hosts, part = world // local, math.ceil(wire / ENTRY / local) * ENTRY
+    return (
+        Collective("all_to_all", "bank", local, 1, local * part),
+        Collective("all_reduce", "bank", hosts, hosts, part, streams=local),
+        Collective("all_gather", "bank", local, 1, local * part),
+    )
 
 
 def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside: bool) -> tuple[int, int]:
@@ -212,7 +236,7 @@ def gathered_bytes(sizes: Iterable[int], spread: Spread, *, above: int) -> int:
     if spread.gathering == 1:
         return 0
     parts = spread.shard_group  # with hpz too: its copy is cut from the padded weight
-    return sum(math.ceil(size / parts) * parts for size in sizes if size > above) * spread.compute_bytes
+    return sum(math.ceil(size / parts) * parts for size in sizes if size > above) * spread.gathered_bytes
 
 
 def by_link(collectives: Iterable[Collective]) -> dict[str, int]:

@@ -6,7 +6,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from deepspeed.utils import set_z3_leaf_modules
+from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 
 from lingo_ds.backbone.load import WeightFiles, fill
@@ -38,6 +38,7 @@ def shard(
         The module with DeepSpeed's hooks on it.
     """
     module = spec.skeleton
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype, data_parallel_group=group)
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
@@ -46,11 +47,9 @@ def shard(
         param = nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
         param.partition()
-        size = param.ds_tensor.ds_numel
-        start = size * dist.get_rank(group)
-        own = files.read(name, start, start + size)
-        param.ds_tensor.data[: own.numel()].copy_(own)
-        param.ds_tensor.data[own.numel() :].zero_()
+        _fill_part(param.ds_tensor, dist.get_rank(group), name, files)
+        if param.ds_secondary_tensor is not None:
+            _fill_part(param.ds_secondary_tensor, partitioner.rank_in_group, name, files)
         return param
 
     _count_collectives()
@@ -65,6 +64,14 @@ def shard(
         lambda _module, _args, output: output.requires_grad_()
     )
     return ShardedModule(module, engine)
+
+
+def _fill_part(part: Tensor, place: int, name: str, files: WeightFiles) -> None:
+    """Reads the range of a weight that is the part at this place; what is beyond its end is 0."""
+    start = part.ds_numel * place
+    own = files.read(name, start, start + part.ds_numel)
+    part.data[: own.numel()].copy_(own)
+    part.data[own.numel() :].zero_()
 
 
 def _count_collectives() -> None:
@@ -101,7 +108,9 @@ class ShardedModule:
     def held_entries(self) -> int:
         """Entries of the weights that this process holds now: its partitions, and whatever is gathered."""
         return sum(
-            p.ds_tensor.numel() + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
+            p.ds_tensor.numel()
+            + (0 if p.ds_secondary_tensor is None else p.ds_secondary_tensor.numel())
+            + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
             for p in self.module.parameters()
         )
 

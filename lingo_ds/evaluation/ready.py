@@ -17,7 +17,8 @@ from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
 from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import load_spread, model_facts, read_profile
+from lingo_ds.prepare import load_spread, model_facts
+from lingo_ds.profile import read_profile
 
 
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
@@ -52,7 +53,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     )  # fmt: skip
     ds_config = None
     if plan.zero_stage == 3:
-        ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype])
+        ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], hpz=plan.hpz)
     backbone = load_spread(
         spec, dtype, env, activation_checkpointing=False, packed=plan.packed,
         liger=use.fused_kernels == "liger", shard_group=plan.shard_group, ds_config=ds_config,

@@ -13,6 +13,7 @@ class TrafficSum:
         self._steps = 0
         self._counted: dict[Kind, Tally] = {}
         self._expected = dict.fromkeys(map(str, Link), 0)
+        self._cable = 0
 
     def add(self, traffic: StepTraffic) -> None:
         """Takes in one step."""
@@ -21,6 +22,7 @@ class TrafficSum:
             self._counted[kind] = self._counted.get(kind, Tally()) + tally
         for link, sent in by_link(traffic.expected).items():
             self._expected[link] += sent
+        self._cable += cable_bytes(traffic)
 
     def report(self) -> dict[str, Any]:
         """Sums over all steps, plain JSON values."""
@@ -35,6 +37,7 @@ class TrafficSum:
                 }
                 for link in Link
             },
+            "host": {"expected": self._cable, "per_step": self._cable / max(self._steps, 1)},
             "collectives": [
                 {**kind._asdict(), "link": str(kind.link), **tally._asdict()}
                 for kind, tally in sorted(self._counted.items())
@@ -46,10 +49,16 @@ def traffic_scalars(traffic: StepTraffic) -> dict[str, int]:
     """TensorBoard's tags of one step, in bytes that one process sent."""
     counted, expected = sent_by_link(traffic.counted), by_link(traffic.expected)
     values = {f"traffic/{link}_bytes": sent for link, sent in counted.items()}
+    values["traffic/host_bytes"] = cable_bytes(traffic)
     for kind, tally in traffic.counted.items():
         tag = f"traffic/{kind.link}_{kind.what}_bytes"
         values[tag] = values.get(tag, 0) + tally.sent
     return {**values, "traffic/unforeseen_bytes": sum(counted.values()) - sum(expected.values())}
+
+
+def cable_bytes(traffic: StepTraffic) -> int:
+    """Bytes that one host should send to others in a step, all of its processes together."""
+    return sum(one.cable for one in traffic.expected)
 
 
 def sent_by_link(counted: dict[Kind, Tally]) -> dict[str, int]:

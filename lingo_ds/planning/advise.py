@@ -1,7 +1,7 @@
 """What to set, and why: other ways to run the same job, planned and compared."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lingo_ds.config import RunConfig
@@ -35,7 +35,7 @@ def advise(config: RunConfig, job: Job, plan: Plan) -> list[str]:
     now = Way("as it is", job, predict(job))
     return [
         _stage_and_group(now, list(spreads(config, plan))),
-        *_hpz(now),
+        *_hpz(config, now, plan),
         _checkpointing(config, now, plan),
         _offload(now),
         _budget(now),
@@ -99,22 +99,25 @@ def _stage_and_group(now: Way, ways: list[Way]) -> str:
     return f"stage      set {best.setting}: {gain}; {why}"
 
 
-def _hpz(now: Way) -> Iterator[str]:
-    """A second copy inside each host pays where a copy must reach over several."""
+def _hpz(config: RunConfig, now: Way, plan: Plan) -> Iterator[str]:
+    """A second copy inside each host pays where the first reaches over several."""
     spread = now.job.spread
-    if spread.hosts(spread.shard_group) == 1 or spread.zero_stage == 0 or spread.hpz > 1:
+    if spread.zero_stage == 0 or spread.hosts(spread.shard_group) == 1:
         return
-    inside = spread.local_world_size
-    job = replace(now.job, spread=replace(spread, hpz=inside))
-    way = Way(f"hpZ over {inside}", job, predict(job))
-    saved = 1 - way.seen.seconds / now.seen.seconds
-    name = f"zero_hpz_partition_size {inside} in a DeepSpeed profile"
-    if way.fits and saved >= WORTH:
-        yield f"hpZ        set {name}: gathers stay inside a host, {saved:.0%} less time a step"
-    elif not way.fits:
-        yield f"hpZ        leave: a copy in each host needs {as_bytes(way.seen.model_bytes)} per process"
+    with_it, without = (
+        _way(config, plan, "", hpz=hpz)
+        for hpz in (math.gcd(spread.shard_group, spread.local_world_size), "off")
+    )
+    if with_it is None or without is None:
+        return
+    saved = 1 - with_it.seen.seconds / without.seen.seconds
+    gain = f"gathers stay inside a host, {saved:.0%} less time a step"
+    if not with_it.fits:
+        yield f"hpZ        leave off: a copy in each host needs {as_bytes(with_it.seen.model_bytes)} per process"
+    elif spread.hpz > 1:
+        yield f"hpZ        keep over {spread.hpz} processes: {gain}"
     else:
-        yield f"hpZ        leave: gathers between hosts cost {max(saved, 0):.1%} of a step"
+        yield f"hpZ        set zero.hpz=auto: {gain}"
 
 
 def _checkpointing(config: RunConfig, now: Way, plan: Plan) -> str:

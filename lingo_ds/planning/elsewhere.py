@@ -22,7 +22,8 @@ from lingo_ds.plan import Facts, make_plan
 from lingo_ds.planning.job import Job
 from lingo_ds.planning.layer import layer_shape
 from lingo_ds.planning.machine import Machine
-from lingo_ds.prepare import data_facts, facts_on, read_profile, spread_of_plan
+from lingo_ds.prepare import data_facts, facts_on, spread_of_plan
+from lingo_ds.profile import read_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,13 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
         plan=plan,
         layer=layer_shape(spec, shapes.sites, config.adapter.rank),
         weights=spec.weights,
-        spread=spread_of_plan(plan, profile, dtype),
+        spread=spread_of_plan(
+            plan,
+            profile,
+            dtype,
+            quantized=config.zero.quantized_weights,
+            by_host=place.device == "cpu" and place.hosts > 1 and place.per_host > 1,
+        ),  # fmt: skip
         machine=machine,
         checkpointing=config.backbone.activation_checkpointing,
         sampling=config.rank_sampling.mode != "off",

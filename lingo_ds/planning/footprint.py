@@ -9,7 +9,7 @@ from lingo_ds.planning.job import Job
 def memory_parts(job: Job) -> dict[str, int]:
     """Bytes of one process at the peak of a step, by part."""
     plan, facts = job.plan, job.plan.facts
-    held = backbone_bytes(facts, plan.zero_stage, plan.shard_group)
+    held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.hpz)
     if plan.zero_stage == 3:
         whole = max((*job.weights.embeddings, 0)) + facts.layer_parameters
         held["gathered layers"] = max(held["gathered layers"], whole * facts.compute_bytes)
@@ -17,8 +17,6 @@ def memory_parts(job: Job) -> dict[str, int]:
         held["gathered layers"] = max(held["gathered layers"], int(left))
     if job.offload:
         held["backbone"] = 0
-    if job.spread.hpz > 1:
-        held["hpZ copy"] = math.ceil(facts.backbone_parameters / job.spread.hpz) * facts.compute_bytes
     entries, width = facts.bank_parameters, facts.compute_bytes
     tokens = plan.micro_batch_tokens or plan.micro_batch_size * facts.longest
     tokens = min(tokens, math.ceil(job.tokens / plan.accumulation))

@@ -151,7 +151,9 @@ def ring_seconds(machine: Machine, one: Collective, *, calls: int) -> float:
     sends. An all-reduce may take a tree instead, whose steps grow with the logarithm of the hosts.
     """
     between = one.hosts > 1
-    rate = min(machine.inside.rate, machine.between.rate) if between else machine.inside.rate
+    rate = machine.inside.rate
+    if between:
+        rate = min(rate, machine.between.rate / one.streams)
     turns = 2 if one.name == "all_reduce" else 1
     crossing = turns * (one.hosts - 1)
     steps = turns * (one.group - 1)

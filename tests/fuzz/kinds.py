@@ -124,7 +124,8 @@ SETTINGS = (
     "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
     "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size", "train.micro_batch_tokens",
     "train.num_epochs", "train.max_steps", "train.warmup", "train.adam_betas", "train.eval_steps",
-    "train.eval_epochs", "zero.stage", "zero.shard_group", "zero.profile", "checkpoint.resume",
+    "train.eval_epochs", "zero.stage", "zero.shard_group", "zero.hpz", "zero.quantized_weights",
+    "zero.profile", "checkpoint.resume",
     "no.such.thing",
 )  # fmt: skip
 TRICKS = (

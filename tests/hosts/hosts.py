@@ -13,6 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lingo_ds.distributed import free_port
+from tests.ranks.launching import BIN, CHECKOUT, RECIPE
+
 NEEDED = ("ip", "unshare", "pdsh", "ssh", "ssh-keygen", "sshd")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 2222
@@ -101,6 +104,11 @@ class Hosts:
     def _client(self) -> Path:
         return self._folder / "ssh_config"
 
+    def sent_bytes(self, k: int) -> int:
+        """Bytes that a host has put on the cable so far, frames and all."""
+        path = "/sys/class/net/eth0/statistics/tx_bytes"
+        return int(subprocess.check_output(["ip", "netns", "exec", self._spaces[k], "cat", path]))
+
     def cut(self, k: int) -> None:
         """Pulls the cable out of a host."""
         _do("ip", "-n", self._spaces[k], "link", "set", "eth0", "down")
@@ -151,6 +159,19 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
         yield hosts
     finally:
         hosts.down()
+
+
+def over_hosts(start, hosts, folder, overrides, *, slots, hostfile=None):
+    """Starts on both hosts as a user on the first one would."""
+    file = hosts.hostfile(slots)
+    if hostfile:
+        file.write_text(hostfile)
+    launcher = [
+        str(BIN / "deepspeed"), "--hostfile", str(file), "--master_addr", ADDRESSES[0],
+        "--master_port", str(free_port()), "--no_ssh_check",
+    ]  # fmt: skip
+    script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
+    return start(hosts.inside(0, [*launcher, *script, *overrides]), folder, **hosts.environment())
 
 
 def _do(*command: str) -> None:

@@ -4,9 +4,8 @@ import time
 
 import pytest
 
-from lingo_ds.distributed import free_port
-from tests.hosts.hosts import ADDRESSES, STEPS, missing, two_hosts
-from tests.ranks.launching import BIN, CHECKOUT, RECIPE, launch
+from tests.hosts.hosts import ADDRESSES, STEPS, missing, over_hosts, two_hosts
+from tests.ranks.launching import launch
 
 if reason := missing():
     pytest.skip(f"two hosts: {reason}", allow_module_level=True)
@@ -18,19 +17,6 @@ FOREVER = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.ever
 def hosts(tmp_path_factory):
     with two_hosts(tmp_path_factory.mktemp("hosts") / "net") as made:
         yield made
-
-
-def over_hosts(start, hosts, folder, overrides, *, slots, hostfile=None):
-    """Starts on both hosts as a user on the first one would."""
-    file = hosts.hostfile(slots)
-    if hostfile:
-        file.write_text(hostfile)
-    launcher = [
-        str(BIN / "deepspeed"), "--hostfile", str(file), "--master_addr", ADDRESSES[0],
-        "--master_port", str(free_port()), "--no_ssh_check",
-    ]  # fmt: skip
-    script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
-    return start(hosts.inside(0, [*launcher, *script, *overrides]), folder, **hosts.environment())
 
 
 @pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])

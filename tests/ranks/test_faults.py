@@ -96,7 +96,7 @@ def arriving(step: int, damaged: Callable[[torch.Tensor, Session | None], torch.
     return Fault(
         step,
         around=lambda session: mock.patch.object(
-            distributed, "broadcast_", lambda tensor: damaged(tensor, session)
+            distributed, "broadcast_", lambda tensor, **_: damaged(tensor, session)
         ),
     )
 

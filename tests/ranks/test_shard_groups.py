@@ -139,16 +139,24 @@ def test_the_bank_is_the_same_and_every_byte_foreseen(settings, alone, tmp_path,
 
 def test_between_hosts_goes_the_bank_alone_where_a_copy_fits_a_host(settings, alone, tmp_path):
     """Two hosts of two processes, as far as the counter knows."""
-    inside, across = train(settings, tmp_path, 4, in_groups(2), in_groups(4), local=2)
-    for many in (inside, across):
+    changes = in_groups(2), in_groups(4, hpz="off"), in_groups(4, hpz=2)
+    inside, across, twice = train(settings, tmp_path, 4, *changes, local=2)
+    for many in (inside, across, twice):
         require_same_bank(many, alone)
         require_foreseen(many)
-    crossed = {kind["what"] for kind in inside.reports[0]["traffic"]["collectives"] if kind["hosts"] > 1}
+    kinds = inside.reports[0]["traffic"]["collectives"]
+    assert {(kind["name"], kind["link"]) for kind in kinds if kind["what"] == "bank"} == {
+        ("all_to_all", "inside"), ("all_reduce", "between"), ("all_gather", "inside"),
+    }  # fmt: skip
+    crossed = {kind["what"] for kind in kinds if kind["hosts"] > 1}
     assert crossed == {"bank", "masks", "audit", "order"}
-    assert require_foreseen(across)["inside"] == 0
+    gathers = [kind for kind in across.reports[0]["traffic"]["collectives"] if kind["what"] == "weights"]
+    assert {kind["link"] for kind in gathers} == {"between"}
+    assert twice.reports[0]["zero"] == {"stage": 3, "shard_group": 4, "hpz": 2}
+    assert require_foreseen(twice)["between"] == require_foreseen(inside)["between"]
 
 
-def test_small_weights_that_stay_and_a_head_alone_are_foreseen(settings, alone, tmp_path):
+def test_weights_that_stay_checkpointing_and_a_head_alone_are_foreseen(settings, alone, tmp_path):
     """Small weights, with a profile as on GPUs, are not gathered until an evaluation gives them back."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps({
@@ -161,7 +169,9 @@ def test_small_weights_that_stay_and_a_head_alone_are_foreseen(settings, alone, 
     }))  # fmt: skip
     head = {"adapter": {"method": "none"}, "rank_sampling": {"mode": "off"}}
     small = in_groups(2, profile=str(profile))
-    kept, plain = train(settings, tmp_path, 2, small, small | head)
+    again = {"backbone": {**settings["backbone"], "activation_checkpointing": True}}
+    kept, recomputed, plain = train(settings, tmp_path, 2, small, small | again, small | head)
     require_same_bank(kept, alone)
-    require_foreseen(kept)
+    require_same_bank(recomputed, alone)
+    assert require_foreseen(recomputed) == require_foreseen(kept)
     require_foreseen(plain)

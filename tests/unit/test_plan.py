@@ -355,6 +355,38 @@ def test_group_must_divide_the_processes(group):
     assert "does not divide the 8 processes" in mistake.rule
 
 
+@pytest.mark.parametrize(
+    "fields, memory, hpz",
+    [
+        ({"zero__shard_group": 16}, 80, 8),  # 8 GiB of 16 and 16 of 8 in 64 usable
+        ({"zero__shard_group": 16}, 30, 1),
+        ({"zero__shard_group": 16, "zero__hpz": "off"}, 80, 1),
+        ({"zero__shard_group": 16, "zero__hpz": 4}, 80, 4),
+        ({"zero__shard_group": 8}, 80, 1),  # inside a host already
+        ({}, 80, 1),
+    ],
+)
+def test_a_second_copy_keeps_gathers_inside_a_host_where_there_is_room(fields, memory, hpz):
+    plan = make_plan(
+        config(**fields, train__global_batch_size=64), job(LLAMA_70B, 16, per_host=8, memory=memory)
+    )
+    assert plan.hpz == hpz
+    filled = plan.deepspeed_config({"zero_optimization": {"stage": 3}}, dtype="bf16")["zero_optimization"]
+    assert filled.get("zero_hpz_partition_size", 1) == hpz
+    if hpz > 1:
+        assert plan.bytes_per_process["second copy"] * hpz == plan.bytes_per_process["backbone"] * 16
+        assert sum(plan.bytes_per_process.values()) <= 0.8 * plan.facts.memory_bytes
+        assert any(f"again over every {hpz}" in line for line in plan.equations())
+
+
+@pytest.mark.parametrize("fields", [{"hpz": 3}, {"hpz": 16}, {"hpz": 2, "stage": 0}, {"hpz": 16}])
+def test_a_second_copy_that_cannot_be_is_refused(fields):
+    fields = {f"zero__{name}": value for name, value in {"shard_group": 16, **fields}.items()}
+    facts = job(LLAMA_70B, 32, per_host=8, memory=80)
+    (mistake,) = refused(config(**fields, train__global_batch_size=64), facts)
+    assert mistake.where == "zero.hpz" and mistake.fix == "choose auto or off"
+
+
 def test_backbone_that_fits_nowhere_is_refused_unless_the_user_insists():
     small_gpus = job(LLAMA_70B, 8, memory=24)
     (mistake,) = refused(config(), small_gpus)

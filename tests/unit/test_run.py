@@ -85,7 +85,8 @@ def learned(out: Path, step: int = STEPS) -> dict[str, bytes]:
 
 def decided(report: dict[str, Any]) -> dict[str, Any]:
     """The parts of a report that do not tell of time and memory."""
-    return {key: value for key, value in report.items() if key not in ("throughput", "memory", "checkpoints")}
+    of_time = ("throughput", "traffic", "memory", "checkpoints")
+    return {key: value for key, value in report.items() if key not in of_time}
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def folder_of(out: Path, task: str, seed: int) -> Path:
 def decided(folder: Path) -> dict:
     """All that a run's training decides: its adapter, its report without times, its predictions."""
     report = report_of(folder)
-    parts = {k: v for k, v in report.items() if k not in ("throughput", "memory", "checkpoints")}
+    parts = {k: v for k, v in report.items() if k not in ("throughput", "traffic", "memory", "checkpoints")}
     return {**contents(folder / "adapter"), "report": json.dumps(parts)}
 
 

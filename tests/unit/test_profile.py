@@ -1,0 +1,34 @@
+"""What a DeepSpeed profile may not say."""
+
+import json
+
+import pytest
+import torch
+
+from lingo_ds.config import ZeroConfig
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import UserError
+from lingo_ds.profile import read_profile
+
+CPU, GPU = (DistEnv(0, 0, 1, 1, torch.device(kind)) for kind in ("cpu", "cuda"))
+
+
+def refused(zero: ZeroConfig, env: DistEnv = CPU) -> str:
+    with pytest.raises(UserError) as caught:
+        read_profile(zero, env)
+    return str(caught.value)
+
+
+def test_weights_in_8_bits_are_for_gpus():
+    zero = ZeroConfig(quantized_weights=True)
+    assert "zero.quantized_weights" in (said := refused(zero)) and "none for the CPU" in said
+    assert read_profile(zero, GPU)["zero_optimization"]["zero_quantized_weights"] is True
+    assert "zero_quantized_weights" not in read_profile(ZeroConfig(), CPU)["zero_optimization"]
+
+
+@pytest.mark.parametrize("key", ["zero_hpz_partition_size", "zero_quantized_weights"])
+def test_what_other_settings_decide_is_none_of_a_profiles(tmp_path, key):
+    profile = tmp_path / "mine.json"
+    profile.write_text(json.dumps({"zero_optimization": {"stage": 3, key: 2}}))
+    said = refused(ZeroConfig(profile=str(profile)))
+    assert key in said and "is decided by zero." in said
