@@ -34,7 +34,7 @@ def advise(config: RunConfig, job: Job, plan: Plan) -> list[str]:
     """One line for each of stage and shard group, hpZ, checkpointing, offload, token budget and network."""
     now = Way("as it is", job, predict(job))
     return [
-        _stage_and_group(now, list(spreads(config, plan))),
+        _stage_and_group(config, now, plan),
         *_hpz(config, now, plan),
         _checkpointing(config, now, plan),
         _offload(now),
@@ -69,8 +69,8 @@ def _way(config: RunConfig, plan: Plan, setting: str, **zero: Any) -> Way | None
     return Way(setting, job, predict(job))
 
 
-def _stage_and_group(now: Way, ways: list[Way]) -> str:
-    facts = now.job.plan.facts
+def _stage_and_group(config: RunConfig, now: Way, plan: Plan) -> str:
+    facts, ways = now.job.plan.facts, list(spreads(config, plan))
     fitting = [way for way in ways if way.fits]
     if not fitting:
         need = min(way.seen.model_bytes for way in ways) if ways else now.seen.model_bytes
@@ -82,10 +82,10 @@ def _stage_and_group(now: Way, ways: list[Way]) -> str:
     if smaller:
         most = max(smaller, key=lambda way: way.job.plan.shard_group)
         why += f", where {most.setting} needs {as_bytes(most.seen.model_bytes)}"
-    plain = next((way for way in ways if way.job.plan.shard_group == facts.world_size), None)
-    if plain and plain is not best:
-        slower = plain.seen.seconds / best.seen.seconds - 1
-        why += f"; one copy over all {facts.world_size} processes takes {slower:.0%} longer a step"
+    plain = _way(config, plan, "", stage=3, shard_group=facts.world_size, hpz="off")
+    if plain and best.job.plan.shard_group != facts.world_size:
+        slower = plain.seen.seconds / best.seen.seconds
+        why += f"; plain ZeRO-3 over all {facts.world_size} processes takes {slower:.2f} times as long"
     same = (best.job.plan.zero_stage, best.job.plan.shard_group) == (
         now.job.plan.zero_stage, now.job.plan.shard_group,
     )  # fmt: skip
@@ -104,16 +104,15 @@ def _hpz(config: RunConfig, now: Way, plan: Plan) -> Iterator[str]:
     spread = now.job.spread
     if spread.zero_stage == 0 or spread.hosts(spread.shard_group) == 1:
         return
-    with_it, without = (
-        _way(config, plan, "", hpz=hpz)
-        for hpz in (math.gcd(spread.shard_group, spread.local_world_size), "off")
-    )
+    inside = math.gcd(spread.shard_group, spread.local_world_size)
+    with_it, without = (_way(config, plan, "", hpz=hpz) for hpz in (inside, "off"))
     if with_it is None or without is None:
         return
     saved = 1 - with_it.seen.seconds / without.seen.seconds
     gain = f"gathers stay inside a host, {saved:.0%} less time a step"
     if not with_it.fits:
-        yield f"hpZ        leave off: a copy in each host needs {as_bytes(with_it.seen.model_bytes)} per process"
+        need = as_bytes(with_it.seen.model_bytes)
+        yield f"hpZ        leave off: a copy in each host needs {need} per process"
     elif spread.hpz > 1:
         yield f"hpZ        keep over {spread.hpz} processes: {gain}"
     else:
@@ -169,12 +168,13 @@ def _budget(now: Way) -> str:
 
 
 def _network(now: Way) -> Iterator[str]:
-    """What of a step nothing hides, and a larger batch that would bring it below a twentieth."""
+    """What nothing hides of a step, and what would: the bank goes once a step, weights with each forward."""
     share = now.seen.exposed / now.seen.seconds
     if share < 0.05:
         return
+    bank = sum(one.exposed for one in now.seen.sent if one.collective.what == "bank")
     larger = now.seen.exposed / now.seen.compute / 0.05
-    yield (
-        f"network    communication that nothing hides is {share:.0%} of a step; "
-        f"{larger:.1f} times the tokens per process and step would bring it to a twentieth"
-    )
+    mend = f"{larger:.1f} times the examples of a step would bring it to a twentieth"
+    if bank < now.seen.exposed / 2:
+        mend = "larger forwards or a copy inside each host would hide it; more forwards a step would not"
+    yield f"network    communication that nothing hides is {share:.0%} of a step; {mend}"

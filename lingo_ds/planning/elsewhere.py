@@ -155,7 +155,7 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
             dtype,
             quantized=config.zero.quantized_weights,
             by_host=place.device == "cpu" and place.hosts > 1 and place.per_host > 1,
-        ),  # fmt: skip
+        ),
         machine=machine,
         checkpointing=config.backbone.activation_checkpointing,
         sampling=config.rank_sampling.mode != "off",

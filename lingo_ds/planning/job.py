@@ -57,7 +57,9 @@ class Job:
 def with_budget(job: Job, tokens: int) -> Job:
     """The same job with packs of `tokens` at most."""
     facts, plan = job.plan.facts, job.plan
-    prefix = plan.shared_prefix
-    own = plan.global_batch_size / facts.world_size * (facts.mean_tokens - prefix)
-    accumulation = max(1, math.ceil(own / max(tokens - prefix, 1)))
-    return replace(job, plan=replace(plan, micro_batch_tokens=tokens, accumulation=accumulation))
+    prefix, share = plan.shared_prefix, math.ceil(plan.global_batch_size / facts.world_size)
+    micro = max(1, min(share, int((tokens - prefix) // (facts.mean_tokens - prefix))))
+    accumulation = math.ceil(share / micro)
+    return replace(
+        job, plan=replace(plan, micro_batch_tokens=tokens, micro_batch_size=micro, accumulation=accumulation)
+    )
