@@ -101,7 +101,7 @@ def config_of(setting: Setting, work: Work, folder: Path) -> RunConfig:
     """The run's settings."""
     config = our_config(work, folder, dtype="fp32", stage=setting.stage, adapter={"method": "svd"})
     backbone = config.backbone.model_copy(update={"activation_checkpointing": setting.checkpointing})
-    zero = config.zero.model_copy(update={"shard_group": setting.group or "auto"})
+    zero = config.zero.model_copy(update={"shard_group": setting.group or "auto", "hpz": "off"})
     return config.model_copy(update={"backbone": backbone, "zero": zero})
 
 
