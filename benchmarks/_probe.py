@@ -4,13 +4,15 @@
 at the same time, and FILE gets the slowest one's rates.
 """
 
+import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,9 @@ TOKENS = 1600
 
 WIDTHS = (256, 512, 1024)
 """Of the residual stream at which products are timed; the feed-forward part is 2.75 times as wide."""
+
+POOL = 1 << 28
+"""Bytes that elementwise kernels go through, as activations do: more than any cache holds."""
 
 SECONDS = 0.2
 """That each kernel is repeated for."""
@@ -79,9 +84,15 @@ def attention() -> float:
 
 
 def traffic(width: int) -> float:
-    """Bytes/s that an elementwise product reads and writes, its output allocated anew."""
-    a, b = torch.randn(TOKENS, width), torch.randn(TOKENS, width)
-    return 3 * a.nbytes / seconds_of(lambda: a * b)
+    """Bytes/s of elementwise products that read what was just written, and write what was not for long."""
+    pool = [torch.ones(TOKENS, width) for _ in range(POOL // (4 * TOKENS * width))]
+    places = itertools.cycle(range(len(pool)))
+
+    def kernel() -> None:
+        k = next(places)
+        torch.mul(pool[k - 1], pool[k - 2], out=pool[k])
+
+    return 3 * pool[0].nbytes / seconds_of(kernel)
 
 
 def dispatch() -> float:
@@ -115,28 +126,41 @@ def collectives(world: int) -> dict[str, list[float]]:
     return found
 
 
-def probe(rank: int, world: int, store: str, file: str) -> None:
-    """One process's rates; the first writes the slowest ones."""
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def measure(world: int) -> dict[str, Any]:
+    """The slowest process's rates, once."""
     rates = {
         "products": [products(width) for width in WIDTHS],
         "adapters": [adapters(width) for width in WIDTHS],
-        "attention": attention(),
-        "memory": statistics.median(traffic(11 * width // 4) for width in WIDTHS),
-        "dispatch": dispatch(),
+        "attention": [attention()],
+        "memory": [statistics.median(traffic(11 * width // 4) for width in WIDTHS)],
+        "dispatch": [1 / dispatch()],
     }
     if world > 1:
-        flat = torch.tensor([*rates["products"], *rates["adapters"], rates["attention"], rates["memory"],
-                             1 / rates["dispatch"]], dtype=torch.float64)  # fmt: skip
-        dist.all_reduce(flat, op=dist.ReduceOp.MIN)
-        n = len(WIDTHS)
-        rates = dict(
-            zip(("products", "adapters"), (flat[:n].tolist(), flat[n : 2 * n].tolist()), strict=True)
-        )
-        rates |= {"attention": float(flat[-3]), "memory": float(flat[-2]), "dispatch": 1 / float(flat[-1])}
+        for name, values in rates.items():
+            slowest = torch.tensor(values, dtype=torch.float64)
+            dist.all_reduce(slowest, op=dist.ReduceOp.MIN)
+            rates[name] = slowest.tolist()
         rates |= collectives(world)
+    single = {name: values[0] for name, values in rates.items() if len(values) == 1}
+    return rates | single | {"dispatch": 1 / single["dispatch"]}
+
+
+def middle(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of several rounds, number by number."""
+    return {
+        name: [statistics.median(each) for each in zip(*(one[name] for one in rounds), strict=True)]
+        if isinstance(value, list)
+        else statistics.median(one[name] for one in rounds)
+        for name, value in rounds[0].items()
+    }
+
+
+def probe(rank: int, world: int, store: str, file: str) -> None:
+    """Three rounds on one process; the first writes what was found."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    rates = middle([measure(world) for _ in range(3)])
     if rank == 0:
         Path(file).write_text(json.dumps({"processes": world, "widths": WIDTHS, **rates}))
 
