@@ -379,7 +379,7 @@ def test_a_second_copy_keeps_gathers_inside_a_host_where_there_is_room(fields, m
         assert any(f"again over every {hpz}" in line for line in plan.equations())
 
 
-@pytest.mark.parametrize("fields", [{"hpz": 3}, {"hpz": 16}, {"hpz": 2, "stage": 0}, {"hpz": 16}])
+@pytest.mark.parametrize("fields", [{"hpz": 3}, {"hpz": 16}, {"hpz": 2, "stage": 0}])
 def test_a_second_copy_that_cannot_be_is_refused(fields):
     fields = {f"zero__{name}": value for name, value in {"shard_group": 16, **fields}.items()}
     facts = job(LLAMA_70B, 32, per_host=8, memory=80)
