@@ -23,6 +23,7 @@ from lingo_ds.data.loader import epoch_order
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.synthetic import write_promoters
 from lingo_ds.distributed import free_port
+from tests.hosts.hosts import ADDRESSES, Hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 3600
@@ -225,9 +226,14 @@ def run_ours(
     """A job of ours in an empty folder."""
     config = our_config(work, folder, dtype=dtype, stage=stage, adapter=adapter)
     (folder / "config.yaml").write_text(config.to_yaml())
-    _launch(["launchers/train.py", "--config", str(folder / "config.yaml")], folder, processes)
-    events = EventAccumulator(str(config.run_dir / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
-    losses, report = events.Scalars("train/loss"), json.loads((config.run_dir / "report.json").read_text())
+    launch(["launchers/train.py", "--config", str(folder / "config.yaml")], folder, processes)
+    return measured(config.run_dir)
+
+
+def measured(run_dir: Path) -> Measured:
+    """What a run of ours left in its folder."""
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
+    losses, report = events.Scalars("train/loss"), json.loads((run_dir / "report.json").read_text())
     return Measured(
         stamps=[event.wall_time for event in losses],
         losses=[event.value for event in losses],
@@ -248,7 +254,7 @@ def run_rival(work: Work, folder: Path, *, dtype: str, processes: int, grouped: 
         "rank": RANK, "alpha": ALPHA, "targets": "all-linear", "learning_rate": work.learning_rate,
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))
-    _launch(["benchmarks/_rival.py", str(folder / "settings.json")], folder, processes)
+    launch(["benchmarks/_rival.py", str(folder / "settings.json")], folder, processes)
     seen = [json.loads((folder / f"process-{k}.json").read_text()) for k in range(processes)]
     return Measured(
         stamps=seen[0]["stamps"],
@@ -260,8 +266,10 @@ def run_rival(work: Work, folder: Path, *, dtype: str, processes: int, grouped: 
     )
 
 
-def _launch(script: list[str], folder: Path, processes: int) -> None:
+def launch(script: list[str], folder: Path, processes: int, *, hosts: Hosts | None = None) -> None:
     """Runs a script on so many CPU processes, one thread each; what it says goes to `log` in the folder.
+
+    With `hosts` half of the processes run on each.
 
     Raises:
         RuntimeError: with the end of the log, where it fails or hangs.
@@ -270,10 +278,15 @@ def _launch(script: list[str], folder: Path, processes: int) -> None:
     if processes > 1:
         launcher = Path(sys.executable).with_name("deepspeed")
         command = [str(launcher), "--num_accelerators", str(processes), "--master_port", str(free_port())]
+    if hosts:
+        file = hosts.hostfile(processes // len(hosts.names))
+        of_hosts = ["--hostfile", str(file), "--master_addr", ADDRESSES[0], "--no_ssh_check"]
+        command = hosts.inside(0, [command[0], *of_hosts, *command[-2:]])
     env = os.environ | {
         "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false", "LINGO_DS_CACHE": str(folder.parent / "cache"),
         "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **(hosts.environment() if hosts else {}),
     }  # fmt: skip
     log = folder / "log"
     with log.open("w") as opened:

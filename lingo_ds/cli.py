@@ -52,6 +52,42 @@ def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Of this job as `train` would run it, or with `--gpu` of one elsewhere."""
+    if args.gpu is None:
+        for name in ("hosts", "gpus", "link", "tokens", "rows", "shared", "json"):
+            if getattr(args, name) is not None:
+                _refuse(
+                    f"--{name}", getattr(args, name), "means nothing without --gpu", "add --gpu, e.g. h200"
+                )
+        return _by_recipe(args, overrides)
+    if (args.tokens is None) != (args.rows is None):
+        given, other = ("tokens", "rows") if args.rows is None else ("rows", "tokens")
+        _refuse(f"--{given}", getattr(args, given), f"stands without --{other}", "give both, or neither")
+    from lingo_ds import logs
+    from lingo_ds.distributed import detect
+    from lingo_ds.planning import verb
+    from lingo_ds.resources import resource_path
+    from lingo_ds.suite_config import load_runs
+
+    path = Path(args.config)
+    if not path.suffix:
+        path = resource_path("recipes", args.config)
+    env = detect()
+    logs.set_up(env)
+    verb.plan(
+        load_runs(path, overrides), env, hosts=args.hosts or 1, gpus=args.gpus or 8, gpu=args.gpu,
+        link=args.link, tokens=args.tokens, rows=args.rows, shared=args.shared or 0, json_path=args.json,
+    )  # fmt: skip
+    return 0
+
+
+def _refuse(where: str, value: object, rule: str, fix: str) -> NoReturn:
+    from lingo_ds.errors import Mistake, UserError
+
+    raise UserError(Mistake(where, value, rule, fix))
+
+
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     from lingo_ds import logs
     from lingo_ds.config import PredictConfig
@@ -86,6 +122,31 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped recipe")
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    elsewhere = parser.add_argument_group(
+        "a job elsewhere",
+        "memory, FLOPs, bytes, seconds and advice; of the backbone only config.json is read",
+    )
+    elsewhere.add_argument("--gpu", metavar="NAME", help="e.g. h200, h100, a100, l40s")
+    elsewhere.add_argument("--hosts", type=_count, metavar="N", help="hosts (1)")
+    elsewhere.add_argument("--gpus", type=_count, metavar="N", help="GPUs of a host (8)")
+    elsewhere.add_argument("--link", metavar="RATE", help="network of one host, e.g. 8x400Gb (400Gb)")
+    elsewhere.add_argument(
+        "--tokens", type=_count, metavar="N", help="of an example, where the data is absent"
+    )
+    elsewhere.add_argument("--rows", type=_count, metavar="N", help="training examples, where it is absent")
+    elsewhere.add_argument("--shared", type=int, metavar="N", help="of --tokens, those all begin with (0)")
+    elsewhere.add_argument("--json", type=Path, metavar="FILE", help="write plan and prediction there")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,9 +215,9 @@ VERBS = {
         _export,
     ),
     "plan": (
-        "print the arithmetic of a run: batch, steps, parameters, memory",
-        _recipe_arguments,
-        _by_recipe,
+        "print the arithmetic of a run: batch, steps, parameters, memory; with --gpu its speed elsewhere",
+        _plan_arguments,
+        _plan,
     ),
 }
 """Per verb: what it does, its arguments, and the function that takes them and returns the exit status."""

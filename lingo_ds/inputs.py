@@ -40,10 +40,12 @@ def data_folder(path: str, cache: Path) -> Path:
     return _builtin_folder(cache, path) if path == BUILTIN_DATA else Path(path)
 
 
-def backbone_folder(path: str, *, revision: str | None, cache: Path) -> Path:
-    """The backbone's files; a hub id is downloaded at the first call."""
+def backbone_folder(path: str, *, revision: str | None, cache: Path, weights: bool = True) -> Path:
+    """The backbone's files; a hub id is downloaded at the first call, with its weights or without."""
     embedded = path in (ENGLISH_BACKBONE, RANDOM_BACKBONE)
-    return _builtin_folder(cache, path) if embedded else find_backbone(path, revision=revision)
+    return (
+        _builtin_folder(cache, path) if embedded else find_backbone(path, revision=revision, weights=weights)
+    )
 
 
 def backbone_address(path: str) -> str:

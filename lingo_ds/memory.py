@@ -29,6 +29,8 @@ class ModelFacts:
         bank_parameters: trainable entries of a new bank, head included.
         head_parameters: of these, the head's.
         token_parameters: of these, the learned tokens'.
+        kept_in_layer: entries that one token keeps in a decoder layer for the backward pass, with what the
+            allocator takes for them; None: as many as `inside_layer`.
         compute_bytes: bytes per entry in the compute dtype.
         packable: whether the backbone's attention takes packs.
         causal: whether a token sees only those before it, so that a prefix can be shared.
@@ -58,6 +60,7 @@ class ModelFacts:
     quantized_parameters: int = 0
     quantized_bytes: int = 0
     largest_quantized: int = 0
+    kept_in_layer: int | None = None
 
     @property
     def learns_inside(self) -> bool:

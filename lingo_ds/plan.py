@@ -259,13 +259,14 @@ def _example_bytes(config: RunConfig, facts: Facts) -> int:
 
 
 def _token_bytes(config: RunConfig, facts: Facts) -> int:
-    """Activations that one token keeps for the backward pass (a deliberate overestimate)."""
+    """Activations that one token keeps for the backward pass."""
+    in_layer = facts.kept_in_layer or facts.inside_layer
     if not facts.learns_inside:  # the head alone: no layer keeps anything
         kept = facts.inside_layer
     elif config.backbone.activation_checkpointing:
         kept = facts.layers * facts.hidden_size + facts.inside_layer
     else:
-        kept = facts.layers * facts.inside_layer
+        kept = facts.layers * in_layer
     return kept * facts.compute_bytes
 
 

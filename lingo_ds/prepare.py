@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import require_whole
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
+from lingo_ds.planning.layer import HEAPS, layer_shape
 from lingo_ds.profile import read_profile
 from lingo_ds.traffic import PERSISTENT, Spread
 from lingo_ds.training.update import Scalar
@@ -117,7 +119,8 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     distributed.require_equal(backbone_fingerprint, "backbone.path", env)
     if config.data.packing == "auto" and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
-    plan = make_plan(config, _facts(config, spec, data, layout, dtype, env))
+    on_here = model_facts(spec, layout, dtype, env, quantization=config.backbone.quantization)
+    plan = make_plan(config, Facts(**data_facts(config, spec, data), **on_here))
     distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
     return Prepared(
         config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
@@ -148,16 +151,29 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
 
 def spread_numbers(prepared: Prepared) -> Spread:
     """How the backbone lies, as the formula of traffic takes it."""
-    plan, facts = prepared.plan, prepared.plan.facts
-    settings = plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])["zero_optimization"]
+    return spread_of_plan(
+        prepared.plan,
+        prepared.profile,
+        prepared.dtype,
+        quantized=prepared.config.zero.quantized_weights,
+        by_host=distributed.sums_by_host(),
+    )
+
+
+def spread_of_plan(
+    plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *, quantized: bool, by_host: bool
+) -> Spread:
+    """How a plan spreads the backbone under a DeepSpeed profile; its weights may travel `quantized`."""
+    facts = plan.facts
+    settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
     return Spread(
         world_size=facts.world_size,
         local_world_size=facts.local_world_size,
         zero_stage=plan.zero_stage,
         shard_group=plan.shard_group,
         hpz=plan.hpz,
-        gathered_bytes=1 if prepared.config.zero.quantized_weights else facts.compute_bytes,
-        by_host=distributed.sums_by_host(),
+        gathered_bytes=1 if quantized else facts.compute_bytes,
+        by_host=by_host,
         reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
     )
@@ -243,26 +259,19 @@ def _backbone_folder(config: RunConfig, cache: Path) -> Path:
     return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
 
 
-def _facts(
-    config: RunConfig,
-    spec: BackboneSpec,
-    data: TokenizedData,
-    layout: BankLayout,
-    dtype: torch.dtype,
-    env: DistEnv,
-) -> Facts:
+def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> dict[str, Any]:
+    """The fields of `Facts` that the data decides."""
     train = data.splits["train"]
     read = train.both_strands() if config.data.augments else train
     shares = config.data.packing == "auto" and spec.packable and spec.causal
-    return Facts(
-        train_rows=len(train),
-        dev_rows=len(data.splits["dev"]),
-        test_rows=len(data.splits["test"]),
-        longest=data.longest,
-        shared_prefix=common_prefix(read, np.arange(len(read))) if shares else 0,
-        mean_tokens=float(train.lengths.mean()),
-        **model_facts(spec, layout, dtype, env, quantization=config.backbone.quantization),
-    )
+    return {
+        "train_rows": len(train),
+        "dev_rows": len(data.splits["dev"]),
+        "test_rows": len(data.splits["test"]),
+        "longest": data.longest,
+        "shared_prefix": common_prefix(read, np.arange(len(read))) if shares else 0,
+        "mean_tokens": float(train.lengths.mean()),
+    }
 
 
 def model_facts(
@@ -271,6 +280,23 @@ def model_facts(
     """The fields of `ModelFacts`, the same on all processes."""
     shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
     memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
+    return facts_on(
+        spec, layout, dtype, device=env.device.type, quantization=quantization,
+        world_size=env.world_size, local_world_size=local_world_size, memory_bytes=memory,
+    )  # fmt: skip
+
+
+def facts_on(
+    spec: BackboneSpec,
+    layout: BankLayout,
+    dtype: torch.dtype,
+    *,
+    device: str,
+    quantization: str,
+    **processes: int,
+) -> dict[str, int | bool]:
+    """The fields of `ModelFacts` on a `device` (`cpu` or `cuda`), with `processes` by their fields."""
+    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0))
     return {
         "backbone_parameters": spec.parameters,
         "layer_parameters": spec.layer_parameters,
@@ -281,12 +307,11 @@ def model_facts(
         "bank_parameters": layout.size,
         "head_parameters": layout.head_size,
         "token_parameters": layout.token_size,
+        "kept_in_layer": math.ceil(shape.kept(dtype.itemsize) * HEAPS[device].kept),
         "compute_bytes": dtype.itemsize,
         "packable": spec.packable,
         "causal": spec.causal,
-        "world_size": env.world_size,
-        "local_world_size": local_world_size,
-        "memory_bytes": memory,
+        **processes,
         **quantized_facts(spec.linear_maps, quantization),
     }
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
 `stage3_max_live_parameters` of three layers and prefetching of one, as the plan sets them, DeepSpeed has seen
-them needed again before their forward pass ends. What lies outside of the layers is small and stays as well."""
+them needed again before their forward pass ends. What lies outside of the layers is small and stays, too."""
 
 PERSISTENT = 100_000
 """DeepSpeed's own `stage3_param_persistence_threshold`."""

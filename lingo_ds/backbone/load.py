@@ -36,8 +36,8 @@ PIECE = 16 << 20
 """Bytes that are read from a file at a time: they are still in the processor's cache when they are copied."""
 
 
-def find_backbone(path: str, *, revision: str | None = None) -> Path:
-    """A local folder as it is; a hub id as the folder of its downloaded files.
+def find_backbone(path: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """A local folder as it is; a hub id as the folder of its downloaded files, with or without weights.
 
     Raises:
         UserError: where neither is there.
@@ -53,7 +53,8 @@ def find_backbone(path: str, *, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
+        files = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
+        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             Mistake(

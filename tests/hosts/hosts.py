@@ -117,6 +117,15 @@ class Hosts:
         """Puts it in again."""
         _do("ip", "-n", self._spaces[k], "link", "set", "eth0", "up")
 
+    def limit(self, rate: str | None) -> None:
+        """Lets `rate` (as tc says it: `100mbit`) through the cable each way and no more; None: all it can."""
+        for space in self._spaces:
+            subprocess.run(["tc", "-n", space, "qdisc", "del", "dev", "eth0", "root"], capture_output=True)
+            if rate:
+                # a burst of what passes in a few milliseconds, and never less than one large packet
+                _do(*["tc", "-n", space, "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate],
+                    *["burst", "512kb", "latency", "500ms"])  # fmt: skip
+
     def processes(self, k: int) -> list[int]:
         """Ids of the processes on a host, its sshd included."""
         listed = subprocess.run(["ip", "netns", "pids", self._spaces[k]], capture_output=True, text=True)

@@ -4,13 +4,23 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from benchmarks import _rival, _training_runs, methods, prompts, train_throughput
+from benchmarks import (
+    _cpu_machine,
+    _plan_runs,
+    _rival,
+    _training_runs,
+    methods,
+    plan_accuracy,
+    prompts,
+    train_throughput,
+)
 from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
 from lingo_ds import distributed
 from lingo_ds.backbone.spec import read_tokenizer
@@ -208,7 +218,7 @@ def test_a_job_that_fails_says_how(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('no such luck')")
     with pytest.raises(RuntimeError, match=r"status 1:\n.*no such luck"):
-        _training_runs._launch([str(script)], tmp_path, 1)
+        _training_runs.launch([str(script)], tmp_path, 1)
 
 
 def test_a_job_that_hangs_is_ended(tmp_path, monkeypatch):
@@ -216,7 +226,7 @@ def test_a_job_that_hangs_is_ended(tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text("import time; time.sleep(60)")
     with pytest.raises(RuntimeError, match="none within 1 s"):
-        _training_runs._launch([str(script)], tmp_path, 1)
+        _training_runs.launch([str(script)], tmp_path, 1)
 
 
 def throughput_arguments(monkeypatch: pytest.MonkeyPatch, *given: str):
@@ -273,3 +283,42 @@ def test_known_tasks_need_their_folder(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         prompt_run(monkeypatch, "rich", "--sets", "tf_0")
     assert ended.value.code == 2 and "--gue" in capsys.readouterr().err
+
+
+# -- the plan beside training
+
+
+def test_the_grid_has_every_kind_of_job():
+    names = [setting.name for setting in plan_accuracy.GRID]
+    assert len(set(names)) == len(names) >= 12
+    assert {setting.processes for setting in plan_accuracy.GRID} == {1, 2, 4}
+    assert {setting.link for setting in plan_accuracy.GRID} == {None, "100mbit", "1gbit"}
+
+
+def test_what_is_off_is_off_by_what_was_measured():
+    planned = SimpleNamespace(
+        peak_bytes=110, loading_bytes=0, compute=1.0, exposed=0.5, update=0.0, seconds=1.5
+    )
+    row = plan_accuracy.compare(
+        plan_accuracy.QUICK[0], {"peak_host_bytes": 100, "step_seconds": 2.0}, planned
+    )
+    assert (row["peak off"], row["step off"]) == (pytest.approx(0.1), pytest.approx(-0.25))
+
+
+def test_the_cpu_is_planned_with_what_was_probed(tmp_path):
+    rates = {
+        "processes": 2, "widths": [256, 512], "products": [1e11, 2e11], "adapters": [1e10, 1e10],
+        "attention": 1e10, "memory": 1e10, "dispatch": 1e-6, "all_gather": [1e-4, 1e8],
+    }  # fmt: skip
+    setting = _plan_runs.Setting("tiny", processes=2, stage=3, batch=4, length=100, link="100mbit")
+    work = _plan_runs.make_work(
+        setting, _plan_runs.make_shape("tiny", tmp_path / "tiny"), tmp_path / "w", steps=1
+    )
+    fast, slow = (
+        _cpu_machine.predicted(one, work, rates, 10**8, tmp_path)
+        for one in (setting._replace(link="1gbit"), setting)
+    )
+    assert slow.seconds > fast.seconds and slow.compute == fast.compute
+    assert slow.memory["runtime"] == 10**8
+    faster = rates | {"products": [1e12, 2e12]}
+    assert _cpu_machine.predicted(setting, work, faster, 10**8, tmp_path).compute < slow.compute

@@ -1,0 +1,171 @@
+"""A run planned for machines that are not here; the backbone's weights need not be here either."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.backbone.backbone import DTYPES
+from lingo_ds.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.backbone.tokenizer import OwnTokenizer
+from lingo_ds.config import RunConfig
+from lingo_ds.data.registry import require_folder
+from lingo_ds.data.tokenize import default_cache
+from lingo_ds.dataset import learned_tokens, length_limit, tokenized_data
+from lingo_ds.distributed import DistEnv
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.files import make_folder
+from lingo_ds.inputs import backbone_folder, make_builtin
+from lingo_ds.plan import Facts, make_plan
+from lingo_ds.planning.job import Job
+from lingo_ds.planning.layer import layer_shape
+from lingo_ds.planning.machine import Machine
+from lingo_ds.prepare import data_facts, facts_on, spread_of_plan
+from lingo_ds.profile import read_profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Data that is not here either.
+
+    Attributes:
+        rows: training examples.
+        tokens: of each example.
+        shared: tokens that all of them begin with.
+        outputs: classes, labels or values.
+    """
+
+    rows: int
+    tokens: int
+    shared: int = 0
+    outputs: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the run is to be: so many hosts with so many processes each."""
+
+    hosts: int
+    per_host: int
+    machine: Machine
+    device: str = "cuda"
+
+    @property
+    def world_size(self) -> int:
+        """Processes."""
+        return self.hosts * self.per_host
+
+    @property
+    def env(self) -> DistEnv:
+        """The first process there."""
+        return DistEnv(0, 0, self.world_size, self.per_host, torch.device(self.device, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """What no other place or spread of the same run would change."""
+
+    spec: BackboneSpec
+    sites: tuple[Site, ...]
+    layout: BankLayout
+    data: dict[str, Any]
+
+
+def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Shapes:
+    """Reads the backbone's config.json, and the data unless `lengths` describes it.
+
+    Raises:
+        UserError: for mistakes in config or input.
+    """
+    cache = config.data.cache_dir or default_cache()
+    make_folder(cache, setting="data.cache_dir")
+    make_builtin(config.backbone.path, cache, setting="backbone.path")
+    folder = backbone_folder(
+        config.backbone.path, revision=config.backbone.revision, cache=cache, weights=False
+    )
+    spec = read_spec(folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
+    sites = []
+    if config.adapter.method != "none":
+        sites = choose_sites(
+            spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
+        )
+    limit = length_limit(config, spec)
+    outputs, data = _described(lengths, limit) if lengths else _read(config, spec, cache, limit, env)
+    learned = learned_tokens(config)
+    layout = uniform_layout(
+        sites,
+        rank=config.adapter.rank,
+        head_shape=(outputs, spec.output_size),
+        has_lam=config.adapter.method == "svd",
+        token_shape=(learned, spec.embedding_shape[1]) if learned else (0, 0),
+    )
+    return Shapes(spec=spec, sites=tuple(sites), layout=layout, data=data)
+
+
+def _described(lengths: Lengths, limit: int) -> tuple[int, dict[str, Any]]:
+    if lengths.tokens > limit:
+        fix = "lower it, or set data.max_length"
+        raise UserError(Mistake("--tokens", lengths.tokens, f"is above the limit of {limit} tokens", fix))
+    if not 0 <= lengths.shared < lengths.tokens:
+        rule = f"is not below the {lengths.tokens} tokens of an example"
+        raise UserError(Mistake("--shared", lengths.shared, rule, "lower it"))
+    held_out = max(1, lengths.rows // 10)
+    return lengths.outputs, {
+        "train_rows": lengths.rows, "dev_rows": held_out, "test_rows": held_out,
+        "longest": lengths.tokens, "shared_prefix": lengths.shared, "mean_tokens": float(lengths.tokens),
+    }  # fmt: skip
+
+
+def _read(
+    config: RunConfig, spec: BackboneSpec, cache: Path, limit: int, env: DistEnv
+) -> tuple[int, dict[str, Any]]:
+    make_builtin(config.data.path, cache, setting="data.path")
+    require_folder(config.data.task, path=config.data.path, root=config.data.root)
+    tokenizer = OwnTokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
+    data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=limit, env=env)
+    return data.classes, data_facts(config, spec, data)
+
+
+def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
+    """The plan of a run there, and all that its time and memory follow from.
+
+    Raises:
+        UserError: as `make_plan`.
+    """
+    spec, machine = shapes.spec, place.machine
+    name = config.backbone.dtype
+    dtype = DTYPES[{"cuda": "bf16", "cpu": "fp32"}[place.device] if name == "auto" else name]
+    processes = {
+        "world_size": place.world_size,
+        "local_world_size": place.per_host,
+        "memory_bytes": machine.memory_bytes,
+    }
+    facts = facts_on(
+        spec,
+        shapes.layout,
+        dtype,
+        device=place.device,
+        quantization=config.backbone.quantization,
+        **processes,
+    )
+    plan = make_plan(config, Facts(**shapes.data, **facts))
+    profile = read_profile(config.zero, place.env)
+    return Job(
+        plan=plan,
+        layer=layer_shape(spec, shapes.sites, config.adapter.rank),
+        weights=spec.weights,
+        spread=spread_of_plan(
+            plan,
+            profile,
+            dtype,
+            quantized=config.zero.quantized_weights,
+            by_host=place.device == "cpu" and place.hosts > 1 and place.per_host > 1,
+        ),
+        machine=machine,
+        checkpointing=config.backbone.activation_checkpointing,
+        sampling=config.rank_sampling.mode != "off",
+        offload="offload_param" in profile["zero_optimization"] and plan.zero_stage == 3,
+    )

@@ -1,0 +1,73 @@
+"""Memory of one process at the peak of a step, by part, and the largest pack that leaves some of it free."""
+
+import math
+
+from lingo_ds.memory import USABLE_MEMORY, backbone_bytes
+from lingo_ds.planning.job import Job
+
+
+def memory_parts(job: Job) -> dict[str, int]:
+    """Bytes of one process at the peak of a step, by part."""
+    plan, facts = job.plan, job.plan.facts
+    held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.hpz)
+    if plan.zero_stage == 3:
+        whole = max((*job.weights.embeddings, 0)) + facts.layer_parameters
+        held["gathered layers"] = max(held["gathered layers"], whole * facts.compute_bytes)
+        left = facts.backbone_parameters * facts.compute_bytes * job.machine.heap.gathered
+        held["gathered layers"] = max(held["gathered layers"], int(left))
+    if job.offload:
+        held["backbone"] = 0
+    entries, width = facts.bank_parameters, facts.compute_bytes
+    tokens = plan.micro_batch_tokens or plan.micro_batch_size * facts.longest
+    tokens = min(tokens, math.ceil(job.tokens / plan.accumulation))
+    held |= {
+        "bank": entries * (4 + 4 + (0 if width == 4 else 2 * width)) + (entries * 4 if width == 4 else 0),
+        "moments": 8 * entries,
+        "importance": 24 * entries if job.sampling else 0,
+        "activations": int(tokens * _taken_per_token(job)),
+        "working": int(job.machine.heap.kept * tokens * job.layer.working * width),
+        "buffers": tokens * 3 * 8,
+        "runtime": job.machine.runtime_bytes,
+    }
+    return {part: size for part, size in held.items() if size}
+
+
+def kept_per_token(job: Job) -> float:
+    """Bytes that a token leaves for the backward pass, over all layers."""
+    facts, shape = job.plan.facts, job.layer
+    whole = facts.layers - (1 if job.last_layer_cut else 0)
+    last = (shape.hidden * 3 + shape.inputs // 4 + 2 * shape.keys) if job.last_layer_cut else 0
+    if not facts.learns_inside:
+        return shape.kept(facts.compute_bytes) * facts.compute_bytes
+    if job.checkpointing:
+        entries = facts.layers * shape.hidden + shape.kept(facts.compute_bytes)
+    else:
+        entries = whole * shape.kept(facts.compute_bytes) + last
+    return entries * facts.compute_bytes
+
+
+def _taken_per_token(job: Job) -> float:
+    """Bytes that the process grows by for what a token leaves."""
+    heap, facts = job.machine.heap, job.plan.facts
+    again = 0.0
+    if job.checkpointing and facts.learns_inside:
+        again = heap.again * facts.layers * job.layer.kept(facts.compute_bytes) * facts.compute_bytes
+    return heap.kept * kept_per_token(job) + again
+
+
+def kept_by_layer(job: Job, *, checkpointing: bool) -> int:
+    """Bytes of activations in use that one layer keeps of a forward."""
+    tokens = math.ceil(job.tokens / job.plan.accumulation)
+    facts = job.plan.facts
+    entries = job.layer.hidden if checkpointing else job.layer.kept(facts.compute_bytes)
+    return int(tokens * entries * facts.compute_bytes)
+
+
+def most_tokens(job: Job) -> int:
+    """Tokens of a forward at most that leave a fifth of the memory free."""
+    parts = memory_parts(job)
+    counted_apart = ("activations", "working", "buffers", "runtime")
+    fixed = sum(size for part, size in parts.items() if part not in counted_apart)
+    working = job.machine.heap.kept * job.layer.working * job.plan.facts.compute_bytes
+    each = _taken_per_token(job) + working + 24
+    return max(0, int((USABLE_MEMORY * job.machine.memory_bytes - fixed) // each))

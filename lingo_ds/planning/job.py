@@ -1,0 +1,65 @@
+"""A job as it is planned: the run's numbers, the model's shapes, how it is spread, and on what."""
+
+import math
+from dataclasses import dataclass, replace
+
+from lingo_ds.plan import RunPlan
+from lingo_ds.planning.layer import LayerShape
+from lingo_ds.planning.machine import Machine
+from lingo_ds.traffic import Spread, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a prediction starts from.
+
+    Attributes:
+        plan: the run's derived numbers.
+        layer: one decoder layer.
+        weights: sizes of the backbone's weights.
+        spread: how it lies over processes.
+        machine: what a process can do.
+        checkpointing: whether layers are computed again in the backward pass.
+        sampling: whether importance is averaged.
+        offload: whether frozen weights stay in the host's memory between uses.
+    """
+
+    plan: RunPlan
+    layer: LayerShape
+    weights: Weights
+    spread: Spread
+    machine: Machine
+    checkpointing: bool
+    sampling: bool
+    offload: bool = False
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of the job."""
+        return self.spread.hosts(self.spread.world_size)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that one process computes in a step, on average."""
+        plan, facts = self.plan, self.plan.facts
+        examples = plan.global_batch_size / facts.world_size
+        if not plan.packed:
+            return examples * facts.longest
+        own = examples * (facts.mean_tokens - plan.shared_prefix)
+        return own + plan.accumulation * plan.shared_prefix
+
+    @property
+    def last_layer_cut(self) -> bool:
+        """Whether the last layer runs for pooled tokens alone."""
+        return self.plan.packed
+
+
+def with_budget(job: Job, tokens: int) -> Job:
+    """The same job with packs of `tokens` at most."""
+    facts, plan = job.plan.facts, job.plan
+    prefix, share = plan.shared_prefix, math.ceil(plan.global_batch_size / facts.world_size)
+    micro = max(1, min(share, int((tokens - prefix) // (facts.mean_tokens - prefix))))
+    accumulation = math.ceil(share / micro)
+    return replace(
+        job, plan=replace(plan, micro_batch_tokens=tokens, micro_batch_size=micro, accumulation=accumulation)
+    )

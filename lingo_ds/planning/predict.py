@@ -1,0 +1,167 @@
+"""What a plan will take: memory by part, FLOPs, bytes on each link, seconds of a step. Pure arithmetic."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from lingo_ds.planning.footprint import kept_by_layer, memory_parts, most_tokens
+from lingo_ds.planning.job import Job
+from lingo_ds.planning.machine import Machine
+from lingo_ds.planning.work import pass_work, seconds
+from lingo_ds.traffic import Collective, by_link, step_traffic
+
+UPDATE_PASSES, SAMPLING_PASSES = 14, 16
+"""Floats that an update reads or writes per learned entry: clear, norm, clip, AdamW, copy; importance."""
+
+TREE_RATE = 0.9
+"""Of a ring's bytes/s, what NCCL's model grants a tree (src/graph/tuning.cc)."""
+
+
+class Sent(NamedTuple):
+    """A collective of a step: what each process sends, the seconds it takes, those that nothing hides."""
+
+    collective: Collective
+    seconds: float
+    exposed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a job takes, per process and step.
+
+    Attributes:
+        memory: bytes by part at the peak of training.
+        kept_by_layer: bytes that one layer's activations take, without and with checkpointing.
+        flops: by part.
+        sent: collectives.
+        compute, exposed, update: seconds of a step: passes, communication that nothing hides, optimizer.
+        real_tokens, examples: of a step, over all processes.
+        rows: training examples of an epoch.
+        most_tokens: tokens of a forward at most that fit.
+    """
+
+    memory: dict[str, int]
+    kept_by_layer: tuple[int, int]
+    flops: dict[str, float]
+    sent: tuple[Sent, ...]
+    compute: float
+    exposed: float
+    update: float
+    real_tokens: float
+    examples: int
+    rows: int
+    most_tokens: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.compute + self.exposed + self.update
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of one process."""
+        return sum(self.memory.values())
+
+    @property
+    def model_bytes(self) -> int:
+        """Of these, what the model and its training take: `USABLE_MEMORY` leaves room for the runtime."""
+        return self.peak_bytes - self.memory.get("runtime", 0)
+
+    @property
+    def loading_bytes(self) -> int:
+        """Of one process on the host while it copies its share of the weights from the mapped files."""
+        return self.memory.get("runtime", 0) + 2 * self.memory.get("backbone", 0)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens of all processes."""
+        return self.real_tokens / self.seconds
+
+    @property
+    def epochs_per_hour(self) -> float:
+        """Passes over the training split, evaluation not counted."""
+        return 3600 * self.examples / self.rows / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        sent = [
+            {**asdict(one.collective), "link": str(one.collective.link), "sent": one.collective.sent,
+             "seconds": one.seconds, "exposed": one.exposed}
+            for one in self.sent
+        ]  # fmt: skip
+        return {
+            **asdict(self), "sent": sent, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
+            "bytes_by_link": by_link(one.collective for one in self.sent),
+            "tokens_per_second": self.tokens_per_second, "epochs_per_hour": self.epochs_per_hour,
+        }  # fmt: skip
+
+
+def predict(job: Job) -> Prediction:
+    """What a job takes."""
+    plan, facts = job.plan, job.plan.facts
+    work = pass_work(job)
+    forward, backward = (seconds(job, part) for part in (work.forward, work.backward))
+    sent = tuple(_sent(job, one, forward, backward) for one in _collectives(job))
+    passes = UPDATE_PASSES + (SAMPLING_PASSES if job.sampling else 0)
+    return Prediction(
+        memory=memory_parts(job),
+        kept_by_layer=(kept_by_layer(job, checkpointing=False), kept_by_layer(job, checkpointing=True)),
+        flops=work.flops,
+        sent=sent,
+        compute=forward + backward,
+        exposed=sum(one.exposed for one in sent),
+        update=passes * 4 * facts.bank_parameters / job.machine.memory + 40 * job.machine.dispatch,
+        real_tokens=plan.global_batch_size * facts.mean_tokens,
+        examples=plan.global_batch_size,
+        rows=facts.train_rows,
+        most_tokens=most_tokens(job),
+    )
+
+
+def _collectives(job: Job) -> Sequence[Collective]:
+    wire = 4 * (job.plan.facts.bank_parameters + 6)
+    return step_traffic(
+        job.weights,
+        job.spread,
+        micro_batches=job.plan.accumulation,
+        wire=wire,
+        learns_inside=job.plan.facts.learns_inside,
+    )
+
+
+def _sent(job: Job, one: Collective, forward: float, backward: float) -> Sent:
+    """Seconds of a collective: gathers come layer by layer and hide behind the layer before."""
+    passes = job.plan.accumulation
+    if one.what not in ("forward", "backward"):
+        seconds = ring_seconds(job.machine, one, calls=1)
+        return Sent(one, seconds, seconds)
+    calls = passes * job.plan.facts.layers
+    seconds = ring_seconds(job.machine, one, calls=calls)
+    computing = forward if one.what == "forward" else backward
+    wire = job.machine.between if one.hosts > 1 else job.machine.inside
+    hidden = min(seconds * (1 - 1 / job.plan.facts.layers), wire.hidden * computing)
+    return Sent(one, seconds, seconds - hidden)
+
+
+def ring_seconds(machine: Machine, one: Collective, *, calls: int) -> float:
+    """Seconds of all calls of a collective: its bytes over the slowest connection, and a ring's steps.
+
+    A ring over several hosts leaves each host once, so the host's whole network carries what one process
+    sends. An all-reduce may take a tree instead, whose steps grow with the logarithm of the hosts.
+    """
+    between = one.hosts > 1
+    rate = machine.inside.rate
+    if between:
+        rate = min(rate, machine.between.rate / one.streams)
+    turns = 2 if one.name == "all_reduce" else 1
+    crossing = turns * (one.hosts - 1)
+    steps = turns * (one.group - 1)
+    delay = (steps - crossing) * machine.inside.latency + crossing * machine.between.latency
+    ring = one.sent / rate + calls * delay
+    if one.name != "all_reduce" or not machine.trees:
+        return ring
+    up = (one.group // one.hosts - 1) * machine.inside.latency + math.log2(
+        one.hosts
+    ) * machine.between.latency
+    return min(ring, one.sent / (TREE_RATE * rate) + calls * 2 * up)

@@ -1,0 +1,57 @@
+"""`lingo-ds plan --gpu NAME`: plan, prediction and advice of a job elsewhere."""
+
+import json
+from pathlib import Path
+
+from lingo_ds import logs
+from lingo_ds.config import RunConfig
+from lingo_ds.distributed import DistEnv
+from lingo_ds.files import write_aside
+from lingo_ds.planning.advise import advise
+from lingo_ds.planning.elsewhere import Lengths, Place, make_job, read_shapes
+from lingo_ds.planning.machine import DEFAULT_LINK, gpu_machine
+from lingo_ds.planning.predict import predict
+from lingo_ds.planning.show import lines
+from lingo_ds.suite_config import Suite
+
+
+def plan(
+    runs: RunConfig | Suite,
+    env: DistEnv,
+    *,
+    hosts: int,
+    gpus: int,
+    gpu: str,
+    link: str | None,
+    tokens: int | None,
+    rows: int | None,
+    shared: int,
+    json_path: Path | None,
+) -> None:
+    """Prints it; of a suite for every task, or once where `tokens` and `rows` describe the data.
+
+    Raises:
+        UserError: for mistakes in config, input or arguments, or where nothing fits.
+    """
+    logs.quieten_libraries()
+    link = link or DEFAULT_LINK
+    place = Place(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))
+    lengths = None if tokens is None else Lengths(rows=rows, tokens=tokens, shared=shared)
+    members = {"": runs}
+    if isinstance(runs, Suite):
+        members = {member.task: member.config for member in runs.members}
+        members = dict(list(members.items())[:1]) if lengths else members
+    found = {}
+    for task, config in members.items():
+        shapes = read_shapes(config, env, lengths)
+        job = make_job(config, shapes, place)
+        seen = predict(job)
+        advice = advise(config, job, lambda changed, shapes=shapes: make_job(changed, shapes, place))
+        if task:
+            logs.results.print(f"\n{task}", highlight=False)
+        for line in [*job.plan.equations(), *lines(job, seen, place, link), "advice", *advice]:
+            logs.results.print(line, highlight=False, soft_wrap=True)
+        found[task] = {"plan": job.plan.to_dict(), "prediction": seen.to_dict(), "advice": advice}
+    if json_path:
+        only = found.get("", found)
+        write_aside(json_path, lambda aside: aside.write_text(json.dumps(only, indent=2)))

@@ -1,0 +1,78 @@
+"""Work of one process in one step: FLOPs by part, bytes moved, operations started, and the seconds of all."""
+
+from typing import NamedTuple
+
+from lingo_ds.planning.job import Job
+from lingo_ds.planning.layer import BACKWARD
+
+
+class Part(NamedTuple):
+    """Work of one direction of all micro-batches of a process's step."""
+
+    products: float
+    adapters: float
+    attention: float
+    moved: float
+    operations: float
+
+
+class Work(NamedTuple):
+    """Of a step: both directions, and FLOPs by part."""
+
+    forward: Part
+    backward: Part
+    flops: dict[str, float]
+
+
+def pass_work(job: Job) -> Work:
+    """Work of one process in one step."""
+    shape, facts = job.layer, job.plan.facts
+    tokens, layers = job.tokens, facts.layers - (1 if job.last_layer_cut else 0)
+    span = facts.mean_tokens / (2 if job.machine.causal_half and facts.causal else 1)
+    examples = job.plan.global_batch_size / facts.world_size
+    pooled = examples if job.last_layer_cut else 0  # tokens of the last layer
+    forward = Part(
+        products=2 * (tokens * (layers * shape.maps + (shape.before_attention if pooled else 0))
+                      + pooled * shape.maps),
+        adapters=2 * tokens * facts.layers * shape.rank * shape.adapted,
+        attention=4 * tokens * layers * shape.queries * span,
+        moved=tokens * (layers + (0.3 if pooled else 0)) * shape.moved * facts.compute_bytes,
+        operations=job.plan.accumulation * facts.layers * shape.operations,
+    )  # fmt: skip
+    if not facts.learns_inside:
+        nothing = Part(0, 0, 0, 0, 0)
+        return Work(forward, nothing, _flops(forward, nothing, nothing))
+    backward = Part(
+        forward.products,  # gradients go to the input alone
+        2 * forward.adapters,
+        2.5 * forward.attention,
+        BACKWARD * forward.moved,
+        BACKWARD * forward.operations,
+    )
+    nothing = Part(0, 0, 0, 0, 0)
+    again = forward if job.checkpointing else nothing
+    flops = _flops(forward, backward, again)
+    return Work(forward, Part(*(a + b for a, b in zip(backward, again, strict=True))), flops)
+
+
+def _flops(forward: Part, backward: Part, again: Part) -> dict[str, float]:
+    parts = {
+        "frozen maps": forward.products + backward.products,
+        "adapters": forward.adapters + backward.adapters,
+        "attention": forward.attention + backward.attention,
+        "computed again": again.products + again.adapters + again.attention,
+    }
+    return {part: value for part, value in parts.items() if value}
+
+
+def seconds(job: Job, part: Part) -> float:
+    """Of one direction: the device's work, and the host's where it does not run ahead of it."""
+    machine, width = job.machine, job.layer.hidden
+    device = (
+        part.products / machine.at_width(machine.products, width)
+        + part.adapters / machine.at_width(machine.adapters, width)
+        + part.attention / machine.attention
+        + part.moved / machine.memory
+    )
+    host = part.operations * machine.dispatch
+    return max(device, host) if machine.runs_ahead else device + host
