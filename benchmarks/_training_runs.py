@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lingo_ds.backbone.builtin import write_backbone
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import epoch_order
 from lingo_ds.data.prompt import make_prompt

@@ -19,7 +19,8 @@ from lingo_ds.adapter_card import KeptSite, SavedAdapter
 from lingo_ds.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.backbone.families import CLASSIFIERS
 from lingo_ds.backbone.load import WeightFiles
-from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
+from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.tasks import Task
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside

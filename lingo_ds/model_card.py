@@ -10,7 +10,8 @@ import yaml
 
 from lingo_ds.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.backbone.families import CLASSIFIERS
-from lingo_ds.backbone.spec import BackboneSpec, read_tokenizer
+from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokens import NUCLEOTIDES, Frame, NucleotideTokens

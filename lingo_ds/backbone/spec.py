@@ -22,12 +22,12 @@ from torch import nn
 
 from lingo_ds.backbone import families
 from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
 from lingo_ds.traffic import Weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ class BackboneSpec:
         layer_parameters: entries of the largest decoder layer.
         hidden_size: width of the residual stream.
         output_size: width of what comes out.
+        query_size: width of the queries of all heads.
+        key_size: width of the keys of all heads, which several query heads may share.
+        upcast_norms: whether norms compute in fp32 and keep their input so (transformers' RMS norms).
         ffn_size: width inside the feed-forward part.
         context: longest input in tokens.
         embedding: module name of the input embedding.
@@ -79,6 +82,9 @@ class BackboneSpec:
     layer_parameters: int
     hidden_size: int
     output_size: int
+    query_size: int
+    key_size: int
+    upcast_norms: bool
     ffn_size: int
     context: int
     embedding: str
@@ -210,6 +216,8 @@ def _spec_of(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
     spec = BackboneSpec(
         folder=folder,
         trust_remote_code=trust_remote_code,
@@ -226,6 +234,9 @@ def _spec_of(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
         hidden_size=config.hidden_size,
         output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
+        query_size=heads * size,
+        key_size=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        upcast_norms=any("RMSNorm" in type(module).__name__ for module in skeleton.modules()),
         ffn_size=max(d for shape in linear_maps.values() for d in shape),
         context=config.max_position_embeddings,
         embedding=embedding,
@@ -245,27 +256,6 @@ def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module]) -> Weights:
     embeddings = tuple(outside.pop(table) for table in dict.fromkeys(tables) if table in outside)
     runs = tuple((len(list(run)), sizes) for sizes, run in groupby(by_layer))
     return Weights(runs, embeddings, tuple(outside.values()))
-
-
-def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The backbone's own tokenizer.
-
-    Raises:
-        UserError: where the folder holds none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of files that transformers does not expect it may raise anything
-        raise UserError(
-            Mistake(
-                "backbone.path",
-                folder,
-                f"has no usable tokenizer ({reason_of(error)})",
-                "add the model's tokenizer files",
-            )
-        ) from None
 
 
 def _require_sizes(config: "PreTrainedConfig") -> None:

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.files import write_aside
 
 if TYPE_CHECKING:
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 
 FILES = ("*.json", "*.model", "vocab*", "merges*", "tokenizer*")
 """What a tokenizer may be read from; the index of the weights among it does no harm."""
+
+
+def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The backbone's own tokenizer.
+
+    Raises:
+        UserError: where the folder holds none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of files that transformers does not expect it may raise anything
+        raise UserError(
+            Mistake(
+                "backbone.path",
+                folder,
+                f"has no usable tokenizer ({reason_of(error)})",
+                "add the model's tokenizer files",
+            )
+        ) from None
 
 
 class OwnTokenizer:

@@ -5,7 +5,7 @@ from pathlib import Path
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.backbone.backbone import DTYPE_NAMES, compute_dtype
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import PredictConfig
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task

@@ -108,19 +108,15 @@ def layer_shape(spec: BackboneSpec, sites: Sequence[Site], rank: int) -> LayerSh
     layer = spec.last_layer.removesuffix(str(spec.layers - 1)) + "0."
     assert first.startswith(layer), f"{first} is not in {layer}"
     maps = {name: shape for name, shape in spec.linear_maps.items() if name.startswith(layer)}
-    config = spec.skeleton.config
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * size
     adapted = [site for site in sites if site.name in maps]
     last_in = {name: d_in for name, (_, d_in) in maps.items()}
     return LayerShape(
         hidden=spec.hidden_size,
-        queries=heads * size,
-        keys=keys,
+        queries=spec.query_size,
+        keys=spec.key_size,
         inner=max(last_in.values()),
         gated=any(name.endswith("gate_proj") for name in maps),
-        upcast=any("RMSNorm" in type(module).__name__ for module in spec.skeleton.modules()),
+        upcast=spec.upcast_norms,
         maps=sum(d_out * d_in for d_out, d_in in maps.values()),
         sites=len(adapted),
         rank=rank if adapted else 0,

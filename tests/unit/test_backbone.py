@@ -39,7 +39,8 @@ from lingo_ds.backbone.backbone import Backbone, load_backbone
 from lingo_ds.backbone.builtin import character_tokenizer
 from lingo_ds.backbone.families import TARGETS
 from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.spec import read_spec, read_tokenizer
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.errors import UserError
 
 CPU = torch.device("cpu")

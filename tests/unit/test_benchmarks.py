@@ -23,7 +23,7 @@ from benchmarks import (
 )
 from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
 from lingo_ds import distributed
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.loader import epoch_order
 from lingo_ds.data.registry import registry

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingo_ds.backbone.builtin import write_backbone
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples

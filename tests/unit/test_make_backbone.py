@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks import make_backbone
 from benchmarks.make_backbone import SHAPES, config_of, make, weights_of
 from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec, read_tokenizer
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.backbone.tokenizer import read_tokenizer
 
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616, "mistral-7b": 7_241_732_096, "qwen-2.5-0.5b": 494_032_768,

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.cli import main
 from lingo_ds.config import RunConfig
 from lingo_ds.data.pairs import first_bases

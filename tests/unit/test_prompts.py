@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lingo_ds import distributed
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import PredictConfig, RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples

@@ -14,7 +14,8 @@ import lingo_ds
 from lingo_ds.adapter_card import SavedAdapter
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec, read_tokenizer
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.loader import Batch
 from lingo_ds.export import read_card
 from lingo_ds.model import AdaptedModel

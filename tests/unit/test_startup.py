@@ -53,8 +53,9 @@ def test_help_imports_no_library(tmp_path, words):
     assert not HEAVY & imported(*words, cache=tmp_path)
 
 
-def test_a_plan_imports_no_model_code_once_its_inputs_were_read(tmp_path):
-    plan = ("plan", "--config", "quickstart", f"output_dir={tmp_path / 'out'}")
+@pytest.mark.parametrize("place", [(), ("--hosts", "2", "--gpu", "h200")], ids=["here", "elsewhere"])
+def test_a_plan_imports_no_model_code_once_its_inputs_were_read(tmp_path, place):
+    plan = ("plan", "--config", "quickstart", *place, f"output_dir={tmp_path / 'out'}")
     first, again = imported(*plan, cache=tmp_path), imported(*plan, cache=tmp_path)
     assert "transformers.modeling_utils" in first
     assert not NOT_FOR_A_PLAN & again

@@ -8,7 +8,7 @@ import pytest
 import sklearn.utils.class_weight
 import torch
 
-from lingo_ds.backbone.spec import read_tokenizer
+from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
