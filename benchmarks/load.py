@@ -31,7 +31,8 @@ from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config import ZeroConfig
 from lingo_ds.data.synthetic import write_promoters
 from lingo_ds.memory import GIB, ModelFacts, fill_profile
-from lingo_ds.prepare import load_spread, model_facts, read_profile
+from lingo_ds.prepare import load_spread, model_facts
+from lingo_ds.profile import read_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
@@ -107,10 +108,15 @@ def load_here(args: argparse.Namespace) -> None:
     spec = read_spec(args.backbone)
     dtype = DTYPES[args.dtype]
     layout = uniform_layout([], rank=1, head_shape=(2, spec.output_size))
-    facts = ModelFacts(**model_facts(spec, layout, dtype, env))
+    facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none"))
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
-    ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=args.dtype)
-    spread = {"activation_checkpointing": False, "packed": facts.packable, "liger": False}
+    ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=args.dtype, hpz=1)
+    spread = {
+        "activation_checkpointing": False,
+        "packed": facts.packable,
+        "liger": False,
+        "quantization": "none",
+    }
     dist.barrier()
     before = anonymous_bytes(os.getpid())
     dist.broadcast = counted
