@@ -30,8 +30,9 @@ from lingo_ds.backbone.backbone import DTYPES
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config import ZeroConfig
 from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.facts import model_facts
 from lingo_ds.memory import GIB, ModelFacts, fill_profile
-from lingo_ds.prepare import load_spread, model_facts
+from lingo_ds.prepare import load_spread
 from lingo_ds.profile import read_profile
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,14 +2,11 @@
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 
 from lingo_ds import distributed
@@ -19,11 +16,10 @@ from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
 from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.quantized import quantized_facts, require_bitsandbytes
+from lingo_ds.backbone.quantized import require_bitsandbytes
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
-from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
 from lingo_ds.data.tokenize import TokenizedData, default_cache
@@ -31,12 +27,12 @@ from lingo_ds.data.tokens import letter_ids
 from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.facts import data_facts, model_facts
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import require_whole
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
-from lingo_ds.planning.layer import HEAPS, layer_shape
 from lingo_ds.profile import read_profile
 from lingo_ds.traffic import PERSISTENT, Spread
 from lingo_ds.training.update import Scalar
@@ -257,70 +253,3 @@ def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
 
 def _backbone_folder(config: RunConfig, cache: Path) -> Path:
     return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
-
-
-def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> dict[str, Any]:
-    """The fields of `Facts` that the data decides."""
-    train = data.splits["train"]
-    read = train.both_strands() if config.data.augments else train
-    shares = config.data.packing == "auto" and spec.packable and spec.causal
-    return {
-        "train_rows": len(train),
-        "dev_rows": len(data.splits["dev"]),
-        "test_rows": len(data.splits["test"]),
-        "longest": data.longest,
-        "shared_prefix": common_prefix(read, np.arange(len(read))) if shares else 0,
-        "mean_tokens": float(train.lengths.mean()),
-    }
-
-
-def model_facts(
-    spec: BackboneSpec, layout: BankLayout, dtype: torch.dtype, env: DistEnv, *, quantization: str
-) -> dict[str, int | bool]:
-    """The fields of `ModelFacts`, the same on all processes."""
-    shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
-    memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
-    return facts_on(
-        spec, layout, dtype, device=env.device.type, quantization=quantization,
-        world_size=env.world_size, local_world_size=local_world_size, memory_bytes=memory,
-    )  # fmt: skip
-
-
-def facts_on(
-    spec: BackboneSpec,
-    layout: BankLayout,
-    dtype: torch.dtype,
-    *,
-    device: str,
-    quantization: str,
-    **processes: int,
-) -> dict[str, int | bool]:
-    """The fields of `ModelFacts` on a `device` (`cpu` or `cuda`), with `processes` by their fields."""
-    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0))
-    return {
-        "backbone_parameters": spec.parameters,
-        "layer_parameters": spec.layer_parameters,
-        "layers": spec.layers,
-        "hidden_size": spec.hidden_size,
-        "ffn_size": spec.ffn_size,
-        "sites": len(layout.sites),
-        "bank_parameters": layout.size,
-        "head_parameters": layout.head_size,
-        "token_parameters": layout.token_size,
-        "kept_in_layer": math.ceil(shape.kept(dtype.itemsize) * HEAPS[device].kept),
-        "compute_bytes": dtype.itemsize,
-        "packable": spec.packable,
-        "causal": spec.causal,
-        **processes,
-        **quantized_facts(spec.linear_maps, quantization),
-    }
-
-
-def _memory_bytes(env: DistEnv) -> int:
-    """Memory that this process may use: its GPU's, or its share of the host's or of the container's limit."""
-    if env.device.type == "cuda":
-        return torch.cuda.get_device_properties(env.device).total_memory
-    total = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text) if text.isdigit() else total) // env.local_world_size

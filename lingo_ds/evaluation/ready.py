@@ -15,9 +15,10 @@ from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
+from lingo_ds.facts import model_facts
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
 from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import load_spread, model_facts, require_quantizable
+from lingo_ds.prepare import load_spread, require_quantizable
 from lingo_ds.profile import read_profile
 
 

@@ -17,13 +17,14 @@ from lingo_ds.data.tokenize import default_cache
 from lingo_ds.dataset import learned_tokens, length_limit, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.facts import data_facts, facts_on
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.plan import Facts, make_plan
 from lingo_ds.planning.job import Job
 from lingo_ds.planning.layer import layer_shape
 from lingo_ds.planning.machine import Machine
-from lingo_ds.prepare import data_facts, facts_on, spread_of_plan
+from lingo_ds.prepare import spread_of_plan
 from lingo_ds.profile import read_profile
 
 

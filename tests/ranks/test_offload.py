@@ -13,7 +13,7 @@ from lingo_ds.config import ZeroConfig
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import UserError
 from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import read_profile
+from lingo_ds.profile import read_profile
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (
     VOCABULARY,

@@ -1,0 +1,86 @@
+"""What a plan starts from: facts of the data, of the backbone with its adapters, and of the machine."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from lingo_ds import distributed
+from lingo_ds.adapters.layout import BankLayout
+from lingo_ds.backbone.quantized import quantized_facts
+from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.config import RunConfig
+from lingo_ds.data.packing import common_prefix
+from lingo_ds.data.tokenize import TokenizedData
+from lingo_ds.distributed import DistEnv
+from lingo_ds.planning.layer import HEAPS, layer_shape
+
+
+def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> dict[str, Any]:
+    """The fields of `Facts` that the data decides."""
+    train = data.splits["train"]
+    read = train.both_strands() if config.data.augments else train
+    shares = config.data.packing == "auto" and spec.packable and spec.causal
+    return {
+        "train_rows": len(train),
+        "dev_rows": len(data.splits["dev"]),
+        "test_rows": len(data.splits["test"]),
+        "longest": data.longest,
+        "shared_prefix": common_prefix(read, np.arange(len(read))) if shares else 0,
+        "mean_tokens": float(train.lengths.mean()),
+    }
+
+
+def model_facts(
+    spec: BackboneSpec, layout: BankLayout, dtype: torch.dtype, env: DistEnv, *, quantization: str
+) -> dict[str, int | bool]:
+    """The fields of `ModelFacts`, the same on all processes."""
+    shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
+    memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
+    return facts_on(
+        spec, layout, dtype, device=env.device.type, quantization=quantization,
+        world_size=env.world_size, local_world_size=local_world_size, memory_bytes=memory,
+    )  # fmt: skip
+
+
+def facts_on(
+    spec: BackboneSpec,
+    layout: BankLayout,
+    dtype: torch.dtype,
+    *,
+    device: str,
+    quantization: str,
+    **processes: int,
+) -> dict[str, int | bool]:
+    """The fields of `ModelFacts` on a `device` (`cpu` or `cuda`), with `processes` by their fields."""
+    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0))
+    return {
+        "backbone_parameters": spec.parameters,
+        "layer_parameters": spec.layer_parameters,
+        "layers": spec.layers,
+        "hidden_size": spec.hidden_size,
+        "ffn_size": spec.ffn_size,
+        "sites": len(layout.sites),
+        "bank_parameters": layout.size,
+        "head_parameters": layout.head_size,
+        "token_parameters": layout.token_size,
+        "kept_in_layer": math.ceil(shape.kept(dtype.itemsize) * HEAPS[device].kept),
+        "compute_bytes": dtype.itemsize,
+        "packable": spec.packable,
+        "causal": spec.causal,
+        **processes,
+        **quantized_facts(spec.linear_maps, quantization),
+    }
+
+
+def _memory_bytes(env: DistEnv) -> int:
+    """Memory that this process may use: its GPU's, or its share of the host's or of the container's limit."""
+    if env.device.type == "cuda":
+        return torch.cuda.get_device_properties(env.device).total_memory
+    total = psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text) if text.isdigit() else total) // env.local_world_size
