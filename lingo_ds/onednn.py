@@ -24,15 +24,21 @@ def _on_x86() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W^T + b, which is no view of anything: one may write to it. No gradient.
+    """X W^T + b on any device, which is no view of anything: one may write to it.
+
+    No gradient comes of it where oneDNN computes.
 
     Args:
-        x: (.., d_in), fp32 on the CPU.
+        x: (.., d_in).
         weight: (d_out, d_in), contiguous or the transpose of what is; any other takes a thousand times as
-            long.
+            long in oneDNN.
         bias: (d_out,).
     """
-    out = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
+    rows = x.reshape(-1, x.shape[-1])
+    if serves(x.dtype, x.device):
+        out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    else:
+        out = F.linear(rows, weight, bias)
     return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], len(weight)])
 
 

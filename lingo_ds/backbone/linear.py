@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -25,9 +24,9 @@ def freeze_maps(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device,
 
 
 class FrozenForward:
-    """In place of a linear map's forward: x W^T + b, whose gradient goes to x alone."""
+    """In place of the forward of a linear map, a Conv1D or a quantised map: x W^T + b, gradient to x alone."""
 
-    def __init__(self, module: nn.Linear | Conv1D):
+    def __init__(self, module: nn.Module):
         self._module, self._transposed = module, isinstance(module, Conv1D)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -50,16 +49,8 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: FrozenForward) -> Tensor:
         ctx.frozen = frozen
-        return _product(x, frozen.weight(), frozen.bias())
+        return onednn.product(x, frozen.weight(), frozen.bias())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _product(grad, ctx.frozen.weight().t()), None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W^T + b, (.., d_in) to (.., d_out), which is no view of anything: adapters write to it in place."""
-    if onednn.serves(x.dtype, x.device):
-        return onednn.product(x, weight, bias)
-    out = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-    return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], len(weight)])
+        return onednn.product(grad, ctx.frozen.weight().t()), None

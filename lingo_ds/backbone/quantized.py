@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lingo_ds.backbone.linear import FrozenForward
 from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.errors import Mistake, UserError
@@ -82,7 +83,7 @@ class QuantizedMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., d_in) to (.., d_out)."""
-        return _Product.apply(x, self)
+        return FrozenForward(self)(x)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -137,19 +138,6 @@ class NF4Map(QuantizedMap):
 
 
 FORMS: dict[str, type[QuantizedMap]] = {"int8": Int8Map, "nf4": NF4Map}
-
-
-class _Product(torch.autograd.Function):
-    """Keeps the map and not its weight, which is dequantised again for the gradient by x, the only one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: QuantizedMap) -> Tensor:
-        ctx.frozen = frozen
-        return F.linear(x, frozen.weight, frozen.bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.frozen.weight, None
 
 
 def map_bytes(shape: tuple[int, int], quantization: str) -> int:
