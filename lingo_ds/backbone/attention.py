@@ -117,15 +117,13 @@ class PackedAttention:
         assert causal or not self.prefix, "an encoder shares no prefix"
         if _has_varlen(query):
             return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
-        pieces = [part.squeeze(0).transpose(0, 1).split(self._sizes) for part in (query, key, value)]
-        outputs, head = [], (None, None, None)
+        heads, pieces = zip(*map(self._apart, (query, key, value)), strict=True)
+        outputs = []
         if self.prefix:
-            head = [part[0].unsqueeze(0) for part in pieces]
-            outputs.append(self._see(*head, scale=scale, window=window, causal=causal).squeeze(0))
-            pieces = [part[1:] for part in pieces]
+            outputs.append(self._see(*heads, scale=scale, window=window, causal=causal).squeeze(0))
         for bucket, q, k, v in zip(self._buckets, *pieces, strict=True):
             q, k, v = (_spread(part, bucket) for part in (q, k, v))
-            k, v = _behind(head[1], k), _behind(head[2], v)
+            k, v = _behind(heads[1], k), _behind(heads[2], v)
             real = None if causal or bucket.real is None else _real_keys(bucket, 0)[:, None, None]
             out = self._see(q, k, v, scale=scale, window=window, causal=causal, real=real).flatten(0, 1)
             outputs.append(out if bucket.real is None else out[bucket.real])
@@ -154,10 +152,11 @@ class PackedAttention:
         before, mask = keys - queries, self._mask(keys - queries, queries, window)
         if query.device.type != "cpu" or queries <= CPU_BLOCK:
             return _attend(query, key, value, mask=mask, scale=scale)
-        sizes = [CPU_BLOCK] * (queries // CPU_BLOCK) + [queries % CPU_BLOCK] * (queries % CPU_BLOCK > 0)
+        blocks = query.split(CPU_BLOCK, dim=1)
+        sizes = [q.shape[1] for q in blocks]
         pieces = [part.split([before + sizes[0], *sizes[1:]], dim=1) for part in (key, value)]
         outputs, first, begins = [], 0, [0]  # of the first piece that any query of the block still sees
-        for block, q in enumerate(query.split(sizes, dim=1)):
+        for block, q in enumerate(blocks):
             start = block * CPU_BLOCK
             begins.append(before + start + q.shape[1])
             while window is not None and begins[first + 1] <= before + start + 1 - window:
@@ -183,22 +182,21 @@ class PackedAttention:
         """
         counts = [bucket.count for bucket in self._buckets]
         queries = query.squeeze(0).transpose(0, 1).unsqueeze(1).split(counts)
-        keys, values = (part.squeeze(0).transpose(0, 1).split(self._sizes) for part in (key, value))
-        outputs, head = [], (None, None)
-        if self.prefix:
-            head = keys[0].unsqueeze(0), values[0].unsqueeze(0)
-            keys, values = keys[1:], values[1:]
+        (key_head, keys), (value_head, values) = self._apart(key), self._apart(value)
+        outputs = []
         for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
-            k, v = _behind(head[0], _spread(k, bucket)), _behind(head[1], _spread(v, bucket))
+            k, v = _behind(key_head, _spread(k, bucket)), _behind(value_head, _spread(v, bucket))
             mask = None
             if bucket.real is not None or (window is not None and window < k.shape[1]):
                 mask = _real_keys(bucket, self.prefix, window)[:, None, None]
             outputs.append(_attend(q, k, v, mask=mask, scale=scale).flatten(0, 1))
         return torch.cat(outputs)[None]
 
-    @property
-    def _sizes(self) -> list[int]:
-        return [self.prefix] * bool(self.prefix) + [bucket.tokens for bucket in self._buckets]
+    def _apart(self, x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Of (1, heads, tokens, size): the prefix's (1, prefix, heads, size), and each bucket's tokens."""
+        sizes = [self.prefix] * bool(self.prefix) + [bucket.tokens for bucket in self._buckets]
+        parts = x.squeeze(0).transpose(0, 1).split(sizes)
+        return (parts[0].unsqueeze(0), parts[1:]) if self.prefix else (None, parts)
 
     def _mask(self, before: int, width: int, window: int | None) -> Tensor:
         """(width, before + width) bool: what each of the last `width` tokens sees."""
