@@ -1,6 +1,7 @@
 """What a plan starts from: facts of the data, of the backbone with its adapters, and of the machine."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,39 @@ import psutil
 import torch
 
 from lingo_ds import distributed
-from lingo_ds.adapters.layout import BankLayout
+from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.quantized import quantized_facts
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.config import RunConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.tokenize import TokenizedData
+from lingo_ds.dataset import learned_tokens
 from lingo_ds.distributed import DistEnv
 from lingo_ds.planning.layer import HEAPS, layer_shape
+
+
+def sites_of(config: RunConfig, spec: BackboneSpec) -> list[Site]:
+    """The maps that a run adapts; none where the head alone learns.
+
+    Raises:
+        UserError: for a target that matches no map.
+    """
+    if config.adapter.method == "none":
+        return []
+    return choose_sites(spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names)
+
+
+def layout_of(config: RunConfig, spec: BackboneSpec, sites: Sequence[Site], *, outputs: int) -> BankLayout:
+    """The bank that a run begins with."""
+    learned = learned_tokens(config)
+    return uniform_layout(
+        sites,
+        rank=config.adapter.rank,
+        head_shape=(outputs, spec.output_size),
+        has_lam=config.adapter.method == "svd",
+        token_shape=(learned, spec.embedding_shape[1]) if learned else (0, 0),
+    )
 
 
 def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import torch
 
 from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
-from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
 from lingo_ds.backbone.families import LEARNS_TOKENS
 from lingo_ds.backbone.load import fingerprint
@@ -27,7 +26,7 @@ from lingo_ds.data.tokens import letter_ids
 from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.facts import data_facts, model_facts
+from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import require_whole
@@ -85,30 +84,21 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
             trust_remote_code=config.backbone.trust_remote_code,
             cache=cache,
         )
-        sites = []
-        if config.adapter.method != "none":
-            sites = choose_sites(
-                spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
-            )
+        sites = sites_of(config, spec)
         max_length = length_limit(config, spec)
         _require_learnable(config, spec)
         tokenizer = OwnTokenizer(
             spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache
         )
-        learned = learned_tokens(config)
-        letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0]) if learned else []
+        letters = []
+        if learned_tokens(config):
+            letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, env)
     data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=max_length, env=env)
     task = task_of(config, data, max_length=max_length)
     if env.is_main:
         say_what_was_noticed(data, task)
-    layout = uniform_layout(
-        sites,
-        rank=config.adapter.rank,
-        head_shape=(data.classes, spec.output_size),
-        has_lam=config.adapter.method == "svd",
-        token_shape=(learned, spec.embedding_shape[1]) if learned else (0, 0),
-    )
+    layout = layout_of(config, spec, sites, outputs=data.classes)
     dtype = compute_dtype(config.backbone.dtype, env.device)
     backbone_fingerprint = fingerprint(spec.folder)
     distributed.require_equal(data.fingerprint, "data.path", env)

@@ -24,7 +24,7 @@ def freeze_maps(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device,
 
 
 class FrozenForward:
-    """In place of the forward of a linear map, plain or quantised: x W^T + b, whose gradient goes to x alone."""
+    """In place of a linear map's forward, plain or quantised: x W^T + b, whose gradient goes to x alone."""
 
     def __init__(self, module: nn.Module):
         self._module, self._transposed = module, isinstance(module, Conv1D)

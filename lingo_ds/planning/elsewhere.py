@@ -6,18 +6,17 @@ from typing import Any
 
 import torch
 
-from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
-from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.backbone import DTYPES
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tokenize import default_cache
-from lingo_ds.dataset import learned_tokens, length_limit, tokenized_data
+from lingo_ds.dataset import length_limit, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.facts import data_facts, facts_on
+from lingo_ds.facts import data_facts, facts_on, layout_of, sites_of
 from lingo_ds.files import make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.plan import Facts, make_plan
@@ -88,21 +87,10 @@ def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Sha
         config.backbone.path, revision=config.backbone.revision, cache=cache, weights=False
     )
     spec = read_spec(folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
-    sites = []
-    if config.adapter.method != "none":
-        sites = choose_sites(
-            spec.linear_maps, targets=config.adapter.targets, family_default=spec.target_names
-        )
+    sites = sites_of(config, spec)
     limit = length_limit(config, spec)
     outputs, data = _described(lengths, limit) if lengths else _read(config, spec, cache, limit, env)
-    learned = learned_tokens(config)
-    layout = uniform_layout(
-        sites,
-        rank=config.adapter.rank,
-        head_shape=(outputs, spec.output_size),
-        has_lam=config.adapter.method == "svd",
-        token_shape=(learned, spec.embedding_shape[1]) if learned else (0, 0),
-    )
+    layout = layout_of(config, spec, sites, outputs=outputs)
     return Shapes(spec=spec, sites=tuple(sites), layout=layout, data=data)
 
 
