@@ -25,6 +25,11 @@ _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
+def default_cache() -> Path:
+    """$LINGO_DS_CACHE, else ~/.cache/lingo_ds."""
+    return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
+
+
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from lingo_ds.data.records import Records
 from lingo_ds.data.regions import Regions
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.text import kind_of
-from lingo_ds.data.tokenize import default_cache
 from lingo_ds.data.variants import Variants
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
@@ -23,6 +22,7 @@ from lingo_ds.evaluation.predict import CHUNK, Predictor
 from lingo_ds.evaluation.ready import make_predictor
 from lingo_ds.evaluation.tables import SequenceTable, VariantTable
 from lingo_ds.export import adapter_fingerprint, read_card
+from lingo_ds.files import default_cache
 from lingo_ds.job import job
 from lingo_ds.monitor.progress import SequenceProgress
 from lingo_ds.training.trainer import StopSignals

@@ -21,13 +21,13 @@ from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig, ZeroConfig
 from lingo_ds.data.registry import require_folder
 from lingo_ds.data.tasks import Task, task_of
-from lingo_ds.data.tokenize import TokenizedData, default_cache
+from lingo_ds.data.tokenize import TokenizedData
 from lingo_ds.data.tokens import letter_ids
 from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of
-from lingo_ds.files import make_folder
+from lingo_ds.files import default_cache, make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import require_whole
 from lingo_ds.model import AdaptedModel

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lingo_ds.backbone import cpu_attention
+
 MOST_PADDING = 0.15
 """Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
-
-CPU_BLOCK = 128
-"""Queries of one product on the CPU: half of the scores of 500 tokens are masked, and not computed then."""
 
 
 class Bucket(NamedTuple):
@@ -117,54 +116,26 @@ class PackedAttention:
         assert causal or not self.prefix, "an encoder shares no prefix"
         if _has_varlen(query):
             return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
+        if cpu_attention.serves(query):
+            query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+            return cpu_attention.attend(
+                query, key, value, self._sequences, scale=scale, window=window, causal=causal
+            )[None]
         heads, pieces = zip(*map(self._apart, (query, key, value)), strict=True)
         outputs = []
         if self.prefix:
-            outputs.append(self._see(*heads, scale=scale, window=window, causal=causal).squeeze(0))
+            mask = self._mask(0, self.prefix, window)
+            outputs.append(_attend(*heads, mask=mask, scale=scale).squeeze(0))
         for bucket, q, k, v in zip(self._buckets, *pieces, strict=True):
             q, k, v = (_spread(part, bucket) for part in (q, k, v))
             k, v = _behind(heads[1], k), _behind(heads[2], v)
-            real = None if causal or bucket.real is None else _real_keys(bucket, 0)[:, None, None]
-            out = self._see(q, k, v, scale=scale, window=window, causal=causal, real=real).flatten(0, 1)
+            if causal:  # padding stands behind the tokens of its example, where none of them looks
+                mask = self._mask(self.prefix, bucket.width, window)
+            else:
+                mask = None if bucket.real is None else _real_keys(bucket, 0)[:, None, None]
+            out = _attend(q, k, v, mask=mask, scale=scale).flatten(0, 1)
             outputs.append(out if bucket.real is None else out[bucket.real])
         return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
-
-    def _see(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        causal: bool,
-        real: Tensor | None = None,
-    ) -> Tensor:
-        """Attention of (count, queries, heads, size); in an encoder over the `real` keys.
-
-        Padding stands behind the tokens of its example, where none of them looks, unless it is an encoder.
-        On the CPU, whose kernel computes what is masked as well, a block of queries is given the keys up to
-        its last one only.
-        """
-        if not causal:
-            return _attend(query, key, value, mask=real, scale=scale)
-        queries, keys = query.shape[1], key.shape[1]
-        before, mask = keys - queries, self._mask(keys - queries, queries, window)
-        if query.device.type != "cpu" or queries <= CPU_BLOCK:
-            return _attend(query, key, value, mask=mask, scale=scale)
-        blocks = query.split(CPU_BLOCK, dim=1)
-        sizes = [q.shape[1] for q in blocks]
-        pieces = [part.split([before + sizes[0], *sizes[1:]], dim=1) for part in (key, value)]
-        outputs, first, begins = [], 0, [0]  # of the first piece that any query of the block still sees
-        for block, q in enumerate(blocks):
-            start = block * CPU_BLOCK
-            begins.append(before + start + q.shape[1])
-            while window is not None and begins[first + 1] <= before + start + 1 - window:
-                first += 1
-            k, v = (torch.cat(part[first : block + 1], dim=1) for part in pieces)
-            seen = mask[start : start + q.shape[1], begins[first] : begins[-1]]
-            outputs.append(_attend(q, k, v, mask=seen, scale=scale))
-        return torch.cat(outputs, dim=1)
 
     def of_one_token(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
@@ -228,6 +199,14 @@ class PackedAttention:
         )[None]  # fmt: skip
 
     @cached_property
+    def _sequences(self) -> Tensor:
+        """(n, 3) on the CPU: where the prefix, if any, and each example begin, own tokens, those before."""
+        own = torch.tensor(self._lengths)
+        starts = own.cumsum(0) - own + self.prefix
+        examples = torch.stack([starts, own, torch.full_like(own, self.prefix)], dim=1)
+        return torch.cat([torch.tensor([[0, self.prefix, 0]]), examples]) if self.prefix else examples
+
+    @cached_property
     def _varlen_places(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """Where sequences begin among queries and among gathered keys; the keys' places; the longest one."""
         own = torch.tensor(self._lengths)
@@ -278,25 +257,8 @@ def _real_keys(bucket: Bucket, prefix: int, window: int | None = None) -> Tensor
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
-    """Scaled dot-product attention of (count, queries, heads, size) over (count, keys, key heads, size).
-
-    Below fp32, torch's kernel for the CPU is four to six times slower than the products written out.
-    """
+    """Scaled dot-product attention of (count, queries, heads, size) over (count, keys, key heads, size)."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    if query.device.type == "cpu" and query.dtype != torch.float32 and query.dtype != torch.float64:
-        return _written_out(query, key, value, mask=mask, scale=scale).transpose(1, 2)
     shared = query.shape[1] > key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared)
     return out.transpose(1, 2)
-
-
-def _written_out(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of (count, heads, queries, size) by two batched products and a softmax."""
-    heads = key.shape[1]
-    grouped = query.unflatten(1, (heads, -1)).flatten(2, 3)  # the queries of one key head below each other
-    scores = torch.matmul(grouped * scale, key.mT).unflatten(2, (-1, query.shape[2]))
-    if mask is not None:
-        allowed = mask if mask.ndim == 2 else mask[:, :, None]
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    weights = torch.softmax(scores, dim=-1).flatten(2, 3)
-    return torch.matmul(weights, value).unflatten(2, (-1, query.shape[2])).flatten(1, 2)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,11 +173,6 @@ class TokenizedData:
             "class_names": self.class_names,
             "fingerprint": self.fingerprint,
         }
-
-
-def default_cache() -> Path:
-    """$LINGO_DS_CACHE, else ~/.cache/lingo_ds."""
-    return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
 
 
 def tokenized_fingerprint(examples: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:

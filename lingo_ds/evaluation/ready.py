@@ -9,13 +9,13 @@ from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config import PredictConfig
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
-from lingo_ds.data.tokenize import default_cache
 from lingo_ds.data.tokens import make_tokenize
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.facts import model_facts
+from lingo_ds.files import default_cache
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import load_spread, require_quantizable

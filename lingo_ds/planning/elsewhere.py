@@ -12,12 +12,11 @@ from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig
 from lingo_ds.data.registry import require_folder
-from lingo_ds.data.tokenize import default_cache
 from lingo_ds.dataset import length_limit, tokenized_data
 from lingo_ds.distributed import DistEnv
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.facts import data_facts, facts_on, layout_of, sites_of
-from lingo_ds.files import make_folder
+from lingo_ds.files import default_cache, make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.plan import Facts, make_plan
 from lingo_ds.planning.job import Job

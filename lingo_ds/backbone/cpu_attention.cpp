@@ -1,0 +1,357 @@
+// Attention over packs on a CPU, exact and in fp32, recomputed in the backward pass (arXiv 2205.14135).
+//
+// One head, one sequence and one block of queries at a time. Products are computed by tiles that stay in vector
+// registers; scores that the mask hides are not computed but for the ragged edge of a tile, and count as 0.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16, VECTORS = 4;
+#else
+constexpr int64_t LANES = 8, VECTORS = 2;
+#endif
+constexpr int64_t ROWS = 6;           // a tile: ROWS by VECTORS * LANES sums, with VECTORS + 1 registers beside
+constexpr int64_t BLOCK = 8 * ROWS;   // queries whose scores are held at once
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+Vector &vector_at(float *place) { return *reinterpret_cast<Vector *>(place); }
+int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+struct Rows {  // a matrix; row r begins at data + r * stride
+    float *data;
+    int64_t stride;
+    float *operator[](int64_t row) const { return data + row * stride; }
+    Rows from(int64_t row, int64_t column) const { return {(*this)[row] + column, stride}; }
+};
+
+struct Buffer : Rows {  // rows that begin with a whole cache line
+    Buffer(int64_t rows, int64_t width) : Rows{nullptr, whole(width)} {
+        data = static_cast<float *>(std::aligned_alloc(64, (rows * stride * sizeof(float) + 63) / 64 * 64));
+        if (!data) std::abort();
+    }
+    Buffer(const Buffer &) = delete;
+    ~Buffer() { std::free(data); }
+};
+
+struct Strided {  // a matrix whose entry (m, k) is data[m * by_row + k * by_column]
+    const float *data;
+    int64_t by_row, by_column;
+};
+
+// c = a b, or c += a b, for COUNT rows and WIDTH vectors.
+template <int64_t COUNT, int64_t WIDTH>
+void tile(Strided a, Rows b, Rows c, int64_t depth, bool add) {
+    Vector sum[COUNT][WIDTH];
+    for (int64_t m = 0; m < COUNT; m++)
+        for (int64_t n = 0; n < WIDTH; n++) sum[m][n] = add ? vector_at(c[m] + n * LANES) : Vector{};
+    for (int64_t k = 0; k < depth; k++) {
+        Vector row[WIDTH];
+        for (int64_t n = 0; n < WIDTH; n++) row[n] = vector_at(b[k] + n * LANES);
+        for (int64_t m = 0; m < COUNT; m++)
+            for (int64_t n = 0; n < WIDTH; n++) sum[m][n] += a.data[m * a.by_row + k * a.by_column] * row[n];
+    }
+    for (int64_t m = 0; m < COUNT; m++)
+        for (int64_t n = 0; n < WIDTH; n++) vector_at(c[m] + n * LANES) = sum[m][n];
+}
+
+template <int64_t COUNT>
+void strip(Strided a, Rows b, Rows c, int64_t depth, int64_t width, bool add) {
+    int64_t n = 0;
+    for (; n + VECTORS * LANES <= width; n += VECTORS * LANES)
+        tile<COUNT, VECTORS>(a, b.from(0, n), c.from(0, n), depth, add);
+    for (; n < width; n += LANES) tile<COUNT, 1>(a, b.from(0, n), c.from(0, n), depth, add);
+}
+
+// c = a b, or c += a b; a is (rows, depth), b is (depth, width) and the width is one of whole vectors.
+void product(Strided a, Rows b, Rows c, int64_t rows, int64_t depth, int64_t width, bool add) {
+    int64_t m = 0;
+    auto below = [&] { return Strided{a.data + m * a.by_row, a.by_row, a.by_column}; };
+    for (; m + ROWS <= rows; m += ROWS) strip<ROWS>(below(), b, c.from(m, 0), depth, width, add);
+    for (; m + 2 <= rows; m += 2) strip<2>(below(), b, c.from(m, 0), depth, width, add);
+    if (m < rows) strip<1>(below(), b, c.from(m, 0), depth, width, add);
+}
+
+// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2] (Cephes' expf).
+Vector exponential(Vector x) {
+    const Vector lowest = Vector{} - 87.0f, rounding = Vector{} + 12582912.0f;  // 1.5 * 2^23
+    x = x < lowest ? lowest : x;
+    const Vector rounded = x * 1.44269504f + rounding, n = rounded - rounding;
+    const Vector r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Integers power = (reinterpret_cast<const Integers &>(rounded) + 127) << 23;
+    return p * reinterpret_cast<const Vector &>(power);
+}
+
+struct Head {  // of a (tokens, heads, size) tensor; its entries lie next to each other
+    float *data;
+    int64_t stride;
+    float *operator[](int64_t token) const { return data + token * stride; }
+};
+
+struct Range {
+    int64_t first, end;
+};
+
+}  // namespace
+
+extern "C" {
+
+struct Tensor {  // (tokens, heads, size), the last dimension dense
+    float *data;
+    int64_t by_token, by_head;
+};
+
+struct Sequence {  // tokens [begin, begin + own) of the pack, behind the first `before` ones, which all share
+    int64_t begin, own, before;
+};
+
+struct Pack {
+    Tensor query, key, value, out;
+    float *log_sums;  // (heads, tokens)
+    const Sequence *sequences;
+    int64_t count, tokens, heads, key_heads, size;
+    int64_t window;  // a token sees itself and window - 1 before; 0: all
+    int64_t causal;
+    int64_t threads;
+    float scale;
+};
+
+struct Gradients {
+    Tensor out, query, key, value;  // those of key and value are 0 when the work begins
+};
+}
+
+namespace {
+
+Head head_of(const Tensor &tensor, int64_t head) { return {tensor.data + head * tensor.by_head, tensor.by_token}; }
+
+// The keys of one sequence: the shared ones, then its own. Query i is key before + i.
+struct Keys {
+    const Pack &pack;
+    Sequence at;
+    int64_t count;
+
+    Keys(const Pack &pack, const Sequence &at) : pack(pack), at(at), count(at.before + at.own) {}
+    int64_t token(int64_t key) const { return key < at.before ? key : at.begin + key - at.before; }
+
+    Range seen_by(int64_t query) const {
+        if (!pack.causal) return {0, count};
+        const int64_t end = at.before + query + 1;
+        return {pack.window ? std::max<int64_t>(0, end - pack.window) : 0, end};
+    }
+    Range seen_by(int64_t query, int64_t queries) const {  // in whole vectors
+        return {seen_by(query).first / LANES * LANES, whole(seen_by(query + queries - 1).end)};
+    }
+    void gather(Head from, Rows to) const {  // (keys, size)
+        for (int64_t key = 0; key < count; key++) {
+            std::memcpy(to[key], from[token(key)], pack.size * sizeof(float));
+            std::fill(to[key] + pack.size, to[key] + to.stride, 0.0f);
+        }
+    }
+    void transpose(Head from, Rows to, float scale) const {  // (size, keys)
+        for (int64_t key = 0; key < whole(count); key += LANES)
+            for (int64_t d = 0; d < pack.size; d++)
+                for (int64_t lane = key; lane < key + LANES; lane++)
+                    to[d][lane] = lane < count ? scale * from[token(lane)][d] : 0.0f;
+    }
+    void add_to(Head to, Rows from) const {
+        for (int64_t key = 0; key < count; key++)
+            for (int64_t d = 0; d < pack.size; d++) to[token(key)][d] += from[key][d];
+    }
+};
+
+// A block of queries of one head and the scores of all keys that any of them sees.
+struct Block {
+    const Keys &keys;
+    int64_t first, count;
+    Range seen;
+
+    Block(const Keys &keys, int64_t first)
+        : keys(keys), first(first), count(std::min(BLOCK, keys.at.own - first)), seen(keys.seen_by(first, count)) {}
+    int64_t token(int64_t row) const { return keys.at.begin + first + row; }
+    Range seen_by(int64_t row) const { return keys.seen_by(first + row); }
+
+    // to (queries, keys) = of (queries, size) times transposed (size, keys), each row as far as it sees
+    void scores(Head of, Rows transposed, Rows to) const {
+        for (int64_t row = 0; row < count; row += ROWS) {
+            const int64_t rows = std::min(ROWS, count - row), end = keys.seen_by(first + row, rows).end;
+            product({of[token(row)], of.stride, 1}, transposed.from(0, seen.first), to.from(row, seen.first), rows,
+                    keys.pack.size, end - seen.first, false);
+        }
+    }
+    // to (queries, size) = weights (queries, keys) times values (keys, size), likewise
+    void weigh(Rows weights, Rows values, Rows to) const {
+        for (int64_t row = 0; row < count; row += ROWS) {
+            const int64_t rows = std::min(ROWS, count - row), end = seen_by(row + rows - 1).end;
+            product({weights[row] + seen.first, weights.stride, 1}, values.from(seen.first, 0), to.from(row, 0), rows,
+                    end - seen.first, to.stride, false);
+        }
+    }
+    // to (keys, size) += weights^T (keys, queries) times values (queries, size)
+    void spread(Rows weights, Rows values, Rows to) const {
+        const int64_t end = std::min(seen.end, keys.count);
+        product({weights.data + seen.first, 1, weights.stride}, values, to.from(seen.first, 0), end - seen.first, count,
+                to.stride, true);
+    }
+    void hide(float *weights, int64_t row, float with) const {  // what this query does not see
+        const Range visible = seen_by(row);
+        std::fill(weights + seen.first, weights + visible.first, with);
+        std::fill(weights + visible.end, weights + seen.end, with);
+    }
+};
+
+int64_t longest(const Pack &pack) {
+    int64_t keys = 0;
+    for (int64_t n = 0; n < pack.count; n++)
+        keys = std::max(keys, pack.sequences[n].before + pack.sequences[n].own);
+    return keys;
+}
+
+// Scores into weights that are not yet divided by their sum; returns the highest score and the sum.
+std::pair<float, float> softmax(float *scores, Range seen) {
+    const int64_t first = seen.first / LANES * LANES, end = whole(seen.end);
+    Vector most = vector_at(scores + first), sum{};
+    for (int64_t key = first; key < end; key += LANES) {
+        const Vector x = vector_at(scores + key);
+        most = x > most ? x : most;
+    }
+    float highest = most[0], total = 0;
+    for (int64_t lane = 1; lane < LANES; lane++) highest = std::max(highest, most[lane]);
+    for (int64_t key = first; key < end; key += LANES) {
+        Vector &weight = vector_at(scores + key);
+        weight = exponential(weight - highest);
+        sum += weight;
+    }
+    for (int64_t lane = 0; lane < LANES; lane++) total += sum[lane];
+    return {highest, total};
+}
+
+struct Forward {  // what one thread needs
+    const Pack &pack;
+    const int64_t keys = longest(pack);
+    Buffer transposed{pack.size, keys}, values{keys, pack.size}, weights{BLOCK, keys}, sums{BLOCK, pack.size};
+
+    void operator()(int64_t key_head) {
+        for (int64_t n = 0; n < pack.count; n++) {
+            const Keys keys(pack, pack.sequences[n]);
+            keys.transpose(head_of(pack.key, key_head), transposed, pack.scale);
+            keys.gather(head_of(pack.value, key_head), values);
+            const int64_t group = pack.heads / pack.key_heads;
+            for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
+                for (int64_t first = 0; first < keys.at.own; first += BLOCK) attend(Block(keys, first), head);
+        }
+    }
+    void attend(const Block &block, int64_t head) {
+        block.scores(head_of(pack.query, head), transposed, weights);
+        float inverse[BLOCK];
+        for (int64_t row = 0; row < block.count; row++) {
+            block.hide(weights[row], row, -INFINITY);
+            const auto [highest, sum] = softmax(weights[row], block.seen_by(row));
+            block.hide(weights[row], row, 0);
+            inverse[row] = 1 / sum;
+            pack.log_sums[head * pack.tokens + block.token(row)] = highest + std::log(sum);
+        }
+        block.weigh(weights, values, sums);
+        for (int64_t row = 0; row < block.count; row++) {
+            float *out = head_of(pack.out, head)[block.token(row)];
+            for (int64_t d = 0; d < pack.size; d++) out[d] = sums[row][d] * inverse[row];
+        }
+    }
+};
+
+struct Backward {
+    const Pack &pack;
+    const Gradients &gradients;
+    const int64_t keys = longest(pack);
+    Buffer transposed{pack.size, keys}, values{pack.size, keys}, natural{keys, pack.size};
+    Buffer of_keys{keys, pack.size}, of_values{keys, pack.size}, of_queries{BLOCK, pack.size};
+    Buffer weights{BLOCK, keys}, of_scores{BLOCK, keys}, queries{BLOCK, pack.size}, of_out{BLOCK, pack.size};
+
+    void operator()(int64_t key_head) {
+        for (int64_t n = 0; n < pack.count; n++) {
+            const Keys keys(pack, pack.sequences[n]);
+            const Head key = head_of(pack.key, key_head);
+            keys.transpose(key, transposed, pack.scale);
+            keys.transpose(head_of(pack.value, key_head), values, 1);
+            keys.gather(key, natural);
+            std::fill(of_keys.data, of_keys[keys.count], 0.0f);
+            std::fill(of_values.data, of_values[keys.count], 0.0f);
+            const int64_t group = pack.heads / pack.key_heads;
+            for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
+                for (int64_t first = 0; first < keys.at.own; first += BLOCK) go_back(Block(keys, first), head);
+            keys.add_to(head_of(gradients.key, key_head), of_keys);
+            keys.add_to(head_of(gradients.value, key_head), of_values);
+        }
+    }
+    void go_back(const Block &block, int64_t head) {
+        const Head query = head_of(pack.query, head), out = head_of(gradients.out, head);
+        block.scores(query, transposed, weights);
+        block.scores(out, values, of_scores);
+        for (int64_t row = 0; row < block.count; row++) {
+            to_scores(block, row, head);
+            copy(query[block.token(row)], queries[row]);
+            copy(out[block.token(row)], of_out[row]);
+        }
+        block.weigh(of_scores, natural, of_queries);
+        block.spread(weights, of_out, of_values);
+        block.spread(of_scores, queries, of_keys);
+        for (int64_t row = 0; row < block.count; row++)
+            std::memcpy(head_of(gradients.query, head)[block.token(row)], of_queries[row], pack.size * sizeof(float));
+    }
+    // One row: scores to weights, and the weights' gradients to those of the scores.
+    void to_scores(const Block &block, int64_t row, int64_t head) {
+        const int64_t token = block.token(row);
+        const float *out = head_of(pack.out, head)[token], *of_out = head_of(gradients.out, head)[token];
+        float mean = 0;  // of the weights' gradients
+        for (int64_t d = 0; d < pack.size; d++) mean += out[d] * of_out[d];
+        const float log_sum = pack.log_sums[head * pack.tokens + token];
+        const Range seen = block.seen_by(row);
+        for (int64_t key = seen.first / LANES * LANES; key < seen.end; key += LANES) {
+            Vector &weight = vector_at(weights[row] + key), &gradient = vector_at(of_scores[row] + key);
+            weight = exponential(weight - log_sum);
+            gradient = weight * (gradient - mean) * pack.scale;
+        }
+        block.hide(weights[row], row, 0);
+        block.hide(of_scores[row], row, 0);
+    }
+    void copy(const float *from, float *to) {
+        std::memcpy(to, from, pack.size * sizeof(float));
+        std::fill(to + pack.size, to + whole(pack.size), 0.0f);
+    }
+};
+
+// Key heads one by one, each by one thread: their gradients need no lock and do not depend on who came first.
+template <class Work, class... Of>
+void by_head(const Pack &pack, const Of &...of) {
+    std::atomic<int64_t> next{0};
+    auto work = [&] {
+        Work mine{pack, of...};
+        for (int64_t head; (head = next++) < pack.key_heads;) mine(head);
+    };
+    std::vector<std::thread> others;
+    for (int64_t n = 1; n < std::min(pack.threads, pack.key_heads); n++) others.emplace_back(work);
+    work();
+    for (auto &other : others) other.join();
+}
+
+}  // namespace
+
+extern "C" void attend(const Pack *pack) { by_head<Forward>(*pack); }
+
+extern "C" void attend_backward(const Pack *pack, const Gradients *gradients) { by_head<Backward>(*pack, *gradients); }

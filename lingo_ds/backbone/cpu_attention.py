@@ -1,0 +1,180 @@
+"""Attention over packs on a CPU: `cpu_attention.cpp`, compiled at its first use and kept in the cache.
+
+torch's kernel for the CPU goes through MKL, which does not use AVX-512 on every processor that has it,
+computes what the mask hides, and wants every example's keys copied behind the prefix's. This one does neither.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lingo_ds.files import default_cache, write_aside
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
+COMPILE_SECONDS = 120
+"""After which a compiler counts as hung; it needs one."""
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("by_token", ctypes.c_int64), ("by_head", ctypes.c_int64)]
+
+
+class _Pack(ctypes.Structure):
+    _fields_ = [
+        *((name, _Tensor) for name in ("query", "key", "value", "out")),
+        *((name, ctypes.c_void_p) for name in ("log_sums", "sequences")),
+        *((name, ctypes.c_int64) for name in ("count", "tokens", "heads", "key_heads", "size")),
+        *((name, ctypes.c_int64) for name in ("window", "causal", "threads")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [(name, _Tensor) for name in ("out", "query", "key", "value")]
+
+
+def serves(query: Tensor) -> bool:
+    """Whether `attend` can: on an x86 CPU with AVX2, in fp32 and below, where a C++ compiler is at hand."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and library() is not None
+    )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    """Attention of each sequence of a pack, in fp32 whatever goes in, with gradients to all three.
+
+    Args:
+        query: (tokens, heads, size).
+        key: (tokens, key heads, size); a key head serves `heads` / `key heads` queries.
+        value: likewise.
+        sequences: (n, 3) int64: where a sequence begins, its own tokens, and how many of the pack's first
+            tokens it sees before them.
+        scale: of the scores.
+        window: a token sees itself and the `window` - 1 tokens before; None: all.
+        causal: False: every token sees all of its sequence.
+
+    Returns:
+        (tokens, heads, size), of the inputs' dtype.
+    """
+    return _Attention.apply(query, key, value, sequences, scale, window, causal)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, scale: float, window: int | None,
+        causal: bool,
+    ) -> Tensor:  # fmt: skip
+        out = torch.empty(query.shape)
+        log_sums = torch.empty(query.shape[1], len(query))
+        ctx.how = sequences, scale, window, causal
+        inputs = [_dense(part) for part in (query, key, value)]
+        library().attend(ctypes.byref(_pack(*inputs, out, log_sums, *ctx.how)))
+        out = out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, log_sums)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, log_sums = ctx.saved_tensors
+        inputs = [_dense(part) for part in tensors]
+        of_out = _dense(grad)
+        of_query, of_key, of_value = torch.empty_like(inputs[0]), *map(torch.zeros_like, inputs[1:3])
+        gradients = _Gradients(*map(_tensor, (of_out, of_query, of_key, of_value)))
+        library().attend_backward(ctypes.byref(_pack(*inputs, log_sums, *ctx.how)), ctypes.byref(gradients))
+        return of_query.to(grad.dtype), of_key.to(grad.dtype), of_value.to(grad.dtype), None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """In fp32, each head's entries of a token next to each other."""
+    x = x.float()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _tensor(x: Tensor) -> _Tensor:
+    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def _pack(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sums: Tensor, sequences: Tensor, scale: float,
+    window: int | None, causal: bool,
+) -> _Pack:  # fmt: skip
+    tokens, heads, size = query.shape
+    return _Pack(
+        *map(_tensor, (query, key, value, out)), log_sums.data_ptr(), sequences.data_ptr(), len(sequences),
+        tokens, heads, key.shape[1], size, window or 0, causal, torch.get_num_threads(), scale,
+    )  # fmt: skip
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel; None where this machine has none, which is said once."""
+    flags = _processor()
+    if "avx2" not in flags or "fma" not in flags:
+        return None
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
+    name = hashlib.sha256("\0".join([SOURCE.read_text(), *compiler, *FLAGS, *flags]).encode()).hexdigest()[
+        :16
+    ]
+    path = default_cache() / "kernels" / f"cpu_attention-{name}.so"
+    try:
+        if not path.exists():
+            write_aside(path, lambda aside: _compile(compiler, aside))
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        logger.warning(
+            "attention on this CPU is torch's, up to half as fast as the package's own, which could not be "
+            "compiled: %s", reason.strip().splitlines()[0],
+        )  # fmt: skip
+        return None
+
+
+def _compile(compiler: Sequence[str], output: Path) -> None:
+    command = [*compiler, *FLAGS, str(SOURCE), "-o", str(output)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+
+
+def _processor() -> list[str]:
+    """What an x86 processor can do, in Linux' words; what is compiled for one may not run on another."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((sorted(line.split(":")[1].split()) for line in lines if line.startswith("flags")), [])
