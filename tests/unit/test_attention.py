@@ -191,28 +191,6 @@ def test_decoder_pooled_at_its_first_token_is_that_of_a_padded_batch(folders, sh
     assert distance(result(packed, pack).logits, result(padded, batch).logits) < 1e-5
 
 
-@pytest.mark.parametrize("window", [None, 2, 6, 8, 100])
-@pytest.mark.parametrize("prefix", [0, PREFIX])
-@pytest.mark.parametrize("block", [4, 7])
-def test_queries_in_blocks_see_what_they_see_at_once(
-    monkeypatch, block: int, prefix: int, window: int | None
-):
-    """As on the CPU, where a block is given only the keys that it may see."""
-    pack = attention.PackedAttention(prefix, LENGTHS["different"], CPU)
-    made = torch.Generator().manual_seed(4)
-    inputs = [
-        torch.randn(1, heads, pack.tokens, 8, generator=made, requires_grad=True) for heads in (4, 2, 2)
-    ]
-    weights = torch.randn(1, pack.tokens, 4, 8, generator=made)
-    seen = []
-    for rows in (pack.tokens, block):
-        monkeypatch.setattr(attention, "CPU_BLOCK", rows)
-        out = pack(*inputs, scale=0.3, window=window, causal=True)
-        seen.append([out, *torch.autograd.grad((out * weights).sum(), inputs)])
-    for found, expected in zip(*reversed(seen), strict=True):
-        assert distance(found, expected) < 1e-6
-
-
 @pytest.mark.parametrize("family", ["llama", "mistral", "bert"])
 def test_bf16_is_as_near_to_fp32_as_a_padded_batch_is(folders, family):
     batch, pack = padded_and_packed(some_examples(LENGTHS["different"]), share_prefix=family != "bert")
