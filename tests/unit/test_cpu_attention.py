@@ -70,7 +70,7 @@ def test_layout_in_memory_makes_no_difference(kernel, layout):
         assert torch.equal(one, other)
 
 
-def test_what_is_no_number_is_seen_where_it_is_looked_at(way):
+def test_what_is_no_number_is_seen_where_it_is_looked_at(kernel):
     case = Case(0, [60])
     parts = [part.detach() for part in inputs(case, dtype=torch.float32)]
     for kind, seen in ((0, [33]), (1, range(33, 60))):  # a query is its own; a key is of all that see it
