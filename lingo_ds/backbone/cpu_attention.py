@@ -1,4 +1,4 @@
-"""Attention over packs on a CPU: `cpu_attention.cpp`, compiled at its first use and kept in the cache.
+"""Attention over packs on a CPU: `kernels/attention.cpp`, compiled at its first use and kept in the cache.
 
 torch's kernel for the CPU goes through MKL, which does not use AVX-512 on every processor that has it, it
 computes what the mask hides, and every example's keys must be copied behind the prefix's. This one does none
@@ -26,7 +26,7 @@ from lingo_ds.files import default_cache, write_aside
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+KERNELS = Path(__file__).with_name("kernels")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -151,10 +151,9 @@ def library() -> ctypes.CDLL | None:
     if "avx2" not in flags or "fma" not in flags:
         return None
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
-    name = hashlib.sha256("\0".join([SOURCE.read_text(), *compiler, *FLAGS, *flags]).encode()).hexdigest()[
-        :16
-    ]
-    path = default_cache() / "kernels" / f"cpu_attention-{name}.so"
+    parts = [*(path.read_text() for path in sorted(KERNELS.iterdir())), *compiler, *FLAGS, *flags]
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    path = default_cache() / "kernels" / f"attention-{name}.so"
     try:
         if not path.exists():
             write_aside(path, lambda aside: _compile(compiler, aside))
@@ -169,7 +168,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compile(compiler: Sequence[str], output: Path) -> None:
-    command = [*compiler, *FLAGS, str(SOURCE), "-o", str(output)]
+    command = [*compiler, *FLAGS, str(KERNELS / "attention.cpp"), "-o", str(output)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
 
 

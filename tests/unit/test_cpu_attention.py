@@ -47,10 +47,9 @@ def as_models_have_them(parts: list[Tensor], layout: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("window", [None, 2, 20, 64, 1000])
 @pytest.mark.parametrize("prefix", [0, 1, 53])
-@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)], ids=["heads", "grouped heads", "one key head"])
-@pytest.mark.parametrize("size", [1, 20, 64])
-def test_tokens_of_any_length_see_what_they_should(way, window, prefix, heads, size):
-    case = Case(prefix, LENGTHS, window, heads=heads[0], key_heads=heads[1])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(2, 2, 1), (4, 2, 20), (3, 1, 64)])
+def test_tokens_of_any_length_see_what_they_should(way, window, prefix, heads, key_heads, size):
+    case = Case(prefix, LENGTHS, window, heads=heads, key_heads=key_heads)
     found = out_and_gradients(of_pack(case), inputs(case, size=size, dtype=torch.float32))
     assert_alike(found, oracle(case, size=size), 2e-6)
 

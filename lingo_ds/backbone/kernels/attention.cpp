@@ -1,102 +1,22 @@
 // Attention over packs on a CPU, exact and in fp32, recomputed in the backward pass (arXiv 2205.14135).
 //
-// One head, one sequence and one block of queries at a time. Products are computed by tiles that stay in vector
-// registers; scores that the mask hides are not computed but for the ragged edge of a tile, and count as 0.
+// One head, one sequence and one block of queries at a time. Scores that the mask hides are not computed but for
+// the ragged edge of a tile, and count as 0.
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "tiles.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t LANES = 16, VECTORS = 4;
-#else
-constexpr int64_t LANES = 8, VECTORS = 2;
-#endif
-constexpr int64_t ROWS = 6;           // a tile: ROWS by VECTORS * LANES sums, with VECTORS + 1 registers beside
-constexpr int64_t BLOCK = 8 * ROWS;   // queries whose scores are held at once
-
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
-Vector &vector_at(float *place) { return *reinterpret_cast<Vector *>(place); }
-int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
-
-struct Rows {  // a matrix; row r begins at data + r * stride
-    float *data;
-    int64_t stride;
-    float *operator[](int64_t row) const { return data + row * stride; }
-    Rows from(int64_t row, int64_t column) const { return {(*this)[row] + column, stride}; }
-};
-
-struct Buffer : Rows {  // rows that begin with a whole cache line
-    Buffer(int64_t rows, int64_t width) : Rows{nullptr, whole(width)} {
-        data = static_cast<float *>(std::aligned_alloc(64, (rows * stride * sizeof(float) + 63) / 64 * 64));
-        if (!data) std::abort();
-    }
-    Buffer(const Buffer &) = delete;
-    ~Buffer() { std::free(data); }
-};
-
-struct Strided {  // a matrix whose entry (m, k) is data[m * by_row + k * by_column]
-    const float *data;
-    int64_t by_row, by_column;
-};
-
-// c = a b, or c += a b, for COUNT rows and WIDTH vectors.
-template <int64_t COUNT, int64_t WIDTH>
-void tile(Strided a, Rows b, Rows c, int64_t depth, bool add) {
-    Vector sum[COUNT][WIDTH];
-    for (int64_t m = 0; m < COUNT; m++)
-        for (int64_t n = 0; n < WIDTH; n++) sum[m][n] = add ? vector_at(c[m] + n * LANES) : Vector{};
-    for (int64_t k = 0; k < depth; k++) {
-        Vector row[WIDTH];
-        for (int64_t n = 0; n < WIDTH; n++) row[n] = vector_at(b[k] + n * LANES);
-        for (int64_t m = 0; m < COUNT; m++)
-            for (int64_t n = 0; n < WIDTH; n++) sum[m][n] += a.data[m * a.by_row + k * a.by_column] * row[n];
-    }
-    for (int64_t m = 0; m < COUNT; m++)
-        for (int64_t n = 0; n < WIDTH; n++) vector_at(c[m] + n * LANES) = sum[m][n];
-}
-
-template <int64_t COUNT>
-void strip(Strided a, Rows b, Rows c, int64_t depth, int64_t width, bool add) {
-    int64_t n = 0;
-    for (; n + VECTORS * LANES <= width; n += VECTORS * LANES)
-        tile<COUNT, VECTORS>(a, b.from(0, n), c.from(0, n), depth, add);
-    for (; n < width; n += LANES) tile<COUNT, 1>(a, b.from(0, n), c.from(0, n), depth, add);
-}
-
-// c = a b, or c += a b; a is (rows, depth), b is (depth, width) and the width is one of whole vectors.
-void product(Strided a, Rows b, Rows c, int64_t rows, int64_t depth, int64_t width, bool add) {
-    int64_t m = 0;
-    auto below = [&] { return Strided{a.data + m * a.by_row, a.by_row, a.by_column}; };
-    for (; m + ROWS <= rows; m += ROWS) strip<ROWS>(below(), b, c.from(m, 0), depth, width, add);
-    for (; m + 2 <= rows; m += 2) strip<2>(below(), b, c.from(m, 0), depth, width, add);
-    if (m < rows) strip<1>(below(), b, c.from(m, 0), depth, width, add);
-}
-
-// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2] (Cephes' expf).
-Vector exponential(Vector x) {
-    const Vector lowest = Vector{} - 87.0f, rounding = Vector{} + 12582912.0f;  // 1.5 * 2^23
-    x = x < lowest ? lowest : x;
-    const Vector rounded = x * 1.44269504f + rounding, n = rounded - rounding;
-    const Vector r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const Integers power = (reinterpret_cast<const Integers &>(rounded) + 127) << 23;
-    return p * reinterpret_cast<const Vector &>(power);
-}
+constexpr int64_t BLOCK = 8 * ROWS;  // queries whose scores are held at once
 
 struct Head {  // of a (tokens, heads, size) tensor; its entries lie next to each other
     float *data;
