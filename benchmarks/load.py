@@ -209,7 +209,9 @@ def measure_step(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_promoters(folder / "data", seed=0, train=4, dev=2, test=2, length=70)
     recipe = TRAINING | {
         "name": "step", "output_dir": str(folder / "runs"),
-        "backbone": {"path": str(args.backbone), "dtype": args.dtype},
+        "backbone": {
+            "path": str(args.backbone), "dtype": args.dtype, "activation_checkpointing": args.checkpointing,
+        },
         "data": TRAINING["data"] | {"path": str(folder / "data")},
         "zero": {"stage": 3, "profile": args.profile},
     }  # fmt: skip
@@ -224,6 +226,7 @@ def measure_step(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "backbone": args.backbone.name,
         "profile": args.profile,
+        "checkpointing": args.checkpointing,
         "steps": report["steps"],
         "s of the step": report["throughput"]["seconds"],
         "s from start to end": seconds,
@@ -243,6 +246,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--warm", action="store_true", help="with the files in the page cache")
     parser.add_argument("--parts", nargs="+", choices=["load", "step"], default=["load", "step"])
+    parser.add_argument("--checkpointing", action="store_true", help="the step computes activations again")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)  # a process of a measure
     args = parser.parse_args()
     args.shape = args.shape or ("tiny" if args.quick else "llama-2-7b")

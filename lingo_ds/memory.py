@@ -12,6 +12,9 @@ GIB = 1024**3
 USABLE_MEMORY = 0.8
 """Share of a process's memory that a plan fills; the rest: fragments, runtime, what the estimate misses."""
 
+LARGE_LAYER = 128 * 1024**2
+"""Bytes of a decoder layer from which the CPU holds no more of its weights, and keeps no freed memory."""
+
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a forward without backward at most: more fill no GPU better, and leave a CPU's caches."""
 
@@ -237,17 +240,23 @@ def fill_profile(
 ) -> dict[str, Any]:
     """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16.
 
+    Where gathering takes turns with computing (no `overlap_comm`), large layers are neither gathered ahead
+    nor kept, and come weight by weight: together they would be copied out of one tensor as large as they.
+
     Raises:
         UserError: for an `auto` that is not known here.
     """
     layer = facts.layer_parameters
+    overlaps = profile.get("zero_optimization", {}).get("overlap_comm", True)
+    sparing = not overlaps and layer * facts.compute_bytes >= LARGE_LAYER
     auto = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "bf16": dtype == "bf16",
         "fp16": dtype == "fp16",
-        "stage3_prefetch_bucket_size": layer,
+        "stage3_allgather_sequential": sparing,
+        "stage3_prefetch_bucket_size": 0 if sparing else layer,
         "stage3_max_live_parameters": 3 * layer + 1,
-        "stage3_max_reuse_distance": 2 * layer,
+        "stage3_max_reuse_distance": 0 if sparing else 2 * layer,
         "stage3_param_persistence_threshold": 10 * facts.hidden_size,
     }
 

@@ -77,6 +77,7 @@ class WeightFiles:
         self._folder = folder
         self._file_of = self._index()
         self._open: dict[str, safe_open] = {}
+        self._piece = torch.empty(PIECE, dtype=torch.uint8)  # a new one for each weight: new pages each time
         self._begins: dict[str, dict[str, int]] = {}
         self._key_of = self._match(module)
 
@@ -100,10 +101,10 @@ class WeightFiles:
         key = self._key_of[name]
         view = self._tensor(key).view(-1)[start : start + len(out)]
         path = self._folder / self._file_of[key]
-        piece = torch.empty(min(len(out), PIECE // view.itemsize), dtype=view.dtype)
+        piece = self._piece.view(view.dtype)
         with path.open("rb", buffering=0) as file:
             file.seek(self._begins_in(path)[key] + start * view.itemsize)
-            for done in range(0, len(out), max(len(piece), 1)):
+            for done in range(0, len(out), len(piece)):
                 into = out[done : done + len(piece)]
                 read = piece[: len(into)]
                 if into.dtype == read.dtype and into.device == read.device:

@@ -14,6 +14,8 @@ from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.heap import return_freed_blocks, use_large_pages
+from lingo_ds.memory import LARGE_LAYER
 from lingo_ds.traffic import Start
 
 
@@ -40,6 +42,8 @@ def shard(
         The module with DeepSpeed's hooks on it.
     """
     module = spec.skeleton
+    if device.type == "cpu" and spec.layer_parameters * dtype.itemsize >= LARGE_LAYER:
+        return_freed_blocks()
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group))
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
@@ -99,6 +103,8 @@ def _count_collectives() -> None:
 
     def counted_gather(output_tensor, input_tensor, group=None, async_op=False):
         counter.add("all_gather", "weights", output_tensor.nbytes, group)
+        if async_op and output_tensor.device.type == "cpu":
+            return GatheredInPlace(output_tensor, input_tensor, group)
         return gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
     def counted_broadcast(tensor, src, group=None, async_op=False):
@@ -106,6 +112,27 @@ def _count_collectives() -> None:
         return broadcast(tensor, src, group=group, async_op=async_op)
 
     backend.all_gather_into_tensor, backend.broadcast = counted_gather, counted_broadcast
+
+
+class GatheredInPlace:
+    """An all-gather on the CPU under way: every part is received where it belongs.
+
+    gloo's own receives into a second tensor as large as the whole, and copies.
+    """
+
+    def __init__(self, whole: Tensor, own: Tensor, group: dist.ProcessGroup | None):
+        """Begins to fill `whole` (members * entries,) with each member's `own` (entries,)."""
+        use_large_pages(whole)
+        place, parts = dist.get_rank(group), whole.chunk(dist.get_world_size(group))
+        others = [k for k in range(len(parts)) if k != place]
+        self._under_way = [dist.irecv(parts[k], group=group, group_src=k) for k in others]
+        self._under_way += [dist.isend(own, group=group, group_dst=k) for k in others]
+        parts[place].copy_(own)
+
+    def wait(self) -> None:
+        """Returns once `whole` is whole, and `own` may be changed."""
+        for transfer in self._under_way:
+            transfer.wait()
 
 
 def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:

@@ -434,6 +434,22 @@ def test_every_profile_is_filled_in(sharded, name, dtype):
     assert LLAMA_7B.layer_parameters < kept < LLAMA_7B.backbone_parameters / 2
 
 
+def settings_of(profile: str, facts: Facts) -> tuple[bool, int, int]:
+    """Whether weights come one by one, entries gathered ahead, and how far apart two uses may be."""
+    filled = json.loads(resource_path("ds_configs", profile).read_text())
+    plan = make_plan(config(zero__stage=3), facts)
+    zero = plan.deepspeed_config(filled, dtype="bf16")["zero_optimization"]
+    ahead, kept = zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]
+    return zero.get("stage3_allgather_sequential", False), ahead, kept
+
+
+def test_on_the_cpu_a_large_layer_is_held_alone():
+    large, small = LLAMA_7B.layer_parameters, SMALL.layer_parameters
+    assert settings_of("zero3_cpu.json", job(LLAMA_7B, 4, memory=80)) == (True, 0, 0)
+    assert settings_of("zero3_cpu.json", job(SMALL, 4, memory=80)) == (False, small, 2 * small)
+    assert settings_of("zero3.json", job(LLAMA_7B, 4, memory=80)) == (False, large, 2 * large)
+
+
 def test_what_a_profile_sets_itself_is_kept(sharded):
     profile = {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 7, "deep": {"x": [1, None]}}}
     assert sharded.deepspeed_config(profile, dtype="fp32") == profile
