@@ -19,6 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import multiprocessing
 
+from lingo_ds.backbone.attention import PackedAttention
+from lingo_ds.backbone.zero import GatheredInPlace
+
 TOKENS = 1600
 """Of a product: about a pack of the runs that are planned."""
 
@@ -73,12 +76,13 @@ def adapters(width: int) -> float:
 
 
 def attention() -> float:
-    """FLOP/s of masked attention over 8 examples of 200 tokens, forward and backward, all pairs counted."""
-    q, k, v = (torch.randn(8, 8, 200, 64, requires_grad=True) for _ in range(3))
-    mask = torch.ones(200, 200, dtype=torch.bool).tril()
+    """FLOP/s of attention in a pack of 8 examples of 200 tokens, forward and backward, all pairs counted."""
+    q, k, v = (torch.randn(1, 8, 1600, 64, requires_grad=True) for _ in range(3))
+    pack = PackedAttention(0, [200] * 8, q.device)
+    grad = torch.randn(1, 1600, 8, 64)
 
     def kernel() -> None:
-        F.scaled_dot_product_attention(q, k, v, attn_mask=mask).backward(q.detach())
+        pack(q, k, v, scale=0.125, window=None, causal=True).backward(grad)
 
     return 14 * 8 * 8 * 200 * 200 * 64 / seconds_of(kernel)
 
@@ -117,7 +121,7 @@ def collectives(world: int) -> dict[str, list[float]]:
             whole = torch.zeros(size // 4)
             part = torch.zeros(size // 4 // world)
             call = {
-                "all_gather": lambda whole=whole, part=part: dist.all_gather_into_tensor(whole, part),
+                "all_gather": lambda whole=whole, part=part: GatheredInPlace(whole, part, None).wait(),
                 "all_reduce": lambda whole=whole: dist.all_reduce(whole),
             }[name]
             seconds.append(seconds_of(call, times_called=12))

@@ -136,11 +136,11 @@ struct Block {
     }
 };
 
-int64_t longest(const Pack &pack) {
-    int64_t keys = 0;
+int64_t longest(const Pack &pack) {  // most keys of a sequence
+    int64_t most = 0;
     for (int64_t n = 0; n < pack.count; n++)
-        keys = std::max(keys, pack.sequences[n].before + pack.sequences[n].own);
-    return keys;
+        most = std::max(most, pack.sequences[n].before + pack.sequences[n].own);
+    return most;
 }
 
 // Scores into weights that are not yet divided by their sum; returns the highest score and the sum.
@@ -164,8 +164,8 @@ std::pair<float, float> softmax(float *scores, Range seen) {
 
 struct Forward {  // what one thread needs
     const Pack &pack;
-    const int64_t keys = longest(pack);
-    Buffer transposed{pack.size, keys}, values{keys, pack.size}, weights{BLOCK, keys}, sums{BLOCK, pack.size};
+    const int64_t most = longest(pack);
+    Buffer transposed{pack.size, most}, values{most, pack.size}, weights{BLOCK, most}, sums{BLOCK, pack.size};
 
     void operator()(int64_t key_head) {
         for (int64_t n = 0; n < pack.count; n++) {
@@ -198,10 +198,10 @@ struct Forward {  // what one thread needs
 struct Backward {
     const Pack &pack;
     const Gradients &gradients;
-    const int64_t keys = longest(pack);
-    Buffer transposed{pack.size, keys}, values{pack.size, keys}, natural{keys, pack.size};
-    Buffer of_keys{keys, pack.size}, of_values{keys, pack.size}, of_queries{BLOCK, pack.size};
-    Buffer weights{BLOCK, keys}, of_scores{BLOCK, keys}, queries{BLOCK, pack.size}, of_out{BLOCK, pack.size};
+    const int64_t most = longest(pack);
+    Buffer transposed{pack.size, most}, values{pack.size, most}, natural{most, pack.size};
+    Buffer of_keys{most, pack.size}, of_values{most, pack.size}, of_queries{BLOCK, pack.size};
+    Buffer weights{BLOCK, most}, of_scores{BLOCK, most}, queries{BLOCK, pack.size}, of_out{BLOCK, pack.size};
 
     void operator()(int64_t key_head) {
         for (int64_t n = 0; n < pack.count; n++) {
