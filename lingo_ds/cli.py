@@ -13,11 +13,12 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = _parser().parse_known_args(argv)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
     from lingo_ds.errors import UserError
+    from lingo_ds.place import comes_first
 
     try:
         return args.start(args, [word for word in overrides if not word.startswith("--local_rank")])
     except UserError as error:
-        if not error.on_all or os.environ.get("RANK", "0") == "0":
+        if not error.on_all or comes_first(os.environ):
             print(error, file=sys.stderr, flush=True)  # noqa: T201
         return 2
 

@@ -48,6 +48,14 @@ def find_place(environ: Mapping[str, str]) -> Place:
     return Place(0, 0, 1, 1, None, None, None)
 
 
+def comes_first(environ: Mapping[str, str]) -> bool:
+    """Whether this is global rank 0, or may be: its place may be what is wrong."""
+    try:
+        return find_place(environ).rank == 0
+    except UserError:
+        return True
+
+
 def _torch(environ: Mapping[str, str]) -> Place | None:
     """`deepspeed` and `torchrun`, and whoever else speaks torch's own language."""
     if "RANK" not in environ:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lingo_ds.cli import main
 from lingo_ds.errors import UserError
 from lingo_ds.place import FIRST_PORT, PORTS, find_place, first_node, tasks_per_node
 
@@ -32,6 +33,18 @@ LAUNCHERS = {
 def test_second_process_of_the_second_of_two_hosts(launcher):
     place = find_place(LAUNCHERS[launcher])
     assert (place.rank, place.local_rank, place.world_size, place.local_world_size) == (9, 1, 16, 8)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_what_is_wrong_for_all_is_told_by_the_first(launcher, monkeypatch, capsys):
+    told = []
+    for rank in ("9", "0"):
+        with monkeypatch.context() as place:
+            for name, value in LAUNCHERS[launcher].items():
+                place.setenv(name, rank if value == "9" else value)
+            assert main(["export", "--adapter", "a", "--to", "lora", "--output", "b", "one=2"]) == 2
+        told.append(capsys.readouterr().err)
+    assert told[0] == "" and told[1].startswith("error: command line: 'one=2'")
 
 
 def test_nobody_started_it():
