@@ -177,11 +177,11 @@ def test_fifty_kills_at_random_moments_change_nothing(start, settings, place, un
     draw, run = random.Random(0), place / "fifty"
     command = [*settings, f"output_dir={run}"]
     for number in range(50):
+        before = max((int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")), default=0)
+        if before >= STEPS - 2:
+            break
         job = launch(start, place, command)
         if draw.random() < 0.8:  # else in start-up
-            before = max((int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")), default=0)
-            if before >= STEPS - 2:
-                break
             when_trained(job, run, before + 1)
         time.sleep(draw.random() * 0.5)
         name = draw.choice(list(KILLS))
