@@ -167,6 +167,8 @@ def probe(rank: int, world: int, store: str, file: str) -> None:
     rates = middle([measure(world) for _ in range(3)])
     if rank == 0:
         Path(file).write_text(json.dumps({"processes": world, "widths": WIDTHS, **rates}))
+    if world > 1:
+        dist.destroy_process_group()
 
 
 def main() -> None:
