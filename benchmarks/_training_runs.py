@@ -30,8 +30,8 @@ TIMEOUT = 3600
 """Seconds after which a job counts as hung."""
 
 SEED, RANK, ALPHA = 0, 8, 16.0
-WARMUP = 8
-"""Steps before the timed ones: the learning rate rises in them, and most memory is touched for the first time."""
+WARMUP = 3
+"""Steps before the timed ones; the learning rate rises in them."""
 
 COOLDOWN = 1
 """Steps after the timed ones: ours evaluates within its last step."""

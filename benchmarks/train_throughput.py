@@ -8,7 +8,7 @@
 2. What a step of ours costs with more tokens, more adapted maps, higher ranks; one process.
 
 `python -m benchmarks.train_throughput --json FILE`. Every run is a job of its own; the runs take turns. Timed
-are the steps between the first eight and the last, from the end of a step to the end of another: the same
+are the steps between the first three and the last, from the end of a step to the end of another: the same
 examples in all runs. A run's mean counts, not its median: grouping by length makes short and long steps.
 """
 

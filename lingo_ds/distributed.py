@@ -1,9 +1,11 @@
 """Who am I among the processes of this job, and the few collectives the project needs."""
 
+import atexit
 import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -79,6 +81,7 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         place = {"rank": env.global_rank, "world_size": env.world_size}
         dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    atexit.register(_let_go)
     _follow_hosts(env)
 
 
@@ -153,6 +156,15 @@ def stop() -> None:
     _by_host = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    """For a script's end: a thread of gloo's that drops the last collective's tensors needs Python for it.
+
+    Once Python finalises, that would abort the process; so it is given the interpreter before.
+    """
+    time.sleep(0.05)
+    stop()
 
 
 def _alone() -> bool:

@@ -22,7 +22,7 @@ class Heap(NamedTuple):
     gathered: float
 
 
-HEAPS = {"cpu": Heap(1.55, 0.45, 2.0), "cuda": Heap(1.1, 0.0, 0.0)}
+HEAPS = {"cpu": Heap(1.55, 0.45, 1.0), "cuda": Heap(1.1, 0.0, 0.0)}
 """cpu: glibc's heap, read off Llama shapes of 6M, 51M and 85M parameters on 24 November 2026; it maps blocks
 of 32 MiB and more, which leave no holes. Too much where layers are large and sharded: freed memory goes back
 there (`lingo_ds.heap`). cuda: torch's caching allocator, assumed and not measured."""

@@ -67,6 +67,25 @@ def test_a_job_that_one_process_began_goes_on_with_two(adapter, tmp_path):
     assert probabilities(found) == pytest.approx(expected, abs=1e-5)
 
 
+SCRIPT = """
+import sys
+import lingo_ds
+predictor = lingo_ds.load(sys.argv[1], "zero.stage=3")
+sys.stdout.write(f"first {predictor.predict(sys.argv[2:]).probabilities[0]}\\n")
+"""
+
+
+def test_a_script_of_the_users_own_ends_well(adapter, tmp_path):
+    """It says nothing at its end, where a process that is still in its group could be aborted."""
+    sequences = random_sequences(8)
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    command = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), "mine.py"]
+    with starting() as start:
+        ended = start([*command, str(adapter), *sequences], tmp_path).wait(240)
+    assert ended.status == 0, ended.output
+    assert ended.output.count("first [") == 2 and "terminate" not in ended.output, ended.output
+
+
 def start_two(adapter: Path, source: Path, folder: Path, *settings: str, status: int = 0) -> str:
     """`deepspeed --num_accelerators 2 launchers/predict.py`; gives what it said."""
     launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
