@@ -81,7 +81,8 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         place = {"rank": env.global_rank, "world_size": env.world_size}
         dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    atexit.register(_let_go)
+    if backend == "gloo":
+        atexit.register(_let_go)
     _follow_hosts(env)
 
 
