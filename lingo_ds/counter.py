@@ -52,8 +52,8 @@ class Counter:
         """Takes the number of the host that each global rank is on."""
         self._host_of, self._sizes = host_of, {}
 
-    def add(self, name: str, what: str, payload: int, group: dist.ProcessGroup | None = None) -> None:
-        """Counts one collective.
+    def add(self, name: str, what: str, payload: int, group: dist.ProcessGroup | None = None) -> Kind:
+        """Counts one collective, and says of what kind it is.
 
         Args:
             name: as in `lingo_ds.traffic.Collective`.
@@ -66,6 +66,7 @@ class Counter:
         kind = Kind(name, what, *self._sizes[group])
         more = Tally(1, payload, sent_bytes(name, payload, kind.group))
         self._tallies[kind] = self._tallies.get(kind, Tally()) + more
+        return kind
 
     def take(self) -> dict[Kind, Tally]:
         """What was counted since the last time, among more than one process."""
