@@ -82,6 +82,7 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     if backend == "gloo":
+        atexit.unregister(_let_go)  # of an earlier group
         atexit.register(_let_go)
     _follow_hosts(env)
 

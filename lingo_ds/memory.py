@@ -230,6 +230,11 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
     return zero.hpz
 
 
+def is_large(layer_bytes: int) -> bool:
+    """Whether decoder layers of this size are held one at a time on the CPU, see `LARGE_LAYER`."""
+    return layer_bytes >= LARGE_LAYER
+
+
 def fill_profile(
     profile: Mapping[str, Any],
     facts: ModelFacts,
@@ -248,7 +253,7 @@ def fill_profile(
     """
     layer = facts.layer_parameters
     overlaps = profile.get("zero_optimization", {}).get("overlap_comm", True)
-    sparing = not overlaps and layer * facts.compute_bytes >= LARGE_LAYER
+    sparing = not overlaps and is_large(layer * facts.compute_bytes)
     auto = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "bf16": dtype == "bf16",

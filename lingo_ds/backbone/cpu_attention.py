@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -173,8 +172,10 @@ def _compile(compiler: Sequence[str], output: Path) -> None:
 
 
 def _processor() -> list[str]:
-    """What an x86 processor can do, in Linux' words; what is compiled for one may not run on another."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return []
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    """What an x86 processor can do, in Linux' words; what is compiled for one may not run on another.
+
+    Empty for other processors, which have no line of that name.
+    """
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
     return next((sorted(line.split(":")[1].split()) for line in lines if line.startswith("flags")), [])

@@ -15,7 +15,7 @@ from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.heap import return_freed_blocks, use_large_pages
-from lingo_ds.memory import LARGE_LAYER
+from lingo_ds.memory import is_large
 from lingo_ds.traffic import Start
 
 
@@ -42,7 +42,7 @@ def shard(
         The module with DeepSpeed's hooks on it.
     """
     module = spec.skeleton
-    if device.type == "cpu" and spec.layer_parameters * dtype.itemsize >= LARGE_LAYER:
+    if device.type == "cpu" and is_large(spec.layer_parameters * dtype.itemsize):
         return_freed_blocks()
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group))

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from lingo_ds import distributed, memory
-from lingo_ds.backbone import zero
 from lingo_ds.backbone.zero import GatheredInPlace
 from lingo_ds.model import AdaptedModel
+from tests.own_memory import forget_peak, own_memory
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (
     VOCABULARY,
@@ -44,30 +44,19 @@ class Steps(NamedTuple):
     grown: int
 
 
-def forget_peak() -> None:
-    """Makes the peak of this process's memory what it takes now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident(line: str) -> int:
-    """Bytes that /proc/self/status says: `VmRSS` now, `VmHWM` at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(one.split()[1]) * 1024 for one in lines if one.startswith(line))
-
-
 def gathered(rank: int, world_size: int) -> tuple[list[Tensor], int, int]:
     """What is gathered three times, each of other values, and by how much memory grew; bytes of the whole."""
     place(rank, world_size)
     own = torch.full((16 * MIB,), float(rank))
     seen = []
     forget_peak()
-    before = resident("VmRSS")
+    before = own_memory("VmRSS")
     for step in range(3):
         whole = torch.empty(world_size * len(own))
         GatheredInPlace(whole, own + step, None).wait()
         seen.append(whole[:: 8 * MIB].clone())
         del whole
-    return seen, resident("VmHWM") - before, 4 * world_size * len(own)
+    return seen, own_memory("VmHWM") - before, 4 * world_size * len(own)
 
 
 def two_steps(rank: int, world_size: int, folder: Path, large: list[int]) -> list[Steps]:
@@ -75,18 +64,18 @@ def two_steps(rank: int, world_size: int, folder: Path, large: list[int]) -> lis
     env = place(rank, world_size)
     made = []
     for limit in large:
-        memory.LARGE_LAYER = zero.LARGE_LAYER = limit
+        memory.LARGE_LAYER = limit
         loaded = load_sharded(folder, env, group_size=world_size, checkpointing=False)
         model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
         module = loaded.backbone.module
         held = watch_peak(module, lambda module=module: stored_entries(module))
         forget_peak()
-        before, parts = resident("VmRSS"), stored_entries(module)
+        before, parts = own_memory("VmRSS"), stored_entries(module)
         steps = [
             sharded_gradient(model, env, global_batch(k), loaded.backbone.require_partitioned) for k in (1, 2)
         ]
         gathered = 4 * (max(held) - parts)
-        made.append(Steps([t for step in steps for t in step], gathered, resident("VmHWM") - before))
+        made.append(Steps([t for step in steps for t in step], gathered, own_memory("VmHWM") - before))
         del model, loaded, module
     distributed.stop()
     return made

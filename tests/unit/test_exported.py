@@ -41,6 +41,7 @@ from lingo_ds.export import BackboneCard, Card, DataCard, SavedAdapter, load_ada
 from lingo_ds.merge import save_merged
 from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes
+from tests.own_memory import own_memory
 
 CLASSES, RANK, ALPHA = 3, 4, 6.0
 TEMPLATE = "Domain: {domain}\nSequence: {sequence}\nAnnotation: `"
@@ -287,7 +288,8 @@ def test_merged_classifier_gives_our_logits(name: str, kind: str, backbone, tmp_
         model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not said and not any(info.values())
     assert type(model).__name__ == json.loads((out / "config.json").read_text())["architectures"][0]
-    assert torch.allclose(found["logits"], our_logits(backbone(name), adapter), rtol=0, atol=1e-5)
+    # A merged weight is rounded once more, which Qwen3's norms of queries and keys make ten times as much of.
+    assert torch.allclose(found["logits"], our_logits(backbone(name), adapter), rtol=0, atol=2e-5)
     assert model.config.id2label == {0: "0", 1: "1", 2: "2"}
     assert not [path.name for path in out.iterdir() if path.suffix in (".bin", ".pt", ".py", ".pkl")]
 
@@ -377,14 +379,8 @@ def test_fp16_that_cannot_hold_a_weight_is_refused(backbone, tmp_path: Path, cap
     assert not (tmp_path / "out").exists()
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is no file's: what a merge needs beside the page cache."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
-
-
 def test_memory_is_a_shard_and_a_map(tmp_path: Path):
-    """A model of 8 shards, every map adapted, written while memory grows by two shards at most."""
+    """A model of 8 shards, every map adapted, written while memory that is no file's grows by two at most."""
     config = AutoConfig.for_model(
         "llama", vocab_size=128, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
         num_attention_heads=8, pad_token_id=3,
@@ -400,10 +396,10 @@ def test_memory_is_a_shard_and_a_map(tmp_path: Path):
 
     def watch() -> None:
         while not done.wait(0.001):
-            peak[0] = max(peak[0], anonymous_bytes())
+            peak[0] = max(peak[0], own_memory("RssAnon"))
 
     watcher = threading.Thread(target=watch)
-    before = anonymous_bytes()
+    before = own_memory("RssAnon")
     watcher.start()
     try:
         merged = save_merged(

@@ -35,6 +35,7 @@ from lingo_ds.data.tasks import make_task
 from lingo_ds.errors import UserError
 from lingo_ds.evaluation.output import Output
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, save_adapter
+from tests.own_memory import forget_peak, own_memory
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLASSES, MAX_LENGTH = 3, 150
@@ -492,11 +493,6 @@ def test_a_mistake_far_down_keeps_what_was_done_before(adapter, tmp_path):
 # -- memory
 
 
-def peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status).group(1))
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak")
 def test_memory_does_not_grow_with_the_number_of_sequences(tmp_path):
     """Ids of 2 kB, which would be 80 MB if all of them were held at once."""
@@ -506,7 +502,7 @@ def test_memory_does_not_grow_with_the_number_of_sequences(tmp_path):
         with (tmp_path / "in.csv").open("w") as file:
             file.write("id,sequence\n")
             file.writelines(f"{row:02000},ACGTAC\n" for row in range(rows))
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
         assert predict(bare, tmp_path / "in.csv", tmp_path / f"{rows}.csv", "batch_tokens=256")[0] == 0
-        peaks.append(peak_bytes())
+        peaks.append(own_memory("VmHWM"))
     assert peaks[1] - peaks[0] < 25 * 2**20, peaks

@@ -18,12 +18,6 @@ namespace {
 
 constexpr int64_t BLOCK = 8 * ROWS;  // queries whose scores are held at once
 
-struct Head {  // of a (tokens, heads, size) tensor; its entries lie next to each other
-    float *data;
-    int64_t stride;
-    float *operator[](int64_t token) const { return data + token * stride; }
-};
-
 struct Range {
     int64_t first, end;
 };
@@ -59,7 +53,7 @@ struct Gradients {
 
 namespace {
 
-Head head_of(const Tensor &tensor, int64_t head) { return {tensor.data + head * tensor.by_head, tensor.by_token}; }
+Rows head_of(const Tensor &tensor, int64_t head) { return {tensor.data + head * tensor.by_head, tensor.by_token}; }
 
 // The keys of one sequence: the shared ones, then its own. Query i is key before + i.
 struct Keys {
@@ -78,19 +72,19 @@ struct Keys {
     Range seen_by(int64_t query, int64_t queries) const {  // in whole vectors
         return {seen_by(query).first / LANES * LANES, whole(seen_by(query + queries - 1).end)};
     }
-    void gather(Head from, Rows to) const {  // (keys, size)
+    void gather(Rows from, Rows to) const {  // (keys, size)
         for (int64_t key = 0; key < count; key++) {
             std::memcpy(to[key], from[token(key)], pack.size * sizeof(float));
             std::fill(to[key] + pack.size, to[key] + to.stride, 0.0f);
         }
     }
-    void transpose(Head from, Rows to, float scale) const {  // (size, keys)
+    void transpose(Rows from, Rows to, float scale) const {  // (size, keys)
         for (int64_t key = 0; key < whole(count); key += LANES)
             for (int64_t d = 0; d < pack.size; d++)
                 for (int64_t lane = key; lane < key + LANES; lane++)
                     to[d][lane] = lane < count ? scale * from[token(lane)][d] : 0.0f;
     }
-    void add_to(Head to, Rows from) const {
+    void add_to(Rows to, Rows from) const {
         for (int64_t key = 0; key < count; key++)
             for (int64_t d = 0; d < pack.size; d++) to[token(key)][d] += from[key][d];
     }
@@ -108,7 +102,7 @@ struct Block {
     Range seen_by(int64_t row) const { return keys.seen_by(first + row); }
 
     // to (queries, keys) = of (queries, size) times transposed (size, keys), each row as far as it sees
-    void scores(Head of, Rows transposed, Rows to) const {
+    void scores(Rows of, Rows transposed, Rows to) const {
         for (int64_t row = 0; row < count; row += ROWS) {
             const int64_t rows = std::min(ROWS, count - row), end = keys.seen_by(first + row, rows).end;
             product({of[token(row)], of.stride, 1}, transposed.from(0, seen.first), to.from(row, seen.first), rows,
@@ -206,7 +200,7 @@ struct Backward {
     void operator()(int64_t key_head) {
         for (int64_t n = 0; n < pack.count; n++) {
             const Keys keys(pack, pack.sequences[n]);
-            const Head key = head_of(pack.key, key_head);
+            const Rows key = head_of(pack.key, key_head);
             keys.transpose(key, transposed, pack.scale);
             keys.transpose(head_of(pack.value, key_head), values, 1);
             keys.gather(key, natural);
@@ -220,7 +214,7 @@ struct Backward {
         }
     }
     void go_back(const Block &block, int64_t head) {
-        const Head query = head_of(pack.query, head), out = head_of(gradients.out, head);
+        const Rows query = head_of(pack.query, head), out = head_of(gradients.out, head);
         block.scores(query, transposed, weights);
         block.scores(out, values, of_scores);
         for (int64_t row = 0; row < block.count; row++) {

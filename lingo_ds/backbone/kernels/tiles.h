@@ -19,7 +19,7 @@ typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(float)), alig
 Vector &vector_at(float *place) { return *reinterpret_cast<Vector *>(place); }
 int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-struct Rows {  // a matrix; row r begins at data + r * stride
+struct Rows {  // a matrix; row r begins at data + r * stride, its entries lie next to each other
     float *data;
     int64_t stride;
     float *operator[](int64_t row) const { return data + row * stride; }
