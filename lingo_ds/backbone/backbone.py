@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lingo_ds.backbone import cpu_fused
 from lingo_ds.backbone.attention import PackedAttention
 from lingo_ds.backbone.fused import use_liger
 from lingo_ds.backbone.linear import freeze_maps
@@ -167,6 +168,7 @@ def load_backbone(
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
     if liger:
         use_liger(spec, device=device)
+    cpu_fused.fuse(spec, dtype=dtype, device=device)
     return Backbone(
         spec,
         shards=shards,

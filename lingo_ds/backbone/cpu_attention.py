@@ -1,4 +1,4 @@
-"""Attention over packs on a CPU: `kernels/attention.cpp`, compiled at its first use and kept in the cache.
+"""Attention over packs on a CPU: `kernels/attention.cpp`, see `cpu_kernels`.
 
 torch's kernel for the CPU goes through MKL, which does not use AVX-512 on every processor that has it, it
 computes what the mask hides, and every example's keys must be copied behind the prefix's. This one does none
@@ -6,38 +6,13 @@ of it, in half of the time.
 """
 
 import ctypes
-import hashlib
-import logging
-import os
-import shlex
-import shutil
-import subprocess
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lingo_ds.files import default_cache, write_aside
-
-logger = logging.getLogger(__name__)
-
-KERNELS = Path(__file__).with_name("kernels")
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-)
-COMPILE_SECONDS = 120
-"""After which a compiler counts as hung; it needs one."""
+from lingo_ds.backbone.cpu_kernels import library
 
 
 class _Tensor(ctypes.Structure):
@@ -141,41 +116,3 @@ def _pack(
         *map(_tensor, (query, key, value, out)), log_sums.data_ptr(), sequences.data_ptr(), len(sequences),
         tokens, heads, key.shape[1], size, window or 0, causal, torch.get_num_threads(), scale,
     )  # fmt: skip
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where this machine has none, which is said once."""
-    flags = _processor()
-    if "avx2" not in flags or "fma" not in flags:
-        return None
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
-    parts = [*(path.read_text() for path in sorted(KERNELS.iterdir())), *compiler, *FLAGS, *flags]
-    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = default_cache() / "kernels" / f"attention-{name}.so"
-    try:
-        if not path.exists():
-            write_aside(path, lambda aside: _compile(compiler, aside))
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        logger.warning(
-            "attention on this CPU is torch's, up to half as fast as the package's own, which could not be "
-            "compiled: %s", reason.strip().splitlines()[0],
-        )  # fmt: skip
-        return None
-
-
-def _compile(compiler: Sequence[str], output: Path) -> None:
-    command = [*compiler, *FLAGS, str(KERNELS / "attention.cpp"), "-o", str(output)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-
-
-def _processor() -> list[str]:
-    """What an x86 processor can do, in Linux' words; what is compiled for one may not run on another.
-
-    Empty for other processors, which have no line of that name.
-    """
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    return next((sorted(line.split(":")[1].split()) for line in lines if line.startswith("flags")), [])

@@ -24,6 +24,9 @@ SHARED_INPUTS = (
 )  # fmt: skip
 """Maps of one module that read the same tensor: the first factors of their adapters are one product."""
 
+FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Families with RMS norms, gates by SiLU and rotary positions, all of which fused kernels compute."""
+
 LEARNS_TOKENS = frozenset(TARGETS)
 """Families whose input embedding only looks rows up: what a learned token does there is tested."""
 

@@ -3,14 +3,13 @@
 import torch
 from transformers.utils import is_liger_kernel_available
 
+from lingo_ds.backbone.families import FUSED
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.errors import Mistake, UserError
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
 LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 """Liger's kernels for a language model's loss: there is none here."""
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Families whose rotary positions, norms and gates liger-kernel computes."""
 
 
 def use_liger(spec: BackboneSpec, *, device: torch.device) -> None:
@@ -26,8 +25,8 @@ def use_liger(spec: BackboneSpec, *, device: torch.device) -> None:
         raise UserError(Mistake(setting, asked, "needs a GPU", "set it to off"))
     if not is_liger_kernel_available():
         raise UserError(Mistake(setting, asked, "needs liger-kernel", "pip install lingo_ds[gpu]"))
-    if spec.model_type not in FAMILIES:
-        rule = f"is for {', '.join(FAMILIES)}, not {spec.model_type}"
+    if spec.model_type not in FUSED:
+        rule = f"is for {', '.join(sorted(FUSED))}, not {spec.model_type}"
         raise UserError(Mistake(setting, asked, rule, "set it to off"))
     from transformers.integrations.liger import apply_liger_kernel
 

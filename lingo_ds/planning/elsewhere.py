@@ -8,6 +8,7 @@ import torch
 
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.backbone import DTYPES
+from lingo_ds.backbone.cpu_fused import may_fuse
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config import RunConfig
@@ -143,7 +144,7 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
     profile = read_profile(config.zero, place.env)
     return Job(
         plan=plan,
-        layer=layer_shape(spec, shapes.sites, config.adapter.rank),
+        layer=layer_shape(spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, place.device)),
         weights=spec.weights,
         spread=spread_of_plan(
             plan,

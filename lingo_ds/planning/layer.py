@@ -45,6 +45,7 @@ class LayerShape:
         gated: whether two maps are multiplied there.
         upcast: whether norms compute in fp32 and keep their input so (transformers' RMS norms).
         maps: entries of all linear maps.
+        fused: whether norms, gate and rotary positions are one kernel each, with nothing kept in between.
         sites: adapted maps.
         rank: of their adapters.
         adapted: sum of (d_in + d_out) over the adapted maps.
@@ -59,6 +60,7 @@ class LayerShape:
     inner: int
     gated: bool
     upcast: bool
+    fused: bool
     maps: int
     sites: int
     rank: int
@@ -75,7 +77,7 @@ class LayerShape:
         """
         norms = 2 * self.hidden * (4 // compute_bytes if self.upcast else 1)
         attention = self.queries + 2 * self.keys + (0 if self.out_is_input else self.queries)
-        inner = (3 if self.gated else 1) * self.inner
+        inner = ((2 if self.fused else 3) if self.gated else 1) * self.inner
         return norms + attention + inner + self.inputs + 2 * self.rank * self.sites
 
     @property
@@ -86,10 +88,10 @@ class LayerShape:
     @property
     def moved(self) -> int:
         """Entries per token that element-by-element kernels of a forward pass read and write."""
-        norms = 2 * (10 if self.upcast else 4) * self.hidden
-        rotary = 9 * (self.queries + self.keys)
+        norms = 2 * (2 if self.fused else 10 if self.upcast else 4) * self.hidden
+        rotary = (2 if self.fused else 9) * (self.queries + self.keys)
         adapters = self.inputs + 2 * self.adapted_out
-        inner = (5 if self.gated else 2) * self.inner
+        inner = ((3 if self.fused else 5) if self.gated else 2) * self.inner
         return norms + rotary + adapters + inner + 6 * self.hidden
 
     @property
@@ -103,7 +105,7 @@ class LayerShape:
         return OPERATIONS + OPERATIONS_OF_A_SITE * self.sites
 
 
-def layer_shape(spec: BackboneSpec, sites: Sequence[Site], rank: int) -> LayerShape:
+def layer_shape(spec: BackboneSpec, sites: Sequence[Site], rank: int, *, fused: bool = False) -> LayerShape:
     """The shape of a backbone's first decoder layer, with the adapters that lie in it."""
     first = next(iter(spec.linear_maps))
     layer = spec.last_layer.removesuffix(str(spec.layers - 1)) + "0."
@@ -118,6 +120,7 @@ def layer_shape(spec: BackboneSpec, sites: Sequence[Site], rank: int) -> LayerSh
         inner=max(last_in.values()),
         gated=any(name.endswith("gate_proj") for name in maps),
         upcast=spec.upcast_norms,
+        fused=fused,
         maps=sum(d_out * d_in for d_out, d_in in maps.values()),
         sites=len(adapted),
         rank=rank if adapted else 0,

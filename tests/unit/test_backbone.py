@@ -35,6 +35,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.adapters.sites import choose_sites
+from lingo_ds.backbone import cpu_fused
 from lingo_ds.backbone.backbone import Backbone, load_backbone
 from lingo_ds.backbone.builtin import character_tokenizer
 from lingo_ds.backbone.families import TARGETS
@@ -112,6 +113,12 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, checkpointing: boo
         ds_config=None,
         group=None,
     )
+
+
+@pytest.fixture(autouse=True)
+def unfused(monkeypatch) -> None:
+    """What is loaded is compared to the bit, and fused kernels round otherwise: see test_cpu_fused."""
+    monkeypatch.setattr(cpu_fused, "library", lambda: None)
 
 
 @pytest.fixture

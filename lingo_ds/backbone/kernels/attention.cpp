@@ -3,15 +3,13 @@
 // One head, one sequence and one block of queries at a time. Scores that the mask hides are not computed but for
 // the ragged edge of a tile, and count as 0.
 
-#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <utility>
-#include <vector>
 
+#include "threads.h"
 #include "tiles.h"
 
 namespace {
@@ -254,14 +252,10 @@ struct Backward {
 template <class Work, class... Of>
 void by_head(const Pack &pack, const Of &...of) {
     std::atomic<int64_t> next{0};
-    auto work = [&] {
+    on_threads(std::min(pack.threads, pack.key_heads), [&](int64_t) {
         Work mine{pack, of...};
         for (int64_t head; (head = next++) < pack.key_heads;) mine(head);
-    };
-    std::vector<std::thread> others;
-    for (int64_t n = 1; n < std::min(pack.threads, pack.key_heads); n++) others.emplace_back(work);
-    work();
-    for (auto &other : others) other.join();
+    });
 }
 
 }  // namespace

@@ -1,0 +1,159 @@
+"""What a decoder layer does beside its products, fused on a CPU: `kernels/elementwise.cpp`.
+
+transformers writes norms, gates and rotary positions out in five to ten operations each, every one of which
+reads and writes whole tensors; here each tensor is read once and written once.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lingo_ds.backbone.cpu_kernels import library
+from lingo_ds.backbone.families import FUSED
+from lingo_ds.backbone.spec import BackboneSpec
+
+
+def may_fuse(spec: BackboneSpec, dtype: torch.dtype, device: str) -> bool:
+    """Whether there are fused functions for a backbone: on `cpu`, in fp32, for some families."""
+    return spec.model_type in FUSED and dtype == torch.float32 and device == "cpu"
+
+
+def fuse(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Puts the fused functions into the skeleton's modules, where there are any and they can be compiled.
+
+    Rotary positions change for every fp32 model of the family in this process, by rounding.
+    """
+    if not may_fuse(spec, dtype, device.type) or library() is None:
+        return
+    for module in spec.skeleton.modules():
+        if "RMSNorm" in type(module).__name__:
+            module.forward = _FusedNorm(module)
+        elif hasattr(module, "gate_proj") and "SiLU" in type(module.act_fn).__name__:
+            module.forward = _FusedGate(module)
+    modeling = sys.modules[type(spec.skeleton).__module__]
+    if not isinstance(modeling.apply_rotary_pos_emb, _FusedRotary):
+        modeling.apply_rotary_pos_emb = _FusedRotary(modeling.apply_rotary_pos_emb)
+
+
+class _FusedNorm:
+    """In place of an RMS norm's forward; like a map, it keeps itself and no weight, see `FrozenForward`."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _Norm.apply(x, self)
+
+    def weight(self) -> Tensor:
+        """(size,); a sharded one must be whole now."""
+        return self._module.weight.detach()
+
+    def epsilon(self) -> float:
+        """Added to the mean square."""
+        return self._module.variance_epsilon
+
+
+class _FusedGate:
+    """In place of a feed-forward part's forward."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self._module.gate_proj(x), self._module.up_proj(x)
+        return self._module.down_proj(_Gated.apply(gate, up))
+
+
+class _FusedRotary:
+    """In place of a family's `apply_rotary_pos_emb`, which stands in for anything but fp32 rows of tokens."""
+
+    def __init__(self, original: Callable[..., tuple[Tensor, Tensor]]):
+        self._original = original
+
+    def __call__(
+        self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Query and key, (1, heads, tokens, size), turned by their places' angles, (1, tokens, size)."""
+        served = len(query) == len(cos) == 1 and unsqueeze_dim == 1 and library() is not None
+        if not served or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in (query, key, cos)):
+            return self._original(query, key, cos, sin, unsqueeze_dim)
+        cos, sin = cos.contiguous(), sin.contiguous()
+        return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: _FusedNorm) -> Tensor:
+        x = x.contiguous()
+        out, rows = torch.empty_like(x), x.numel() // x.shape[-1]
+        scales = torch.empty(rows)
+        _run("rms_norm", x, norm.weight(), out, scales, rows, x.shape[-1], norm.epsilon())
+        ctx.save_for_backward(x, scales)
+        ctx.norm = norm
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, scales = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        weight, grad = ctx.norm.weight(), grad.contiguous()
+        _run("rms_norm_backward", x, weight, scales, grad, of_x, len(scales), x.shape[-1])
+        return of_x, None
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        out = torch.empty_like(gate)
+        _run("gated", gate, up, out, gate.numel())
+        ctx.save_for_backward(gate, up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+        _run("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, gate.numel())
+        return of_gate, of_up
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, gradient=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turned(grad, *ctx.saved_tensors, gradient=True), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, gradient: bool) -> Tensor:
+    """(1, heads, tokens, size), one token after the other in memory."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    _, heads, tokens, size = x.shape
+    out = torch.empty(1, tokens, heads, size)
+    _run("rotary", x, x.stride(2), x.stride(1), cos, sin, out, tokens, heads, size, int(gradient))
+    return out.transpose(1, 2)
+
+
+def _run(kernel: str, *arguments: Tensor | float) -> None:
+    """One of `kernels/elementwise.cpp`, with as many threads as torch has."""
+    getattr(library(), kernel)(*map(_as_c, (*arguments, torch.get_num_threads())))
+
+
+def _as_c(value: Tensor | float) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)

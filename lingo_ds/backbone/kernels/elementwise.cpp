@@ -1,0 +1,131 @@
+// What a decoder layer does to every entry between its products, in fp32: each tensor is read once and written once.
+
+#include <cmath>
+#include <cstring>
+
+#include "threads.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr int64_t WORTH_A_THREAD = 1 << 16;  // entries
+
+// work(first, end) on parts of [0, count), of `width` entries each
+template <class Work>
+void in_parts(int64_t count, int64_t width, int64_t threads, Work work) {
+    const int64_t parts = std::clamp<int64_t>(count * width / WORTH_A_THREAD, 1, threads);
+    on_threads(parts, [&](int64_t n) { work(count * n / parts, count * (n + 1) / parts); });
+}
+
+// The next LANES entries, or as many as there are, and zeros.
+Vector load(const float *from, int64_t count) {
+    Vector x{};
+    std::memcpy(&x, from, std::min(count, LANES) * sizeof(float));
+    return x;
+}
+void store(float *to, int64_t count, Vector x) { std::memcpy(to, &x, std::min(count, LANES) * sizeof(float)); }
+
+// work(place, entries left) for each vector of [first, end); whole ones know that they are
+template <class Work>
+void by_vector(int64_t first, int64_t end, Work work) {
+    int64_t place = first;
+    for (; place + LANES <= end; place += LANES) work(place, LANES);
+    if (place < end) work(place, end - place);
+}
+
+float total(Vector x) {
+    float sum = 0;
+    for (int64_t lane = 0; lane < LANES; lane++) sum += x[lane];
+    return sum;
+}
+
+Vector sigmoid(Vector x) {
+    const Vector small = exponential(x < 0.0f ? x : -x), whole = 1.0f / (1.0f + small);
+    return x < 0.0f ? small * whole : whole;
+}
+
+}  // namespace
+
+extern "C" {
+
+// out = x weight / rms(x); scales (rows) are 1 / rms
+void rms_norm(const float *x, const float *weight, float *out, float *scales, int64_t rows, int64_t width, float eps,
+              int64_t threads) {
+    in_parts(rows, width, threads, [=](int64_t first, int64_t end) {
+        for (int64_t row = first; row < end; row++) {
+            const float *from = x + row * width;
+            float *to = out + row * width;
+            Vector squares{};
+            by_vector(0, width, [&](int64_t n, int64_t left) {
+                const Vector value = load(from + n, left);
+                squares += value * value;
+            });
+            const float scale = scales[row] = 1 / std::sqrt(total(squares) / width + eps);
+            by_vector(0, width, [&](int64_t n, int64_t left) {
+                store(to + n, left, load(from + n, left) * scale * load(weight + n, left));
+            });
+        }
+    });
+}
+
+void rms_norm_backward(const float *x, const float *weight, const float *scales, const float *of_out, float *of_x,
+                       int64_t rows, int64_t width, int64_t threads) {
+    in_parts(rows, width, threads, [=](int64_t first, int64_t end) {
+        for (int64_t row = first; row < end; row++) {
+            const float *from = x + row * width, *gradient = of_out + row * width;
+            float *to = of_x + row * width;
+            Vector along{};
+            by_vector(0, width, [&](int64_t n, int64_t left) {
+                along += load(gradient + n, left) * load(weight + n, left) * load(from + n, left);
+            });
+            const float scale = scales[row], back = total(along) * scale * scale * scale / width;
+            by_vector(0, width, [&](int64_t n, int64_t left) {
+                const Vector straight = load(gradient + n, left) * load(weight + n, left) * scale;
+                store(to + n, left, straight - load(from + n, left) * back);
+            });
+        }
+    });
+}
+
+// out = silu(gate) up
+void gated(const float *gate, const float *up, float *out, int64_t count, int64_t threads) {
+    in_parts(count, 1, threads, [=](int64_t first, int64_t end) {
+        by_vector(first, end, [&](int64_t n, int64_t left) {
+            const Vector x = load(gate + n, left);
+            store(out + n, left, x * sigmoid(x) * load(up + n, left));
+        });
+    });
+}
+
+void gated_backward(const float *gate, const float *up, const float *of_out, float *of_gate, float *of_up,
+                    int64_t count, int64_t threads) {
+    in_parts(count, 1, threads, [=](int64_t first, int64_t end) {
+        by_vector(first, end, [&](int64_t n, int64_t left) {
+            const Vector x = load(gate + n, left), s = sigmoid(x), gradient = load(of_out + n, left);
+            store(of_up + n, left, gradient * x * s);
+            store(of_gate + n, left, gradient * load(up + n, left) * s * (1.0f + x * (1.0f - s)));
+        });
+    });
+}
+
+// Each head's pairs (entry, entry + half) turned by their angles, or the gradient of that: x (tokens, heads, size) by
+// strides, out dense, cos and sin (tokens, size).
+void rotary(const float *x, int64_t by_token, int64_t by_head, const float *cos, const float *sin, float *out,
+            int64_t tokens, int64_t heads, int64_t size, int64_t gradient, int64_t threads) {
+    const int64_t half = size / 2;
+    const float sign = gradient ? -1 : 1;
+    in_parts(tokens, heads * size, threads, [=](int64_t first, int64_t end) {
+        for (int64_t token = first; token < end; token++)
+            for (int64_t head = 0; head < heads; head++) {
+                const float *low = x + token * by_token + head * by_head, *high = low + half;
+                const float *cosines = cos + token * size, *sines = sin + token * size;
+                const float *of_high = gradient ? sines + half : sines, *of_low = gradient ? sines : sines + half;
+                float *__restrict to = out + (token * heads + head) * size;
+                for (int64_t n = 0; n < half; n++) {
+                    to[n] = low[n] * cosines[n] - sign * high[n] * of_high[n];
+                    to[n + half] = high[n] * cosines[n + half] + sign * low[n] * of_low[n];
+                }
+            }
+    });
+}
+}

@@ -1,0 +1,162 @@
+"""Norms, gates and rotary positions of the package's kernels, against transformers' own in fp64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.llama import modeling_llama
+from transformers.models.qwen3 import modeling_qwen3
+
+from lingo_ds.backbone import cpu_fused, cpu_kernels
+from lingo_ds.backbone.backbone import load_backbone
+from lingo_ds.backbone.families import FUSED
+from lingo_ds.backbone.spec import read_spec
+
+CPU = torch.device("cpu")
+TOKENS, WIDTHS = 37, [3, 16, 20, 512]
+"""Widths: less than a vector, whole ones, and a rest."""
+
+pytestmark = pytest.mark.skipif(cpu_kernels.library() is None, reason="no C++ compiler, or no AVX2")
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """The output for fp64 or fp32 leaves of these values, and their gradients for a random one of it."""
+    leaves = [part.detach().clone().requires_grad_() for part in inputs]
+    out = function(*leaves)
+    out.backward(torch.linspace(-2, 3, out.numel()).view(out.shape).to(out.dtype))
+    return [out, *(leaf.grad for leaf in leaves)]
+
+
+def assert_alike(ours: Callable, theirs: Callable, *inputs: Tensor) -> None:
+    """Both functions and their gradients agree to fp32, and so do several threads to the bit."""
+    expected = with_gradients(theirs, *(part.double() for part in inputs))
+    found = with_gradients(ours, *inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one.double(), other, rtol=2e-6, atol=2e-6 * float(other.abs().max()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert all(map(torch.equal, with_gradients(ours, *inputs), found))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("make", [modeling_llama.LlamaRMSNorm, modeling_qwen3.Qwen3RMSNorm])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norm(width, make):
+    torch.manual_seed(0)
+    norm, x = (
+        make(width, eps=1e-3),
+        torch.randn(3, TOKENS * 12, width) * torch.tensor([1e-3, 1, 1e3])[:, None, None],
+    )
+    nn.init.normal_(norm.weight)
+    exact = make(width, eps=1e-3)
+    exact.weight = nn.Parameter(norm.weight.double())
+
+    def theirs(x: Tensor) -> Tensor:  # their own computes in fp32
+        return exact.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
+
+    for part in x:
+        assert_alike(cpu_fused._FusedNorm(norm), theirs, part)
+    assert_alike(cpu_fused._FusedNorm(norm), theirs, x[1].view(TOKENS, 12, width).transpose(0, 1))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gate(width):
+    torch.manual_seed(0)
+    gate, up = torch.randn(1, TOKENS * 60, width) * 20, torch.randn(1, TOKENS * 60, width)
+    assert_alike(cpu_fused._Gated.apply, lambda gate, up: nn.functional.silu(gate) * up, gate, up)
+
+
+def test_gate_far_out_is_zero_or_the_product():
+    gate, up = torch.tensor([[-1e20, -200, -88, 88, 200]]), torch.full((1, 5), 2.0)
+    out, of_gate, of_up = with_gradients(cpu_fused._Gated.apply, gate, up)
+    assert out.tolist() == [pytest.approx([0, 0, 0, 176, 400])]
+    assert of_gate.isfinite().all() and of_up.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [2, 20, 64])
+@pytest.mark.parametrize("heads", [1, 5])
+@pytest.mark.parametrize("cut", [False, True])
+def test_rotary_positions(size, heads, cut):
+    torch.manual_seed(0)
+    cos, sin = torch.randn(1, TOKENS * 9, size), torch.randn(1, TOKENS * 9, size)
+    x = torch.randn(1, TOKENS * 9, heads, 2 * size if cut else size)[..., :size].transpose(1, 2)
+
+    def theirs(x: Tensor) -> Tensor:
+        return x * cos[:, None] + modeling_llama.rotate_half(x) * sin[:, None]
+
+    assert_alike(lambda x: cpu_fused._Rotary.apply(x, cos, sin), theirs, x)
+
+
+# -- in a model
+
+
+def tiny(family: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        family, vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("family", sorted(FUSED))
+def test_a_model_computes_the_same(family, rows, tmp_path, monkeypatch):
+    model = tiny(family).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(11 * rows).view(rows, 11)
+
+    def out_and_gradient(model: nn.Module) -> tuple[Tensor, Tensor, set[str]]:
+        table = model.get_input_embeddings().weight
+        embedded = table.detach()[ids].requires_grad_()
+        out = model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        out.square().sum().backward()
+        return out, embedded.grad, steps_behind(out)
+
+    loaded = load_backbone(
+        read_spec(tmp_path), dtype=torch.float32, device=CPU, activation_checkpointing=False,
+        ds_config=None, group=None,
+    )  # fmt: skip
+    out, gradient, steps = out_and_gradient(loaded.module)
+    assert {"_NormBackward", "_GatedBackward"} <= steps and "SiluBackward0" not in steps
+    assert ("_RotaryBackward" in steps) == (rows == 1), "several rows are transformers' own"
+    expected, of_expected, _ = out_and_gradient(model.double())
+    assert torch.allclose(out.double(), expected, rtol=0, atol=2e-5)
+    assert torch.allclose(gradient.double(), of_expected, rtol=0, atol=2e-5 * float(of_expected.abs().max()))
+
+
+def steps_behind(out: Tensor) -> set[str]:
+    """Names of what autograd would go back through."""
+    seen, left = set(), [out.grad_fn]
+    while left:
+        step = left.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            left += [before for before, _ in step.next_functions]
+    return {type(step).__name__ for step in seen}
+
+
+@pytest.mark.parametrize(("dtype", "why"), [(torch.bfloat16, "dtype"), (torch.float32, "compiler")])
+def test_elsewhere_the_model_stays_as_it_is(dtype, why, tmp_path, monkeypatch):
+    if why == "compiler":
+        monkeypatch.setattr(cpu_fused, "library", lambda: None)
+    tiny("llama").save_pretrained(tmp_path)
+    loaded = load_backbone(
+        read_spec(tmp_path),
+        dtype=dtype,
+        device=CPU,
+        activation_checkpointing=False,
+        ds_config=None,
+        group=None,
+    )
+    with torch.set_grad_enabled(True):
+        embedded = torch.zeros(1, 4, 24, dtype=dtype, requires_grad=True)
+        out = loaded.module(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    assert not {"_NormBackward", "_GatedBackward", "_RotaryBackward"} & steps_behind(out)
