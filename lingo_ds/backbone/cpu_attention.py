@@ -23,7 +23,7 @@ class _Pack(ctypes.Structure):
     _fields_ = [
         *((name, _Tensor) for name in ("query", "key", "value", "out")),
         *((name, ctypes.c_void_p) for name in ("log_sums", "sequences")),
-        *((name, ctypes.c_int64) for name in ("count", "tokens", "heads", "key_heads", "size")),
+        *((name, ctypes.c_int64) for name in ("count", "tokens", "heads", "key_heads", "size", "shared")),
         *((name, ctypes.c_int64) for name in ("window", "causal", "threads")),
         ("scale", ctypes.c_float),
     ]
@@ -91,7 +91,7 @@ class _Attention(torch.autograd.Function):
         *tensors, log_sums = ctx.saved_tensors
         inputs = [_dense(part) for part in tensors]
         of_out = _dense(grad)
-        of_query, of_key, of_value = torch.empty_like(inputs[0]), *map(torch.zeros_like, inputs[1:3])
+        of_query, of_key, of_value = map(torch.empty_like, inputs[:3])
         gradients = _Gradients(*map(_tensor, (of_out, of_query, of_key, of_value)))
         library().attend_backward(ctypes.byref(_pack(*inputs, log_sums, *ctx.how)), ctypes.byref(gradients))
         return of_query.to(grad.dtype), of_key.to(grad.dtype), of_value.to(grad.dtype), None, None, None, None
@@ -114,5 +114,5 @@ def _pack(
     tokens, heads, size = query.shape
     return _Pack(
         *map(_tensor, (query, key, value, out)), log_sums.data_ptr(), sequences.data_ptr(), len(sequences),
-        tokens, heads, key.shape[1], size, window or 0, causal, torch.get_num_threads(), scale,
+        tokens, heads, key.shape[1], size, int(sequences[:, 2].max()), window or 0, causal, torch.get_num_threads(), scale,
     )  # fmt: skip

@@ -38,6 +38,7 @@ struct Pack {
     float *log_sums;  // (heads, tokens)
     const Sequence *sequences;
     int64_t count, tokens, heads, key_heads, size;
+    int64_t shared;  // tokens at the pack's beginning that several sequences see
     int64_t window;  // a token sees itself and window - 1 before; 0: all
     int64_t causal;
     int64_t threads;
@@ -45,7 +46,7 @@ struct Pack {
 };
 
 struct Gradients {
-    Tensor out, query, key, value;  // those of key and value are 0 when the work begins
+    Tensor out, query, key, value;
 };
 }
 
@@ -77,14 +78,25 @@ struct Keys {
         }
     }
     void transpose(Rows from, Rows to, float scale) const {  // (size, keys)
-        for (int64_t key = 0; key < whole(count); key += LANES)
-            for (int64_t d = 0; d < pack.size; d++)
-                for (int64_t lane = key; lane < key + LANES; lane++)
-                    to[d][lane] = lane < count ? scale * from[token(lane)][d] : 0.0f;
+        for (int64_t key = 0; key < count; key += LANES)
+            by_vector(0, pack.size, [&](int64_t d, int64_t left) {
+                Vector rows[LANES]{};
+                for (int64_t lane = 0; lane < std::min(LANES, count - key); lane++)
+                    rows[lane] = load(from[token(key + lane)] + d, left) * scale;
+                ::transpose(rows);
+                for (int64_t n = 0; n < std::min(LANES, left); n++) vector_at(to[d + n] + key) = rows[n];
+            });
     }
-    void add_to(Rows to, Rows from) const {
-        for (int64_t key = 0; key < count; key++)
-            for (int64_t d = 0; d < pack.size; d++) to[token(key)][d] += from[key][d];
+    // Own keys' gradients are complete; those of keys that others see, too, are added up.
+    void give(Rows from, Rows to) const {
+        for (int64_t key = 0; key < count; key++) {
+            const bool add = token(key) < pack.shared;
+            by_vector(0, pack.size, [&](int64_t d, int64_t left) {
+                const Vector x = load(from[key] + d, left);
+                float *place = to[token(key)] + d;
+                store(place, left, add ? x + load(place, left) : x);
+            });
+        }
     }
 };
 
@@ -143,15 +155,13 @@ std::pair<float, float> softmax(float *scores, Range seen) {
         const Vector x = vector_at(scores + key);
         most = x > most ? x : most;
     }
-    float highest = most[0], total = 0;
-    for (int64_t lane = 1; lane < LANES; lane++) highest = std::max(highest, most[lane]);
+    const float top = highest(most);
     for (int64_t key = first; key < end; key += LANES) {
         Vector &weight = vector_at(scores + key);
-        weight = exponential(weight - highest);
+        weight = exponential(weight - top);
         sum += weight;
     }
-    for (int64_t lane = 0; lane < LANES; lane++) total += sum[lane];
-    return {highest, total};
+    return {top, total(sum)};
 }
 
 struct Forward {  // what one thread needs
@@ -196,6 +206,11 @@ struct Backward {
     Buffer weights{BLOCK, most}, of_scores{BLOCK, most}, queries{BLOCK, pack.size}, of_out{BLOCK, pack.size};
 
     void operator()(int64_t key_head) {
+        const Rows of_key = head_of(gradients.key, key_head), of_value = head_of(gradients.value, key_head);
+        for (int64_t token = 0; token < pack.shared; token++) {
+            std::fill(of_key[token], of_key[token] + pack.size, 0.0f);
+            std::fill(of_value[token], of_value[token] + pack.size, 0.0f);
+        }
         for (int64_t n = 0; n < pack.count; n++) {
             const Keys keys(pack, pack.sequences[n]);
             const Rows key = head_of(pack.key, key_head);
@@ -207,8 +222,8 @@ struct Backward {
             const int64_t group = pack.heads / pack.key_heads;
             for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
                 for (int64_t first = 0; first < keys.at.own; first += BLOCK) go_back(Block(keys, first), head);
-            keys.add_to(head_of(gradients.key, key_head), of_keys);
-            keys.add_to(head_of(gradients.value, key_head), of_values);
+            keys.give(of_keys, of_key);
+            keys.give(of_values, of_value);
         }
     }
     void go_back(const Block &block, int64_t head) {
@@ -230,8 +245,9 @@ struct Backward {
     void to_scores(const Block &block, int64_t row, int64_t head) {
         const int64_t token = block.token(row);
         const float *out = head_of(pack.out, head)[token], *of_out = head_of(gradients.out, head)[token];
-        float mean = 0;  // of the weights' gradients
-        for (int64_t d = 0; d < pack.size; d++) mean += out[d] * of_out[d];
+        Vector along{};
+        by_vector(0, pack.size, [&](int64_t d, int64_t left) { along += load(out + d, left) * load(of_out + d, left); });
+        const float mean = total(along);  // of the weights' gradients
         const float log_sum = pack.log_sums[head * pack.tokens + token];
         const Range seen = block.seen_by(row);
         for (int64_t key = seen.first / LANES * LANES; key < seen.end; key += LANES) {

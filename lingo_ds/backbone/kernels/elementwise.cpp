@@ -1,10 +1,9 @@
 // What a decoder layer does to every entry between its products, in fp32: each tensor is read once and written once.
 
 #include <cmath>
-#include <cstring>
 
 #include "threads.h"
-#include "tiles.h"
+#include "vectors.h"
 
 namespace {
 
@@ -15,28 +14,6 @@ template <class Work>
 void in_parts(int64_t count, int64_t width, int64_t threads, Work work) {
     const int64_t parts = std::clamp<int64_t>(count * width / WORTH_A_THREAD, 1, threads);
     on_threads(parts, [&](int64_t n) { work(count * n / parts, count * (n + 1) / parts); });
-}
-
-// The next LANES entries, or as many as there are, and zeros.
-Vector load(const float *from, int64_t count) {
-    Vector x{};
-    std::memcpy(&x, from, std::min(count, LANES) * sizeof(float));
-    return x;
-}
-void store(float *to, int64_t count, Vector x) { std::memcpy(to, &x, std::min(count, LANES) * sizeof(float)); }
-
-// work(place, entries left) for each vector of [first, end); whole ones know that they are
-template <class Work>
-void by_vector(int64_t first, int64_t end, Work work) {
-    int64_t place = first;
-    for (; place + LANES <= end; place += LANES) work(place, LANES);
-    if (place < end) work(place, end - place);
-}
-
-float total(Vector x) {
-    float sum = 0;
-    for (int64_t lane = 0; lane < LANES; lane++) sum += x[lane];
-    return sum;
 }
 
 Vector sigmoid(Vector x) {

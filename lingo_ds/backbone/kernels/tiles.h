@@ -1,23 +1,15 @@
-// Products of small matrices in fp32, by tiles that stay in vector registers, and an exponential; one thread.
+// Products of small matrices in fp32, by tiles that stay in vector registers; one thread.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 
+#include "vectors.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t LANES = 16, VECTORS = 4;
-#else
-constexpr int64_t LANES = 8, VECTORS = 2;
-#endif
-constexpr int64_t ROWS = 6;  // a tile: ROWS by VECTORS * LANES sums, with VECTORS + 1 registers beside
-
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
-Vector &vector_at(float *place) { return *reinterpret_cast<Vector *>(place); }
-int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+// A tile: ROWS by VECTORS * LANES sums, with VECTORS + 1 registers beside.
+constexpr int64_t ROWS = 6, VECTORS = LANES == 16 ? 4 : 2;
 
 struct Rows {  // a matrix; row r begins at data + r * stride, its entries lie next to each other
     float *data;
@@ -61,7 +53,11 @@ void strip(Strided a, Rows b, Rows c, int64_t depth, int64_t width, bool add) {
     int64_t n = 0;
     for (; n + VECTORS * LANES <= width; n += VECTORS * LANES)
         tile<COUNT, VECTORS>(a, b.from(0, n), c.from(0, n), depth, add);
-    for (; n < width; n += LANES) tile<COUNT, 1>(a, b.from(0, n), c.from(0, n), depth, add);
+    switch ((width - n) / LANES) {
+        case 3: return tile<COUNT, 3>(a, b.from(0, n), c.from(0, n), depth, add);
+        case 2: return tile<COUNT, 2>(a, b.from(0, n), c.from(0, n), depth, add);
+        case 1: return tile<COUNT, 1>(a, b.from(0, n), c.from(0, n), depth, add);
+    }
 }
 
 // c = a b, or c += a b; a is (rows, depth), b is (depth, width) and the width is one of whole vectors.
@@ -71,22 +67,6 @@ void product(Strided a, Rows b, Rows c, int64_t rows, int64_t depth, int64_t wid
     for (; m + ROWS <= rows; m += ROWS) strip<ROWS>(below(), b, c.from(m, 0), depth, width, add);
     for (; m + 2 <= rows; m += 2) strip<2>(below(), b, c.from(m, 0), depth, width, add);
     if (m < rows) strip<1>(below(), b, c.from(m, 0), depth, width, add);
-}
-
-// e^x for x <= 0, to 2 units in the last place: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2] (Cephes' expf).
-Vector exponential(Vector x) {
-    const Vector lowest = Vector{} - 87.0f, rounding = Vector{} + 12582912.0f;  // 1.5 * 2^23
-    x = x < lowest ? lowest : x;
-    const Vector rounded = x * 1.44269504f + rounding, n = rounded - rounding;
-    const Vector r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const Integers power = (reinterpret_cast<const Integers &>(rounded) + 127) << 23;
-    return p * reinterpret_cast<const Vector &>(power);
 }
 
 }  // namespace
