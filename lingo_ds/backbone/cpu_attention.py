@@ -114,5 +114,6 @@ def _pack(
     tokens, heads, size = query.shape
     return _Pack(
         *map(_tensor, (query, key, value, out)), log_sums.data_ptr(), sequences.data_ptr(), len(sequences),
-        tokens, heads, key.shape[1], size, int(sequences[:, 2].max()), window or 0, causal, torch.get_num_threads(), scale,
+        tokens, heads, key.shape[1], size, int(sequences[:, 2].max()), window or 0, causal,
+        torch.get_num_threads(), scale,
     )  # fmt: skip
