@@ -128,7 +128,7 @@ class Kept:
 
 def compare(setting: Setting, seen: dict[str, Any], planned: Prediction) -> dict[str, Any]:
     """A row: what was planned, what was measured, and how far off the plan is."""
-    peak = max(planned.peak_bytes, planned.loading_bytes)
+    peak = planned.peak_bytes
     return {
         "job": setting.name,
         "planned MiB": peak / MIB,

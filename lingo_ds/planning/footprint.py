@@ -25,7 +25,7 @@ def memory_parts(job: Job) -> dict[str, int]:
         "moments": 8 * entries,
         "importance": 24 * entries if job.sampling else 0,
         "activations": int(tokens * _taken_per_token(job)),
-        "working": int(job.machine.heap.kept * tokens * job.layer.working * width),
+        "working": int(_taken_per_byte(job) * tokens * job.layer.working * width),
         "buffers": tokens * 3 * 8,
         "runtime": job.machine.runtime_bytes,
     }
@@ -46,13 +46,18 @@ def kept_per_token(job: Job) -> float:
     return entries * facts.compute_bytes
 
 
+def _taken_per_byte(job: Job) -> float:
+    """Bytes that the process grows by for each that a layer keeps or works on."""
+    return job.machine.heap.fused if job.layer.fused else job.machine.heap.kept
+
+
 def _taken_per_token(job: Job) -> float:
     """Bytes that the process grows by for what a token leaves."""
     heap, facts = job.machine.heap, job.plan.facts
     again = 0.0
     if job.checkpointing and facts.learns_inside:
         again = heap.again * facts.layers * job.layer.kept(facts.compute_bytes) * facts.compute_bytes
-    return heap.kept * kept_per_token(job) + again
+    return _taken_per_byte(job) * kept_per_token(job) + again
 
 
 def kept_by_layer(job: Job, *, checkpointing: bool) -> int:
@@ -68,6 +73,6 @@ def most_tokens(job: Job) -> int:
     parts = memory_parts(job)
     counted_apart = ("activations", "working", "buffers", "runtime")
     fixed = sum(size for part, size in parts.items() if part not in counted_apart)
-    working = job.machine.heap.kept * job.layer.working * job.plan.facts.compute_bytes
+    working = _taken_per_byte(job) * job.layer.working * job.plan.facts.compute_bytes
     each = _taken_per_token(job) + working + 24
     return max(0, int((USABLE_MEMORY * job.machine.memory_bytes - fixed) // each))

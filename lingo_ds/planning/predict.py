@@ -69,11 +69,6 @@ class Prediction:
         return self.peak_bytes - self.memory.get("runtime", 0)
 
     @property
-    def loading_bytes(self) -> int:
-        """Of one process on the host while it copies its share of the weights from the mapped files."""
-        return self.memory.get("runtime", 0) + 2 * self.memory.get("backbone", 0)
-
-    @property
     def tokens_per_second(self) -> float:
         """Real tokens of all processes."""
         return self.real_tokens / self.seconds

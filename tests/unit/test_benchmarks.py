@@ -296,9 +296,7 @@ def test_the_grid_has_every_kind_of_job():
 
 
 def test_what_is_off_is_off_by_what_was_measured():
-    planned = SimpleNamespace(
-        peak_bytes=110, loading_bytes=0, compute=1.0, exposed=0.5, update=0.0, seconds=1.5
-    )
+    planned = SimpleNamespace(peak_bytes=110, compute=1.0, exposed=0.5, update=0.0, seconds=1.5)
     row = plan_accuracy.compare(
         plan_accuracy.QUICK[0], {"peak_host_bytes": 100, "step_seconds": 2.0}, planned
     )
