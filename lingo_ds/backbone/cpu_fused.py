@@ -26,16 +26,19 @@ def may_fuse(spec: BackboneSpec, dtype: torch.dtype, device: str) -> bool:
 def fuse(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device) -> None:
     """Puts the fused functions into the skeleton's modules, where there are any and they can be compiled.
 
+    Modules that are not transformers' own may compute something else and stay as they are.
     Rotary positions change for every fp32 model of the family in this process, by rounding.
     """
-    if not may_fuse(spec, dtype, device.type) or library() is None:
+    source = type(spec.skeleton).__module__
+    known = may_fuse(spec, dtype, device.type) and source.startswith("transformers.models.")
+    if not known or library() is None:
         return
     for module in spec.skeleton.modules():
         if "RMSNorm" in type(module).__name__:
             module.forward = _FusedNorm(module)
         elif hasattr(module, "gate_proj") and "SiLU" in type(module.act_fn).__name__:
             module.forward = _FusedGate(module)
-    modeling = sys.modules[type(spec.skeleton).__module__]
+    modeling = sys.modules[source]
     if not isinstance(modeling.apply_rotary_pos_emb, _FusedRotary):
         modeling.apply_rotary_pos_emb = _FusedRotary(modeling.apply_rotary_pos_emb)
 
