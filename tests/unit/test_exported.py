@@ -144,14 +144,14 @@ def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, Saved
 
 @torch.no_grad()
 def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
-    """Of the example's texts, through a bank as in evaluation."""
+    """Of the example's texts, through a bank as in evaluation, in fp64: the export alone is what rounds."""
     spec = read_spec(spec_folder)
     backbone = load_backbone(
-        spec, dtype=torch.float32, device=torch.device("cpu"), activation_checkpointing=False,
+        spec, dtype=torch.float64, device=torch.device("cpu"), activation_checkpointing=False,
         ds_config=None, group=None,
     )  # fmt: skip
     bank = AdapterBank(
-        adapter.layout, scale=adapter.alpha / adapter.rank, dtype=torch.float32, device=torch.device("cpu"),
+        adapter.layout, scale=adapter.alpha / adapter.rank, dtype=torch.float64, device=torch.device("cpu"),
         scalars=5, importance=False,
     )  # fmt: skip
     model = AdaptedModel(backbone, bank, pooling=adapter.card.pooling, dropout=0.0)
@@ -288,8 +288,7 @@ def test_merged_classifier_gives_our_logits(name: str, kind: str, backbone, tmp_
         model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not said and not any(info.values())
     assert type(model).__name__ == json.loads((out / "config.json").read_text())["architectures"][0]
-    # A merged weight is rounded once more, which Qwen3's norms of queries and keys make ten times as much of.
-    assert torch.allclose(found["logits"], our_logits(backbone(name), adapter), rtol=0, atol=2e-5)
+    assert torch.allclose(found["logits"], our_logits(backbone(name), adapter), rtol=0, atol=1e-5)
     assert model.config.id2label == {0: "0", 1: "1", 2: "2"}
     assert not [path.name for path in out.iterdir() if path.suffix in (".bin", ".pt", ".py", ".pkl")]
 
