@@ -23,7 +23,7 @@ class _Pack(ctypes.Structure):
     _fields_ = [
         *((name, _Tensor) for name in ("query", "key", "value", "out")),
         *((name, ctypes.c_void_p) for name in ("log_sums", "sequences")),
-        *((name, ctypes.c_int64) for name in ("count", "tokens", "heads", "key_heads", "size", "shared")),
+        *((name, ctypes.c_int64) for name in ("count", "tokens", "heads", "key_heads", "size")),
         *((name, ctypes.c_int64) for name in ("window", "causal", "threads")),
         ("scale", ctypes.c_float),
     ]
@@ -114,6 +114,5 @@ def _pack(
     tokens, heads, size = query.shape
     return _Pack(
         *map(_tensor, (query, key, value, out)), log_sums.data_ptr(), sequences.data_ptr(), len(sequences),
-        tokens, heads, key.shape[1], size, int(sequences[:, 2].max()), window or 0, causal,
-        torch.get_num_threads(), scale,
+        tokens, heads, key.shape[1], size, window or 0, causal, torch.get_num_threads(), scale,
     )  # fmt: skip

@@ -47,10 +47,8 @@ def assert_alike(ours: Callable, theirs: Callable, *inputs: Tensor) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_norm(width, make):
     torch.manual_seed(0)
-    norm, x = (
-        make(width, eps=1e-3),
-        torch.randn(3, TOKENS * 12, width) * torch.tensor([1e-3, 1, 1e3])[:, None, None],
-    )
+    norm, sizes = make(width, eps=1e-3), torch.tensor([1e-3, 1, 1e3])
+    x = torch.randn(3, TOKENS * 12, width) * sizes[:, None, None]
     nn.init.normal_(norm.weight)
     exact = make(width, eps=1e-3)
     exact.weight = nn.Parameter(norm.weight.double())
@@ -108,7 +106,7 @@ def tiny(family: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("family", sorted(FUSED))
-def test_a_model_computes_the_same(family, rows, tmp_path, monkeypatch):
+def test_a_model_computes_the_same(family, rows, tmp_path):
     model = tiny(family).eval()
     model.save_pretrained(tmp_path)
     ids = torch.arange(11 * rows).view(rows, 11)

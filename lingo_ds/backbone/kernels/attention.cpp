@@ -38,7 +38,6 @@ struct Pack {
     float *log_sums;  // (heads, tokens)
     const Sequence *sequences;
     int64_t count, tokens, heads, key_heads, size;
-    int64_t shared;  // tokens at the pack's beginning that several sequences see
     int64_t window;  // a token sees itself and window - 1 before; 0: all
     int64_t causal;
     int64_t threads;
@@ -87,10 +86,10 @@ struct Keys {
                 for (int64_t n = 0; n < std::min(LANES, left); n++) vector_at(to[d + n] + key) = rows[n];
             });
     }
-    // Own keys' gradients are complete; those of keys that others see, too, are added up.
-    void give(Rows from, Rows to) const {
+    // Own keys' gradients are complete; those of the first `shared` tokens, which others see, too, are added up.
+    void give(Rows from, Rows to, int64_t shared) const {
         for (int64_t key = 0; key < count; key++) {
-            const bool add = token(key) < pack.shared;
+            const bool add = token(key) < shared;
             by_vector(0, pack.size, [&](int64_t d, int64_t left) {
                 const Vector x = load(from[key] + d, left);
                 float *place = to[token(key)] + d;
@@ -147,6 +146,12 @@ int64_t longest(const Pack &pack) {  // most keys of a sequence
     return most;
 }
 
+int64_t shared_by(const Pack &pack) {  // tokens at the beginning that several sequences see
+    int64_t most = 0;
+    for (int64_t n = 0; n < pack.count; n++) most = std::max(most, pack.sequences[n].before);
+    return most;
+}
+
 // Scores into weights that are not yet divided by their sum; returns the highest score and the sum.
 std::pair<float, float> softmax(float *scores, Range seen) {
     const int64_t first = seen.first / LANES * LANES, end = whole(seen.end);
@@ -200,14 +205,14 @@ struct Forward {  // what one thread needs
 struct Backward {
     const Pack &pack;
     const Gradients &gradients;
-    const int64_t most = longest(pack);
+    const int64_t most = longest(pack), shared = shared_by(pack);
     Buffer transposed{pack.size, most}, values{pack.size, most}, natural{most, pack.size};
     Buffer of_keys{most, pack.size}, of_values{most, pack.size}, of_queries{BLOCK, pack.size};
     Buffer weights{BLOCK, most}, of_scores{BLOCK, most}, queries{BLOCK, pack.size}, of_out{BLOCK, pack.size};
 
     void operator()(int64_t key_head) {
         const Rows of_key = head_of(gradients.key, key_head), of_value = head_of(gradients.value, key_head);
-        for (int64_t token = 0; token < pack.shared; token++) {
+        for (int64_t token = 0; token < shared; token++) {
             std::fill(of_key[token], of_key[token] + pack.size, 0.0f);
             std::fill(of_value[token], of_value[token] + pack.size, 0.0f);
         }
@@ -222,8 +227,8 @@ struct Backward {
             const int64_t group = pack.heads / pack.key_heads;
             for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
                 for (int64_t first = 0; first < keys.at.own; first += BLOCK) go_back(Block(keys, first), head);
-            keys.give(of_keys, of_key);
-            keys.give(of_values, of_value);
+            keys.give(of_keys, of_key, shared);
+            keys.give(of_values, of_value, shared);
         }
     }
     void go_back(const Block &block, int64_t head) {
