@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from lingo_ds import distributed
@@ -19,6 +17,7 @@ from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.tokenize import TokenizedData
 from lingo_ds.dataset import learned_tokens
 from lingo_ds.distributed import DistEnv
+from lingo_ds.heap import host_bytes
 from lingo_ds.planning.layer import HEAPS, layer_shape
 
 
@@ -106,7 +105,4 @@ def _memory_bytes(env: DistEnv) -> int:
     """Memory that this process may use: its GPU's, or its share of the host's or of the container's limit."""
     if env.device.type == "cuda":
         return torch.cuda.get_device_properties(env.device).total_memory
-    total = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text) if text.isdigit() else total) // env.local_world_size
+    return host_bytes() // env.local_world_size

@@ -1,7 +1,6 @@
 """Finding a backbone's files and reading from them: any contiguous range of any weight, and no more."""
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -12,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lingo_ds.backbone.ranges import DTYPES, RangeReader
 from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.heap import Block
 from lingo_ds.untrusted import read_json
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ CONVERT = (
 )
 """A command that writes a backbone whose weights are pickle files, a folder or a hub id, as safetensors."""
 
-PIECE = 16 << 20
-"""Bytes that are read from a file at a time: they are still in the processor's cache when they are copied."""
+LINE = 64
+"""Entries at whose multiples a whole weight begins in memory: at least a cache line of each."""
 
 
 def find_backbone(path: str, *, revision: str | None = None, weights: bool = True) -> Path:
@@ -77,9 +78,8 @@ class WeightFiles:
         self._folder = folder
         self._file_of = self._index()
         self._open: dict[str, safe_open] = {}
-        self._piece = torch.empty(PIECE, dtype=torch.uint8)  # a new one for each weight: new pages each time
-        self._begins: dict[str, dict[str, int]] = {}
         self._key_of = self._match(module)
+        self._ranges = RangeReader(folder / file for file in set(self._file_of.values()))
 
     @property
     def keys(self) -> dict[str, str]:
@@ -94,36 +94,9 @@ class WeightFiles:
         return self._tensor(self._key_of[name]).view(-1)[start:stop]
 
     def read_into(self, out: Tensor, name: str, start: int = 0) -> None:
-        """Fills `out`, flat, of any dtype and on any device, with the weight's entries from `start` on.
-
-        By plain reads: the system then has the disk work ahead of the copy, which it does not for a map.
-        """
+        """Fills `out`, flat, of any dtype and on any device, with the weight's entries from `start` on."""
         key = self._key_of[name]
-        view = self._tensor(key).view(-1)[start : start + len(out)]
-        path = self._folder / self._file_of[key]
-        piece = self._piece.view(view.dtype)
-        with path.open("rb", buffering=0) as file:
-            file.seek(self._begins_in(path)[key] + start * view.itemsize)
-            for done in range(0, len(out), len(piece)):
-                into = out[done : done + len(piece)]
-                read = piece[: len(into)]
-                if into.dtype == read.dtype and into.device == read.device:
-                    read = into
-                left = memoryview(read.view(torch.uint8).numpy())
-                while left:
-                    left = left[_some(file.readinto(left), path) :]
-                if read is not into:
-                    into.copy_(read)
-
-    def _begins_in(self, path: Path) -> dict[str, int]:
-        """The byte of the file at which each weight begins; safetensors has checked the header."""
-        if path.name not in self._begins:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-            header.pop("__metadata__", None)
-            self._begins[path.name] = {key: 8 + size + at["data_offsets"][0] for key, at in header.items()}
-        return self._begins[path.name]
+        self._ranges.read(self._folder / self._file_of[key], key, out, start)
 
     def rows(self, name: str, places: Sequence[int]) -> Tensor:
         """Rows of the module's weight `name`, (places, row length) fp32; only theirs are read from disk."""
@@ -211,7 +184,7 @@ class WeightFiles:
                 )
             )  # fmt: skip
         for name, key in found.items():
-            self._require_shape(key, wanted[name])
+            self._require_fitting(key, wanted[name], computed=name in computed)
         self._look_at_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
         return found
 
@@ -220,15 +193,19 @@ class WeightFiles:
         old = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         return old if old in self._file_of and key not in self._file_of else key
 
-    def _require_shape(self, key: str, wanted: tuple[int, ...]) -> None:
+    def _require_fitting(self, key: str, wanted: tuple[int, ...], *, computed: bool) -> None:
         try:
-            shape = tuple(self._handle(self._file_of[key]).get_slice(key).get_shape())
+            stored = self._handle(self._file_of[key]).get_slice(key)
         except SafetensorError:
             rule = f"is not in {self._file_of[key]}, where the index says it is"
             raise UserError(Mistake(str(self._folder), key, rule, "download the backbone again")) from None
+        shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
         if shape != wanted:
             fix = "give the weights that belong to the config"
             raise UserError(Mistake(key, shape, f"config.json says {wanted}", fix))
+        if dtype not in DTYPES and not computed:
+            fix = "give the backbone before it was quantised; `backbone.quantization` does it here"
+            raise UserError(Mistake(key, dtype, f"is none of {', '.join(DTYPES)}", fix))
 
     def _look_at_extra(self, keys: list[str], prefix: str, wanted: Iterable[str]) -> None:
         """Weights without a place: a mistake inside the layers, elsewhere said to stay unread."""
@@ -246,18 +223,6 @@ class WeightFiles:
             logger.warning("%s: %d weights stay unread, e.g. %s", self._folder, len(extra), extra[0])
 
 
-def _some(count: int, path: Path) -> int:
-    """A count of bytes that were read.
-
-    Raises:
-        UserError: where none were.
-    """
-    if not count:
-        rule = "became shorter while it was read"
-        raise UserError(Mistake(str(path), "file", rule, "leave the backbone's files alone"))
-    return count
-
-
 def fill(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
     """Replaces every parameter by `make(name, parameter)`; one that is used in several places stays one."""
     made: dict[int, nn.Parameter] = {}
@@ -273,10 +238,15 @@ def fill(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -
 def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, device: torch.device) -> None:
     """Loads a whole copy of every weight onto this process's device."""
 
+    def room(weight: Tensor) -> int:
+        return -(-weight.numel() // LINE) * LINE
+
+    block = Block(map(room, module.parameters()), dtype, device)
+
     def whole(name: str, old: nn.Parameter) -> nn.Parameter:
-        value = torch.empty(old.shape, dtype=dtype, device=device)
-        files.read_into(value.view(-1), name)
-        return nn.Parameter(value, requires_grad=False)
+        value = block.take(room(old))[: old.numel()]
+        files.read_into(value, name)
+        return nn.Parameter(value.view(old.shape), requires_grad=False)
 
     fill(module, whole)
 

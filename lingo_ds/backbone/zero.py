@@ -6,7 +6,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus
 from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.heap import return_freed_blocks, use_large_pages
+from lingo_ds.heap import Block, return_freed_blocks, use_large_pages
 from lingo_ds.memory import is_large
 from lingo_ds.traffic import Start
 
@@ -51,23 +51,22 @@ def shard(
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
 
     members, place = dist.get_world_size(group), dist.get_rank(group)
-    # Room for any weight, used for one after the other: memory that is mapped already is filled faster.
-    largest = max(value.numel() for value in module.parameters())
-    room = torch.empty(largest, dtype=dtype, device=device)
-
-    def range_of(count: int) -> tuple[int, int]:
-        size = -(-count // members)
-        return min(count, size * place), min(count, size * (place + 1))
+    counts = [weight.numel() for weight in module.parameters()]
+    # Room for any weight, used for one after the other; of each only this process's range is ever written to.
+    room = torch.empty(max(counts), dtype=dtype, device=device)
+    in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
+    block = Block((-(-count // members) for count in counts), dtype, device) if in_place else None
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
-        # No broadcast (zero.Init would send every weight from the group's first process): of the whole weight
-        # only this process's range is ever written to, and partitioning takes it to wherever it is kept.
-        start, stop = range_of(old.numel())
-        whole = room[: old.numel()]
-        files.read_into(whole[start:stop], name, start)
-        param = nn.Parameter(whole.view(old.shape), requires_grad=False)
+        # No broadcast: zero.Init would send every weight from the group's first process.
+        count, size = old.numel(), -(-old.numel() // members)
+        start, stop = min(count, size * place), min(count, size * (place + 1))
+        param = nn.Parameter(room[:count].view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
-        param.partition()
+        own = room[start:stop] if block is None else _hold(param, block.take(size), members)
+        files.read_into(own[: stop - start], name, start)
+        own[stop - start :].zero_()
+        param.partition()  # copies the range to wherever it is kept, unless it is there
         if param.ds_secondary_tensor is not None:
             _fill_part(param.ds_secondary_tensor, partitioner.rank_in_group, name, files)
         return param
@@ -84,6 +83,13 @@ def shard(
         lambda _module, _args, output: output.requires_grad_()
     )
     return ShardedModule(module, engine)
+
+
+def _hold(param: nn.Parameter, own: Tensor, members: int) -> Tensor:
+    """Makes `own` the range that this process keeps of a weight: DeepSpeed then makes none to copy it to."""
+    own.ds_numel, own.status, own.final_location = len(own), PartitionedParamStatus.AVAILABLE, None
+    param.ds_tensor, param.ds_numel_aligned = own, len(own) * members
+    return own
 
 
 def _fill_part(part: Tensor, place: int, name: str, files: WeightFiles) -> None:

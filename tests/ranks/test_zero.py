@@ -1,7 +1,6 @@
 """A backbone under ZeRO-3 in real processes: the dense model's gradients, from half of its weights."""
 
 import json
-import resource
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -369,7 +368,7 @@ def what_was_read(rank: int, world_size: int, folder: Path, group_size: int) -> 
         "parameters": {name: p.ds_numel for name, p in module.named_parameters()},
         "read": read,
         "size": file.stat().st_size,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "blocks": len({p.ds_tensor.untyped_storage().data_ptr() for p in module.parameters()}),
         "values": {name: p.ds_tensor.clone() for name, p in module.named_parameters() if p.numel() < 10**5},
     }
 
@@ -506,6 +505,8 @@ def check_reads(results: list[dict], folder: Path, group_size: int) -> None:
         for name, values in seen["values"].items():
             own = whole[name].flatten()[place_in_group * share[name] :][: share[name]]
             assert torch.equal(values[: len(own)], own), name
+            assert not values[len(own) :].any(), name
+        assert seen["blocks"] == 1  # read to where they are kept; DeepSpeed would have made one for each
         assert (
             seen["read"] < (1 / group_size + 0.2) * seen["size"]
         )  # with modules that are imported meanwhile

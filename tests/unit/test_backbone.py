@@ -437,6 +437,12 @@ def test_weight_of_another_shape(folder):
     refuse(folder, LAST, "(32, 47)", "(32, 48)")
 
 
+def test_weight_in_whole_numbers(folder):
+    """Codes of a backbone that something else quantised are no weights."""
+    change_tensors(folder, lambda tensors: tensors.update({LAST: tensors[LAST].to(torch.int8)}))
+    refuse(folder, LAST, "'I8'", "none of F64, F32, F16, BF16", "backbone.quantization")
+
+
 def test_index_names_an_absent_file(sharded):
     gone = sorted(sharded.glob("*.safetensors"))[-1]
     gone.unlink()

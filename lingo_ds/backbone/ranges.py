@@ -1,0 +1,92 @@
+"""Ranges of weights read from safetensors files by plain reads, straight to where they are kept.
+
+The system has the disk work ahead of a plain read, which it does not for a memory map: pages of a map are
+read when the copy has come to them.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lingo_ds.errors import Mistake, UserError
+from lingo_ds.heap import host_bytes
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What weights may be of in a file, by its name there."""
+
+PIECE = 16 << 20
+"""Bytes that are read at a time to be cast or moved: they are still in the processor's cache then."""
+
+
+class RangeReader:
+    """Reads from some safetensors files, whose headers are known to be sound.
+
+    What was read into the CPU's memory leaves the system's cache at once where the host can't hold all of the
+    files beside it: the system would have to make room again and again, and would find no large pages.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self._piece = torch.empty(PIECE, dtype=torch.uint8)  # a new one for each weight: new pages each time
+        self._places: dict[Path, dict[str, tuple[int, torch.dtype]]] = {}
+        self._let_go = 2 * sum(path.stat().st_size for path in paths) > host_bytes()
+
+    def read(self, path: Path, key: str, out: Tensor, start: int = 0) -> None:
+        """Fills `out`, flat, of any dtype and on any device, with a weight's entries from `start` on.
+
+        Raises:
+            UserError: where the file has become shorter.
+        """
+        begin, dtype = self._places_in(path)[key]
+        begin, size = begin + start * dtype.itemsize, len(out) * dtype.itemsize
+        piece = self._piece.view(dtype)
+        with path.open("rb", buffering=0) as file:
+            _advise(file.fileno(), begin, size, "SEQUENTIAL")  # twice as much is read ahead
+            file.seek(begin)
+            for done in range(0, len(out), len(piece)):
+                into = out[done : done + len(piece)]
+                read = piece[: len(into)]
+                if into.dtype == read.dtype and into.device == read.device:
+                    read = into
+                left = memoryview(read.view(torch.uint8).numpy())
+                while left:
+                    left = left[_some(file.readinto(left), path) :]
+                if read is not into:
+                    into.copy_(read)
+            if self._let_go and out.device.type == "cpu":
+                _advise(file.fileno(), begin, size, "DONTNEED")
+
+    def _places_in(self, path: Path) -> dict[str, tuple[int, torch.dtype]]:
+        """The byte of the file at which each weight begins, and its dtype."""
+        if path not in self._places:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            self._places[path] = {
+                key: (8 + size + at["data_offsets"][0], DTYPES[at["dtype"]])
+                for key, at in header.items()
+                if at["dtype"] in DTYPES
+            }
+        return self._places[path]
+
+
+def _advise(file: int, begin: int, size: int, what: str) -> None:
+    """Tells the system how a part of a file will be used, where it can be told."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, begin, size, getattr(os, f"POSIX_FADV_{what}"))
+
+
+def _some(count: int, path: Path) -> int:
+    """A count of bytes that were read.
+
+    Raises:
+        UserError: where none were.
+    """
+    if not count:
+        rule = "became shorter while it was read"
+        raise UserError(Mistake(str(path), "file", rule, "leave the backbone's files alone"))
+    return count
