@@ -52,7 +52,7 @@ def shard(
 
     members, place = dist.get_world_size(group), dist.get_rank(group)
     counts = [weight.numel() for weight in module.parameters()]
-    # Room for any weight, used for one after the other; of each only this process's range is ever written to.
+    # Room for any weight, used for one after the other; of each at most this process's range is written to.
     room = torch.empty(max(counts), dtype=dtype, device=device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
     block = Block((-(-count // members) for count in counts), dtype, device) if in_place else None
