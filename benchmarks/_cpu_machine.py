@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks._plan_runs import Setting, config_of
 from benchmarks._training_runs import Work
 from lingo_ds.distributed import DistEnv, detect
+from lingo_ds.heap import host_bytes
 from lingo_ds.planning.elsewhere import Place, make_job, read_shapes
 from lingo_ds.planning.layer import HEAPS
 from lingo_ds.planning.machine import Machine, Wire
@@ -27,7 +26,7 @@ def machine(rates: dict[str, Any], runtime: int, link: str | None) -> Machine:
     between = Wire(OF_A_LINK * LINKS[link], inside.latency, hidden=1.0) if link else inside
     return Machine(
         name="CPU",
-        memory_bytes=psutil.virtual_memory().total // count,
+        memory_bytes=host_bytes() // count,
         runtime_bytes=runtime,
         heap=HEAPS["cpu"],
         widths=tuple(rates["widths"]),

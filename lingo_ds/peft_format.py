@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lingo_ds.adapters.layout import BankLayout, Site
+from lingo_ds.backbone.ranges import DTYPES
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.data.tokens import NUCLEOTIDES
 
@@ -130,7 +131,7 @@ def read_layout(
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
     for key, part in slices.items():
-        if part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
+        if part.get_dtype() not in DTYPES:
             raise ValueError(f"{key} is of {part.get_dtype()}, no numbers")
     if HEAD not in shapes:
         raise ValueError(f"{HEAD} is missing")

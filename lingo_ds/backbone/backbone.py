@@ -152,7 +152,7 @@ def load_backbone(
     files = WeightFiles(Path(spec.folder), spec.skeleton)
     for name, buffer in spec.skeleton.named_buffers():
         if name in files.keys:  # persistent buffers come with the checkpoint
-            buffer.copy_(files.read(name).view_as(buffer))
+            buffer.copy_(files.shaped(name))
     rows = files.rows(f"{spec.embedding}.weight", embedding_rows)
     if ds_config is None:
         if quantization != "none":

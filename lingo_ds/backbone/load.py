@@ -68,7 +68,7 @@ def find_backbone(path: str, *, revision: str | None = None, weights: bool = Tru
 
 
 class WeightFiles:
-    """The safetensors files of one backbone, read by memory map.
+    """The safetensors files of one backbone: ranges by plain reads, whole weights by memory map.
 
     Raises:
         UserError: where files or weights are missing, damaged, of another shape, or a format that runs code.
@@ -86,13 +86,6 @@ class WeightFiles:
         """Name in the file of each of the module's weights."""
         return self._key_of
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Entries [start, stop) of the module's weight `name`, flattened, in the file's dtype.
-
-        A view on the memory map: only the pages that are then copied are read from disk.
-        """
-        return self._tensor(self._key_of[name]).view(-1)[start:stop]
-
     def read_into(self, out: Tensor, name: str, start: int = 0) -> None:
         """Fills `out`, flat, of any dtype and on any device, with the weight's entries from `start` on."""
         key = self._key_of[name]
@@ -103,7 +96,10 @@ class WeightFiles:
         return self.shaped(name)[list(places)].float()
 
     def shaped(self, name: str) -> Tensor:
-        """The module's weight `name` in its own shape and the file's dtype, a view on the memory map."""
+        """The module's weight `name` in its own shape and the file's dtype, a view on the memory map.
+
+        Only the pages that are then copied are read from disk.
+        """
         return self._tensor(self._key_of[name])
 
     def beside(self, name: str) -> Tensor | None:

@@ -55,20 +55,22 @@ def shard(
     # Room for any weight, used for one after the other; of each at most this process's range is written to.
     room = torch.empty(max(counts), dtype=dtype, device=device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
-    block = Block((-(-count // members) for count in counts), dtype, device) if in_place else None
+    block = Block((_part_size(count, members) for count in counts), dtype, device) if in_place else None
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
         # No broadcast: zero.Init would send every weight from the group's first process.
-        count, size = old.numel(), -(-old.numel() // members)
-        start, stop = min(count, size * place), min(count, size * (place + 1))
-        param = nn.Parameter(room[:count].view(old.shape), requires_grad=False)
+        whole, size = room[: old.numel()], _part_size(old.numel(), members)
+        param = nn.Parameter(whole.view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
-        own = room[start:stop] if block is None else _hold(param, block.take(size), members)
-        files.read_into(own[: stop - start], name, start)
-        own[stop - start :].zero_()
+        if block is None:
+            own = whole[size * place : size * (place + 1)]
+        else:
+            own = _hold(param, block.take(size), members)
+        _fill_part(own, size * place, old.numel(), name, files)
         param.partition()  # copies the range to wherever it is kept, unless it is there
-        if param.ds_secondary_tensor is not None:
-            _fill_part(param.ds_secondary_tensor, partitioner.rank_in_group, name, files)
+        second = param.ds_secondary_tensor
+        if second is not None:
+            _fill_part(second, second.ds_numel * partitioner.rank_in_group, old.numel(), name, files)
         return param
 
     _count_collectives()
@@ -85,6 +87,11 @@ def shard(
     return ShardedModule(module, engine)
 
 
+def _part_size(count: int, members: int) -> int:
+    """Entries of each process's range of a weight of `count`; the last ranges may reach beyond its end."""
+    return -(-count // members)
+
+
 def _hold(param: nn.Parameter, own: Tensor, members: int) -> Tensor:
     """Makes `own` the range that this process keeps of a weight: DeepSpeed then makes none to copy it to."""
     own.ds_numel, own.status, own.final_location = len(own), PartitionedParamStatus.AVAILABLE, None
@@ -92,12 +99,11 @@ def _hold(param: nn.Parameter, own: Tensor, members: int) -> Tensor:
     return own
 
 
-def _fill_part(part: Tensor, place: int, name: str, files: WeightFiles) -> None:
-    """Reads the range of a weight that is the part at this place; what is beyond its end is 0."""
-    start = part.ds_numel * place
-    own = files.read(name, start, start + part.ds_numel)
-    part.data[: own.numel()].copy_(own)
-    part.data[own.numel() :].zero_()
+def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFiles) -> None:
+    """Reads a weight of `count` entries from `start` on; what is beyond its end is 0."""
+    own = max(0, min(len(part), count - start))
+    files.read_into(part[:own], name, min(start, count))
+    part[own:].zero_()
 
 
 def _count_collectives() -> None:
@@ -161,7 +167,7 @@ def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: i
     weights = list(spec.skeleton.parameters())
     buffers = {
         "buffer_count": max(inside) + len(weights) - sum(inside),
-        "buffer_size": -(-max(weight.numel() for weight in weights) // processes),
+        "buffer_size": _part_size(max(weight.numel() for weight in weights), processes),
     }
     return ds_config | {"zero_optimization": zero | {"offload_param": buffers | offload}}
 
