@@ -103,8 +103,10 @@ def test_a_gather_takes_no_memory_beside_its_result():
 
 
 def test_a_large_layer_is_held_alone_and_changes_no_number(folder):
-    for sparing, plain in run_ranks(two_steps, 2, folder, [LAYER, 1000 * LAYER]):
+    """The first steps of a process load libraries, 150 MiB: what they take is not counted."""
+    for _, sparing, plain in run_ranks(two_steps, 2, folder, [LAYER, LAYER, 1000 * LAYER]):
         assert all(map(torch.equal, sparing.gradients, plain.gradients))
         assert LAYER <= sparing.gathered < 1.1 * LAYER  # with its norms
         assert plain.gathered > 2 * LAYER
-        assert sparing.grown + LAYER < plain.grown, "the first also loaded libraries"
+        assert sparing.grown < 1.5 * LAYER
+        assert plain.grown > 3 * LAYER  # no layer alone, and gloo's own copies
