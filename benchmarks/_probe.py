@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import multiprocessing
 
 from lingo_ds.backbone.attention import PackedAttention
-from lingo_ds.backbone.zero import GatheredInPlace
+from lingo_ds.backbone.gathers import GatheredInPlace
 
 TOKENS = 1600
 """Of a product: about a pack of the runs that are planned."""

@@ -109,7 +109,7 @@ def load_here(args: argparse.Namespace) -> None:
     spec = read_spec(args.backbone)
     dtype = DTYPES[args.dtype]
     layout = uniform_layout([], rank=1, head_shape=(2, spec.output_size))
-    facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none"))
+    facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none", eight_bit=False))
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
     ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=args.dtype, hpz=1)
     spread = {

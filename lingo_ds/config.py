@@ -215,7 +215,9 @@ class ZeroConfig(Section):
         "from which weights are gathered. auto: where memory has room for it.",
     )
     quantized_weights: bool = Field(
-        False, description="Weights travel in 8 bits, and are a little different for it. GPUs only."
+        False,
+        description="Where the backbone is sharded, its maps are held and gathered in 8 bits; they are a "
+        "little different for it.",
     )
     profile: str | None = Field(
         None,

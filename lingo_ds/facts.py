@@ -60,13 +60,19 @@ def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> di
 
 
 def model_facts(
-    spec: BackboneSpec, layout: BankLayout, dtype: torch.dtype, env: DistEnv, *, quantization: str
+    spec: BackboneSpec,
+    layout: BankLayout,
+    dtype: torch.dtype,
+    env: DistEnv,
+    *,
+    quantization: str,
+    eight_bit: bool,
 ) -> dict[str, int | bool]:
     """The fields of `ModelFacts`, the same on all processes."""
     shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
     memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
     return facts_on(
-        spec, layout, dtype, device=env.device.type, quantization=quantization,
+        spec, layout, dtype, device=env.device.type, quantization=quantization, eight_bit=eight_bit,
         world_size=env.world_size, local_world_size=local_world_size, memory_bytes=memory,
     )  # fmt: skip
 
@@ -78,9 +84,13 @@ def facts_on(
     *,
     device: str,
     quantization: str,
+    eight_bit: bool,
     **processes: int,
 ) -> dict[str, int | bool]:
-    """The fields of `ModelFacts` on a `device` (`cpu` or `cuda`), with `processes` by their fields."""
+    """The fields of `ModelFacts` on a `device` (`cpu` or `cuda`), with `processes` by their fields.
+
+    `quantization` is that of whole copies, `eight_bit` says whether shards are held in 8 bits.
+    """
     shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0))
     return {
         "backbone_parameters": spec.parameters,
@@ -96,6 +106,7 @@ def facts_on(
         "compute_bytes": dtype.itemsize,
         "packable": spec.packable,
         "causal": spec.causal,
+        "eight_bit_parameters": sum(map(math.prod, spec.linear_maps.values())) if eight_bit else 0,
         **processes,
         **quantized_facts(spec.linear_maps, quantization),
     }

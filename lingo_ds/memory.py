@@ -7,6 +7,7 @@ from typing import Any
 
 from lingo_ds.config import ZeroConfig
 from lingo_ds.errors import Mistake, UserError
+from lingo_ds.traffic import packed_bytes
 
 GIB = 1024**3
 USABLE_MEMORY = 0.8
@@ -43,6 +44,8 @@ class ModelFacts:
         quantized_parameters: entries of the frozen maps that are held in fewer bits.
         quantized_bytes: what these take.
         largest_quantized: entries of the largest of these maps.
+        eight_bit_parameters: entries of the frozen maps that are held and gathered in 8 bits wherever the
+            backbone is sharded.
     """
 
     backbone_parameters: int
@@ -63,6 +66,7 @@ class ModelFacts:
     quantized_parameters: int = 0
     quantized_bytes: int = 0
     largest_quantized: int = 0
+    eight_bit_parameters: int = 0
     kept_in_layer: int | None = None
 
     @property
@@ -114,7 +118,7 @@ def plan_forward(
     token_bytes = facts.inside_layer * facts.compute_bytes
     bank = facts.bank_parameters * (4 * 4 + 2 * facts.compute_bytes)
     beside = bank + longest * token_bytes
-    fix = "set backbone.quantization=nf4, zero.profile=zero3_offload or bf16"
+    fix = "set backbone.quantization=nf4, zero.quantized_weights=true, zero.profile=zero3_offload or bf16"
     stage, group = choose_spread(zero, facts, beside=beside, fix=fix)
     hpz = choose_hpz(zero, facts, stage, group, beside=beside)
     free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group, hpz).values())
@@ -124,14 +128,20 @@ def plan_forward(
 
 def backbone_bytes(facts: ModelFacts, stage: int, group: int, hpz: int = 1) -> dict[str, int]:
     """Memory of one process for its share of the frozen weights, by part."""
-    entries = facts.backbone_parameters - facts.quantized_parameters
-    parts = {"backbone": math.ceil(entries / group) * facts.compute_bytes + facts.quantized_bytes}
+    packed = facts.eight_bit_parameters if stage == 3 else 0
+    entries = math.ceil((facts.backbone_parameters - facts.quantized_parameters - packed) / group)
+    parts = {
+        "backbone": entries * facts.compute_bytes
+        + packed_bytes(math.ceil(packed / group))
+        + facts.quantized_bytes
+    }
     if facts.quantized_parameters:
         parts["one map dequantised"] = facts.largest_quantized * facts.compute_bytes
     if hpz > 1:
         parts["second copy"] = math.ceil(facts.backbone_parameters / hpz) * facts.compute_bytes
     if stage == 3:
-        parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes
+        on_the_way = facts.layer_parameters if packed else 0
+        parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes + on_the_way
     return parts
 
 
@@ -216,8 +226,11 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
         UserError: for a number that cannot be.
     """
     inside = stage == 0 or facts.local_world_size % group == 0
-    if zero.hpz == "off" or (zero.hpz == "auto" and inside):
+    if zero.hpz == "off" or (zero.hpz == "auto" and (inside or facts.eight_bit_parameters)):
         return 1
+    if facts.eight_bit_parameters:
+        rule = "is a second copy, and weights in 8 bits are held once"
+        raise UserError(Mistake("zero.hpz", zero.hpz, rule, f"set zero.shard_group={zero.hpz} instead"))
     if zero.hpz == "auto":
         size = math.gcd(group, facts.local_world_size)
         need = sum(backbone_bytes(facts, stage, group, size).values()) + beside

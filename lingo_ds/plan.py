@@ -145,6 +145,7 @@ class RunPlan:
         copies = f.world_size // self.shard_group
         spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
         spread += f" and again over every {self.hpz}" if self.hpz > 1 else ""
+        spread += ", maps in 8 bits" if self.zero_stage == 3 and f.eight_bit_parameters else ""
         lines.append(
             f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} "
             f"(ZeRO stage {self.zero_stage})"
@@ -198,7 +199,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         config.zero,
         facts,
         beside=beside,
-        fix="set backbone.quantization=nf4, zero.profile=zero3_offload, "
+        fix="set backbone.quantization=nf4, zero.quantized_weights=true, zero.profile=zero3_offload, "
         "backbone.activation_checkpointing=true or bf16",
     )
     hpz = choose_hpz(config.zero, facts, stage, group, beside=beside)

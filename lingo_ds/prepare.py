@@ -105,7 +105,10 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     distributed.require_equal(backbone_fingerprint, "backbone.path", env)
     if config.data.packing == "auto" and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
-    on_here = model_facts(spec, layout, dtype, env, quantization=config.backbone.quantization)
+    on_here = model_facts(
+        spec, layout, dtype, env,
+        quantization=config.backbone.quantization, eight_bit=config.zero.quantized_weights,
+    )  # fmt: skip
     plan = make_plan(config, Facts(**data_facts(config, spec, data), **on_here))
     distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
     return Prepared(
@@ -137,19 +140,11 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
 
 def spread_numbers(prepared: Prepared) -> Spread:
     """How the backbone lies, as the formula of traffic takes it."""
-    return spread_of_plan(
-        prepared.plan,
-        prepared.profile,
-        prepared.dtype,
-        quantized=prepared.config.zero.quantized_weights,
-        by_host=distributed.sums_by_host(),
-    )
+    return spread_of_plan(prepared.plan, prepared.profile, prepared.dtype, by_host=distributed.sums_by_host())
 
 
-def spread_of_plan(
-    plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *, quantized: bool, by_host: bool
-) -> Spread:
-    """How a plan spreads the backbone under a DeepSpeed profile; its weights may travel `quantized`."""
+def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *, by_host: bool) -> Spread:
+    """How a plan spreads the backbone under a DeepSpeed profile."""
     facts = plan.facts
     settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
     return Spread(
@@ -158,7 +153,8 @@ def spread_of_plan(
         zero_stage=plan.zero_stage,
         shard_group=plan.shard_group,
         hpz=plan.hpz,
-        gathered_bytes=1 if quantized else facts.compute_bytes,
+        entry_bytes=facts.compute_bytes,
+        eight_bit=facts.eight_bit_parameters > 0,
         by_host=by_host,
         reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),

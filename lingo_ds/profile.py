@@ -19,7 +19,7 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
 
     Raises:
         UserError: where it is not JSON, has what other settings decide, or no folder for what it offloads to
-            NVMe; where there is no GPU for 8 bits.
+            NVMe; where what is offloaded is to be in 8 bits.
     """
     name = zero.profile or ("zero3" if env.device.type == "cuda" else "zero3_cpu")
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
@@ -33,14 +33,14 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
         raise UserError(
             Mistake("zero.profile", path, rule, "name a profile of ds_configs or a file")
         ) from None
-    if zero.quantized_weights and env.device.type == "cpu":
-        rule = "weights are packed into 8 bits by a GPU kernel, and there is none for the CPU"
-        raise UserError(Mistake("zero.quantized_weights", "true", rule, "set false"))
     for key, setting in OURS.items():
         if key in settings:
             rule = f"is decided by {setting}"
             raise UserError(Mistake("zero.profile", key, rule, "leave it out of the profile"))
     offload = settings.get("offload_param")
+    if offload and zero.quantized_weights:
+        rule = f"is for weights that stay where they are used, and profile {name} offloads them"
+        raise UserError(Mistake("zero.quantized_weights", "true", rule, "set false, or take another profile"))
     if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
         offload["nvme_path"] = _nvme_folder(zero, name)
     return {**profile, "zero_optimization": settings | _quantized(zero)}

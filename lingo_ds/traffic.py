@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
@@ -23,6 +24,12 @@ ENTRY = 4
 
 AUDIT_BYTES = 8
 """Of one part's fingerprint."""
+
+BLOCK = 256
+"""Entries of a map in 8 bits that share a scale."""
+
+SCALE_BYTES = 4
+"""Of such a scale."""
 
 
 class Start(StrEnum):
@@ -40,28 +47,35 @@ class Link(StrEnum):
     BETWEEN = "between"
 
 
+class Weight(NamedTuple):
+    """Entries of a frozen weight, and whether it is a linear map inside a decoder layer."""
+
+    entries: int
+    is_map: bool = False
+
+
 @dataclass(frozen=True)
 class Weights:
     """Sizes of a frozen model's weights: ZeRO splits each one by itself, so that each is padded by itself.
 
     Attributes:
-        runs: (layers, entries of every weight of one such layer), from the first decoder layer to the last.
-        embeddings: entries of every embedding outside of the decoder layers; no backward pass needs them.
-        others: entries of every other weight there.
+        runs: (layers, every weight of one such layer), from the first decoder layer to the last.
+        embeddings: every embedding outside of the decoder layers; no backward pass needs them.
+        others: every other weight there.
     """
 
-    runs: tuple[tuple[int, tuple[int, ...]], ...]
-    embeddings: tuple[int, ...]
-    others: tuple[int, ...]
+    runs: tuple[tuple[int, tuple[Weight, ...]], ...]
+    embeddings: tuple[Weight, ...]
+    others: tuple[Weight, ...]
 
     @property
-    def layers(self) -> tuple[tuple[int, ...], ...]:
-        """Entries of every weight, by layer."""
-        return tuple(sizes for count, sizes in self.runs for _ in range(count))
+    def layers(self) -> tuple[tuple[Weight, ...], ...]:
+        """Every weight, by layer."""
+        return tuple(weights for count, weights in self.runs for _ in range(count))
 
     @property
-    def every(self) -> tuple[int, ...]:
-        """Entries of every weight."""
+    def every(self) -> tuple[Weight, ...]:
+        """Every weight."""
         return (*self.embeddings, *_flat(self.layers), *self.others)
 
 
@@ -76,8 +90,8 @@ class Spread:
         shard_group: processes that share one copy.
         hpz: processes that a second, wider copy is spread over, from which weights are gathered
             (`zero_hpz_partition_size`); 1: none.
-        gathered_bytes: bytes of a weight's entry on its way; scales of 8-bit weights, 4 bytes for some
-            thousand entries, come on top.
+        entry_bytes: bytes of a weight's entry in the compute dtype.
+        eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.backbone.eight_bit`.
         persistent: weights of at most so many entries are gathered once and stay.
         by_host: whether the bank is summed inside each host first, see `lingo_ds.by_host`.
         reuses: whether weights that are needed again soon may stay: a `stage3_max_reuse_distance` above 0.
@@ -88,7 +102,8 @@ class Spread:
     zero_stage: int
     shard_group: int
     hpz: int = 1
-    gathered_bytes: int
+    entry_bytes: int
+    eight_bit: bool = False
     persistent: int = 0
     by_host: bool = False
     reuses: bool = True
@@ -234,12 +249,28 @@ def mask_traffic(spread: Spread, *, triplets: int) -> Collective:
     return Collective("broadcast", "masks", world, spread.hosts(world), math.ceil(triplets / 8))
 
 
-def gathered_bytes(sizes: Iterable[int], spread: Spread, *, above: int) -> int:
-    """Bytes of weights of more than `above` entries once they are whole, each padded to equal parts."""
+def gathered_bytes(weights: Iterable[Weight], spread: Spread, *, above: int) -> int:
+    """Bytes of weights of more than `above` entries on their way, each padded to equal parts."""
     if spread.gathering == 1:
         return 0
     parts = spread.shard_group  # with hpz too: its copy is cut from the padded weight
-    return sum(math.ceil(size / parts) * parts for size in sizes if size > above) * spread.gathered_bytes
+
+    def whole(weight: Weight) -> int:
+        if spread.eight_bit and weight.is_map:
+            return parts * packed_bytes(packed_entries(weight.entries, parts))
+        return parts * math.ceil(weight.entries / parts) * spread.entry_bytes
+
+    return sum(whole(weight) for weight in weights if weight.entries > above)
+
+
+def packed_entries(entries: int, parts: int) -> int:
+    """Entries of each process's part of a map in 8 bits: whole blocks, so that no part changes a scale."""
+    return math.ceil(entries / (parts * BLOCK)) * BLOCK
+
+
+def packed_bytes(entries: int) -> int:
+    """Bytes of so many entries in 8 bits, with the scales of their blocks."""
+    return entries + math.ceil(entries / BLOCK) * SCALE_BYTES
 
 
 def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
@@ -250,5 +281,5 @@ def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
     return sums
 
 
-def _flat(layers: Iterable[Iterable[int]]) -> tuple[int, ...]:
-    return tuple(size for layer in layers for size in layer)
+def _flat(layers: Iterable[Iterable[Weight]]) -> tuple[Weight, ...]:
+    return tuple(weight for layer in layers for weight in layer)

@@ -108,6 +108,8 @@ class Backbone:
 
     def held_bytes(self) -> int:
         """Bytes of these entries."""
+        if self._shards:
+            return self._shards.held_bytes()
         width = next(self.module.parameters()).element_size()
         quantized, size = held_by_maps(self.module)
         return (self.held_entries() - quantized) * width + size

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from lingo_ds.backbone import families
 from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.files import write_aside
-from lingo_ds.traffic import Weights
+from lingo_ds.traffic import Weight, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -64,7 +64,7 @@ class BackboneSpec:
         context: longest input in tokens.
         embedding: module name of the input embedding.
         embedding_shape: (vocabulary, size) of it; OPT may widen its rows afterwards.
-        weights: entries of every weight, by layer.
+        weights: size of every weight, by layer.
     """
 
     folder: Path
@@ -151,12 +151,16 @@ def _kept_spec(folder: Path, kept: Path) -> BackboneSpec | None:
         for name in ("target_names", "embedding_shape"):
             shapes[name] = tuple(shapes[name])
         kept_weights = shapes["weights"]
-        runs = tuple((count, tuple(sizes)) for count, sizes in kept_weights["runs"])
-        outside = (tuple(kept_weights[name]) for name in ("embeddings", "others"))
+        runs = tuple((count, _read_weights(layer)) for count, layer in kept_weights["runs"])
+        outside = (_read_weights(kept_weights[name]) for name in ("embeddings", "others"))
         shapes["weights"] = Weights(runs, *outside)
         return BackboneSpec(folder=folder, trust_remote_code=False, **shapes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _read_weights(kept: list[list[int]]) -> tuple[Weight, ...]:
+    return tuple(Weight(entries, bool(is_map)) for entries, is_map in kept)
 
 
 def _build_skeleton(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, int, str]:
@@ -241,20 +245,23 @@ def _spec_of(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
         context=config.max_position_embeddings,
         embedding=embedding,
         embedding_shape=tuple(skeleton.get_submodule(embedding).weight.shape),
-        weights=_weights(skeleton, layers),
+        weights=_weights(skeleton, layers, linear_maps),
     )
     vars(spec)["skeleton"] = skeleton  # built already
     return spec
 
 
-def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module]) -> Weights:
-    """Entries of every weight, a tied one once."""
-    by_layer = [tuple(p.numel() for p in layer.parameters()) for layer in layers.values()]
+def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module], linear_maps: Iterable[str]) -> Weights:
+    """Every weight, a tied one once."""
+    maps = {id(skeleton.get_submodule(name).weight) for name in linear_maps}
+    by_layer = [
+        tuple(Weight(p.numel(), id(p) in maps) for p in layer.parameters()) for layer in layers.values()
+    ]
     inside = {id(p) for layer in layers.values() for p in layer.parameters()}
-    outside = {id(p): p.numel() for p in skeleton.parameters() if id(p) not in inside}
+    outside = {id(p): Weight(p.numel()) for p in skeleton.parameters() if id(p) not in inside}
     tables = [id(m.weight) for m in skeleton.modules() if isinstance(m, nn.Embedding)]
     embeddings = tuple(outside.pop(table) for table in dict.fromkeys(tables) if table in outside)
-    runs = tuple((len(list(run)), sizes) for sizes, run in groupby(by_layer))
+    runs = tuple((len(list(run)), layer) for layer, run in groupby(by_layer))
     return Weights(runs, embeddings, tuple(outside.values()))
 
 

@@ -1,22 +1,30 @@
 """The one seam to DeepSpeed: a frozen module, partitioned by ZeRO stage 3 without optimizer."""
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus
+from deepspeed.runtime.zero.partition_parameters import (
+    MultipleAllGatherHandles,
+    PartitionedParamStatus,
+    ZeroParamStatus,
+    free_param,
+)
 from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 
+from lingo_ds.backbone import eight_bit
+from lingo_ds.backbone.gathers import GatheredInPlace
 from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError
 from lingo_ds.heap import Block, return_freed_blocks, use_large_pages
 from lingo_ds.memory import is_large
-from lingo_ds.traffic import Start
+from lingo_ds.traffic import Start, packed_bytes, packed_entries
 
 
 def shard(
@@ -33,7 +41,8 @@ def shard(
     Args:
         spec: the backbone; its skeleton is filled in place.
         files: its weights.
-        ds_config: DeepSpeed's settings, without any `auto` left.
+        ds_config: DeepSpeed's settings, without any `auto` left. `zero_quantized_weights` among them is
+            answered here, see `lingo_ds.backbone.eight_bit`.
         group: processes that share one copy; None: all.
         dtype: of the weights in memory.
         device: where they are used.
@@ -46,22 +55,37 @@ def shard(
         return_freed_blocks()
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group))
+    ds_config, in_8_bits = _without_8_bits(ds_config)
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group)
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
 
     members, place = dist.get_world_size(group), dist.get_rank(group)
-    counts = [weight.numel() for weight in module.parameters()]
+    weights = {name: weight.numel() for name, weight in module.named_parameters()}
+    maps = {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
     # Room for any weight, used for one after the other; of each at most this process's range is written to.
-    room = torch.empty(max(counts), dtype=dtype, device=device)
+    room = torch.empty(max(weights.values()), dtype=dtype, device=device)
+    parts = {name: packed_entries(weights[name], members) for name in maps}
+    packs = Block(map(packed_bytes, parts.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
-    block = Block((_part_size(count, members) for count in counts), dtype, device) if in_place else None
+    plain = (_part_size(count, members) for name, count in weights.items() if name not in maps)
+    block = Block(plain, dtype, device) if in_place else None
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
         # No broadcast: zero.Init would send every weight from the group's first process.
         whole, size = room[: old.numel()], _part_size(old.numel(), members)
         param = nn.Parameter(whole.view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
+        if name in maps:
+            part = packs.take(packed_bytes(parts[name]))
+            _hold_in_8_bits(param, part, group, one_by_one=partitioner.allgather_sequential)
+            first, count = parts[name] * place, old.numel()
+            eight_bit.pack(
+                part,
+                lambda start, values: _fill_part(values, first + start, count, name, files),
+                device=device,
+            )
+            return param
         if block is None:
             own = whole[size * place : size * (place + 1)]
         else:
@@ -99,6 +123,32 @@ def _hold(param: nn.Parameter, own: Tensor, members: int) -> Tensor:
     return own
 
 
+def _without_8_bits(ds_config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The settings for DeepSpeed without 8-bit weights, and whether they asked for them."""
+    zero = dict(ds_config["zero_optimization"])
+    return ds_config | {"zero_optimization": zero}, zero.pop("zero_quantized_weights", False)
+
+
+def _hold_in_8_bits(
+    param: nn.Parameter, part: Tensor, group: dist.ProcessGroup | None, *, one_by_one: bool
+) -> None:
+    """Makes `part` (bytes,), yet to be filled, what this process keeps of a map, and says how to gather it.
+
+    Maps that DeepSpeed wants at the same time come in one all-gather, or `one_by_one`.
+    """
+    values, scales = eight_bit.split(part)
+    _hold(param, part, dist.get_world_size(group))
+    part.ds_numel, part.ds_quant_scale = values.numel(), scales  # DeepSpeed gathers what has scales by itself
+
+    def gather(params: Iterable[nn.Parameter], **_: Any) -> MultipleAllGatherHandles:
+        ordered = sorted(params, key=lambda one: one.ds_id)  # on all processes alike
+        together = [[one] for one in ordered] if one_by_one else [ordered]
+        return MultipleAllGatherHandles([EightBitGather(maps, group) for maps in together])
+
+    param.all_gather_coalesced = gather
+    free_param(param)
+
+
 def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFiles) -> None:
     """Reads a weight of `count` entries from `start` on; what is beyond its end is 0."""
     own = max(0, min(len(part), count - start))
@@ -128,25 +178,35 @@ def _count_collectives() -> None:
     backend.all_gather_into_tensor, backend.broadcast = counted_gather, counted_broadcast
 
 
-class GatheredInPlace:
-    """An all-gather on the CPU under way: every part goes to each, and is received where it belongs.
+class EightBitGather:
+    """Maps on their way in 8 bits, in one all-gather."""
 
-    gloo's own receives into a second tensor as large as the whole, and copies.
-    """
+    def __init__(self, maps: Sequence[nn.Parameter], group: dist.ProcessGroup | None):
+        """Begins; all processes of `group` give the same maps in the same order."""
+        self._maps, self._members, self._under_way = maps, dist.get_world_size(group), None
+        self._parts = maps[0].ds_tensor if len(maps) == 1 else torch.cat([one.ds_tensor for one in maps])
+        if self._members > 1:
+            own, self._parts = self._parts, self._parts.new_empty(self._members * len(self._parts))
+            gather = deepspeed.comm.comm.cdb.all_gather_into_tensor
+            self._under_way = gather(self._parts, own, group=group, async_op=True)
+        for param in maps:
+            param.ds_status = ZeroParamStatus.INFLIGHT
 
-    def __init__(self, whole: Tensor, own: Tensor, group: dist.ProcessGroup | None):
-        """Begins to fill `whole` (members * entries,) with each member's `own` (entries,)."""
-        use_large_pages(whole)
-        place, parts = dist.get_rank(group), whole.chunk(dist.get_world_size(group))
-        others = [k for k in range(len(parts)) if k != place]
-        self._under_way = [dist.irecv(parts[k], group=group, group_src=k) for k in others]
-        self._under_way += [dist.isend(own, group=group, group_dst=k) for k in others]
-        parts[place].copy_(own)
-
-    def wait(self) -> None:
-        """Returns once `whole` is whole, and `own` may be changed."""
-        for transfer in self._under_way:
-            transfer.wait()
+    def wait(self, **_: Any) -> None:
+        """Returns once every map has its values, in the compute dtype; called again it does nothing."""
+        if self._parts is None:
+            return
+        if self._under_way is not None:
+            self._under_way.wait()
+        of_members = self._parts.view(self._members, -1)
+        by_map = of_members.split([len(param.ds_tensor) for param in self._maps], dim=1)
+        for param, parts in zip(self._maps, by_map, strict=True):
+            whole = param.data.new_empty(self._members * param.ds_tensor.ds_numel)
+            use_large_pages(whole)
+            eight_bit.unpack(parts, whole)
+            param.data = whole[: param.ds_numel].view(param.ds_shape)
+            param.ds_status = ZeroParamStatus.AVAILABLE
+        self._parts = None
 
 
 def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:
@@ -199,10 +259,17 @@ class ShardedModule:
 
     def held_entries(self) -> int:
         """Entries of the weights that this process holds now: its partitions, and whatever is gathered."""
+        return self._held(lambda t: t.ds_numel if hasattr(t, "ds_quant_scale") else t.numel())
+
+    def held_bytes(self) -> int:
+        """Bytes of these entries, with the scales of those in 8 bits."""
+        return self._held(lambda t: t.nbytes)
+
+    def _held(self, size: Callable[[Tensor], int]) -> int:
         return sum(
-            p.ds_tensor.numel()
-            + (0 if p.ds_secondary_tensor is None else p.ds_secondary_tensor.numel())
-            + (p.data.numel() if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
+            size(p.ds_tensor)
+            + (0 if p.ds_secondary_tensor is None else size(p.ds_secondary_tensor))
+            + (size(p.data) if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
             for p in self.module.parameters()
         )
 

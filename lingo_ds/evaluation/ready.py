@@ -49,7 +49,11 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     if task.pair_separator is not None:
         rule, fix = "was trained on pairs of sequences, which predict does not read", "run evaluate instead"
         raise UserError(Mistake("--adapter", folder, rule, fix), on_all=True)
-    facts = ModelFacts(**model_facts(spec, saved.layout, dtype, env, quantization=quantization))
+    on_here = model_facts(
+        spec, saved.layout, dtype, env,
+        quantization=quantization, eight_bit=config.zero.quantized_weights,
+    )  # fmt: skip
+    facts = ModelFacts(**on_here)
     plan = plan_forward(
         facts, config.zero, packing=config.packing, longest=task.max_length,
         tokens=config.batch_tokens, device=env.device.type,

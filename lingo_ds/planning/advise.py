@@ -31,11 +31,12 @@ class Way(NamedTuple):
 
 
 def advise(config: RunConfig, job: Job, plan: Plan) -> list[str]:
-    """One line for each of stage and shard group, hpZ, checkpointing, offload, token budget and network."""
+    """One line for each of stage and shard group, hpZ, 8 bits, checkpointing, offload, tokens and network."""
     now = Way("as it is", job, predict(job))
     return [
         _stage_and_group(config, now, plan),
         *_hpz(config, now, plan),
+        *_eight_bit(config, now, plan),
         _checkpointing(config, now, plan),
         _offload(now),
         _budget(now),
@@ -117,6 +118,26 @@ def _hpz(config: RunConfig, now: Way, plan: Plan) -> Iterator[str]:
         yield f"hpZ        keep over {spread.hpz} processes: {gain}"
     else:
         yield f"hpZ        set zero.hpz=auto: {gain}"
+
+
+def _eight_bit(config: RunConfig, now: Way, plan: Plan) -> Iterator[str]:
+    """Maps in 8 bits pay where nothing hides their gathers, or where memory is short."""
+    on = now.job.spread.eight_bit
+    if now.job.spread.zero_stage == 0:
+        return
+    other = _way(config, plan, "", quantized_weights=not on)
+    with_it, without = (now, other) if on else (other, now)
+    if with_it is None or with_it.job.spread.zero_stage == 0 or not with_it.fits:
+        return
+    saved = 0.0 if without is None else 1 - with_it.seen.seconds / without.seen.seconds
+    say = "keep" if on else "set"
+    if without is None or not without.fits:
+        need = as_bytes(with_it.seen.model_bytes)
+        yield f"8 bits     {say} zero.quantized_weights=true: else it does not fit, now {need} per process"
+    elif saved >= WORTH:
+        yield f"8 bits     {say} zero.quantized_weights=true: {saved:.0%} less time a step, rounded weights"
+    elif on:
+        yield f"8 bits     set zero.quantized_weights=false: they save only {max(saved, 0):.1%} of a step"
 
 
 def _checkpointing(config: RunConfig, now: Way, plan: Plan) -> str:

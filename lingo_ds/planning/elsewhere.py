@@ -138,6 +138,7 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
         dtype,
         device=place.device,
         quantization=config.backbone.quantization,
+        eight_bit=config.zero.quantized_weights,
         **processes,
     )
     plan = make_plan(config, Facts(**shapes.data, **facts))
@@ -150,7 +151,6 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
             plan,
             profile,
             dtype,
-            quantized=config.zero.quantized_weights,
             by_host=place.device == "cpu" and place.hosts > 1 and place.per_host > 1,
         ),
         machine=machine,

@@ -11,8 +11,9 @@ def memory_parts(job: Job) -> dict[str, int]:
     plan, facts = job.plan, job.plan.facts
     held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.hpz)
     if plan.zero_stage == 3:
-        whole = max((*job.weights.embeddings, 0)) + facts.layer_parameters
-        held["gathered layers"] = max(held["gathered layers"], whole * facts.compute_bytes)
+        table = max((weight.entries for weight in job.weights.embeddings), default=0)
+        whole = (table + facts.layer_parameters) * facts.compute_bytes
+        held["gathered layers"] = max(held["gathered layers"], whole)
         left = facts.backbone_parameters * facts.compute_bytes * job.machine.heap.gathered
         held["gathered layers"] = max(held["gathered layers"], int(left))
     if job.offload:

@@ -41,7 +41,7 @@ def pass_work(job: Job) -> Work:
     )  # fmt: skip
     if not facts.learns_inside:
         nothing = Part(0, 0, 0, 0, 0)
-        return Work(forward, nothing, _flops(forward, nothing, nothing))
+        return Work(_with_unpacking(forward, job), nothing, _flops(forward, nothing, nothing))
     backward = Part(
         forward.products,  # gradients go to the input alone
         2 * forward.adapters,
@@ -52,7 +52,16 @@ def pass_work(job: Job) -> Work:
     nothing = Part(0, 0, 0, 0, 0)
     again = forward if job.checkpointing else nothing
     flops = _flops(forward, backward, again)
-    return Work(forward, Part(*(a + b for a, b in zip(backward, again, strict=True))), flops)
+    backward = Part(*(a + b for a, b in zip(backward, again, strict=True)))
+    return Work(_with_unpacking(forward, job), _with_unpacking(backward, job), flops)
+
+
+def _with_unpacking(part: Part, job: Job) -> Part:
+    """Maps that come in 8 bits are read and written once more, whenever they were gathered."""
+    if not job.spread.eight_bit or job.spread.zero_stage == 0:
+        return part
+    entries = job.plan.accumulation * sum(weight.entries for weight in job.weights.every if weight.is_map)
+    return part._replace(moved=part.moved + entries * (1 + job.plan.facts.compute_bytes))
 
 
 def _flops(forward: Part, backward: Part, again: Part) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from lingo_ds import distributed, memory
-from lingo_ds.backbone.zero import GatheredInPlace
+from lingo_ds.backbone.gathers import GatheredInPlace
 from lingo_ds.model import AdaptedModel
 from tests.own_memory import forget_peak, own_memory
 from tests.ranks.spawn import run_ranks

@@ -62,7 +62,7 @@ def passes(env, folder: Path) -> list[tuple[int, int]]:
     model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
     spread = Spread(
         world_size=env.world_size, local_world_size=env.world_size, zero_stage=3,
-        shard_group=env.world_size, gathered_bytes=4,
+        shard_group=env.world_size, entry_bytes=4,
     )  # fmt: skip
     weights, seen = read_spec(folder).weights, []
     for step in range(3):

@@ -16,7 +16,7 @@ from lingo_ds.errors import UserError
 from lingo_ds.memory import GIB, USABLE_MEMORY
 from lingo_ds.planning.advise import advise
 from lingo_ds.planning.elsewhere import Lengths, Place, make_job, read_shapes
-from lingo_ds.planning.footprint import kept_per_token
+from lingo_ds.planning.footprint import kept_per_token, memory_parts
 from lingo_ds.planning.job import with_budget
 from lingo_ds.planning.machine import ACHIEVED, GPUS, Wire, gpu_machine, link_rate
 from lingo_ds.planning.predict import predict, ring_seconds
@@ -226,6 +226,41 @@ def test_every_gpu_has_a_peak():
         assert 1e13 < machine.products[0] / ACHIEVED["products"] < 1e16, name
 
 
+# -- 8 bits
+
+
+def test_maps_in_8_bits_by_hand(plan):
+    """Llama 2 7B over eight: 32 layers of maps at 1 + 4 / 256 bytes an entry, all else in bf16."""
+    zero = {"stage": 3, "shard_group": 8}
+    _, full, _ = plan("7B", zero=zero)
+    _, packed, _ = plan("7B", zero=zero | {"quantized_weights": True})
+    hidden, inner, layers = 4096, 11008, 32
+    maps = layers * (4 * hidden**2 + 3 * hidden * inner)
+    rest = 32000 * hidden + (2 * layers + 1) * hidden
+    before, after = (memory_parts(job)["backbone"] for job in (full, packed))
+    assert before == pytest.approx(2 * (maps + rest) / 8, rel=1e-6)
+    assert after == pytest.approx((2 * rest + maps * (1 + 4 / 256)) / 8, rel=1e-6)
+    forward = next(one for one in predict(packed).sent if one.collective.what == "forward").collective
+    assert forward.payload == 2 * 32000 * hidden + maps * 260 // 256  # norms stay
+    unpacked = [part.moved for part in (pass_work(packed).forward, pass_work(full).forward)]
+    assert unpacked[0] - unpacked[1] == pytest.approx(3 * maps * packed.plan.accumulation, rel=1e-6)
+    assert "maps in 8 bits" in "".join(packed.plan.equations())
+    assert "8 bits" not in "".join(full.plan.equations())
+
+
+def test_a_whole_copy_is_not_in_8_bits(plan):
+    _, whole, _ = plan("7B", zero={"quantized_weights": True})
+    assert whole.plan.zero_stage == 0
+    assert memory_parts(whole) == memory_parts(plan("7B")[1])
+
+
+def test_what_is_held_in_8_bits_has_no_second_copy(plan):
+    zero = {"stage": 3, "shard_group": 32, "quantized_weights": True}
+    assert plan("7B", hosts=4, zero=zero)[1].plan.hpz == 1
+    with pytest.raises(UserError, match=r"zero.hpz.*zero.shard_group=8"):
+        plan("7B", hosts=4, zero=zero | {"hpz": 8})
+
+
 # -- advice
 
 
@@ -250,6 +285,20 @@ def test_advice_where_a_copy_reaches_over_hosts_weighs_hpz(plan):
     assert any(line.startswith("hpZ        set") for line in lines)
     assert any(line.startswith("hpZ        keep over 8") for line in advise(*plan("7B", hosts=4, zero=zero)))
     assert "set zero.stage=0" in lines[0]
+
+
+def test_advice_on_8_bits_follows_the_network(plan):
+    zero = {"stage": 3, "shard_group": 64, "hpz": "off"}
+
+    def line(link: str, on: bool) -> str:
+        lines = advise(*plan("7B", hosts=8, link=link, zero=zero | {"quantized_weights": on}))
+        return next((line for line in lines if line.startswith("8 bits")), "")
+
+    assert "set zero.quantized_weights=true" in line("10Gb", False)
+    assert "less time a step" in line("10Gb", True) and "keep" in line("10Gb", True)
+    assert line("64x400Gb", False) == ""
+    assert "set zero.quantized_weights=false" in line("64x400Gb", True)
+    assert not any(one.startswith("8 bits") for one in advise(*plan("7B", zero={"quantized_weights": True})))
 
 
 def test_needless_checkpointing_is_advised_against(plan):

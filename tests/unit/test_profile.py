@@ -19,11 +19,14 @@ def refused(zero: ZeroConfig, env: DistEnv = CPU) -> str:
     return str(caught.value)
 
 
-def test_weights_in_8_bits_are_for_gpus():
-    zero = ZeroConfig(quantized_weights=True)
-    assert "zero.quantized_weights" in (said := refused(zero)) and "none for the CPU" in said
-    assert read_profile(zero, GPU)["zero_optimization"]["zero_quantized_weights"] is True
-    assert "zero_quantized_weights" not in read_profile(ZeroConfig(), CPU)["zero_optimization"]
+@pytest.mark.parametrize("env", [CPU, GPU])
+def test_weights_in_8_bits_are_held_where_they_are_used(env, tmp_path):
+    zero = ZeroConfig(quantized_weights=True, nvme_path=tmp_path)
+    assert read_profile(zero, env)["zero_optimization"]["zero_quantized_weights"] is True
+    assert "zero_quantized_weights" not in read_profile(ZeroConfig(), env)["zero_optimization"]
+    for profile in ("zero3_offload", "zero3_nvme"):
+        said = refused(zero.model_copy(update={"profile": profile}), env)
+        assert "zero.quantized_weights" in said and f"profile {profile} offloads them" in said
 
 
 @pytest.mark.parametrize("key", ["zero_hpz_partition_size", "zero_quantized_weights"])

@@ -7,6 +7,7 @@ from lingo_ds.traffic import (
     Link,
     Spread,
     Start,
+    Weight,
     Weights,
     by_link,
     gathered_bytes,
@@ -14,12 +15,14 @@ from lingo_ds.traffic import (
     step_traffic,
 )
 
-MODEL = Weights(runs=((3, (10, 7)),), embeddings=(9,), others=(5,))
+MODEL = Weights(
+    runs=((3, (Weight(10, is_map=True), Weight(7))),), embeddings=(Weight(9),), others=(Weight(5),)
+)
 
 
 def spread(world, local, group, **more):
     return Spread(
-        world_size=world, local_world_size=local, zero_stage=3, shard_group=group, gathered_bytes=4, **more
+        world_size=world, local_world_size=local, zero_stage=3, shard_group=group, entry_bytes=4, **more
     )
 
 
@@ -31,7 +34,7 @@ def step(over, **more):
 def test_weights_are_padded_one_by_one():
     padded = 3 * (10 + 8) + 10 + 6  # to pairs
     assert step(spread(2, 2, 2))["forward"].payload == 4 * padded
-    assert gathered_bytes([10, 7], spread(4, 4, 4), above=0) == 4 * (12 + 8)
+    assert gathered_bytes([Weight(10), Weight(7)], spread(4, 4, 4), above=0) == 4 * (12 + 8)
 
 
 def test_the_last_two_layers_are_not_gathered_again():

@@ -1,0 +1,66 @@
+"""Frozen maps in 8 bits, held and gathered: whole numbers from -127 to 127, a scale for a block of entries.
+
+The weights of ZeRO++ (arXiv 2306.10209, section 3.1) in the form for weights that do not learn: quantised
+once, at loading. Blocks are counted from a weight's first entry and are never cut, so that a weight is the
+same on any number of processes. DeepSpeed 0.19.8 has a GPU kernel for this that is compiled on the spot; its
+blocks follow from the number of processes, and where maps are gathered together its form for frozen weights
+casts them to whole numbers.
+
+A part is one tensor of bytes: the numbers of its entries, then their scales (fp32).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lingo_ds.traffic import BLOCK, SCALE_BYTES, packed_bytes
+
+LARGEST = 127
+AT_ONCE = 1024
+"""Blocks that are unpacked at once on a CPU: their fp32 values stay in its cache."""
+
+READ_AT_ONCE = 1 << 22
+"""Entries that are packed at once: whole blocks."""
+
+
+def pack(part: Tensor, read: Callable[[int, Tensor], None], *, device: torch.device) -> None:
+    """Fills a part with what is read for it, piece by piece.
+
+    Args:
+        part: (bytes,) uint8, `packed_bytes` of whole blocks.
+        read: called with (first entry in the part, fp32 tensor to fill).
+        device: where the part is, and packing happens.
+    """
+    values, scales = split(part)
+    entries = values.numel()
+    room = torch.empty(min(entries, READ_AT_ONCE), device=device)
+    for start in range(0, entries, READ_AT_ONCE):
+        piece = room[: entries - start]
+        read(start, piece)
+        blocks = piece.view(-1, BLOCK)
+        own = slice(start // BLOCK, start // BLOCK + len(blocks))
+        torch.amax(blocks.abs(), 1, keepdim=True, out=scales[own]).div_(LARGEST)
+        # where all of a block is 0, so is its scale, and 0 / 0 is 0 here
+        values[own] = blocks.div_(scales[own]).nan_to_num_(0, LARGEST, -LARGEST).round_().to(torch.int8)
+
+
+def split(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers (.., blocks, BLOCK) int8 and the scales (.., blocks, 1) fp32 in parts (.., bytes) uint8."""
+    blocks = parts.shape[-1] // packed_bytes(BLOCK)
+    entries = blocks * BLOCK
+    values = parts[..., :entries].view(torch.int8).unflatten(-1, (blocks, BLOCK))
+    return values, parts[..., entries : entries + blocks * SCALE_BYTES].view(torch.float32).unsqueeze(-1)
+
+
+def unpack(parts: Tensor, out: Tensor) -> None:
+    """Fills `out` (members * entries,), of any dtype, from every member's part of a map (members, bytes)."""
+    values, scales = split(parts)
+    out = out.view(values.shape)
+    if out.is_cuda:
+        torch.mul(values, scales, out=out)
+        return
+    for to, numbers, by in zip(out, values, scales, strict=True):
+        for start in range(0, len(numbers), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            to[some].copy_(numbers[some].float().mul_(by[some]))

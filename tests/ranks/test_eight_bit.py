@@ -1,0 +1,189 @@
+"""Maps held and gathered in 8 bits: the rounded model's gradients, whatever the number of processes."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lingo_ds.backbone.spec import read_spec
+from lingo_ds.counter import counter
+from lingo_ds.distributed import DistEnv
+from lingo_ds.model import AdaptedModel
+from lingo_ds.resources import resource_path
+from lingo_ds.traffic import Spread, gathered_bytes, step_traffic
+from lingo_ds.training.losses import cross_entropy_sum
+from tests.ranks.spawn import run_ranks
+from tests.ranks.test_zero import (
+    CONFIGS,
+    Loaded,
+    dense_gradient,
+    differences,
+    global_batch,
+    load_sharded,
+    micro_batch,
+    new_bank,
+    place,
+    random_model,
+    sharded_gradient,
+    stored_entries,
+    watch_peak,
+)
+
+BLOCK = 256
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: random_model(config, tmp_path_factory.mktemp(name)) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(scope="module")
+def rounded(folders, tmp_path_factory) -> dict[str, Path]:
+    """The same models with every map's weight as 8 bits leave it, worked out here."""
+    made = {}
+    for name, folder in folders.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        base = model.base_model
+        with torch.no_grad():
+            for site in read_spec(folder).linear_maps:
+                weight = base.get_submodule(site).weight
+                weight.copy_(round_off(weight))
+        made[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(made[name])
+    return made
+
+
+def round_off(weight: Tensor) -> Tensor:
+    """Each block of entries as whole multiples of a 127th of its largest."""
+    made = []
+    for block in weight.flatten().split(BLOCK):
+        scale = block.abs().max() / 127
+        made.append((block / scale).round() * scale)
+    return torch.cat(made).view_as(weight)
+
+
+class Seen(NamedTuple):
+    """What one process saw of a model.
+
+    Attributes:
+        worst: relative difference of two steps' gradients from the rounded dense model's.
+        values: of every map, as gathered.
+        held: bytes, by the backbone and by its storage, between steps.
+        inside: most bytes of storage inside a pass.
+        counted: bytes gathered in six passes, and those foreseen.
+    """
+
+    worst: float
+    values: dict[str, Tensor]
+    held: list[tuple[int, int]]
+    inside: int
+    counted: list[tuple[int, int]]
+
+
+def in_8_bits(folder: Path, env: DistEnv, *, group_size: int, checkpointing: bool = False, **more) -> Loaded:
+    profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
+    profile["zero_optimization"]["zero_quantized_weights"] = True
+    return load_sharded(
+        folder, env, group_size=group_size, checkpointing=checkpointing, profile=profile, **more
+    )
+
+
+def storage(module) -> int:
+    return stored_entries(module) * next(module.parameters()).element_size()
+
+
+def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, checkpointing: bool) -> Seen:
+    loaded = in_8_bits(folder, env, group_size=group_size, checkpointing=checkpointing)
+    backbone, module, values, held = loaded.backbone, loaded.backbone.module, {}, []
+    for site in loaded.layout.sites:
+
+        def note(one, _args, _output, name=site.name):
+            values[name] = one.weight.clone()
+
+        module.get_submodule(site.name).register_forward_hook(note)
+
+    def look() -> None:
+        backbone.require_partitioned()
+        held.append((backbone.held_bytes(), storage(module)))
+
+    inside = watch_peak(module, lambda: storage(module))
+    bank = new_bank(loaded.layout)
+    model, worst = AdaptedModel(backbone, bank, pooling="last", dropout=0.0), 0.0
+    look()
+    for step in (1, 2):
+        batch = global_batch(step)
+        ours = sharded_gradient(model, env, batch, look)
+        theirs = dense_gradient(rounded, loaded.layout, bank.master, batch)
+        worst = max(worst, differences(ours, theirs)[0])
+    return Seen(worst, values, held, max(inside), counted(model, env, folder, group_size))
+
+
+def counted(model: AdaptedModel, env: DistEnv, folder: Path, group_size: int) -> list[tuple[int, int]]:
+    spread = Spread(
+        world_size=env.world_size, local_world_size=env.world_size, zero_stage=3, shard_group=group_size,
+        entry_bytes=4, eight_bit=True,
+    )  # fmt: skip
+    weights, seen = read_spec(folder).weights, []
+    for step in range(3):
+        for rows in ([0, 1, 2], [3, 4]):
+            start = model.backbone.start()
+            counter.take()
+            part = micro_batch(global_batch(step), rows)
+            cross_entropy_sum(model.logits(part), part.labels, part.weights).backward()
+            gathered = sum(t.payload for kind, t in counter.take().items() if kind.what == "weights")
+            foreseen = step_traffic(weights, spread, micro_batches=1, wire=0, start=start)
+            seen.append((gathered, sum(one.payload for one in foreseen)))
+    return seen
+
+
+def every_model(
+    rank: int, world_size: int, folders: dict[str, Path], rounded: dict[str, Path], group_sizes: list[int]
+) -> dict[tuple[str, int, bool], Seen]:
+    env = place(rank, world_size)
+    return {
+        (name, size, checkpointing): trained(
+            env, folder, rounded[name], group_size=size, checkpointing=checkpointing
+        )
+        for name, folder in folders.items()
+        for size in group_sizes
+        for checkpointing in (False, True)
+    }
+
+
+def check(
+    by_rank: list[dict[tuple[str, int, bool], Seen]], rounded: dict[str, Path], world_size: int
+) -> None:
+    for by_case in by_rank:
+        for (name, size, checkpointing), seen in by_case.items():
+            case = (name, size, checkpointing)
+            assert seen.worst < 1e-5, case
+            reference = AutoModelForCausalLM.from_pretrained(rounded[name], dtype=torch.float32).base_model
+            assert len(seen.values) > 20
+            for site, value in seen.values.items():
+                torch.testing.assert_close(value, reference.get_submodule(site).weight, rtol=1e-6, atol=0)
+            weights = read_spec(rounded[name]).weights
+            spread = Spread(
+                world_size=world_size, local_world_size=world_size, zero_stage=3, shard_group=size,
+                entry_bytes=4, eight_bit=True,
+            )  # fmt: skip
+            if size > 1:
+                share = gathered_bytes(weights.every, spread, above=0) // size
+                assert set(seen.held) == {(share, share)}, case
+            everything = 4 * sum(weight.entries for weight in weights.every)
+            assert seen.held[0][0] < 0.55 * everything / size, case
+            assert seen.inside < seen.held[0][0] + 0.75 * everything, case  # never the whole model
+            assert all(gathered == foreseen for gathered, foreseen in seen.counted), (case, seen.counted)
+            assert (size == 1) == (not any(gathered for gathered, _ in seen.counted))
+
+
+def test_two_processes_learn_as_the_rounded_model_does(folders, rounded):
+    check(run_ranks(every_model, 2, folders, rounded, [1, 2], timeout=400), rounded, 2)
+
+
+@pytest.mark.slow
+def test_four_processes_learn_as_the_rounded_model_does(folders, rounded):
+    check(run_ranks(every_model, 4, folders, rounded, [2, 4], timeout=500), rounded, 4)
