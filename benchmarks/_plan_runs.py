@@ -49,6 +49,7 @@ class Setting(NamedTuple):
         batch: examples of a step.
         length: bases, and so tokens, of an example.
         checkpointing: whether layers are computed again in the backward pass.
+        eight_bit: whether maps are held and gathered in 8 bits.
         link: what `tc` lets through between two hosts, e.g. `100mbit`; None: one host.
     """
 
@@ -59,6 +60,7 @@ class Setting(NamedTuple):
     length: int = 200
     group: int | None = None
     checkpointing: bool = False
+    eight_bit: bool = False
     link: str | None = None
 
     @property
@@ -73,6 +75,7 @@ class Setting(NamedTuple):
         parts += [
             f"{self.batch}x{self.length}",
             *(["recompute"] if self.checkpointing else []),
+            *(["8 bits"] if self.eight_bit else []),
             self.link or "",
         ]
         return " ".join(parts).strip()
@@ -101,8 +104,8 @@ def config_of(setting: Setting, work: Work, folder: Path) -> RunConfig:
     """The run's settings."""
     config = our_config(work, folder, dtype="fp32", stage=setting.stage, adapter={"method": "svd"})
     backbone = config.backbone.model_copy(update={"activation_checkpointing": setting.checkpointing})
-    zero = config.zero.model_copy(update={"shard_group": setting.group or "auto", "hpz": "off"})
-    return config.model_copy(update={"backbone": backbone, "zero": zero})
+    spread = {"shard_group": setting.group or "auto", "hpz": "off", "quantized_weights": setting.eight_bit}
+    return config.model_copy(update={"backbone": backbone, "zero": config.zero.model_copy(update=spread)})
 
 
 def run_setting(setting: Setting, work: Work, folder: Path, hosts: Hosts | None) -> Measured:
