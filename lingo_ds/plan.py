@@ -99,6 +99,11 @@ class RunPlan:
         return self.micro_batch_tokens is not None
 
     @property
+    def in_8_bits(self) -> bool:
+        """Whether the frozen maps are held and gathered in 8 bits: where they are sharded, and it was set."""
+        return self.zero_stage == 3 and self.facts.eight_bit_parameters > 0
+
+    @property
     def shared_prefix(self) -> int:
         """Tokens that a pack holds once for all of its examples, at least; 0: none are shared."""
         return _prefix_shared(self.facts) if self.packed else 0
@@ -145,7 +150,7 @@ class RunPlan:
         copies = f.world_size // self.shard_group
         spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
         spread += f" and again over every {self.hpz}" if self.hpz > 1 else ""
-        spread += ", maps in 8 bits" if self.zero_stage == 3 and f.eight_bit_parameters else ""
+        spread += ", maps in 8 bits" if self.in_8_bits else ""
         lines.append(
             f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} "
             f"(ZeRO stage {self.zero_stage})"

@@ -154,7 +154,7 @@ def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *
         shard_group=plan.shard_group,
         hpz=plan.hpz,
         entry_bytes=facts.compute_bytes,
-        eight_bit=facts.eight_bit_parameters > 0,
+        eight_bit=plan.in_8_bits,
         by_host=by_host,
         reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),

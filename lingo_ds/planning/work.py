@@ -58,7 +58,7 @@ def pass_work(job: Job) -> Work:
 
 def _with_unpacking(part: Part, job: Job) -> Part:
     """Maps that come in 8 bits are read and written once more, whenever they were gathered."""
-    if not job.spread.eight_bit or job.spread.zero_stage == 0:
+    if not job.spread.eight_bit:
         return part
     entries = job.plan.accumulation * sum(weight.entries for weight in job.weights.every if weight.is_map)
     return part._replace(moved=part.moved + entries * (1 + job.plan.facts.compute_bytes))

@@ -79,7 +79,12 @@ def make_report(
         "traffic": watcher.traffic.report(),
         "checkpoints": distributed.share_json(_of_time(written, watched.seconds), prepared.env),
         "memory": _memory(prepared.env),
-        "zero": {"stage": plan.zero_stage, "shard_group": plan.shard_group, "hpz": plan.hpz},
+        "zero": {
+            "stage": plan.zero_stage,
+            "shard_group": plan.shard_group,
+            "hpz": plan.hpz,
+            "quantized_weights": plan.in_8_bits,
+        },
         "world_size": prepared.env.world_size,
         "versions": versions(),
     }

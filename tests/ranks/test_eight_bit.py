@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from lingo_ds import run
 from lingo_ds.backbone.spec import read_spec
+from lingo_ds.config import RunConfig
 from lingo_ds.counter import counter
 from lingo_ds.distributed import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.resources import resource_path
 from lingo_ds.traffic import Spread, gathered_bytes, step_traffic
 from lingo_ds.training.losses import cross_entropy_sum
+from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
+from tests.ranks.test_world_sizes import Run, assert_same_run
 from tests.ranks.test_zero import (
     CONFIGS,
     Loaded,
@@ -187,3 +191,36 @@ def test_two_processes_learn_as_the_rounded_model_does(folders, rounded):
 @pytest.mark.slow
 def test_four_processes_learn_as_the_rounded_model_does(folders, rounded):
     check(run_ranks(every_model, 4, folders, rounded, [2, 4], timeout=500), rounded, 4)
+
+
+def train(rank: int, world_size: int, settings: dict) -> dict:
+    config = RunConfig.model_validate(settings)
+    return run.train(config, DistEnv(rank, rank, world_size, world_size, torch.device("cpu")))
+
+
+def test_two_processes_learn_what_one_learns(shared, tmp_path: Path):
+    rows = {"train": 101, "dev": 31, "test": 29}  # shared evenly by no number of processes
+    settings = {
+        "name": "eight",
+        "backbone": {"path": str(shared / "backbones/stories260k")},
+        "data": {
+            "path": str(first_rows(shared / "data/gue/prom_core_tata", tmp_path / "data", rows)),
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "adapter": {"rank": 4},
+        "rank_sampling": {"target_rank": 2, "interval": 3, "audit_interval": 5},
+        "train": {"global_batch_size": 11, "max_steps": 12, "eval_steps": 6},
+        "zero": {"stage": 3, "quantized_weights": True},
+    }
+    runs = []
+    for processes in (1, 2):
+        folder = tmp_path / f"on_{processes}"
+        reports = run_ranks(train, processes, settings | {"output_dir": str(folder)}, timeout=400)
+        runs.append(Run(folder, reports))
+    one, two = runs
+    assert_same_run(two, one)
+    assert two.report["zero"] == {"stage": 3, "shard_group": 2, "hpz": 1, "quantized_weights": True}
+    assert two.report["sync"]["divergences"] == 0 and two.report["sync"]["audits"] > 0
+    sent = two.report["traffic"]["sent"]["inside"]
+    order = sum(one["sent"] for one in two.report["traffic"]["collectives"] if one["what"] == "order")
+    assert sent["counted"] - order == sent["expected"] > 0

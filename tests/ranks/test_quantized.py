@@ -44,6 +44,6 @@ def test_two_copies_learn_what_one_learns(shared, tmp_path: Path, quantization: 
         runs.append(Run(folder, reports))
     one, two = runs
     assert_same_run(two, one)
-    assert two.report["zero"] == {"stage": 0, "shard_group": 1, "hpz": 1}
+    assert two.report["zero"] == {"stage": 0, "shard_group": 1, "hpz": 1, "quantized_weights": False}
     assert two.report["sync"]["divergences"] == 0 and two.report["sync"]["audits"] > 0
     assert read_card(two.folder / "adapter").backbone.quantization == quantization

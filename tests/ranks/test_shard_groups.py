@@ -152,7 +152,7 @@ def test_between_hosts_goes_the_bank_alone_where_a_copy_fits_a_host(settings, al
     assert crossed == {"bank", "masks", "audit", "order"}
     gathers = [kind for kind in across.reports[0]["traffic"]["collectives"] if kind["what"] == "weights"]
     assert {kind["link"] for kind in gathers} == {"between"}
-    assert twice.reports[0]["zero"] == {"stage": 3, "shard_group": 4, "hpz": 2}
+    assert twice.reports[0]["zero"] == {"stage": 3, "shard_group": 4, "hpz": 2, "quantized_weights": False}
     assert require_foreseen(twice)["between"] == require_foreseen(inside)["between"]
 
 

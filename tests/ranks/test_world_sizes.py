@@ -155,7 +155,7 @@ def test_the_oracle_itself_samples_ranks_and_trains(one):
 
 
 def test_two_processes_do_what_one_does(one, two):
-    assert two.report["zero"] == {"stage": 3, "shard_group": 2, "hpz": 1}
+    assert two.report["zero"] == {"stage": 3, "shard_group": 2, "hpz": 1, "quantized_weights": False}
     assert_same_run(two, one)
 
 
