@@ -4,7 +4,6 @@ transformers writes norms, gates and rotary positions out in five to ten operati
 reads and writes whole tensors; here each tensor is read once and written once.
 """
 
-import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lingo_ds.backbone.cpu_kernels import library
+from lingo_ds.backbone.cpu_kernels import library, run
 from lingo_ds.backbone.families import FUSED
 from lingo_ds.backbone.spec import BackboneSpec
 
@@ -95,7 +94,7 @@ class _Norm(torch.autograd.Function):
         x = x.contiguous()
         out, rows = torch.empty_like(x), x.numel() // x.shape[-1]
         scales = torch.empty(rows)
-        _run("rms_norm", x, norm.weight(), out, scales, rows, x.shape[-1], norm.epsilon())
+        run("rms_norm", x, norm.weight(), out, scales, rows, x.shape[-1], norm.epsilon())
         ctx.save_for_backward(x, scales)
         ctx.norm = norm
         return out
@@ -106,7 +105,7 @@ class _Norm(torch.autograd.Function):
         x, scales = ctx.saved_tensors
         of_x = torch.empty_like(x)
         weight, grad = ctx.norm.weight(), grad.contiguous()
-        _run("rms_norm_backward", x, weight, scales, grad, of_x, len(scales), x.shape[-1])
+        run("rms_norm_backward", x, weight, scales, grad, of_x, len(scales), x.shape[-1])
         return of_x, None
 
 
@@ -117,7 +116,7 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
-        _run("gated", gate, up, out, gate.numel())
+        run("gated", gate, up, out, gate.numel())
         ctx.save_for_backward(gate, up)
         return out
 
@@ -126,7 +125,7 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
-        _run("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, gate.numel())
+        run("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, gate.numel())
         return of_gate, of_up
 
 
@@ -147,16 +146,5 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, gradient: bool) -> Tensor:
     x = x if x.stride(-1) == 1 else x.contiguous()
     _, heads, tokens, size = x.shape
     out = torch.empty(1, tokens, heads, size)
-    _run("rotary", x, x.stride(2), x.stride(1), cos, sin, out, tokens, heads, size, int(gradient))
+    run("rotary", x, x.stride(2), x.stride(1), cos, sin, out, tokens, heads, size, int(gradient))
     return out.transpose(1, 2)
-
-
-def _run(kernel: str, *arguments: Tensor | float) -> None:
-    """One of `kernels/elementwise.cpp`, with as many threads as torch has."""
-    getattr(library(), kernel)(*map(_as_c, (*arguments, torch.get_num_threads())))
-
-
-def _as_c(value: Tensor | float) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)

@@ -10,6 +10,10 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from lingo_ds.files import default_cache, write_aside
 
@@ -51,6 +55,17 @@ def library() -> ctypes.CDLL | None:
             "could not be compiled: %s", reason.strip().splitlines()[0],
         )  # fmt: skip
         return None
+
+
+def run(kernel: str, *arguments: Tensor | float) -> None:
+    """One of the kernels, with as many threads as torch has; a tensor is passed as where its entries are."""
+    getattr(library(), kernel)(*map(_as_c, (*arguments, torch.get_num_threads())))
+
+
+def _as_c(value: Tensor | float) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 
 def _compile(compiler: Sequence[str], output: Path) -> None:

@@ -14,11 +14,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lingo_ds.backbone.cpu_kernels import library, run
 from lingo_ds.traffic import BLOCK, SCALE_BYTES, packed_bytes
 
 LARGEST = 127
+KERNELS = {torch.float32: "unpack_fp32", torch.bfloat16: "unpack_bf16"}
+"""Of `kernels/eight_bit.cpp`, by the dtype that they write; two to three times as fast as torch."""
+
 AT_ONCE = 1024
-"""Blocks that are unpacked at once on a CPU: their fp32 values stay in its cache."""
+"""Blocks that torch unpacks at once on a CPU: their fp32 values stay in its cache."""
 
 READ_AT_ONCE = 1 << 22
 """Entries that are packed at once: whole blocks."""
@@ -60,7 +64,11 @@ def unpack(parts: Tensor, out: Tensor) -> None:
     if out.is_cuda:
         torch.mul(values, scales, out=out)
         return
+    compiled = out.dtype in KERNELS and library() is not None
     for to, numbers, by in zip(out, values, scales, strict=True):
+        if compiled:
+            run(KERNELS[out.dtype], numbers, by, to, len(numbers))
+            continue
         for start in range(0, len(numbers), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             to[some].copy_(numbers[some].float().mul_(by[some]))

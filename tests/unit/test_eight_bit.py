@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingo_ds.backbone import eight_bit
+from lingo_ds.backbone import cpu_kernels, eight_bit
 from lingo_ds.traffic import BLOCK, packed_bytes, packed_entries
 
 CPU = torch.device("cpu")
@@ -30,6 +30,15 @@ def unpacked(parts: Tensor, count: int, dtype: torch.dtype = torch.float32) -> T
     out = torch.full((members * size // packed_bytes(BLOCK) * BLOCK,), torch.nan, dtype=dtype)
     eight_bit.unpack(parts, out)
     return out[:count]
+
+
+@pytest.fixture(params=["kernel", "torch"], autouse=True)
+def way(request, monkeypatch) -> None:
+    """By the compiled kernel and, as on a machine without a compiler, by torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(eight_bit, "KERNELS", {})
+    elif cpu_kernels.library() is None:
+        pytest.skip("no C++ compiler, or no AVX2")
 
 
 @pytest.fixture
@@ -62,6 +71,14 @@ def test_pieces_change_no_entry(values, monkeypatch):
     monkeypatch.setattr(eight_bit, "AT_ONCE", 2)
     assert torch.equal(packed(values), whole)
     assert torch.equal(unpacked(whole, len(values)), made)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernel_and_torch_agree_to_the_bit(values, dtype, monkeypatch):
+    parts = packed(values.clamp(-1e4, 1e4), members=3)
+    made = unpacked(parts, len(values), dtype)
+    monkeypatch.setattr(eight_bit, "KERNELS", {})
+    assert torch.equal(made, unpacked(parts, len(values), dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
