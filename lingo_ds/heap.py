@@ -39,8 +39,9 @@ def return_freed_blocks() -> None:
 
 
 def use_large_pages(tensor: Tensor) -> None:
-    """Asks for pages of 2 MiB, not 4 KiB, under a new tensor on the CPU that is mapped by itself."""
-    if tensor.nbytes < ALWAYS_MAPPED or not hasattr(mmap, "MADV_HUGEPAGE"):
+    """Asks for pages of 2 MiB, not 4 KiB, under a new tensor that the CPU maps by itself, and no other."""
+    on_cpu = tensor.device.type == "cpu" and hasattr(mmap, "MADV_HUGEPAGE")
+    if not on_cpu or tensor.nbytes < ALWAYS_MAPPED:
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = tensor.data_ptr() + tensor.nbytes - start
@@ -59,8 +60,7 @@ class Block:
         """Room for tensors of so many entries each."""
         self._memory = torch.empty(sum(sizes), dtype=dtype, device=device)
         self._taken = 0
-        if device.type == "cpu":
-            use_large_pages(self._memory)
+        use_large_pages(self._memory)
 
     def take(self, size: int) -> Tensor:
         """(size,), not filled yet."""

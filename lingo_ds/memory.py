@@ -90,6 +90,7 @@ class ForwardPlan:
         zero_stage: 3 or 0.
         shard_group: processes that share one copy of the backbone.
         hpz: processes of a host that hold a second copy; 1: there is none.
+        in_8_bits: whether the frozen maps are held and gathered so.
     """
 
     tokens: int
@@ -97,6 +98,7 @@ class ForwardPlan:
     zero_stage: int
     shard_group: int
     hpz: int
+    in_8_bits: bool
 
 
 def plan_forward(
@@ -118,12 +120,13 @@ def plan_forward(
     token_bytes = facts.inside_layer * facts.compute_bytes
     bank = facts.bank_parameters * (4 * 4 + 2 * facts.compute_bytes)
     beside = bank + longest * token_bytes
-    fix = "set backbone.quantization=nf4, zero.quantized_weights=true, zero.profile=zero3_offload or bf16"
+    fix = ways_to_fit(zero, "bf16")
     stage, group = choose_spread(zero, facts, beside=beside, fix=fix)
     hpz = choose_hpz(zero, facts, stage, group, beside=beside)
     free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group, hpz).values())
     fitting = max(min(MOST_TOKENS[device], int(free // token_bytes)), 1)
-    return ForwardPlan(tokens or fitting, packing == "auto" and facts.packable, stage, group, hpz)
+    packed, in_8_bits = packing == "auto" and facts.packable, stage == 3 and facts.eight_bit_parameters > 0
+    return ForwardPlan(tokens or fitting, packed, stage, group, hpz, in_8_bits)
 
 
 def backbone_bytes(facts: ModelFacts, stage: int, group: int, hpz: int = 1) -> dict[str, int]:
@@ -145,6 +148,13 @@ def backbone_bytes(facts: ModelFacts, stage: int, group: int, hpz: int = 1) -> d
     return parts
 
 
+def ways_to_fit(zero: ZeroConfig, *more: str) -> str:
+    """What a user may set, beside adding processes, where nothing fits; the last is no setting."""
+    sharded = [] if zero.quantized_weights else ["zero.quantized_weights=true", "zero.profile=zero3_offload"]
+    *settings, last = ["backbone.quantization=nf4", *sharded, *more]
+    return f"set {', '.join(settings)} or {last}"
+
+
 def require_whole(quantization: str, zero: ZeroConfig) -> None:
     """Checks that quantised weights are not to be sharded.
 
@@ -154,9 +164,14 @@ def require_whole(quantization: str, zero: ZeroConfig) -> None:
     if quantization == "none":
         return
     sharded = {"stage": zero.stage == 3, "shard_group": zero.shard_group not in ("auto", 1)}
-    for setting in [name for name, so in sharded.items() if so]:
-        rule = f"is for whole copies, and zero.{setting}={getattr(zero, setting)} shards them"
-        fix = f"set zero.{setting}=auto, or backbone.quantization=none"
+    wrong = [
+        (f"{name}={getattr(zero, name)} shards them", "auto", name) for name, so in sharded.items() if so
+    ]
+    if zero.quantized_weights:
+        wrong.append(("quantized_weights=true is for shards", "false", "quantized_weights"))
+    for why, value, setting in wrong:
+        rule = f"is for whole copies, and zero.{why}"
+        fix = f"set zero.{setting}={value}, or backbone.quantization=none"
         raise UserError(Mistake("backbone.quantization", quantization, rule, fix))
 
 
@@ -228,9 +243,6 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
     inside = stage == 0 or facts.local_world_size % group == 0
     if zero.hpz == "off" or (zero.hpz == "auto" and (inside or facts.eight_bit_parameters)):
         return 1
-    if facts.eight_bit_parameters:
-        rule = "is a second copy, and weights in 8 bits are held once"
-        raise UserError(Mistake("zero.hpz", zero.hpz, rule, f"set zero.shard_group={zero.hpz} instead"))
     if zero.hpz == "auto":
         size = math.gcd(group, facts.local_world_size)
         need = sum(backbone_bytes(facts, stage, group, size).values()) + beside
@@ -240,6 +252,9 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
             f"is no part of {group} processes that share a copy, {facts.local_world_size} of them on a host"
         )
         raise UserError(Mistake("zero.hpz", zero.hpz, rule, "choose auto or off"))
+    if zero.hpz > 1 and facts.eight_bit_parameters:
+        rule = "is a second copy, and weights in 8 bits are held once"
+        raise UserError(Mistake("zero.hpz", zero.hpz, rule, f"set zero.shard_group={zero.hpz} instead"))
     return zero.hpz
 
 

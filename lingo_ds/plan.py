@@ -15,6 +15,7 @@ from lingo_ds.memory import (
     choose_hpz,
     choose_spread,
     fill_profile,
+    ways_to_fit,
 )
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.settings import resolve_duration
@@ -204,8 +205,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         config.zero,
         facts,
         beside=beside,
-        fix="set backbone.quantization=nf4, zero.quantized_weights=true, zero.profile=zero3_offload, "
-        "backbone.activation_checkpointing=true or bf16",
+        fix=ways_to_fit(config.zero, "backbone.activation_checkpointing=true", "bf16"),
     )
     hpz = choose_hpz(config.zero, facts, stage, group, beside=beside)
     fixed = {**backbone_bytes(facts, stage, group, hpz), "bank": _bank_bytes(config, facts)}

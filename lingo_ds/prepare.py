@@ -29,7 +29,7 @@ from lingo_ds.errors import Mistake, UserError
 from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of
 from lingo_ds.files import default_cache, make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
-from lingo_ds.memory import require_whole
+from lingo_ds.memory import ForwardPlan, require_whole
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.profile import read_profile
@@ -111,6 +111,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     )  # fmt: skip
     plan = make_plan(config, Facts(**data_facts(config, spec, data), **on_here))
     distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
+    say_if_none_is_in_8_bits(config.zero, plan, env)
     return Prepared(
         config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
         backbone_fingerprint,
@@ -131,6 +132,7 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
         "liger": prepared.config.backbone.fused_kernels == "liger",
         "quantization": prepared.config.backbone.quantization,
         "shard_group": plan.shard_group,
+        "in_8_bits": plan.in_8_bits,
         "ds_config": plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
         if plan.zero_stage == 3
         else None,
@@ -197,6 +199,7 @@ def load_spread(
     liger: bool,
     quantization: str,
     shard_group: int,
+    in_8_bits: bool,
     ds_config: dict[str, Any] | None,
     embedding_rows: Sequence[int] = (),
 ) -> Backbone:
@@ -215,8 +218,17 @@ def load_spread(
         packed=packed,
         liger=liger,
         quantization=quantization,
+        in_8_bits=in_8_bits,
         embedding_rows=embedding_rows,
     )
+
+
+def say_if_none_is_in_8_bits(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
+    """Warns where maps were to be in 8 bits, and whole copies are not."""
+    if zero.quantized_weights and not plan.in_8_bits and env.is_main:
+        logger.warning(
+            "zero.quantized_weights: no effect, a whole copy fits every process; zero.stage=3 shards it"
+        )
 
 
 def require_quantizable(quantization: str, zero: ZeroConfig) -> None:

@@ -10,7 +10,11 @@ from lingo_ds.files import make_folder
 from lingo_ds.resources import resource_path
 from lingo_ds.untrusted import read_json
 
-OURS = {"zero_hpz_partition_size": "zero.hpz", "zero_quantized_weights": "zero.quantized_weights"}
+OURS = {
+    "zero_hpz_partition_size": "zero.hpz",
+    "zero_quantized_weights": "zero.quantized_weights",
+    "zero_quantized_nontrainable_weights": "zero.quantized_weights",
+}
 """DeepSpeed's settings that no profile may have, and what decides them."""
 
 
@@ -38,12 +42,13 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
             rule = f"is decided by {setting}"
             raise UserError(Mistake("zero.profile", key, rule, "leave it out of the profile"))
     offload = settings.get("offload_param")
-    if offload and zero.quantized_weights:
+    offloads = isinstance(offload, dict) and offload.get("device", "none") != "none"
+    if offloads and zero.quantized_weights:
         rule = f"is for weights that stay where they are used, and profile {name} offloads them"
         raise UserError(Mistake("zero.quantized_weights", "true", rule, "set false, or take another profile"))
     if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
         offload["nvme_path"] = _nvme_folder(zero, name)
-    return {**profile, "zero_optimization": settings | _quantized(zero)}
+    return profile
 
 
 def _nvme_folder(zero: ZeroConfig, profile: str) -> str:
@@ -51,7 +56,3 @@ def _nvme_folder(zero: ZeroConfig, profile: str) -> str:
         rule, fix = f"is needed for zero.profile {profile}", "name a folder on a local disk of every host"
         raise UserError(Mistake("zero.nvme_path", "nothing", rule, fix))
     return str(make_folder(zero.nvme_path, setting="zero.nvme_path"))
-
-
-def _quantized(zero: ZeroConfig) -> dict[str, Any]:
-    return {"zero_quantized_weights": True} if zero.quantized_weights else {}

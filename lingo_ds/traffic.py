@@ -232,9 +232,15 @@ def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside
         return everything, 0
     if start is Start.RECORDING:
         return everything, gathered_bytes((*_flat(layers), *weights.others), spread, above=0)
-    again = _flat(layers[:-KEPT_LAYERS]) if spread.reuses else (*_flat(layers), *weights.others)
     forward = everything if start is Start.FILLING else gathered_bytes(weights.every, spread, above=small)
-    return forward, gathered_bytes(again, spread, above=small)
+    return forward, gathered_bytes(gathered_again(weights, spread), spread, above=small)
+
+
+def gathered_again(weights: Weights, spread: Spread) -> tuple[Weight, ...]:
+    """Weights that a backward pass gathers, not knowing them small."""
+    return (
+        _flat(weights.layers[:-KEPT_LAYERS]) if spread.reuses else (*_flat(weights.layers), *weights.others)
+    )
 
 
 def audit_traffic(spread: Spread, *, parts: int) -> Collective:

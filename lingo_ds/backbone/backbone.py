@@ -140,12 +140,13 @@ def load_backbone(
     packed: bool = False,
     liger: bool = False,
     quantization: str = "none",
+    in_8_bits: bool = False,
     embedding_rows: Sequence[int] = (),
 ) -> Backbone:
     """Loads the weights: a whole copy, or with `ds_config` this process's ranges of it.
 
     `packed` makes it a model for packs, without padded batches; `liger` gives it liger-kernel's functions.
-    `quantization`, `none`, `int8` or `nf4`, is for whole copies.
+    `quantization`, `none`, `int8` or `nf4`, is for whole copies, `in_8_bits` for ranges.
     `embedding_rows` are rows of the input embedding that are wanted whole here, whoever holds them.
 
     Raises:
@@ -166,7 +167,9 @@ def load_backbone(
         assert quantization == "none", "quantised maps are not sharded"
         from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
 
-        shards = zero.shard(spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device)
+        shards = zero.shard(
+            spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device, in_8_bits=in_8_bits
+        )
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
     if liger:
         use_liger(spec, device=device)

@@ -1,6 +1,6 @@
 """The one seam to DeepSpeed: a frozen module, partitioned by ZeRO stage 3 without optimizer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import deepspeed
@@ -17,12 +17,11 @@ from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 
 from lingo_ds.backbone import eight_bit
-from lingo_ds.backbone.gathers import GatheredInPlace
+from lingo_ds.backbone.gathers import EightBitGather, count_collectives
 from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.counter import counter
 from lingo_ds.errors import Mistake, UserError
-from lingo_ds.heap import Block, return_freed_blocks, use_large_pages
+from lingo_ds.heap import Block, return_freed_blocks
 from lingo_ds.memory import is_large
 from lingo_ds.traffic import Start, packed_bytes, packed_entries
 
@@ -35,17 +34,18 @@ def shard(
     group: dist.ProcessGroup | None,
     dtype: torch.dtype,
     device: torch.device,
+    in_8_bits: bool,
 ) -> "ShardedModule":
     """Fills the skeleton: each process of `group` holds, and reads from disk, its own range of every weight.
 
     Args:
         spec: the backbone; its skeleton is filled in place.
         files: its weights.
-        ds_config: DeepSpeed's settings, without any `auto` left. `zero_quantized_weights` among them is
-            answered here, see `lingo_ds.backbone.eight_bit`.
+        ds_config: DeepSpeed's settings, without any `auto` left.
         group: processes that share one copy; None: all.
         dtype: of the weights in memory.
         device: where they are used.
+        in_8_bits: whether maps are held and gathered so, see `lingo_ds.backbone.eight_bit`.
 
     Returns:
         The module with DeepSpeed's hooks on it.
@@ -55,18 +55,17 @@ def shard(
         return_freed_blocks()
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group))
-    ds_config, in_8_bits = _without_8_bits(ds_config)
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group)
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
 
     members, place = dist.get_world_size(group), dist.get_rank(group)
     weights = {name: weight.numel() for name, weight in module.named_parameters()}
-    maps = {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
     # Room for any weight, used for one after the other; of each at most this process's range is written to.
     room = torch.empty(max(weights.values()), dtype=dtype, device=device)
-    parts = {name: packed_entries(weights[name], members) for name in maps}
-    packs = Block(map(packed_bytes, parts.values()), torch.uint8, device)
+    maps = weights.keys() & {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
+    packed = {name: packed_entries(weights[name], members) for name in maps}
+    packs = Block(map(packed_bytes, packed.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
     plain = (_part_size(count, members) for name, count in weights.items() if name not in maps)
     block = Block(plain, dtype, device) if in_place else None
@@ -76,20 +75,19 @@ def shard(
         whole, size = room[: old.numel()], _part_size(old.numel(), members)
         param = nn.Parameter(whole.view(old.shape), requires_grad=False)
         partitioner._convert_to_deepspeed_param(param)
-        if name in maps:
-            part = packs.take(packed_bytes(parts[name]))
-            _hold_in_8_bits(param, part, group, one_by_one=partitioner.allgather_sequential)
-            first, count = parts[name] * place, old.numel()
-            eight_bit.pack(
-                part,
-                lambda start, values: _fill_part(values, first + start, count, name, files),
-                device=device,
-            )
+        if name in packed:
+            entries = packed[name]
+            part = _hold_in_8_bits(param, packs.take(packed_bytes(entries)), entries, group, partitioner)
+
+            def read(start: int, values: Tensor) -> None:
+                _fill_part(values, entries * place + start, old.numel(), name, files)
+
+            eight_bit.pack(part, read, device=device)
             return param
         if block is None:
             own = whole[size * place : size * (place + 1)]
         else:
-            own = _hold(param, block.take(size), members)
+            own = _hold(param, block.take(size), size, members)
         _fill_part(own, size * place, old.numel(), name, files)
         param.partition()  # copies the range to wherever it is kept, unless it is there
         second = param.ds_secondary_tensor
@@ -97,7 +95,7 @@ def shard(
             _fill_part(second, second.ds_numel * partitioner.rank_in_group, old.numel(), name, files)
         return param
 
-    _count_collectives()
+    count_collectives(deepspeed.comm.comm.cdb)
     fill(module, own_range)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
@@ -116,37 +114,42 @@ def _part_size(count: int, members: int) -> int:
     return -(-count // members)
 
 
-def _hold(param: nn.Parameter, own: Tensor, members: int) -> Tensor:
-    """Makes `own` the range that this process keeps of a weight: DeepSpeed then makes none to copy it to."""
-    own.ds_numel, own.status, own.final_location = len(own), PartitionedParamStatus.AVAILABLE, None
-    param.ds_tensor, param.ds_numel_aligned = own, len(own) * members
+def _hold(param: nn.Parameter, own: Tensor, entries: int, members: int) -> Tensor:
+    """Makes `own` what this process keeps of a weight: DeepSpeed then makes none to copy it to."""
+    own.ds_numel, own.status, own.final_location = entries, PartitionedParamStatus.AVAILABLE, None
+    param.ds_tensor, param.ds_numel_aligned = own, entries * members
     return own
 
 
-def _without_8_bits(ds_config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The settings for DeepSpeed without 8-bit weights, and whether they asked for them."""
-    zero = dict(ds_config["zero_optimization"])
-    return ds_config | {"zero_optimization": zero}, zero.pop("zero_quantized_weights", False)
-
-
 def _hold_in_8_bits(
-    param: nn.Parameter, part: Tensor, group: dist.ProcessGroup | None, *, one_by_one: bool
-) -> None:
+    param: nn.Parameter,
+    part: Tensor,
+    entries: int,
+    group: dist.ProcessGroup | None,
+    partitioner: deepspeed.zero.Init,
+) -> Tensor:
     """Makes `part` (bytes,), yet to be filled, what this process keeps of a map, and says how to gather it.
 
-    Maps that DeepSpeed wants at the same time come in one all-gather, or `one_by_one`.
+    Maps that DeepSpeed wants at the same time come in one all-gather, large ones one by one.
     """
-    values, scales = eight_bit.split(part)
-    _hold(param, part, dist.get_world_size(group))
-    part.ds_numel, part.ds_quant_scale = values.numel(), scales  # DeepSpeed gathers what has scales by itself
+    _hold(param, part, entries, dist.get_world_size(group))
+    part.ds_quant_scale = eight_bit.split(part)[1]  # DeepSpeed gathers what has scales by itself
+
+    def arrived(one: nn.Parameter) -> None:
+        one.ds_status = ZeroParamStatus.AVAILABLE
 
     def gather(params: Iterable[nn.Parameter], **_: Any) -> MultipleAllGatherHandles:
         ordered = sorted(params, key=lambda one: one.ds_id)  # on all processes alike
-        together = [[one] for one in ordered] if one_by_one else [ordered]
-        return MultipleAllGatherHandles([EightBitGather(maps, group) for maps in together])
+        for one in ordered:
+            one.ds_status = ZeroParamStatus.INFLIGHT
+        together = [[one] for one in ordered] if partitioner.allgather_sequential else [ordered]
+        backend = deepspeed.comm.comm.cdb
+        gathers = [EightBitGather(maps, group, backend=backend, arrived=arrived) for maps in together]
+        return MultipleAllGatherHandles(gathers)
 
     param.all_gather_coalesced = gather
     free_param(param)
+    return part
 
 
 def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFiles) -> None:
@@ -154,59 +157,6 @@ def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFil
     own = max(0, min(len(part), count - start))
     files.read_into(part[:own], name, min(start, count))
     part[own:].zero_()
-
-
-def _count_collectives() -> None:
-    """Lets the counter of traffic see what DeepSpeed issues, at the one object all of it passes."""
-    backend = deepspeed.comm.comm.cdb
-    if "all_gather_into_tensor" in vars(backend):
-        return
-    gather, broadcast = backend.all_gather_into_tensor, backend.broadcast
-
-    def counted_gather(output_tensor, input_tensor, group=None, async_op=False):
-        kind = counter.add("all_gather", "weights", output_tensor.nbytes, group)
-        # where several of a host's processes are in it, gloo's ring crosses the cable less often
-        directly = kind.hosts in (1, kind.group)
-        if async_op and directly and output_tensor.device.type == "cpu":
-            return GatheredInPlace(output_tensor, input_tensor, group)
-        return gather(output_tensor, input_tensor, group=group, async_op=async_op)
-
-    def counted_broadcast(tensor, src, group=None, async_op=False):
-        counter.add("broadcast", "order", tensor.nbytes, group)
-        return broadcast(tensor, src, group=group, async_op=async_op)
-
-    backend.all_gather_into_tensor, backend.broadcast = counted_gather, counted_broadcast
-
-
-class EightBitGather:
-    """Maps on their way in 8 bits, in one all-gather."""
-
-    def __init__(self, maps: Sequence[nn.Parameter], group: dist.ProcessGroup | None):
-        """Begins; all processes of `group` give the same maps in the same order."""
-        self._maps, self._members, self._under_way = maps, dist.get_world_size(group), None
-        self._parts = maps[0].ds_tensor if len(maps) == 1 else torch.cat([one.ds_tensor for one in maps])
-        if self._members > 1:
-            own, self._parts = self._parts, self._parts.new_empty(self._members * len(self._parts))
-            gather = deepspeed.comm.comm.cdb.all_gather_into_tensor
-            self._under_way = gather(self._parts, own, group=group, async_op=True)
-        for param in maps:
-            param.ds_status = ZeroParamStatus.INFLIGHT
-
-    def wait(self, **_: Any) -> None:
-        """Returns once every map has its values, in the compute dtype; called again it does nothing."""
-        if self._parts is None:
-            return
-        if self._under_way is not None:
-            self._under_way.wait()
-        of_members = self._parts.view(self._members, -1)
-        by_map = of_members.split([len(param.ds_tensor) for param in self._maps], dim=1)
-        for param, parts in zip(self._maps, by_map, strict=True):
-            whole = param.data.new_empty(self._members * param.ds_tensor.ds_numel)
-            use_large_pages(whole)
-            eight_bit.unpack(parts, whole)
-            param.data = whole[: param.ds_numel].view(param.ds_shape)
-            param.ds_status = ZeroParamStatus.AVAILABLE
-        self._parts = None
 
 
 def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:

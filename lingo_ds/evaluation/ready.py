@@ -18,7 +18,7 @@ from lingo_ds.facts import model_facts
 from lingo_ds.files import default_cache
 from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
 from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import load_spread, require_quantizable
+from lingo_ds.prepare import load_spread, require_quantizable, say_if_none_is_in_8_bits
 from lingo_ds.profile import read_profile
 
 
@@ -58,13 +58,14 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         facts, config.zero, packing=config.packing, longest=task.max_length,
         tokens=config.batch_tokens, device=env.device.type,
     )  # fmt: skip
+    say_if_none_is_in_8_bits(config.zero, plan, env)
     ds_config = None
     if plan.zero_stage == 3:
         ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], hpz=plan.hpz)
     backbone = load_spread(
         spec, dtype, env, activation_checkpointing=False, packed=plan.packed,
         liger=use.fused_kernels == "liger", quantization=quantization,
-        shard_group=plan.shard_group, ds_config=ds_config,
+        shard_group=plan.shard_group, in_8_bits=plan.in_8_bits, ds_config=ds_config,
     )  # fmt: skip
     bank = AdapterBank(
         saved.layout, scale=saved.alpha / saved.rank, dtype=dtype, device=env.device,

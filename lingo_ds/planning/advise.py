@@ -133,7 +133,7 @@ def _eight_bit(config: RunConfig, now: Way, plan: Plan) -> Iterator[str]:
     say = "keep" if on else "set"
     if without is None or not without.fits:
         need = as_bytes(with_it.seen.model_bytes)
-        yield f"8 bits     {say} zero.quantized_weights=true: else it does not fit, now {need} per process"
+        yield f"8 bits     {say} zero.quantized_weights=true: only so it fits, in {need} per process"
     elif saved >= WORTH:
         yield f"8 bits     {say} zero.quantized_weights=true: {saved:.0%} less time a step, rounded weights"
     elif on:

@@ -131,7 +131,8 @@ def _sent(job: Job, one: Collective, forward: float, backward: float) -> Sent:
     if one.what not in ("forward", "backward"):
         seconds = ring_seconds(job.machine, one, calls=1)
         return Sent(one, seconds, seconds)
-    calls = passes * job.plan.facts.layers
+    apart = 2 if job.spread.eight_bit and not job.spread.persistent else 1  # maps, and what is not in 8 bits
+    calls = passes * job.plan.facts.layers * apart
     seconds = ring_seconds(job.machine, one, calls=calls)
     computing = forward if one.what == "forward" else backward
     wire = job.machine.between if one.hosts > 1 else job.machine.inside

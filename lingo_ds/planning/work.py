@@ -1,9 +1,11 @@
 """Work of one process in one step: FLOPs by part, bytes moved, operations started, and the seconds of all."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from lingo_ds.planning.job import Job
 from lingo_ds.planning.layer import BACKWARD
+from lingo_ds.traffic import Weight, gathered_again
 
 
 class Part(NamedTuple):
@@ -41,7 +43,9 @@ def pass_work(job: Job) -> Work:
     )  # fmt: skip
     if not facts.learns_inside:
         nothing = Part(0, 0, 0, 0, 0)
-        return Work(_with_unpacking(forward, job), nothing, _flops(forward, nothing, nothing))
+        return Work(
+            _with_unpacking(forward, job, job.weights.every), nothing, _flops(forward, nothing, nothing)
+        )
     backward = Part(
         forward.products,  # gradients go to the input alone
         2 * forward.adapters,
@@ -53,14 +57,18 @@ def pass_work(job: Job) -> Work:
     again = forward if job.checkpointing else nothing
     flops = _flops(forward, backward, again)
     backward = Part(*(a + b for a, b in zip(backward, again, strict=True)))
-    return Work(_with_unpacking(forward, job), _with_unpacking(backward, job), flops)
+    return Work(
+        _with_unpacking(forward, job, job.weights.every),
+        _with_unpacking(backward, job, gathered_again(job.weights, job.spread)),
+        flops,
+    )
 
 
-def _with_unpacking(part: Part, job: Job) -> Part:
-    """Maps that come in 8 bits are read and written once more, whenever they were gathered."""
+def _with_unpacking(part: Part, job: Job, gathered: Iterable[Weight]) -> Part:
+    """With the maps among what is gathered, which in 8 bits are read and written once more."""
     if not job.spread.eight_bit:
         return part
-    entries = job.plan.accumulation * sum(weight.entries for weight in job.weights.every if weight.is_map)
+    entries = job.plan.accumulation * sum(weight.entries for weight in gathered if weight.is_map)
     return part._replace(moved=part.moved + entries * (1 + job.plan.facts.compute_bytes))
 
 

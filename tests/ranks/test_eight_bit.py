@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from lingo_ds import run
 from lingo_ds.backbone.spec import read_spec
@@ -23,7 +23,6 @@ from tests.ranks.spawn import run_ranks
 from tests.ranks.test_world_sizes import Run, assert_same_run
 from tests.ranks.test_zero import (
     CONFIGS,
-    Loaded,
     dense_gradient,
     differences,
     global_batch,
@@ -88,20 +87,12 @@ class Seen(NamedTuple):
     counted: list[tuple[int, int]]
 
 
-def in_8_bits(folder: Path, env: DistEnv, *, group_size: int, checkpointing: bool = False, **more) -> Loaded:
-    profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
-    profile["zero_optimization"]["zero_quantized_weights"] = True
-    return load_sharded(
-        folder, env, group_size=group_size, checkpointing=checkpointing, profile=profile, **more
-    )
-
-
 def storage(module) -> int:
     return stored_entries(module) * next(module.parameters()).element_size()
 
 
 def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, checkpointing: bool) -> Seen:
-    loaded = in_8_bits(folder, env, group_size=group_size, checkpointing=checkpointing)
+    loaded = load_sharded(folder, env, group_size=group_size, checkpointing=checkpointing, in_8_bits=True)
     backbone, module, values, held = loaded.backbone, loaded.backbone.module, {}, []
     for site in loaded.layout.sites:
 
@@ -158,6 +149,24 @@ def every_model(
     }
 
 
+def in_bf16(rank: int, world_size: int, folder: Path, rounded: Path) -> tuple[Tensor, Tensor]:
+    """Hidden states in bf16 and the rounded dense model's; small weights stay, as in the GPUs' profile."""
+    env = place(rank, world_size)
+    profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
+    profile["zero_optimization"]["stage3_param_persistence_threshold"] = 30
+    loaded = load_sharded(
+        folder, env, group_size=world_size, checkpointing=False, dtype=torch.bfloat16, profile=profile,
+        in_8_bits=True,
+    )  # fmt: skip
+    ids = global_batch(1).input_ids[:1]
+    with torch.no_grad():
+        loaded.backbone.train(False)
+        ours = [loaded.backbone.hidden_states(ids, None) for _ in range(2)][-1]
+        loaded.backbone.release()
+        plain = AutoModel.from_pretrained(rounded, dtype=torch.bfloat16).eval()
+        return ours, plain(input_ids=ids).last_hidden_state
+
+
 def check(
     by_rank: list[dict[tuple[str, int, bool], Seen]], rounded: dict[str, Path], world_size: int
 ) -> None:
@@ -186,6 +195,11 @@ def check(
 
 def test_two_processes_learn_as_the_rounded_model_does(folders, rounded):
     check(run_ranks(every_model, 2, folders, rounded, [1, 2], timeout=400), rounded, 2)
+
+
+def test_bf16_computes_as_the_rounded_model_in_bf16(folders, rounded):
+    for ours, theirs in run_ranks(in_bf16, 2, folders["llama"], rounded["llama"]):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.slow

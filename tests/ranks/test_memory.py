@@ -59,13 +59,15 @@ def gathered(rank: int, world_size: int) -> tuple[list[Tensor], int, int]:
     return seen, own_memory("VmHWM") - before, 4 * world_size * len(own)
 
 
-def two_steps(rank: int, world_size: int, folder: Path, large: list[int]) -> list[Steps]:
+def two_steps(
+    rank: int, world_size: int, folder: Path, large: list[int], in_8_bits: bool = False
+) -> list[Steps]:
     """Training with each of `large`, the bytes from which a layer is large."""
     env = place(rank, world_size)
     made = []
     for limit in large:
         memory.LARGE_LAYER = limit
-        loaded = load_sharded(folder, env, group_size=world_size, checkpointing=False)
+        loaded = load_sharded(folder, env, group_size=world_size, checkpointing=False, in_8_bits=in_8_bits)
         model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
         module = loaded.backbone.module
         held = watch_peak(module, lambda module=module: stored_entries(module))
@@ -110,3 +112,12 @@ def test_a_large_layer_is_held_alone_and_changes_no_number(folder):
         assert plain.gathered > 2 * LAYER
         assert sparing.grown < 1.5 * LAYER
         assert plain.grown > 3 * LAYER  # no layer alone, and gloo's own copies
+
+
+def test_a_large_layer_in_8_bits_is_held_alone_too(folder):
+    for _, sparing, plain in run_ranks(two_steps, 2, folder, [LAYER, LAYER, 1000 * LAYER], True):
+        assert all(map(torch.equal, sparing.gradients, plain.gradients))
+        assert LAYER <= sparing.gathered < 1.1 * LAYER
+        assert plain.gathered > 2 * LAYER
+        assert sparing.grown < 1.5 * LAYER  # a quarter of it on its way
+        assert plain.grown > 2 * LAYER

@@ -32,8 +32,10 @@ def adapter(tmp_path_factory) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapter"))
 
 
-def predict_file(rank: int, world_size: int, adapter: Path, source: Path, target: Path, stage: int) -> bool:
-    config = PredictConfig(zero={"stage": stage}, batch_tokens=128)
+def predict_file(
+    rank: int, world_size: int, adapter: Path, source: Path, target: Path, stage: int, in_8_bits: bool = False
+) -> bool:
+    config = PredictConfig(zero={"stage": stage, "quantized_weights": in_8_bits}, batch_tokens=128)
     env = DistEnv(rank, rank, world_size, world_size, torch.device("cpu"))
     return predicting.predict(config, env, adapter=adapter, source=source, target=target)
 
@@ -49,6 +51,19 @@ def test_many_processes_predict_what_one_does(adapter, tmp_path, processes, stag
     assert found["id"] == [f"s{k}" for k in range(len(sequences))]
     expected = lingo_ds.load(adapter).predict(sequences).probabilities
     assert probabilities(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_maps_in_8_bits_answer_alike_on_one_process_and_two(adapter, tmp_path):
+    sequences = random_sequences(300)
+    source, found = write_csv(tmp_path / "in.csv", sequences), []
+    for processes in (1, 2):
+        target = tmp_path / f"{processes}.csv"
+        assert all(run_ranks(predict_file, processes, adapter, source, target, 3, True))
+        found.append(probabilities(read(target)))
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    whole = lingo_ds.load(adapter).predict(sequences).probabilities
+    assert found[1] != pytest.approx(whole, abs=1e-5)
+    assert found[1] == pytest.approx(whole, abs=0.1)
 
 
 def test_a_job_that_one_process_began_goes_on_with_two(adapter, tmp_path):

@@ -123,6 +123,7 @@ def load_sharded(
     checkpointing: bool,
     dtype: torch.dtype = torch.float32,
     profile: dict | None = None,
+    in_8_bits: bool = False,
 ) -> Loaded:
     spec = read_spec(folder)
     layout = new_layout(spec)
@@ -148,6 +149,7 @@ def load_sharded(
                 profile=profile,
             ),
             group=distributed.shard_group(group_size, env),
+            in_8_bits=in_8_bits,
         )
     finally:
         WeightFiles.read_into = read

@@ -96,10 +96,14 @@ def test_blocks_of_zeros_and_tiny_values_stay_finite():
     torch.testing.assert_close(made[2 * BLOCK :], torch.ones(BLOCK))
 
 
-@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_a_broken_weight_stays_broken_in_its_block_alone(values, broken):
+CUDAS_NAN = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, CUDAS_NAN])
+def test_a_broken_weight_stays_broken_in_its_block_alone(values, broken, dtype):
     values[3 * BLOCK + 5] = broken
-    made = unpacked(packed(values), len(values))
-    whole = torch.isfinite(made)
+    made = unpacked(packed(values), len(values), dtype)
+    whole = torch.isfinite(made.float())
     assert not whole[3 * BLOCK : 4 * BLOCK].any()
     assert whole[: 3 * BLOCK].all() and whole[4 * BLOCK :].all()

@@ -20,16 +20,24 @@ def refused(zero: ZeroConfig, env: DistEnv = CPU) -> str:
 
 
 @pytest.mark.parametrize("env", [CPU, GPU])
-def test_weights_in_8_bits_are_held_where_they_are_used(env, tmp_path):
-    zero = ZeroConfig(quantized_weights=True, nvme_path=tmp_path)
-    assert read_profile(zero, env)["zero_optimization"]["zero_quantized_weights"] is True
-    assert "zero_quantized_weights" not in read_profile(ZeroConfig(), env)["zero_optimization"]
-    for profile in ("zero3_offload", "zero3_nvme"):
-        said = refused(zero.model_copy(update={"profile": profile}), env)
-        assert "zero.quantized_weights" in said and f"profile {profile} offloads them" in said
+@pytest.mark.parametrize("profile", ["zero3_offload", "zero3_nvme"])
+def test_what_is_offloaded_is_not_in_8_bits(env, profile, tmp_path):
+    zero = ZeroConfig(quantized_weights=True, nvme_path=tmp_path, profile=profile)
+    said = refused(zero, env)
+    assert "zero.quantized_weights" in said and f"profile {profile} offloads them" in said
 
 
-@pytest.mark.parametrize("key", ["zero_hpz_partition_size", "zero_quantized_weights"])
+def test_8_bits_are_none_of_deepspeeds_business(tmp_path):
+    profile = tmp_path / "mine.json"
+    profile.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}}))
+    for given in (None, str(profile)):
+        zero = ZeroConfig(quantized_weights=True, profile=given)
+        assert "quantized" not in json.dumps(read_profile(zero, CPU))
+
+
+@pytest.mark.parametrize(
+    "key", ["zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_nontrainable_weights"]
+)
 def test_what_other_settings_decide_is_none_of_a_profiles(tmp_path, key):
     profile = tmp_path / "mine.json"
     profile.write_text(json.dumps({"zero_optimization": {"stage": 3, key: 2}}))

@@ -28,9 +28,10 @@ void unpack_fp32(const int8_t *values, const float *scales, float *out, int64_t 
     unpack(values, scales, out, blocks, threads, [](float x) { return x; });
 }
 
-// to the nearest bf16, ties to even
+// to the nearest bf16, ties to even, and what is no number to one that stays so
 void unpack_bf16(const int8_t *values, const float *scales, uint16_t *out, int64_t blocks, int64_t threads) {
     unpack(values, scales, out, blocks, threads, [](float x) {
+        if (x != x) return static_cast<uint16_t>(0x7fc0);
         uint32_t bits;
         std::memcpy(&bits, &x, sizeof bits);
         return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
