@@ -9,6 +9,7 @@ run through the launcher.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,9 +32,10 @@ from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config import ZeroConfig
 from lingo_ds.data.synthetic import write_promoters
 from lingo_ds.facts import model_facts
-from lingo_ds.memory import GIB, ModelFacts, fill_profile
+from lingo_ds.memory import GIB, ModelFacts
 from lingo_ds.prepare import load_spread
-from lingo_ds.profile import read_profile
+from lingo_ds.profile import fill_profile, read_profile
+from lingo_ds.traffic import packed_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
@@ -109,7 +111,7 @@ def load_here(args: argparse.Namespace) -> None:
     spec = read_spec(args.backbone)
     dtype = DTYPES[args.dtype]
     layout = uniform_layout([], rank=1, head_shape=(2, spec.output_size))
-    facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none", eight_bit=False))
+    facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none", eight_bit=args.eight_bit))
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
     ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=args.dtype, hpz=1)
     spread = {
@@ -117,6 +119,7 @@ def load_here(args: argparse.Namespace) -> None:
         "packed": facts.packable,
         "liger": False,
         "quantization": "none",
+        "in_8_bits": args.eight_bit,
     }
     dist.barrier()
     before = anonymous_bytes(os.getpid())
@@ -128,7 +131,8 @@ def load_here(args: argparse.Namespace) -> None:
     dist.broadcast = broadcast
     seen = {
         "process": os.getpid(), "seconds": seconds, "broadcasts": len(broadcasts), "before": before,
-        "after": anonymous_bytes(os.getpid()), "held": backbone.held_entries() * dtype.itemsize,
+        "after": anonymous_bytes(os.getpid()), "read": backbone.held_entries() * dtype.itemsize,
+        "held": backbone.held_bytes(),
     }  # fmt: skip
     (args.here / f"process-{env.global_rank}.json").write_text(json.dumps(seen))
     distributed.stop()
@@ -144,9 +148,10 @@ def measure_load(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, A
         prepare_cache(files, warm=args.warm)
         script = [str(Path(__file__).with_suffix("").relative_to(ROOT)).replace("/", ".")]
         worker = ["-m", *script, "--here", str(folder), "--backbone", str(args.backbone)]
-        peaks = launch([*worker, "--dtype", args.dtype, "--profile", args.profile], folder)
+        how = ["--dtype", args.dtype, "--profile", args.profile, *(["--eight-bit"] if args.eight_bit else [])]
+        peaks = launch([*worker, *how], folder)
         seen = [json.loads((folder / f"process-{k}.json").read_text()) for k in range(PROCESSES)]
-        read = PROCESSES * seen[0]["held"]  # less than the files where they hold a head, too
+        read = PROCESSES * seen[0]["read"]  # less than the files where they hold a head, too
         plain *= min(1, read / size)
         for place, one in enumerate(seen):
             yield {
@@ -213,7 +218,7 @@ def measure_step(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "path": str(args.backbone), "dtype": args.dtype, "activation_checkpointing": args.checkpointing,
         },
         "data": TRAINING["data"] | {"path": str(folder / "data")},
-        "zero": {"stage": 3, "profile": args.profile},
+        "zero": {"stage": 3, "profile": args.profile, "quantized_weights": args.eight_bit},
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(recipe))  # YAML, too
     (folder / "recipe.json").rename(folder / "recipe.yaml")
@@ -221,12 +226,15 @@ def measure_step(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peaks = launch(["launchers/train.py", "--config", str(folder / "recipe.yaml")], folder)
     seconds = time.perf_counter() - start
     report = json.loads(next((folder / "runs").rglob("report.json")).read_text())
-    half = report["parameters"]["backbone"] * DTYPES[args.dtype].itemsize / PROCESSES
+    maps = sum(map(math.prod, read_spec(args.backbone).linear_maps.values())) if args.eight_bit else 0
+    rest = report["parameters"]["backbone"] - maps
+    half = (rest * DTYPES[args.dtype].itemsize + packed_bytes(maps)) / PROCESSES
     heaviest = sorted(peaks.values())[-PROCESSES:]
     return {
         "backbone": args.backbone.name,
         "profile": args.profile,
         "checkpointing": args.checkpointing,
+        "8 bits": args.eight_bit,
         "steps": report["steps"],
         "s of the step": report["throughput"]["seconds"],
         "s from start to end": seconds,
@@ -247,6 +255,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="with the files in the page cache")
     parser.add_argument("--parts", nargs="+", choices=["load", "step"], default=["load", "step"])
     parser.add_argument("--checkpointing", action="store_true", help="the step computes activations again")
+    parser.add_argument("--eight-bit", action="store_true", help="maps are held and gathered in 8 bits")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)  # a process of a measure
     args = parser.parse_args()
     args.shape = args.shape or ("tiny" if args.quick else "llama-2-7b")

@@ -1,9 +1,7 @@
 """What fits where: how the backbone is spread over processes, and what a forward alone may hold."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lingo_ds.config import ZeroConfig
 from lingo_ds.errors import Mistake, UserError
@@ -261,53 +259,6 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
 def is_large(layer_bytes: int) -> bool:
     """Whether decoder layers of this size are held one at a time on the CPU, see `LARGE_LAYER`."""
     return layer_bytes >= LARGE_LAYER
-
-
-def fill_profile(
-    profile: Mapping[str, Any],
-    facts: ModelFacts,
-    *,
-    micro_batch_size: int,
-    dtype: str,
-    hpz: int,
-) -> dict[str, Any]:
-    """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16.
-
-    Where gathering takes turns with computing (no `overlap_comm`), large layers are neither gathered ahead
-    nor kept, and come weight by weight: together they would be copied out of one tensor as large as they.
-
-    Raises:
-        UserError: for an `auto` that is not known here.
-    """
-    layer = facts.layer_parameters
-    overlaps = profile.get("zero_optimization", {}).get("overlap_comm", True)
-    sparing = not overlaps and is_large(layer * facts.compute_bytes)
-    auto = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "bf16": dtype == "bf16",
-        "fp16": dtype == "fp16",
-        "stage3_allgather_sequential": sparing,
-        "stage3_prefetch_bucket_size": 0 if sparing else layer,
-        "stage3_max_live_parameters": 3 * layer + 1,
-        "stage3_max_reuse_distance": 0 if sparing else 2 * layer,
-        "stage3_param_persistence_threshold": 10 * facts.hidden_size,
-    }
-
-    def filled(value: Any, key: str, section: str) -> Any:
-        if isinstance(value, Mapping):
-            return {k: filled(v, k, key) for k, v in value.items()}
-        if value != "auto":
-            return value
-        name = section if key == "enabled" else key
-        if name not in auto:
-            rule = "is not a value the plan fills"
-            raise UserError(Mistake("zero.profile", f"{key}: auto", rule, f"known: {', '.join(auto)}"))
-        return auto[name]
-
-    settings = {key: filled(value, key, "") for key, value in profile.items()}
-    if hpz > 1:
-        settings["zero_optimization"]["zero_hpz_partition_size"] = hpz
-    return settings
 
 
 def as_bytes(size: float) -> str:

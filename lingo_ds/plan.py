@@ -14,9 +14,9 @@ from lingo_ds.memory import (
     backbone_bytes,
     choose_hpz,
     choose_spread,
-    fill_profile,
     ways_to_fit,
 )
+from lingo_ds.profile import fill_profile
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.settings import resolve_duration
 

@@ -16,10 +16,10 @@ from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.facts import model_facts
 from lingo_ds.files import default_cache
-from lingo_ds.memory import ModelFacts, fill_profile, plan_forward
+from lingo_ds.memory import ModelFacts, plan_forward
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import load_spread, require_quantizable, say_if_none_is_in_8_bits
-from lingo_ds.profile import read_profile
+from lingo_ds.profile import fill_profile, read_profile
 
 
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
