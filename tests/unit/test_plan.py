@@ -387,6 +387,24 @@ def test_a_second_copy_that_cannot_be_is_refused(fields):
     assert mistake.where == "zero.hpz" and mistake.fix == "choose auto or off"
 
 
+def test_what_is_advised_where_nothing_fits_is_not_set_already():
+    small_gpus, advised = job(LLAMA_70B, 8, memory=16), "zero.quantized_weights=true"
+    assert advised in refused(config(), small_gpus)[0].fix
+    packed = replace(small_gpus, eight_bit_parameters=small_gpus.backbone_parameters)
+    (mistake,) = refused(config(zero__quantized_weights=True), packed)
+    assert advised not in mistake.fix and "zero3_offload" not in mistake.fix
+    assert "backbone.quantization=nf4" in mistake.fix and mistake.fix.endswith(" or bf16")
+
+
+def test_maps_in_8_bits_fit_where_they_would_not():
+    """128 GiB over eight of 32 GiB, of which 25 are usable: with three layers whole only in 8 bits."""
+    small_gpus = job(LLAMA_70B, 8, memory=32)
+    assert refused(config(), small_gpus)
+    packed = replace(small_gpus, eight_bit_parameters=small_gpus.backbone_parameters)
+    plan = make_plan(config(zero__quantized_weights=True), packed)
+    assert plan.in_8_bits and (plan.zero_stage, plan.shard_group) == (3, 8)
+
+
 def test_backbone_that_fits_nowhere_is_refused_unless_the_user_insists():
     small_gpus = job(LLAMA_70B, 8, memory=24)
     (mistake,) = refused(config(), small_gpus)

@@ -282,6 +282,11 @@ def test_sharding_is_refused(setting, value):
         require_whole("nf4", zero)
 
 
+def test_8_bits_for_shards_are_none_for_whole_copies():
+    with pytest.raises(UserError, match=r"zero\.quantized_weights=true is for shards.*=false, or backbone"):
+        require_whole("nf4", ZeroConfig(quantized_weights=True))
+
+
 def test_a_quantised_backbone_that_does_not_fit_is_refused_and_not_sharded():
     large = some_facts(backbone_parameters=2 * 10**9, memory_bytes=4 * GIB)
     quantised = replace(
