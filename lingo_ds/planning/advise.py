@@ -103,9 +103,9 @@ def _stage_and_group(config: RunConfig, now: Way, plan: Plan) -> str:
 def _hpz(config: RunConfig, now: Way, plan: Plan) -> Iterator[str]:
     """A second copy inside each host pays where the first reaches over several."""
     spread = now.job.spread
-    if spread.zero_stage == 0 or spread.hosts(spread.shard_group) == 1:
-        return
     inside = math.gcd(spread.shard_group, spread.local_world_size)
+    if spread.zero_stage == 0 or spread.hosts(spread.shard_group) == 1 or inside == 1:
+        return
     with_it, without = (_way(config, plan, "", hpz=hpz) for hpz in (inside, "off"))
     if with_it is None or without is None:
         return

@@ -285,6 +285,8 @@ def test_advice_where_a_copy_reaches_over_hosts_weighs_hpz(plan):
     assert any(line.startswith("hpZ        set") for line in lines)
     assert any(line.startswith("hpZ        keep over 8") for line in advise(*plan("7B", hosts=4, zero=zero)))
     assert "set zero.stage=0" in lines[0]
+    alone = advise(*plan("7B", hosts=4, gpus=1, zero={"stage": 3, "shard_group": 4}))
+    assert not any(line.startswith("hpZ") for line in alone)
 
 
 def test_advice_on_8_bits_follows_the_network(plan):
