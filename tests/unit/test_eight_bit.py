@@ -74,10 +74,12 @@ def test_pieces_change_no_entry(values, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_kernel_and_torch_agree_to_the_bit(values, dtype, monkeypatch):
-    parts = packed(values.clamp(-1e4, 1e4), members=3)
+def test_kernel_and_torch_agree_to_the_bit(values, dtype, monkeypatch):
+    values = torch.cat([values.clamp(-1e4, 1e4), torch.zeros(BLOCK), torch.arange(BLOCK) - 127.5])
+    parts = packed(values, members=3)
     made = unpacked(parts, len(values), dtype)
     monkeypatch.setattr(eight_bit, "KERNELS", {})
+    assert torch.equal(parts, packed(values, members=3))
     assert torch.equal(made, unpacked(parts, len(values), dtype))
 
 
