@@ -65,7 +65,7 @@ def shard(
     room = torch.empty(max(weights.values()), dtype=dtype, device=device)
     maps = weights.keys() & {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
     packed = {name: packed_entries(weights[name], members) for name in maps}
-    packs = Block(map(packed_bytes, packed.values()), torch.uint8, device)
+    packed_block = Block(map(packed_bytes, packed.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
     plain = (_part_size(count, members) for name, count in weights.items() if name not in maps)
     block = Block(plain, dtype, device) if in_place else None
@@ -77,7 +77,8 @@ def shard(
         partitioner._convert_to_deepspeed_param(param)
         if name in packed:
             entries = packed[name]
-            part = _hold_in_8_bits(param, packs.take(packed_bytes(entries)), entries, group, partitioner)
+            part = packed_block.take(packed_bytes(entries))
+            _hold_in_8_bits(param, part, entries, group, partitioner)
 
             def read(start: int, values: Tensor) -> None:
                 _fill_part(values, entries * place + start, old.numel(), name, files)
@@ -127,7 +128,7 @@ def _hold_in_8_bits(
     entries: int,
     group: dist.ProcessGroup | None,
     partitioner: deepspeed.zero.Init,
-) -> Tensor:
+) -> None:
     """Makes `part` (bytes,), yet to be filled, what this process keeps of a map, and says how to gather it.
 
     Maps that DeepSpeed wants at the same time come in one all-gather, large ones one by one.
@@ -149,7 +150,6 @@ def _hold_in_8_bits(
 
     param.all_gather_coalesced = gather
     free_param(param)
-    return part
 
 
 def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFiles) -> None:

@@ -14,7 +14,9 @@ def memory_parts(job: Job) -> dict[str, int]:
         table = max((weight.entries for weight in job.weights.embeddings), default=0)
         whole = (table + facts.layer_parameters) * facts.compute_bytes
         held["gathered layers"] = max(held["gathered layers"], whole)
-        left = facts.backbone_parameters * facts.compute_bytes * job.machine.heap.gathered
+        heap = job.machine.heap
+        stays = heap.unpacked if job.spread.eight_bit else heap.gathered
+        left = facts.backbone_parameters * facts.compute_bytes * stays
         held["gathered layers"] = max(held["gathered layers"], int(left))
     if job.offload:
         held["backbone"] = 0

@@ -16,15 +16,17 @@ class Heap(NamedTuple):
         fused: the same where norms, gates and rotary positions leave nothing between these.
         again: of activations that are computed again, the share that stays taken.
         gathered: bytes that stay taken for each byte of weights that were gathered layer by layer.
+        unpacked: the same where their maps come in 8 bits.
     """
 
     kept: float
     fused: float
     again: float
     gathered: float
+    unpacked: float
 
 
-HEAPS = {"cpu": Heap(1.55, 1.2, 0.45, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0)}
+HEAPS = {"cpu": Heap(1.55, 1.0, 0.35, 1.25, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0, 0.0)}
 """cpu: glibc's heap, read off Llama shapes of 6M to 154M parameters in November 2026; it maps blocks of
 32 MiB and more, which leave no holes. Too much where layers are large and sharded: freed memory goes back
 there (`lingo_ds.heap`). cuda: torch's caching allocator, assumed and not measured."""
