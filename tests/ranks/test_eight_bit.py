@@ -9,25 +9,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lingo_ds import run
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.config import RunConfig
-from lingo_ds.counter import counter
 from lingo_ds.distributed import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.resources import resource_path
-from lingo_ds.traffic import Spread, gathered_bytes, step_traffic
-from lingo_ds.training.losses import cross_entropy_sum
-from tests.first_rows import first_rows
+from lingo_ds.traffic import Spread, gathered_bytes
 from tests.ranks.spawn import run_ranks
-from tests.ranks.test_world_sizes import Run, assert_same_run
+from tests.ranks.test_traffic import counted_and_foreseen
+from tests.ranks.test_world_sizes import assert_same_run, one_and_two
 from tests.ranks.test_zero import (
     CONFIGS,
     dense_gradient,
     differences,
     global_batch,
     load_sharded,
-    micro_batch,
     new_bank,
     place,
     random_model,
@@ -114,25 +109,16 @@ def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, check
         ours = sharded_gradient(model, env, batch, look)
         theirs = dense_gradient(rounded, loaded.layout, bank.master, batch)
         worst = max(worst, differences(ours, theirs)[0])
-    return Seen(worst, values, held, max(inside), counted(model, env, folder, group_size))
+    spread, weights = spread_over(group_size, env.world_size), read_spec(folder).weights
+    counted = counted_and_foreseen(model, weights, spread, fresh=False)
+    return Seen(worst, values, held, max(inside), counted)
 
 
-def counted(model: AdaptedModel, env: DistEnv, folder: Path, group_size: int) -> list[tuple[int, int]]:
-    spread = Spread(
-        world_size=env.world_size, local_world_size=env.world_size, zero_stage=3, shard_group=group_size,
+def spread_over(group_size: int, world_size: int) -> Spread:
+    return Spread(
+        world_size=world_size, local_world_size=world_size, zero_stage=3, shard_group=group_size,
         entry_bytes=4, eight_bit=True,
     )  # fmt: skip
-    weights, seen = read_spec(folder).weights, []
-    for step in range(3):
-        for rows in ([0, 1, 2], [3, 4]):
-            start = model.backbone.start()
-            counter.take()
-            part = micro_batch(global_batch(step), rows)
-            cross_entropy_sum(model.logits(part), part.labels, part.weights).backward()
-            gathered = sum(t.payload for kind, t in counter.take().items() if kind.what == "weights")
-            foreseen = step_traffic(weights, spread, micro_batches=1, wire=0, start=start)
-            seen.append((gathered, sum(one.payload for one in foreseen)))
-    return seen
 
 
 def every_model(
@@ -179,12 +165,8 @@ def check(
             for site, value in seen.values.items():
                 torch.testing.assert_close(value, reference.get_submodule(site).weight, rtol=1e-6, atol=0)
             weights = read_spec(rounded[name]).weights
-            spread = Spread(
-                world_size=world_size, local_world_size=world_size, zero_stage=3, shard_group=size,
-                entry_bytes=4, eight_bit=True,
-            )  # fmt: skip
             if size > 1:
-                share = gathered_bytes(weights.every, spread, above=0) // size
+                share = gathered_bytes(weights.every, spread_over(size, world_size), above=0) // size
                 assert set(seen.held) == {(share, share)}, case
             everything = 4 * sum(weight.entries for weight in weights.every)
             assert seen.held[0][0] < 0.55 * everything / size, case
@@ -207,31 +189,8 @@ def test_four_processes_learn_as_the_rounded_model_does(folders, rounded):
     check(run_ranks(every_model, 4, folders, rounded, [2, 4], timeout=500), rounded, 4)
 
 
-def train(rank: int, world_size: int, settings: dict) -> dict:
-    config = RunConfig.model_validate(settings)
-    return run.train(config, DistEnv(rank, rank, world_size, world_size, torch.device("cpu")))
-
-
 def test_two_processes_learn_what_one_learns(shared, tmp_path: Path):
-    rows = {"train": 101, "dev": 31, "test": 29}  # shared evenly by no number of processes
-    settings = {
-        "name": "eight",
-        "backbone": {"path": str(shared / "backbones/stories260k")},
-        "data": {
-            "path": str(first_rows(shared / "data/gue/prom_core_tata", tmp_path / "data", rows)),
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "adapter": {"rank": 4},
-        "rank_sampling": {"target_rank": 2, "interval": 3, "audit_interval": 5},
-        "train": {"global_batch_size": 11, "max_steps": 12, "eval_steps": 6},
-        "zero": {"stage": 3, "quantized_weights": True},
-    }
-    runs = []
-    for processes in (1, 2):
-        folder = tmp_path / f"on_{processes}"
-        reports = run_ranks(train, processes, settings | {"output_dir": str(folder)}, timeout=400)
-        runs.append(Run(folder, reports))
-    one, two = runs
+    one, two = one_and_two(shared, tmp_path, zero={"stage": 3, "quantized_weights": True})
     assert_same_run(two, one)
     assert two.report["zero"] == {"stage": 3, "shard_group": 2, "hpz": 1, "quantized_weights": True}
     assert two.report["sync"]["divergences"] == 0 and two.report["sync"]["audits"] > 0

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lingo_ds import run
 from lingo_ds.config import RunConfig
 from lingo_ds.distributed import DistEnv
+from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
 
 STEPS, INTERVAL = 24, 3
@@ -83,6 +84,29 @@ def train_on(processes: int, settings: dict[str, Any], folder: Path, stage: int,
         "train": {**settings["train"], **train_settings},
     }
     return Run(folder, run_ranks(train, processes, settings, timeout=400))
+
+
+def one_and_two(shared: Path, folder: Path, **sections: dict[str, Any]) -> list[Run]:
+    """A shorter run, with `sections` of its config, on one process and on two."""
+    rows = {"train": 101, "dev": 31, "test": 29}
+    settings = {
+        "name": "short",
+        "backbone": {"path": str(shared / "backbones/stories260k")} | sections.pop("backbone", {}),
+        "data": {
+            "path": str(first_rows(shared / "data/gue/prom_core_tata", folder / "data", rows)),
+            "cache_dir": str(folder / "cache"),
+        },
+        "adapter": {"rank": 4},
+        "rank_sampling": {"target_rank": 2, "interval": 3, "audit_interval": 5},
+        "train": {"global_batch_size": 11, "max_steps": 12, "eval_steps": 6},
+        **sections,
+    }
+    runs = []
+    for processes in (1, 2):
+        output = folder / f"on_{processes}"
+        reports = run_ranks(train, processes, settings | {"output_dir": str(output)}, timeout=400)
+        runs.append(Run(output, reports))
+    return runs
 
 
 @pytest.fixture(scope="module")
