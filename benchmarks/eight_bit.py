@@ -10,9 +10,7 @@ arguments the embedded data and English model. What they save in time is in `ben
 """
 
 import argparse
-import logging
 import statistics
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -23,7 +21,18 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from benchmarks._common import parser, show
-from benchmarks.methods import Run, paired, run_all, seed_spread, subset
+from benchmarks.methods import (
+    METHODS,
+    Run,
+    add_arguments,
+    be_a_worker,
+    data_path,
+    paired,
+    parse,
+    run_all,
+    run_config,
+    seed_spread,
+)
 from lingo_ds.config import RunConfig
 
 WHOLE, EIGHT = "whole", "8 bits"
@@ -40,14 +49,8 @@ def main() -> None:
     done = run_all(runs, args, "runs")
     whole = [run for run in runs if run.method == WHOLE]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        folders = [args.runs / run.key for run in whole]
-        answers = dict(
-            zip(
-                (run.key for run in whole),
-                pool.map(both_ways, [run.config for run in whole], folders),
-                strict=True,
-            )
-        )
+        asked = {run.key: pool.submit(both_ways, run.config, args.runs / run.key) for run in whole}
+        answers = {key: answer.result() for key, answer in asked.items()}
     rows = []
     for backbone in dict.fromkeys(run.backbone for run in runs):
         for data in args.sets:
@@ -58,52 +61,26 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     given = parser(__doc__)
-    given.add_argument("--gue", type=Path, help="folder of the data sets' folders")
-    given.add_argument("--sets", nargs="+", default=["builtin:promoters"])
-    given.add_argument("--backbones", nargs="+", default=["builtin:english"])
+    add_arguments(given, backbone="builtin:english", runs="eight_bit", steps=1200)
     given.add_argument("--rate", type=float, default=2e-3)
-    given.add_argument("--seeds", type=int, default=3)
-    given.add_argument("--rows", type=int, help="training rows, drawn once with seed 0; default: all")
-    given.add_argument("--eval-rows", type=int, help="rows of dev and of test, likewise")
-    given.add_argument("--steps", type=int, default=1200)
-    given.add_argument("--batch", type=int, default=8)
-    given.add_argument("--runs", type=Path, default=Path("runs/eight_bit"))
-    given.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    args = given.parse_args()
-    if args.quick:
-        args.steps, args.seeds = min(args.steps, 60), 1
-    return args
+    return parse(given)
 
 
 def make_run(args: argparse.Namespace, backbone: str, data: str, weights: str, seed: int) -> Run:
     """A run under ZeRO-3; `method` says how its maps are held."""
-    path = data if args.gue is None else str(subset(args, data, args.gue / data))
-    config: dict[str, Any] = {
-        "name": "eight_bit",
-        "seed": seed,
-        "backbone": {"path": backbone, "dtype": "fp32"},
-        "data": {"path": path},
-        "adapter": {"rank": 8, "alpha": 16},
-        "rank_sampling": {"mode": "exact", "target_rank": 4},
-        "train": {
-            "max_steps": args.steps, "global_batch_size": args.batch, "learning_rate": args.rate,
-            "eval_steps": max(1, args.steps // 4),
-        },
+    sections = METHODS["exact"] | {
+        "data": {"path": data_path(args, data)},
         "zero": {"stage": 3, "quantized_weights": weights == EIGHT},
-    }  # fmt: skip
+    }
+    config = run_config(args, "eight_bit", seed, backbone, args.rate, **sections)
     return Run(Path(backbone).name, data, weights, args.rate, seed, config)
 
 
 def both_ways(config: dict[str, Any], folder: Path) -> tuple[list[float], list[np.ndarray]]:
     """In a worker: MCC and probabilities on test of a trained adapter, on whole and on 8-bit weights."""
-    import torch
-
     from lingo_ds import distributed, run
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.getLogger("lingo_ds").setLevel(logging.ERROR)
-    run.logs.results.quiet = run.logs.console.quiet = True
+    be_a_worker()
     scores, probabilities = [], []
     for eight in (False, True):
         changed = RunConfig(

@@ -112,25 +112,14 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     given = parser(__doc__)
-    given.add_argument("--gue", type=Path, help="folder of GUE's data sets")
-    given.add_argument("--sets", nargs="+", default=["builtin:promoters"], help="the first one is searched")
-    given.add_argument("--backbones", nargs="+", default=["builtin:tiny"])
+    add_arguments(given, backbone="builtin:tiny", runs="methods")
     given.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     given.add_argument("--rates", nargs="+", type=float, default=[2e-3, 4e-3, 8e-3])
-    given.add_argument("--seeds", type=int, default=3)
-    given.add_argument("--rows", type=int, help="training rows, drawn once with seed 0; default: all")
-    given.add_argument("--eval-rows", type=int, help="rows of dev and of test, likewise")
-    given.add_argument("--steps", type=int, default=800)
-    given.add_argument("--batch", type=int, default=8)
     given.add_argument("--set", nargs="*", default=[], metavar="SECTION.FIELD=VALUE", help="for every method")
-    given.add_argument("--runs", type=Path, default=Path("runs/methods"))
-    given.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    args = given.parse_args()
+    args = parse(given)
     if args.quick:
-        args.steps, args.seeds, args.rates = min(args.steps, 80), 1, args.rates[:1]
+        args.rates = args.rates[:1]
         args.methods = [method for method in args.methods if method in (*BASELINES, "exact")] or args.methods
-    if args.gue is None and not all(name.startswith("builtin:") for name in args.sets):
-        given.error("--sets: --gue must say in which folder they lie")
     if len({Path(backbone).name for backbone in args.backbones}) < len(args.backbones):
         given.error("--backbones: two of one name cannot be told apart")
     if wrong := [setting for setting in args.set if not re.fullmatch(r"\w+\.\w+=.+", setting)]:
@@ -138,19 +127,55 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _run(args: argparse.Namespace, backbone: str, data: str, method: str, rate: float, seed: int) -> Run:
-    config: dict[str, Any] = {
-        "name": "methods",
+def add_arguments(given: argparse.ArgumentParser, *, backbone: str, runs: str, steps: int = 800) -> None:
+    """What every benchmark of trained runs takes, with its own defaults."""
+    given.add_argument("--gue", type=Path, help="folder of the data sets, flat or as GUE has them")
+    given.add_argument("--sets", nargs="+", default=["builtin:promoters"], help="the first one is searched")
+    given.add_argument("--backbones", nargs="+", default=[backbone])
+    given.add_argument("--seeds", type=int, default=3)
+    given.add_argument("--rows", type=int, help="training rows, drawn once with seed 0; default: all")
+    given.add_argument("--eval-rows", type=int, help="rows of dev and of test, likewise")
+    given.add_argument("--steps", type=int, default=steps)
+    given.add_argument("--batch", type=int, default=8)
+    given.add_argument("--runs", type=Path, default=Path("runs") / runs)
+    given.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+
+
+def parse(given: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; `--quick` is one seed of 80 steps at most."""
+    args = given.parse_args()
+    if args.quick:
+        args.steps, args.seeds = min(args.steps, 80), 1
+    if args.gue is None and not all(name.startswith("builtin:") for name in args.sets):
+        given.error("--sets: --gue must say in which folder they lie")
+    return args
+
+
+def run_config(
+    args: argparse.Namespace, name: str, seed: int, backbone: str, rate: float, **sections: Any
+) -> dict[str, Any]:
+    """A run's config, in fp32 on a whole copy of the backbone unless `sections` say otherwise."""
+    return {
+        "name": name,
         "seed": seed,
         "backbone": {"path": backbone, "dtype": "fp32"},
-        "data": {"path": data if data.startswith("builtin:") else str(subset(args, data, args.gue / data))},
         "train": {
             "max_steps": args.steps, "global_batch_size": args.batch, "learning_rate": rate,
             "eval_steps": max(1, args.steps // 4),
         },
         "zero": {"stage": 0},
-        **METHODS[method],
+        **sections,
     }  # fmt: skip
+
+
+def data_path(args: argparse.Namespace, data: str) -> str:
+    """Of a data set of `--gue`, or what the package embeds."""
+    return data if data.startswith("builtin:") else str(subset(args, data, args.gue / data))
+
+
+def _run(args: argparse.Namespace, backbone: str, data: str, method: str, rate: float, seed: int) -> Run:
+    sections = METHODS[method] | {"data": {"path": data_path(args, data)}}
+    config = run_config(args, "methods", seed, backbone, rate, **sections)
     for setting in args.set:
         name, _, value = setting.partition("=")
         section, _, field = name.partition(".")
@@ -205,16 +230,23 @@ def _result(args: argparse.Namespace, run: Run) -> Path:
     return args.runs / f"{run.key}.json"
 
 
-def _train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """In a worker: one run of the whole path, and the numbers that count."""
+def be_a_worker() -> None:
+    """One thread, and nothing said."""
     import torch
 
-    from lingo_ds import distributed, run
+    from lingo_ds import logs
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lingo_ds").setLevel(logging.ERROR)
-    run.logs.results.quiet = run.logs.console.quiet = True
+    logs.results.quiet = logs.console.quiet = True
+
+
+def _train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """In a worker: one run of the whole path, and the numbers that count."""
+    from lingo_ds import distributed, run
+
+    be_a_worker()
     try:
         report = run.train(RunConfig(**config, output_dir=folder), distributed.detect())
     except UserError as error:

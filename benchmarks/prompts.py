@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import parser, show
-from benchmarks.methods import Run, paired, run_all, seed_spread, subset
+from benchmarks.methods import (
+    METHODS,
+    Run,
+    add_arguments,
+    paired,
+    parse,
+    run_all,
+    run_config,
+    seed_spread,
+    subset,
+)
 from lingo_ds.data.registry import lookup, registry, with_registry
 
 BASELINE = "none"
@@ -35,26 +45,12 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     given = parser(__doc__)
-    given.add_argument("--gue", type=Path, help="folder of the tasks' data sets, flat or as GUE has them")
-    given.add_argument("--sets", nargs="+", default=[EMBEDDED], help="known tasks")
-    given.add_argument("--backbones", nargs="+", default=["builtin:tiny"])
+    add_arguments(given, backbone="builtin:tiny", runs="prompts")
     given.add_argument(
         "--templates", nargs="+", default=list(registry().templates), choices=registry().templates
     )
     given.add_argument("--rate", type=float, default=2e-3)
-    given.add_argument("--seeds", type=int, default=3)
-    given.add_argument("--rows", type=int, help="training rows, drawn once with seed 0; default: all")
-    given.add_argument("--eval-rows", type=int, help="rows of dev and of test, likewise")
-    given.add_argument("--steps", type=int, default=800)
-    given.add_argument("--batch", type=int, default=8)
-    given.add_argument("--runs", type=Path, default=Path("runs/prompts"))
-    given.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    args = given.parse_args()
-    if args.quick:
-        args.steps, args.seeds = min(args.steps, 80), 1
-    if args.gue is None and args.sets != [EMBEDDED]:
-        given.error("--sets: --gue must say in which folder they lie")
-    return args
+    return parse(given)
 
 
 def make_run(args: argparse.Namespace, backbone: str, data: str, template: str, seed: int) -> Run:
@@ -62,19 +58,8 @@ def make_run(args: argparse.Namespace, backbone: str, data: str, template: str, 
     task = lookup(STANDS_FOR if data == EMBEDDED else data)
     path = data if data == EMBEDDED else str(subset(args, data, args.gue and task.folder(args.gue)))
     values = with_registry({"data": {"task": task.name, "path": path, "prefix": template}})
-    config: dict[str, Any] = {
-        "name": "prompts",
-        "seed": seed,
-        "backbone": {"path": backbone, "dtype": "fp32"},
-        "data": values["data"],
-        "adapter": {"rank": 8, "alpha": 16},
-        "rank_sampling": {"mode": "exact", "target_rank": 4},
-        "train": {
-            "max_steps": args.steps, "global_batch_size": args.batch, "learning_rate": args.rate,
-            "eval_steps": max(1, args.steps // 4),
-        },
-        "zero": {"stage": 0},
-    }  # fmt: skip
+    sections = METHODS["exact"] | {"data": values["data"]}
+    config = run_config(args, "prompts", seed, backbone, args.rate, **sections)
     return Run(Path(backbone).name, data, template, args.rate, seed, config)
 
 

@@ -72,6 +72,10 @@ class ModelFacts:
         """Whether a backward pass goes through the backbone: not where the head alone learns."""
         return self.sites > 0 or self.token_parameters > 0
 
+    def packed_parameters(self, stage: int) -> int:
+        """Entries of the frozen maps that are held in 8 bits at a ZeRO stage: whole copies are not."""
+        return self.eight_bit_parameters if stage == 3 else 0
+
     @property
     def inside_layer(self) -> int:
         """Entries that one token has inside a decoder layer (a deliberate overestimate)."""
@@ -123,13 +127,13 @@ def plan_forward(
     hpz = choose_hpz(zero, facts, stage, group, beside=beside)
     free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group, hpz).values())
     fitting = max(min(MOST_TOKENS[device], int(free // token_bytes)), 1)
-    packed, in_8_bits = packing == "auto" and facts.packable, stage == 3 and facts.eight_bit_parameters > 0
-    return ForwardPlan(tokens or fitting, packed, stage, group, hpz, in_8_bits)
+    in_8_bits = facts.packed_parameters(stage) > 0
+    return ForwardPlan(tokens or fitting, packing == "auto" and facts.packable, stage, group, hpz, in_8_bits)
 
 
 def backbone_bytes(facts: ModelFacts, stage: int, group: int, hpz: int = 1) -> dict[str, int]:
     """Memory of one process for its share of the frozen weights, by part."""
-    packed = facts.eight_bit_parameters if stage == 3 else 0
+    packed = facts.packed_parameters(stage)
     entries = math.ceil((facts.backbone_parameters - facts.quantized_parameters - packed) / group)
     parts = {
         "backbone": entries * facts.compute_bytes
@@ -161,16 +165,16 @@ def require_whole(quantization: str, zero: ZeroConfig) -> None:
     """
     if quantization == "none":
         return
-    sharded = {"stage": zero.stage == 3, "shard_group": zero.shard_group not in ("auto", 1)}
-    wrong = [
-        (f"{name}={getattr(zero, name)} shards them", "auto", name) for name, so in sharded.items() if so
-    ]
-    if zero.quantized_weights:
-        wrong.append(("quantized_weights=true is for shards", "false", "quantized_weights"))
-    for why, value, setting in wrong:
-        rule = f"is for whole copies, and zero.{why}"
-        fix = f"set zero.{setting}={value}, or backbone.quantization=none"
-        raise UserError(Mistake("backbone.quantization", quantization, rule, fix))
+    asked = {
+        "stage": (zero.stage == 3, f"{zero.stage} shards them", "auto"),
+        "shard_group": (zero.shard_group not in ("auto", 1), f"{zero.shard_group} shards them", "auto"),
+        "quantized_weights": (zero.quantized_weights, "true is for shards", "false"),
+    }
+    for setting, (wrong, why, instead) in asked.items():
+        if wrong:
+            rule = f"is for whole copies, and zero.{setting}={why}"
+            fix = f"set zero.{setting}={instead}, or backbone.quantization=none"
+            raise UserError(Mistake("backbone.quantization", quantization, rule, fix))
 
 
 def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str) -> tuple[int, int]:

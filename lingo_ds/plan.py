@@ -102,7 +102,7 @@ class RunPlan:
     @property
     def in_8_bits(self) -> bool:
         """Whether the frozen maps are held and gathered in 8 bits: where they are sharded, and it was set."""
-        return self.zero_stage == 3 and self.facts.eight_bit_parameters > 0
+        return self.facts.packed_parameters(self.zero_stage) > 0
 
     @property
     def shared_prefix(self) -> int:

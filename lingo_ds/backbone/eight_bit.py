@@ -15,30 +15,29 @@ import torch
 from torch import Tensor
 
 from lingo_ds.backbone.cpu_kernels import library, run
-from lingo_ds.traffic import BLOCK, SCALE_BYTES, packed_bytes
+from lingo_ds.traffic import BLOCK, packed_bytes
 
 LARGEST = 127
 KERNELS = {torch.float32: "unpack_fp32", torch.bfloat16: "unpack_bf16"}
 """Of `kernels/eight_bit.cpp`, by the dtype that they write: two to three times as fast as torch on a CPU."""
 
 AT_ONCE = 1024
-"""Blocks that torch unpacks at once on a CPU: their fp32 values stay in its cache."""
+"""Blocks that torch unpacks at once on a CPU."""
 
 READ_AT_ONCE = 1 << 20
 """Entries that are packed at once: whole blocks."""
 
 
-def pack(part: Tensor, read: Callable[[int, Tensor], None], *, device: torch.device) -> None:
-    """Fills a part with what is read for it, piece by piece.
+def pack(part: Tensor, read: Callable[[int, Tensor], None]) -> None:
+    """Fills a part with what is read for it, piece by piece, on the device where it is.
 
     Args:
         part: (bytes,) uint8, `packed_bytes` of whole blocks.
         read: called with (first entry in the part, fp32 tensor to fill).
-        device: where the part is, and packing happens.
     """
     values, scales = split(part)
     entries = values.numel()
-    room = torch.empty(min(entries, READ_AT_ONCE), device=device)
+    room = torch.empty(min(entries, READ_AT_ONCE), device=part.device)
     for start in range(0, entries, READ_AT_ONCE):
         piece = room[: entries - start]
         read(start, piece)
@@ -48,7 +47,7 @@ def pack(part: Tensor, read: Callable[[int, Tensor], None], *, device: torch.dev
 
 def _pack(blocks: Tensor, values: Tensor, scales: Tensor) -> None:
     """Fills numbers and scales; overwrites the (blocks, BLOCK) fp32 entries that they are made of."""
-    if blocks.device.type == "cpu" and KERNELS and library() is not None:
+    if blocks.device.type == "cpu" and library() is not None:
         run("pack_fp32", blocks, values, scales, len(blocks))
         return
     torch.amax(blocks.abs(), 1, keepdim=True, out=scales).div_(LARGEST)
@@ -61,7 +60,7 @@ def split(parts: Tensor) -> tuple[Tensor, Tensor]:
     blocks = parts.shape[-1] // packed_bytes(BLOCK)
     entries = blocks * BLOCK
     values = parts[..., :entries].view(torch.int8).unflatten(-1, (blocks, BLOCK))
-    return values, parts[..., entries : entries + blocks * SCALE_BYTES].view(torch.float32).unsqueeze(-1)
+    return values, parts[..., entries:].view(torch.float32).unsqueeze(-1)
 
 
 def unpack(parts: Tensor, out: Tensor) -> None:
@@ -75,7 +74,11 @@ def unpack(parts: Tensor, out: Tensor) -> None:
     for to, numbers, by in zip(out, values, scales, strict=True):
         if compiled:
             run(KERNELS[out.dtype], numbers, by, to, len(numbers))
-            continue
-        for start in range(0, len(numbers), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            to[some].copy_(numbers[some].float().mul_(by[some]))
+        else:
+            multiply_out(numbers, by, to, rows=AT_ONCE)
+
+
+def multiply_out(values: Tensor, scales: Tensor, out: Tensor, *, rows: int) -> None:
+    """Fills `out` with values times scales, a few rows at a time, which stay in a CPU's cache as fp32."""
+    for to, numbers, by in zip(*(tensor.split(rows) for tensor in (out, values, scales)), strict=True):
+        to.copy_(numbers.float().mul_(by))

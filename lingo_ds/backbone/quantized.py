@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lingo_ds.backbone.eight_bit import multiply_out
 from lingo_ds.backbone.linear import FrozenForward
 from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec
@@ -104,8 +105,7 @@ class Int8Map(QuantizedMap):
         if self.codes.is_cuda:
             return self.codes.to(self._dtype).mul_(self.scales)
         out = torch.empty(self.codes.shape, dtype=self._dtype)
-        for rows, codes, scales in zip(*(t.split(ROWS) for t in (out, self.codes, self.scales)), strict=True):
-            rows.copy_(codes.float().mul_(scales))
+        multiply_out(self.codes, self.scales, out, rows=ROWS)
         return out
 
 

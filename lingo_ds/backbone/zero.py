@@ -63,11 +63,11 @@ def shard(
     weights = {name: weight.numel() for name, weight in module.named_parameters()}
     # Room for any weight, used for one after the other; of each at most this process's range is written to.
     room = torch.empty(max(weights.values()), dtype=dtype, device=device)
-    maps = weights.keys() & {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
-    packed = {name: packed_entries(weights[name], members) for name in maps}
+    maps = {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
+    packed = {name: packed_entries(count, members) for name, count in weights.items() if name in maps}
     packed_block = Block(map(packed_bytes, packed.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
-    plain = (_part_size(count, members) for name, count in weights.items() if name not in maps)
+    plain = (_part_size(count, members) for name, count in weights.items() if name not in packed)
     block = Block(plain, dtype, device) if in_place else None
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
@@ -78,12 +78,12 @@ def shard(
         if name in packed:
             entries = packed[name]
             part = packed_block.take(packed_bytes(entries))
-            _hold_in_8_bits(param, part, entries, group, partitioner)
+            _hold_in_8_bits(param, part, group, partitioner)
 
             def read(start: int, values: Tensor) -> None:
                 _fill_part(values, entries * place + start, old.numel(), name, files)
 
-            eight_bit.pack(part, read, device=device)
+            eight_bit.pack(part, read)
             return param
         if block is None:
             own = whole[size * place : size * (place + 1)]
@@ -123,18 +123,15 @@ def _hold(param: nn.Parameter, own: Tensor, entries: int, members: int) -> Tenso
 
 
 def _hold_in_8_bits(
-    param: nn.Parameter,
-    part: Tensor,
-    entries: int,
-    group: dist.ProcessGroup | None,
-    partitioner: deepspeed.zero.Init,
+    param: nn.Parameter, part: Tensor, group: dist.ProcessGroup | None, partitioner: deepspeed.zero.Init
 ) -> None:
     """Makes `part` (bytes,), yet to be filled, what this process keeps of a map, and says how to gather it.
 
     Maps that DeepSpeed wants at the same time come in one all-gather, large ones one by one.
     """
-    _hold(param, part, entries, dist.get_world_size(group))
-    part.ds_quant_scale = eight_bit.split(part)[1]  # DeepSpeed gathers what has scales by itself
+    values, scales = eight_bit.split(part)
+    _hold(param, part, values.numel(), dist.get_world_size(group))
+    part.ds_quant_scale = scales  # DeepSpeed gathers what has scales by itself
 
     def arrived(one: nn.Parameter) -> None:
         one.ds_status = ZeroParamStatus.AVAILABLE

@@ -7,8 +7,6 @@ from torch import Tensor
 from lingo_ds.backbone import cpu_kernels, eight_bit
 from lingo_ds.traffic import BLOCK, packed_bytes, packed_entries
 
-CPU = torch.device("cpu")
-
 
 def packed(values: Tensor, *, members: int = 1) -> Tensor:
     """Every member's part, (members, bytes), of flat values; 0 beyond their end."""
@@ -21,7 +19,7 @@ def packed(values: Tensor, *, members: int = 1) -> Tensor:
         def read(start: int, out: Tensor, own: Tensor = own) -> None:
             out.copy_(own[start : start + len(out)])
 
-        eight_bit.pack(part, read, device=CPU)
+        eight_bit.pack(part, read)
     return parts
 
 
@@ -36,7 +34,7 @@ def unpacked(parts: Tensor, count: int, dtype: torch.dtype = torch.float32) -> T
 def way(request, monkeypatch) -> None:
     """By the compiled kernel and, as on a machine without a compiler, by torch."""
     if request.param == "torch":
-        monkeypatch.setattr(eight_bit, "KERNELS", {})
+        monkeypatch.setattr(eight_bit, "library", lambda: None)
     elif cpu_kernels.library() is None:
         pytest.skip("no C++ compiler, or no AVX2")
 
@@ -78,7 +76,7 @@ def test_kernel_and_torch_agree_to_the_bit(values, dtype, monkeypatch):
     values = torch.cat([values.clamp(-1e4, 1e4), torch.zeros(BLOCK), torch.arange(BLOCK) - 127.5])
     parts = packed(values, members=3)
     made = unpacked(parts, len(values), dtype)
-    monkeypatch.setattr(eight_bit, "KERNELS", {})
+    monkeypatch.setattr(eight_bit, "library", lambda: None)
     assert torch.equal(parts, packed(values, members=3))
     assert torch.equal(made, unpacked(parts, len(values), dtype))
 
