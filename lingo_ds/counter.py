@@ -1,11 +1,26 @@
 """Counts what this process's collectives move, where they are issued."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch.distributed as dist
 
+from lingo_ds.errors import Mistake, UserError
 from lingo_ds.traffic import Collective, Link, link_of, sent_bytes
+
+
+def hosts_of(local_ranks: Sequence[int]) -> list[int]:
+    """The number of the host that each global rank is on, from every process's local rank.
+
+    Raises:
+        UserError: where a host's processes are not neighbours, as shard groups need them.
+    """
+    if local_ranks[0] or any(rank not in (0, before + 1) for before, rank in pairwise(local_ranks)):
+        rule = "the processes of a host are not neighbours"
+        fix = "place them host by host (srun --distribution=block, mpirun --map-by slot)"
+        raise UserError(Mistake("local ranks", " ".join(map(str, local_ranks)), rule, fix), on_all=True)
+    return [number - 1 for number in accumulate(int(rank == 0) for rank in local_ranks)]
 
 
 class Kind(NamedTuple):

@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from lingo_ds.by_host import ByHost, hosts_of
-from lingo_ds.counter import counter
+from lingo_ds.counter import counter, hosts_of
 from lingo_ds.errors import Mistake, UserError, one_line
 from lingo_ds.place import find_place, meet_by_mpi
 
@@ -84,25 +83,8 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
     if backend == "gloo":
         atexit.unregister(_let_go)  # of an earlier group
         atexit.register(_let_go)
-    _follow_hosts(env)
-
-
-_by_host: ByHost | None = None
-
-
-def _follow_hosts(env: DistEnv) -> None:
-    """Lets the counter know the hosts, and sums go by them."""
-    global _by_host
     local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
-    host_of = hosts_of(local)
-    counter.place(host_of)
-    if _by_host is None:
-        _by_host = ByHost.if_it_pays(host_of, env.global_rank, env.device)
-
-
-def sums_by_host() -> bool:
-    """Whether `all_reduce_` goes by hosts, see `lingo_ds.by_host`."""
-    return _by_host is not None
+    counter.place(hosts_of(local))
 
 
 def _meet(env: DistEnv, arrival: timedelta) -> dist.Store:
@@ -154,8 +136,6 @@ def free_port() -> int:
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
-    global _by_host
-    _by_host = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -175,9 +155,7 @@ def _alone() -> bool:
 
 def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Sums a flat `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
-    if _by_host:
-        _by_host.all_reduce_(tensor, what=what)
-    elif not _alone():
+    if not _alone():
         counter.add("all_reduce", what, tensor.nbytes)
         dist.all_reduce(tensor)
     return tensor

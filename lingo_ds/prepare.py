@@ -142,10 +142,10 @@ def spread_of(prepared: Prepared) -> dict[str, Any]:
 
 def spread_numbers(prepared: Prepared) -> Spread:
     """How the backbone lies, as the formula of traffic takes it."""
-    return spread_of_plan(prepared.plan, prepared.profile, prepared.dtype, by_host=distributed.sums_by_host())
+    return spread_of_plan(prepared.plan, prepared.profile, prepared.dtype)
 
 
-def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *, by_host: bool) -> Spread:
+def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Spread:
     """How a plan spreads the backbone under a DeepSpeed profile."""
     facts = plan.facts
     settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
@@ -157,7 +157,6 @@ def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype, *
         hpz=plan.hpz,
         entry_bytes=facts.compute_bytes,
         eight_bit=plan.in_8_bits,
-        by_host=by_host,
         reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
     )

@@ -19,9 +19,6 @@ them needed again before their forward pass ends. What lies outside of the layer
 PERSISTENT = 100_000
 """DeepSpeed's own `stage3_param_persistence_threshold`."""
 
-ENTRY = 4
-"""Bytes of an entry of the bank's gradient."""
-
 AUDIT_BYTES = 8
 """Of one part's fingerprint."""
 
@@ -93,7 +90,6 @@ class Spread:
         entry_bytes: bytes of a weight's entry in the compute dtype.
         eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.backbone.eight_bit`.
         persistent: weights of at most so many entries are gathered once and stay.
-        by_host: whether the bank is summed inside each host first, see `lingo_ds.by_host`.
         reuses: whether weights that are needed again soon may stay: a `stage3_max_reuse_distance` above 0.
     """
 
@@ -105,7 +101,6 @@ class Spread:
     entry_bytes: int
     eight_bit: bool = False
     persistent: int = 0
-    by_host: bool = False
     reuses: bool = True
 
     @property
@@ -127,12 +122,11 @@ class Collective:
     """One kind of collective of a step.
 
     Attributes:
-        name: `all_gather`, `all_reduce`, `all_to_all` or `broadcast`.
+        name: `all_gather`, `all_reduce` or `broadcast`.
         what: `forward`, `backward` (weights gathered for that pass), `bank` (what learns), `masks`, `audit`.
         group: processes that take part.
         hosts: hosts that these are on.
         payload: bytes of the whole tensor, over a step's calls: what is gathered, reduced or sent to all.
-        streams: groups of this kind that send from one host at a time.
     """
 
     name: str
@@ -140,7 +134,6 @@ class Collective:
     group: int
     hosts: int
     payload: int
-    streams: int = 1
 
     @property
     def link(self) -> Link:
@@ -155,7 +148,7 @@ class Collective:
     @property
     def cable(self) -> int:
         """Bytes that leave one host, and come to it."""
-        return self.streams * self.sent if self.link is Link.BETWEEN else 0
+        return self.sent if self.link is Link.BETWEEN else 0
 
 
 def link_of(hosts: int) -> Link:
@@ -173,7 +166,7 @@ def sent_bytes(name: str, payload: int, group: int) -> int:
         return 0
     part = math.ceil(payload / group)
     others = (group - 1) * part
-    return {"all_gather": others, "all_to_all": others, "all_reduce": 2 * others, "broadcast": payload}[name]
+    return {"all_gather": others, "all_reduce": 2 * others, "broadcast": payload}[name]
 
 
 def step_traffic(
@@ -206,22 +199,15 @@ def step_traffic(
     collectives = (
         Collective("all_gather", "forward", group, spread.hosts(group), sum(p[0] for p in passes)),
         Collective("all_gather", "backward", group, spread.hosts(group), sum(p[1] for p in passes)),
-        *_bank(spread, wire),
+        _bank(spread, wire),
     )
     return tuple(one for one in collectives if one.sent)
 
 
-def _bank(spread: Spread, wire: int) -> tuple[Collective, ...]:
+def _bank(spread: Spread, wire: int) -> Collective:
     """The one sum of a step, over all processes."""
-    world, local = spread.world_size, spread.local_world_size
-    if not spread.by_host:
-        return (Collective("all_reduce", "bank", world, spread.hosts(world), wire),)
-    hosts, part = world // local, math.ceil(wire / ENTRY / local) * ENTRY
-    return (
-        Collective("all_to_all", "bank", local, 1, local * part),
-        Collective("all_reduce", "bank", hosts, hosts, part, streams=local),
-        Collective("all_gather", "bank", local, 1, local * part),
-    )
+    world = spread.world_size
+    return Collective("all_reduce", "bank", world, spread.hosts(world), wire)
 
 
 def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside: bool) -> tuple[int, int]:

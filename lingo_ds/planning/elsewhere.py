@@ -147,12 +147,7 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
         plan=plan,
         layer=layer_shape(spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, place.device)),
         weights=spec.weights,
-        spread=spread_of_plan(
-            plan,
-            profile,
-            dtype,
-            by_host=place.device == "cpu" and place.hosts > 1 and place.per_host > 1,
-        ),
+        spread=spread_of_plan(plan, profile, dtype),
         machine=machine,
         checkpointing=config.backbone.activation_checkpointing,
         sampling=config.rank_sampling.mode != "off",

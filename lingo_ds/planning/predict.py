@@ -149,7 +149,7 @@ def ring_seconds(machine: Machine, one: Collective, *, calls: int) -> float:
     between = one.hosts > 1
     rate = machine.inside.rate
     if between:
-        rate = min(rate, machine.between.rate / one.streams)
+        rate = min(rate, machine.between.rate)
     turns = 2 if one.name == "all_reduce" else 1
     crossing = turns * (one.hosts - 1)
     steps = turns * (one.group - 1)

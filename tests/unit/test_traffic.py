@@ -83,12 +83,9 @@ def test_a_group_over_two_hosts_sends_weights_between_them():
     assert step(spread(2, 1, 2))["forward"].hosts == 2
 
 
-def test_by_host_each_byte_of_the_bank_crosses_once():
+def test_one_cable_carries_a_ring_once():
     flat = step_traffic(MODEL, spread(16, 8, 8), micro_batches=1, wire=400)
-    by_host = step_traffic(MODEL, spread(16, 8, 8, by_host=True), micro_batches=1, wire=400)
     assert sum(one.cable for one in flat) == 2 * 15 * 400 // 16
-    assert sum(one.cable for one in by_host) == 416  # 100 entries in eight parts of 13, to the one other host
-    assert [one.sent for one in by_host if one.what == "bank"] == [7 * 52, 52, 7 * 52]
 
 
 def test_whole_copies_send_nothing_but_the_bank():
@@ -97,7 +94,7 @@ def test_whole_copies_send_nothing_but_the_bank():
 
 
 @pytest.mark.parametrize(
-    ("name", "sent"), [("all_gather", 300), ("all_to_all", 300), ("all_reduce", 600), ("broadcast", 400)]
+    ("name", "sent"), [("all_gather", 300), ("all_reduce", 600), ("broadcast", 400)]
 )
 def test_a_ring_of_four(name, sent):
     assert sent_bytes(name, 400, 4) == sent
