@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-# Top-level folders of the checkout that travel inside the wheel as data (lingo_ds/resources.py finds them).
+# Top-level folders of the checkout that travel inside the wheel (lingo_ds/utils/resources.py finds them).
 RESOURCES = {"lingo_ds.recipes": ("recipes", "*.yaml"), "lingo_ds.ds_configs": ("ds_configs", "*.json")}
 
 setup(
@@ -27,7 +27,7 @@ setup(
     package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
     package_data={
         "lingo_ds": ["backbone/english/*", "backbone/kernels/*"],
-        "lingo_ds.data": ["registry.yaml"],
+        "lingo_ds.config": ["known_tasks.yaml"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     },
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},

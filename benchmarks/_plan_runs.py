@@ -14,7 +14,7 @@ from benchmarks._training_runs import (
     our_config,
     prepare,
 )
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from tests.hosts.hosts import Hosts
 
 SHAPES = {

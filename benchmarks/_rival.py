@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lingo_ds import distributed
+from lingo_ds.distributed import process_group
 from lingo_ds.monitor.throughput import peak_host_bytes
 
 GROUPED_BATCHES = 50
@@ -85,7 +85,7 @@ def join_job() -> None:
 
     Without this, accelerate either leaves DeepSpeed out (`use_cpu`) or takes each process for the only one.
     """
-    distributed.start(distributed.detect())
+    process_group.start(process_group.detect())
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
 
@@ -184,7 +184,7 @@ def main(path: Path) -> None:
         "peak_host_bytes": peak_host_bytes(),
     }
     (path.parent / f"process-{args.process_index}.json").write_text(json.dumps(seen))
-    distributed.stop()
+    process_group.stop()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.backbone.tokenizer import read_tokenizer
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import epoch_order
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.synthetic import write_promoters
-from lingo_ds.distributed import free_port
+from lingo_ds.distributed.process_group import free_port
 from tests.hosts.hosts import ADDRESSES, Hosts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,17 +25,18 @@ import torch.distributed as dist
 
 from benchmarks import _common
 from benchmarks.make_backbone import SHAPES, config_of, make
-from lingo_ds import distributed
 from lingo_ds.adapters.layout import uniform_layout
 from lingo_ds.backbone.backbone import DTYPES
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.config import ZeroConfig
+from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.distributed import process_group
 from lingo_ds.facts import model_facts
-from lingo_ds.memory import GIB, ModelFacts
+from lingo_ds.memory import ModelFacts
 from lingo_ds.prepare import load_spread
 from lingo_ds.profile import fill_profile, read_profile
 from lingo_ds.traffic import packed_bytes
+from lingo_ds.utils.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
@@ -106,8 +107,8 @@ def load_here(args: argparse.Namespace) -> None:
         broadcasts.append(tensor.numel() * tensor.element_size())
         return broadcast(tensor, *given, **named)
 
-    env = distributed.detect()
-    distributed.start(env)
+    env = process_group.detect()
+    process_group.start(env)
     spec = read_spec(args.backbone)
     dtype = DTYPES[args.dtype]
     layout = uniform_layout([], rank=1, head_shape=(2, spec.output_size))
@@ -135,7 +136,7 @@ def load_here(args: argparse.Namespace) -> None:
         "held": backbone.held_bytes(),
     }  # fmt: skip
     (args.here / f"process-{env.global_rank}.json").write_text(json.dumps(seen))
-    distributed.stop()
+    process_group.stop()
 
 
 def measure_load(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -187,7 +188,7 @@ def launch(arguments: Sequence[str], folder: Path) -> dict[int, int]:
     launcher = Path(sys.executable).with_name("deepspeed")
     kind = ["--module"] if arguments[0] == "-m" else []
     command = [
-        str(launcher), "--num_accelerators", str(PROCESSES), "--master_port", str(distributed.free_port()),
+        str(launcher), "--num_accelerators", str(PROCESSES), "--master_port", str(process_group.free_port()),
         *kind, *arguments[len(kind) :],
     ]  # fmt: skip
     env = os.environ | {

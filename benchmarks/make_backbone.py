@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from benchmarks import _common
 from lingo_ds.backbone.backbone import DTYPES
 from lingo_ds.backbone.builtin import character_tokenizer, token_ids
-from lingo_ds.files import write_aside
+from lingo_ds.utils.files import write_aside
 
 
 def _gated(

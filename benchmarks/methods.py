@@ -28,9 +28,9 @@ from rich.console import Console
 from scipy import stats
 
 from benchmarks._common import parser, show
-from lingo_ds.config import RunConfig
-from lingo_ds.errors import UserError
-from lingo_ds.files import write_aside
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.utils.errors import UserError
+from lingo_ds.utils.files import write_aside
 
 RANK, TARGET, SCALE = 8, 4, 2.0
 """Initial and final average rank of what is pruned; what is not pruned has the final one. alpha / rank."""
@@ -234,7 +234,7 @@ def be_a_worker() -> None:
     """One thread, and nothing said."""
     import torch
 
-    from lingo_ds import logs
+    from lingo_ds.utils import logging as logs
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -244,11 +244,12 @@ def be_a_worker() -> None:
 
 def _train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """In a worker: one run of the whole path, and the numbers that count."""
-    from lingo_ds import distributed, run
+    from lingo_ds import run
+    from lingo_ds.distributed import process_group
 
     be_a_worker()
     try:
-        report = run.train(RunConfig(**config, output_dir=folder), distributed.detect())
+        report = run.train(RunConfig(**config, output_dir=folder), process_group.detect())
     except UserError as error:
         if any(mistake.where != "train.learning_rate" for mistake in error.mistakes):
             raise RuntimeError(str(error)) from None  # a UserError does not survive the way between processes

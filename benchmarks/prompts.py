@@ -25,7 +25,7 @@ from benchmarks.methods import (
     seed_spread,
     subset,
 )
-from lingo_ds.data.registry import lookup, registry, with_registry
+from lingo_ds.config.known_tasks import lookup, registry, with_registry
 
 BASELINE = "none"
 EMBEDDED, STANDS_FOR = "builtin:promoters", "prom_core_tata"

@@ -23,15 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel
 
 from benchmarks._common import alternate, parser, show
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
 from lingo_ds.adapters.svd import add_adapter_, project
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import Pack
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
@@ -258,17 +258,17 @@ def beside_a_llama(env: DistEnv, *, quick: bool) -> list[dict]:
 
 
 def main() -> None:
-    args, env = parser(__doc__).parse_args(), distributed.detect()
+    args, env = parser(__doc__).parse_args(), process_group.detect()
     torch.set_num_threads(1)
     if env.world_size > 1:
-        distributed.start(env)
+        process_group.start(env)
     tables = {
         "a step beyond forward and backward, against PEFT's AdaLoRA": against_peft(env, quick=args.quick),
         "beside a Llama of 50M parameters, 2,048 tokens a process": beside_a_llama(env, quick=args.quick),
     }
     if env.is_main:
         show(tables, json_path=args.json)
-    distributed.stop()
+    process_group.stop()
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks._common import parser, show
-from lingo_ds import logs
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import detect
-from lingo_ds.errors import UserError
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed.process_group import detect
 from lingo_ds.planning.elsewhere import Lengths, Place, Shapes, make_job, read_shapes
 from lingo_ds.planning.machine import gpu_machine
 from lingo_ds.planning.predict import Prediction, predict
 from lingo_ds.traffic import by_link
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import UserError
 
 SIZES = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,

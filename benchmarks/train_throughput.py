@@ -39,9 +39,9 @@ from benchmarks._training_runs import (
     run_ours,
     run_rival,
 )
-from lingo_ds import logs
 from lingo_ds.backbone.families import TARGETS
-from lingo_ds.memory import GIB
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.units import GIB
 
 Runs = dict[str, list[Measured]]
 """Repeats by the run's name."""

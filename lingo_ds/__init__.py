@@ -17,15 +17,15 @@ def load(adapter: str | Path, *settings: str) -> "Predictor":
         *settings: as on the command line of `lingo-ds predict`, e.g. `"backbone.dtype=bf16"`.
 
     Raises:
-        lingo_ds.errors.UserError: where the adapter is damaged, its backbone is missing or another one, or a
-            setting is wrong.
+        lingo_ds.utils.errors.UserError: where the adapter is damaged, its backbone is missing or another one,
+            or a setting is wrong.
     """
-    from lingo_ds import distributed
-    from lingo_ds.config import PredictConfig
+    from lingo_ds.config.recipe import load_settings
+    from lingo_ds.config.run_config import PredictConfig
+    from lingo_ds.distributed import process_group
     from lingo_ds.evaluation.ready import make_predictor
-    from lingo_ds.recipe import load_settings
 
-    config, env = load_settings(PredictConfig, list(settings)), distributed.detect()
+    config, env = load_settings(PredictConfig, list(settings)), process_group.detect()
     if env.world_size > 1:
-        distributed.start(env)
+        process_group.start(env)
     return make_predictor(Path(adapter), config, env)

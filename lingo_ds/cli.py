@@ -12,8 +12,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
     args, overrides = _parser().parse_known_args(argv)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
-    from lingo_ds.errors import UserError
-    from lingo_ds.place import comes_first
+    from lingo_ds.distributed.launchers import comes_first
+    from lingo_ds.utils.errors import UserError
 
     try:
         return args.start(args, [word for word in overrides if not word.startswith("--local_rank")])
@@ -37,16 +37,16 @@ def leave(status: int) -> NoReturn:
 
 def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
     """Verbs that follow a recipe."""
-    from lingo_ds import logs
-    from lingo_ds.distributed import detect
-    from lingo_ds.resources import resource_path
-    from lingo_ds.suite_config import Suite, load_runs
+    from lingo_ds.config.suite_config import Suite, load_runs
+    from lingo_ds.distributed.process_group import detect
+    from lingo_ds.utils import logging as logs
+    from lingo_ds.utils.resources import resource_path
 
     path = Path(args.config)
     if not path.suffix:
         path = resource_path("recipes", args.config)
     runs, env = load_runs(path, overrides), detect()
-    logs.set_up(env)
+    logs.set_up(rank=env.global_rank, is_main=env.is_main)
     from lingo_ds import run, suite
 
     getattr(suite if isinstance(runs, Suite) else run, args.verb)(runs, env)
@@ -65,17 +65,17 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     if (args.tokens is None) != (args.rows is None):
         given, other = ("tokens", "rows") if args.rows is None else ("rows", "tokens")
         _refuse(f"--{given}", getattr(args, given), f"stands without --{other}", "give both, or neither")
-    from lingo_ds import logs
-    from lingo_ds.distributed import detect
+    from lingo_ds.config.suite_config import load_runs
+    from lingo_ds.distributed.process_group import detect
     from lingo_ds.planning import verb
-    from lingo_ds.resources import resource_path
-    from lingo_ds.suite_config import load_runs
+    from lingo_ds.utils import logging as logs
+    from lingo_ds.utils.resources import resource_path
 
     path = Path(args.config)
     if not path.suffix:
         path = resource_path("recipes", args.config)
     env = detect()
-    logs.set_up(env)
+    logs.set_up(rank=env.global_rank, is_main=env.is_main)
     verb.plan(
         load_runs(path, overrides), env, hosts=args.hosts or 1, gpus=args.gpus or 8, gpu=args.gpu,
         link=args.link, tokens=args.tokens, rows=args.rows, shared=args.shared or 0, json_path=args.json,
@@ -84,21 +84,21 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _refuse(where: str, value: object, rule: str, fix: str) -> NoReturn:
-    from lingo_ds.errors import Mistake, UserError
+    from lingo_ds.utils.errors import Mistake, UserError
 
     raise UserError(Mistake(where, value, rule, fix))
 
 
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
-    from lingo_ds import logs
-    from lingo_ds.config import PredictConfig
-    from lingo_ds.distributed import detect
-    from lingo_ds.recipe import load_settings
+    from lingo_ds.config.recipe import load_settings
+    from lingo_ds.config.run_config import PredictConfig
+    from lingo_ds.distributed.process_group import detect
+    from lingo_ds.utils import logging as logs
 
     if args.backbone is not None:
         overrides = [f"backbone.path={args.backbone}", *overrides]
     config, env = load_settings(PredictConfig, overrides), detect()
-    logs.set_up(env)
+    logs.set_up(rank=env.global_rank, is_main=env.is_main)
     from lingo_ds.predicting import predict
 
     given = {name: value for name, value in vars(args).items() if name not in ("verb", "start", "backbone")}
@@ -106,15 +106,15 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _export(args: argparse.Namespace, overrides: list[str]) -> int:
-    from lingo_ds import logs
-    from lingo_ds.distributed import detect
-    from lingo_ds.errors import Mistake, UserError
+    from lingo_ds.distributed.process_group import detect
+    from lingo_ds.utils import logging as logs
+    from lingo_ds.utils.errors import Mistake, UserError
 
     if overrides:
         fix = "see lingo-ds export --help"
         raise UserError([Mistake("command line", one, "is no option", fix) for one in overrides], on_all=True)
     env = detect()
-    logs.set_up(env)
+    logs.set_up(rank=env.global_rank, is_main=env.is_main)
     from lingo_ds.exporting import export
 
     export(env, **{name: value for name, value in vars(args).items() if name not in ("verb", "start")})

@@ -3,19 +3,19 @@
 import logging
 from pathlib import Path
 
-from lingo_ds import distributed
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_fingerprint, write_tokenized
 from lingo_ds.data.tokens import NUCLEOTIDES, make_tokenize
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.inputs import data_folder
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def tokenized_data(
         return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
 
     made: list[Path] = []
-    distributed.first_on_host_does(lambda: made.append(converted()), env)
-    with distributed.together(env):
+    agreement.first_on_host_does(lambda: made.append(converted()), env)
+    with agreement.together(env):
         examples = made[0] if made else converted()  # found, as the first process of the host made it
     settings = {
         "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
@@ -98,7 +98,7 @@ def tokenized_data(
                 both_strands=both_strands,
             )
 
-    distributed.first_on_host_does(tokenise, env)
+    agreement.first_on_host_does(tokenise, env)
     tokenized = read_tokenized(entry)
     _require_tokens(tokenized, spec, learned=learned_tokens(config))
     return tokenized

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from lingo_ds.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
 from lingo_ds.model_card import README, Notes, model_card
 from lingo_ds.peft_format import (
     CARD,
@@ -33,7 +31,9 @@ from lingo_ds.peft_format import (
     read_values,
     tokens_key,
 )
-from lingo_ds.untrusted import own_file, read_own_json
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.safe_read import own_file, read_own_json
 
 __all__ = [
     "BackboneCard", "Card", "DataCard", "SavedAdapter", "adapter_fingerprint", "as_lora", "as_svd",

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lingo_ds import logs
 from lingo_ds.adapter_card import Card
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.saved import open_adapter
 from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
-from lingo_ds.files import default_cache, require_free
 from lingo_ds.inputs import backbone_address, public_address
 from lingo_ds.merge import REPORT, save_merged
 from lingo_ds.model_card import Notes, task_frame
-from lingo_ds.untrusted import read_own_json
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import default_cache, require_free
+from lingo_ds.utils.safe_read import read_own_json
 
 
 def export(

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from lingo_ds import distributed
 from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.quantized import quantized_facts
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.tokenize import TokenizedData
 from lingo_ds.dataset import learned_tokens
-from lingo_ds.distributed import DistEnv
-from lingo_ds.heap import host_bytes
+from lingo_ds.distributed import agreement
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.planning.layer import HEAPS, layer_shape
+from lingo_ds.utils.host import host_bytes
 
 
 def sites_of(config: RunConfig, spec: BackboneSpec) -> list[Site]:
@@ -69,7 +69,7 @@ def model_facts(
     eight_bit: bool,
 ) -> dict[str, int | bool]:
     """The fields of `ModelFacts`, the same on all processes."""
-    shares = distributed.share_from_all([_memory_bytes(env), env.local_world_size], env)
+    shares = agreement.share_from_all([_memory_bytes(env), env.local_world_size], env)
     memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
     return facts_on(
         spec, layout, dtype, device=env.device.type, quantization=quantization, eight_bit=eight_bit,

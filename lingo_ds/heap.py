@@ -3,9 +3,7 @@
 import ctypes
 import mmap
 from collections.abc import Iterable
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,14 +14,6 @@ ALWAYS_MAPPED = 32 << 20
 """Bytes of a block that glibc maps by itself whatever was freed before."""
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-
-
-def host_bytes() -> int:
-    """Memory of this host, or the limit of the container that this is."""
-    total = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text) if text.isdigit() else total)
 
 
 def return_freed_blocks() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lingo_ds.backbone import builtin
 from lingo_ds.backbone.load import find_backbone
 from lingo_ds.data import synthetic
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from lingo_ds.config import ZeroConfig
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.traffic import packed_bytes
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.units import as_bytes
 
-GIB = 1024**3
 USABLE_MEMORY = 0.8
 """Share of a process's memory that a plan fills; the rest: fragments, runtime, what the estimate misses."""
 
@@ -263,8 +263,3 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
 def is_large(layer_bytes: int) -> bool:
     """Whether decoder layers of this size are held one at a time on the CPU, see `LARGE_LAYER`."""
     return layer_bytes >= LARGE_LAYER
-
-
-def as_bytes(size: float) -> str:
-    """A size for a person to read."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.1f} MiB"

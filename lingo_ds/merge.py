@@ -22,9 +22,9 @@ from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.tasks import Task
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
 from lingo_ds.model_card import README, Form, Notes, model_card
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
 
 logger = logging.getLogger(__name__)
 

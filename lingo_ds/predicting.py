@@ -7,25 +7,26 @@ from pathlib import Path
 
 import torch
 
-from lingo_ds import distributed, logs
-from lingo_ds.config import PredictConfig
+from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.genome import Genome
 from lingo_ds.data.records import Records
 from lingo_ds.data.regions import Regions
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.text import kind_of
 from lingo_ds.data.variants import Variants
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.job import job
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.output import Done, Output, check_output
 from lingo_ds.evaluation.predict import CHUNK, Predictor
 from lingo_ds.evaluation.ready import make_predictor
 from lingo_ds.evaluation.tables import SequenceTable, VariantTable
 from lingo_ds.export import adapter_fingerprint, read_card
-from lingo_ds.files import default_cache
-from lingo_ds.job import job
 from lingo_ds.monitor.progress import SequenceProgress
-from lingo_ds.training.trainer import StopSignals
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import default_cache
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,9 @@ def predict(
             return Records(source, sequence_column=sequence_column, id_column=id_column)
         return _on_genome(source, adapter, genome=genome, window=window, strict=strict)
 
-    with job(config, env, output=target), ExitStack() as held:
-        distributed.first_on_host_does(opened, env)  # makes an index of the genome
-        with distributed.together(env):
+    with job(config.to_yaml(), env, output=target), ExitStack() as held:
+        agreement.first_on_host_does(opened, env)  # makes an index of the genome
+        with agreement.together(env):
             rows = opened()
             if env.is_main:
                 check_output(target, source=source, overwrite=overwrite)
@@ -87,14 +88,14 @@ def predict(
         predictor = make_predictor(adapter, config, env)
         table = _table(rows, predictor.task)
         output = Output(target, schema=table.schema)
-        with distributed.together(env):
+        with agreement.together(env):
             if env.is_main:
                 held.enter_context(output.held())
         meaning = {
             "adapter": adapter_fingerprint(adapter), "input": rows.fingerprint(),
             "settings": config.model_dump(mode="json", exclude={"zero"}), "dtype": predictor.dtype,
         }  # fmt: skip
-        done = Done(*distributed.share_json(output.take_up(meaning) if env.is_main else None, env))
+        done = Done(*agreement.share_json(output.take_up(meaning) if env.is_main else None, env))
         if done.rows:
             logger.info("going on behind the %s %s that are done", f"{done.rows:,}", table.unit)
         return _predict_on(predictor, rows, table, output, done)
@@ -149,7 +150,7 @@ def _predict_on(
                 output.add(chunk.begin, table.rows(chunk, answers), cut_here)
             number, cut = number + chunk.size, cut + cut_here
             progress.update(number, read=chunk.read)
-            if distributed.all_gather(torch.tensor([stop.requested], device=env.device)).any():
+            if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
                 logger.info("interrupted after %s %s; the same command goes on from there",
                             f"{number:,}", table.unit)  # fmt: skip
                 return False

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
@@ -18,16 +17,15 @@ from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.quantized import require_bitsandbytes
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
-from lingo_ds.config import RunConfig, ZeroConfig
-from lingo_ds.data.registry import require_folder
+from lingo_ds.config.known_tasks import require_folder
+from lingo_ds.config.run_config import RunConfig, ZeroConfig
 from lingo_ds.data.tasks import Task, task_of
 from lingo_ds.data.tokenize import TokenizedData
 from lingo_ds.data.tokens import letter_ids
 from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of
-from lingo_ds.files import default_cache, make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import ForwardPlan, require_whole
 from lingo_ds.model import AdaptedModel
@@ -35,6 +33,8 @@ from lingo_ds.plan import Facts, RunPlan, make_plan
 from lingo_ds.profile import read_profile
 from lingo_ds.traffic import PERSISTENT, Spread
 from lingo_ds.training.update import Scalar
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import default_cache, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         UserError: for every mistake in config or input that can be seen without loading weights.
     """
     cache = config.data.cache_dir or default_cache()
-    distributed.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
+    agreement.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
 
     def find_inputs() -> None:
         make_builtin(config.backbone.path, cache, setting="backbone.path")
@@ -76,8 +76,8 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         require_folder(config.data.task, path=config.data.path, root=config.data.root)
         _backbone_folder(config, cache)
 
-    distributed.first_on_host_does(find_inputs, env)
-    with distributed.together(env):
+    agreement.first_on_host_does(find_inputs, env)
+    with agreement.together(env):
         require_quantizable(config.backbone.quantization, config.zero)
         spec = read_spec(
             _backbone_folder(config, cache),
@@ -101,8 +101,8 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     layout = layout_of(config, spec, sites, outputs=data.classes)
     dtype = compute_dtype(config.backbone.dtype, env.device)
     backbone_fingerprint = fingerprint(spec.folder)
-    distributed.require_equal(data.fingerprint, "data.path", env)
-    distributed.require_equal(backbone_fingerprint, "backbone.path", env)
+    agreement.require_equal(data.fingerprint, "data.path", env)
+    agreement.require_equal(backbone_fingerprint, "backbone.path", env)
     if config.data.packing == "auto" and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     on_here = model_facts(
@@ -110,7 +110,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         quantization=config.backbone.quantization, eight_bit=config.zero.quantized_weights,
     )  # fmt: skip
     plan = make_plan(config, Facts(**data_facts(config, spec, data), **on_here))
-    distributed.require_equal(json.dumps(plan.to_dict()), "plan", env)
+    agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
     say_if_none_is_in_8_bits(config.zero, plan, env)
     return Prepared(
         config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
@@ -177,7 +177,7 @@ def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
         rows = backbone.embedding_rows.split([len(ids) for ids in letters])
         tokens = torch.stack([spelled.mean(0) for spelled in rows]) if letters else None
         bank.initialize(config.seed, init=config.adapter.init, tokens=tokens)
-    distributed.broadcast_(bank.master)
+    process_group.broadcast_(bank.master)
     bank.refresh()
     return AdaptedModel(
         backbone,
@@ -205,8 +205,8 @@ def load_spread(
     """Loads the backbone on all processes: with `ds_config` as shards, else a whole copy on each."""
     group = None
     if ds_config is not None:
-        distributed.start(env)
-        group = distributed.shard_group(shard_group, env)
+        process_group.start(env)
+        group = process_group.shard_group(shard_group, env)
     return load_backbone(
         spec,
         dtype=dtype,

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingo_ds.config import ZeroConfig
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import make_folder
+from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.memory import ModelFacts, is_large
-from lingo_ds.resources import resource_path
-from lingo_ds.untrusted import read_json
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import make_folder
+from lingo_ds.utils.resources import resource_path
+from lingo_ds.utils.safe_read import read_json
 
 OURS = {
     "zero_hpz_partition_size": "zero.hpz",

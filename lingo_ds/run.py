@@ -6,23 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lingo_ds import distributed, logs
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import DistEnv
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed import agreement
+from lingo_ds.distributed.job import job
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
 from lingo_ds.evaluation.evaluate import write_predictions
 from lingo_ds.evaluation.saved import adopt_saved
-from lingo_ds.files import only_user, write_aside
-from lingo_ds.job import job
-from lingo_ds.memory import as_bytes
 from lingo_ds.model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
-from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.plan import RunPlan
 from lingo_ds.prepare import Prepared, build_model, prepare
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.files import only_user, write_aside
+from lingo_ds.utils.units import as_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,15 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     Raises:
         UserError: for mistakes in config or input, before anything is trained; and where training diverges.
     """
-    with job(config, env, output=config.run_dir):
+    with job(config.to_yaml(), env, output=config.run_dir):
         return train_one(config, env)
 
 
 def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
     """`train` inside of a job; `build` makes the model, on a backbone that may be loaded already."""
     with ExitStack() as held:
-        with distributed.together(env):
-            logs.write_to(config.run_dir, env)
+        with agreement.together(env):
+            logs.write_to(config.run_dir, is_main=env.is_main)
             if env.is_main:
                 held.enter_context(only_user(config.run_dir, setting="output_dir"))
         prepared, checkpoint = find_start(prepare(config, env))
@@ -79,7 +80,7 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
 
 def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
     """Metrics of the run's saved adapter on its test split; writes `evaluation.json` and the predictions."""
-    with job(config, env, output=config.run_dir):
+    with job(config.to_yaml(), env, output=config.run_dir):
         return evaluate_one(config, env)
 
 
@@ -101,7 +102,7 @@ def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model)
 
 def plan(config: RunConfig, env: DistEnv) -> RunPlan:
     """The plan that `train` would follow, from config, data and the backbone's shapes; prints it."""
-    with job(config, env, output=config.run_dir):
+    with job(config.to_yaml(), env, output=config.run_dir):
         return plan_one(config, env)
 
 

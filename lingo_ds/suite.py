@@ -6,19 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lingo_ds import distributed, logs, run
+from lingo_ds import run
 from lingo_ds.backbone.backbone import Backbone
-from lingo_ds.config import RunConfig
-from lingo_ds.data.registry import missing_folder, registry
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.job import job
+from lingo_ds.config.known_tasks import missing_folder, registry
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.suite_config import Member, Suite
+from lingo_ds.config.yaml import parse
+from lingo_ds.distributed import agreement
+from lingo_ds.distributed.job import job
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
-from lingo_ds.monitor.results import TaskResult, results_table, write_results
+from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
 from lingo_ds.prepare import Prepared, adapt, load_spread, prepare, spread_of
-from lingo_ds.suite_config import Member, Suite
-from lingo_ds.untrusted import read_json
-from lingo_ds.yaml12 import parse
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.safe_read import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +111,8 @@ def plan(suite: Suite, env: DistEnv) -> None:
 @contextmanager
 def _runs(suite: Suite, env: DistEnv) -> Iterator[SharedBackbone]:
     """The job around all runs, with the data of every task there."""
-    with job(suite, env, output=suite.config.folder):
-        distributed.first_on_host_does(lambda: _require_data(suite), env)
+    with job(suite.to_yaml(), env, output=suite.config.folder):
+        agreement.first_on_host_does(lambda: _require_data(suite), env)
         yield SharedBackbone()
 
 
@@ -140,10 +142,10 @@ def _require_plans(members: Sequence[Member], env: DistEnv) -> None:
 def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:
     """Of each run, as global rank 0 finds it, on every process."""
     finished = None
-    with distributed.together(env):
+    with agreement.together(env):
         if env.is_main:
             finished = [_finished(member) for member in suite.members]
-    return distributed.share_json(finished, env)
+    return agreement.share_json(finished, env)
 
 
 def _finished(member: Member) -> bool:

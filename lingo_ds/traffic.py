@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from lingo_ds.distributed.traffic import Link, link_of, sent_bytes
+
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
 `stage3_max_live_parameters` of three layers and prefetching of one, as the plan sets them, DeepSpeed has seen
@@ -35,13 +37,6 @@ class Start(StrEnum):
     RECORDING = "recording"
     FILLING = "filling"
     STEADY = "steady"
-
-
-class Link(StrEnum):
-    """Over what a collective's bytes go: between processes of one host, or between hosts."""
-
-    INSIDE = "inside"
-    BETWEEN = "between"
 
 
 class Weight(NamedTuple):
@@ -149,24 +144,6 @@ class Collective:
     def cable(self) -> int:
         """Bytes that leave one host, and come to it."""
         return self.sent if self.link is Link.BETWEEN else 0
-
-
-def link_of(hosts: int) -> Link:
-    """Between hosts as soon as a group reaches over more than one."""
-    return Link.BETWEEN if hosts > 1 else Link.INSIDE
-
-
-def sent_bytes(name: str, payload: int, group: int) -> int:
-    """Bytes that one process of a group sends, in a ring where it is one; a broadcast passes all of them on.
-
-    A ring over processes that are neighbours on their hosts leaves each host once: over more than one host
-    this is also what one host's cable carries in each direction.
-    """
-    if group == 1:
-        return 0
-    part = math.ceil(payload / group)
-    others = (group - 1) * part
-    return {"all_gather": others, "all_reduce": 2 * others, "broadcast": payload}[name]
 
 
 def step_traffic(

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lingo_ds.backbone.builtin import CONTEXT, character_tokenizer, token_ids
-from lingo_ds.files import write_aside
+from lingo_ds.utils.files import write_aside
 from scripts import english_text
 from scripts.backbone_card import card_text, draw_curve
 

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, SiteViews
 from lingo_ds.adapters.svd import add_adapter_, project
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 def choose_sites(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingo_ds.files import default_cache, write_aside
+from lingo_ds.utils.files import default_cache, write_aside
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from transformers.utils import is_liger_kernel_available
 
 from lingo_ds.backbone.families import FUSED
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
 LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}

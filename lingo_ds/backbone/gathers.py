@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lingo_ds.backbone import eight_bit
-from lingo_ds.counter import counter
+from lingo_ds.distributed.traffic import counter
 from lingo_ds.heap import use_large_pages
 
 

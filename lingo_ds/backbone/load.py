@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lingo_ds.backbone.ranges import DTYPES, RangeReader
-from lingo_ds.errors import Mistake, UserError, reason_of
 from lingo_ds.heap import Block
-from lingo_ds.untrusted import read_json
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.safe_read import read_json
 
 logger = logging.getLogger(__name__)
 

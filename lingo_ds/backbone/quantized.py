@@ -22,7 +22,7 @@ from lingo_ds.backbone.eight_bit import multiply_out
 from lingo_ds.backbone.linear import FrozenForward
 from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 BLOCK = 64
 """Entries of a map that share a scale in nf4."""

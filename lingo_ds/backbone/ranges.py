@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.heap import host_bytes
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.host import host_bytes
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """What weights may be of in a file, by its name there."""

@@ -22,9 +22,9 @@ from torch import nn
 
 from lingo_ds.backbone import families
 from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
 from lingo_ds.traffic import Weight, Weights
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -7,8 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingo_ds.errors import Mistake, UserError, reason_of
-from lingo_ds.files import write_aside
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.files import write_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

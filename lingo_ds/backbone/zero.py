@@ -20,10 +20,10 @@ from lingo_ds.backbone import eight_bit
 from lingo_ds.backbone.gathers import EightBitGather, count_collectives
 from lingo_ds.backbone.load import WeightFiles, fill
 from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.errors import Mistake, UserError
 from lingo_ds.heap import Block, return_freed_blocks
 from lingo_ds.memory import is_large
 from lingo_ds.traffic import Start, packed_bytes, packed_entries
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 def shard(

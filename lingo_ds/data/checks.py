@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 IUPAC = "ACGTUNRYSWKMBDHV"
 MOST_MISTAKES = 20

@@ -7,7 +7,7 @@ import numpy as np
 
 from lingo_ds.data.checks import file_of
 from lingo_ds.data.targets import BadTarget
-from lingo_ds.errors import Mistake
+from lingo_ds.utils.errors import Mistake
 
 
 class ClassNames:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.checks import MOST_MISTAKES, file_of, raise_any, sequence_mistake
 from lingo_ds.data.classes import ClassNames, label_mistakes
 from lingo_ds.data.examples import FACTS, NUMBERS, SPLITS, Example
@@ -20,9 +21,8 @@ from lingo_ds.data.sources.find import open_source
 from lingo_ds.data.sources.parts import Source
 from lingo_ds.data.splitting import Seen, carve, count_duplicates, groups_of, overlaps
 from lingo_ds.data.targets import VALUE_KINDS, BadTarget, read_target
-from lingo_ds.data_config import DataConfig
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lingo_ds.template import columns_in, fill
+from lingo_ds.config.templates import columns_in, fill
 
 
 class Prompt(NamedTuple):

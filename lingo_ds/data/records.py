@@ -11,8 +11,8 @@ from lingo_ds.data.checks import MOST_MISTAKES, raise_any, sequence_mistake
 from lingo_ds.data.rows import DELIMITERS, FASTA, DelimitedRows, fasta_entries
 from lingo_ds.data.skipped import Skipped
 from lingo_ds.data.text import kind_of, read_lines
-from lingo_ds.errors import Mistake, UserError, reason_of
-from lingo_ds.untrusted import require_regular
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.safe_read import require_regular
 
 PARQUET_ROWS = 1024
 """Rows of a Parquet file that are decoded at a time."""

@@ -10,7 +10,7 @@ from lingo_ds.data.skipped import BEYOND, Skipped
 from lingo_ds.data.sources.bed import Windows
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.text import read_lines
-from lingo_ds.errors import Mistake
+from lingo_ds.utils.errors import Mistake
 
 
 class Regions:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lingo_ds.data.checks import sequence_mistake
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FASTA = (".fa", ".fasta", ".fna")

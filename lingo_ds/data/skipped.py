@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from lingo_ds.data.genome import Genome
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from lingo_ds.data.examples import SPLITS
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 class Seen:

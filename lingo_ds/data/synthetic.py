@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import write_aside
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
 
 MIN_LENGTH = 70  # -34 to +36: a TATA box that starts at -34 just fits
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lingo_ds.errors import Mistake
+from lingo_ds.utils.errors import Mistake
 
 Cell = str | int | float | None
 """Content of a label column, as text or as Parquet has it."""

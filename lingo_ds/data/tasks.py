@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.task_config import Kind
 from lingo_ds.data.targets import moments, value_mistakes
 from lingo_ds.data.tokenize import TokenizedData
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.task_config import Kind
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 @dataclass(frozen=True)

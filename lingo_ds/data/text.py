@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.untrusted import require_regular
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.safe_read import require_regular
 
 BLOCK = 1 << 20
 """Bytes decoded at a time; a longer line is decoded whole."""

@@ -20,7 +20,7 @@ from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.targets import Target
 from lingo_ds.data.tokens import Row, Tokenize
-from lingo_ds.files import write_aside
+from lingo_ds.utils.files import write_aside
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from lingo_ds.data.pairs import first_bases, join
 from lingo_ds.data.prompt import Prompt
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from lingo_ds.data.genome import Genome
 from lingo_ds.data.records import file_facts, require_readable
 from lingo_ds.data.skipped import BEYOND, MISMATCH, Skipped
 from lingo_ds.data.text import read_lines
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT"]
 """The first ones of a VCF, which are all that is read."""

@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds import distributed
 from lingo_ds.data.loader import Batch, eval_batches
 from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.evaluation.metrics import (
     Metrics,
@@ -31,9 +30,10 @@ from lingo_ds.evaluation.readout import (
     with_best_thresholds,
 )
 from lingo_ds.evaluation.thresholds import DEFAULT
-from lingo_ds.files import write_aside
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import RunPlan
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
 
 
 class Evaluation(NamedTuple):
@@ -93,7 +93,7 @@ def evaluate(
                 task, answers(all_logits, task), split.labels, metric=choose_thresholds_for
             )
         found = [*score(all_logits, split.labels, task), task.thresholds]
-    metrics, by_output, thresholds = distributed.share_json(found, env)
+    metrics, by_output, thresholds = agreement.share_json(found, env)
     return Evaluation(metrics, all_logits, by_output, task.with_thresholds(thresholds and tuple(thresholds)))
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds import distributed, liveness
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed import process_group, watchdog
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
 
 
@@ -19,7 +19,7 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
     model.backbone.train(False)
     rows, logits = [], []
     for part in forwards:
-        liveness.beat()
+        watchdog.beat()
         out = model.logits(part)
         real = part.weights.bool()
         rows.append(part.rows[real])
@@ -30,12 +30,12 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
 
 def gather_rows(rows: Tensor, logits: Tensor, *, total: int, env: DistEnv) -> np.ndarray:
     """All processes' logits in file order; shares are filled up with row `total`, which is dropped here."""
-    share = int(distributed.all_gather(torch.tensor([len(rows)], device=env.device)).max())
+    share = int(process_group.all_gather(torch.tensor([len(rows)], device=env.device)).max())
     table = torch.full((share, logits.shape[1] + 1), float("nan"), dtype=torch.float64, device=env.device)
     table[:, 0] = total
     table[: len(rows), 0] = rows
     table[: len(rows), 1:] = logits
-    gathered = distributed.all_gather(table).flatten(0, 1).cpu().numpy()
+    gathered = process_group.all_gather(table).flatten(0, 1).cpu().numpy()
     out = np.full((total + 1, logits.shape[1]), np.nan)
     out[gathered[:, 0].astype(np.int64)] = gathered[:, 1:]
     return out[:total].astype(np.float32)

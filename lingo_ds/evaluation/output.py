@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import make_folder, only_user, write_aside
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import make_folder, only_user, write_aside
 
 logger = logging.getLogger(__name__)
 

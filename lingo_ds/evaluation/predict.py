@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds import distributed
 from lingo_ds.data.checks import sequence_mistake
 from lingo_ds.data.loader import Batch, ahead, eval_batches
 from lingo_ds.data.packing import Pack, common_prefix, eval_packs
@@ -21,13 +20,14 @@ from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
 from lingo_ds.data.tokens import Tokenize
 from lingo_ds.data.variants import VariantChunk
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.evaluation.readout import answers, decide, mean_of_strands
 from lingo_ds.memory import ForwardPlan
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import WORTH_SHARING
+from lingo_ds.utils.errors import Mistake, UserError
 
 CHUNK = 8192
 """Sequences of a chunk at most."""
@@ -138,7 +138,7 @@ class Predictor:
         """
         with closing(ahead(map(self._share, chunks))) as shares:
             while True:
-                with distributed.together(self.env):
+                with agreement.together(self.env):
                     share = next(shares, None)
                 if share is None:
                     return
@@ -172,7 +172,7 @@ class Predictor:
     def _predict(self, share: _Share) -> Predicted:
         cut = share.split.truncated if len(share.places) else 0
         mine = torch.tensor([self._forwards_needed(share.split), cut], device=self.env.device)
-        needed, cuts = distributed.all_gather(mine).T.tolist()
+        needed, cuts = process_group.all_gather(mine).T.tolist()
         rows, logits = own_logits(self._model, self._forwards(share.split, max(needed)))
         if not len(share.places):
             rows, logits = rows[:0], logits[:0]

@@ -2,24 +2,24 @@
 
 from pathlib import Path
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.backbone.backbone import DTYPE_NAMES, compute_dtype
 from lingo_ds.backbone.tokenizer import read_tokenizer
-from lingo_ds.config import PredictConfig
+from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokens import make_tokenize
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.facts import model_facts
-from lingo_ds.files import default_cache
 from lingo_ds.memory import ModelFacts, plan_forward
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import load_spread, require_quantizable, say_if_none_is_in_8_bits
 from lingo_ds.profile import fill_profile, read_profile
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import default_cache
 
 
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
@@ -36,14 +36,14 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
             revision=use.revision, trust_remote_code=use.trust_remote_code,
         )  # fmt: skip
 
-    distributed.first_on_host_does(opened, env)  # downloads, or makes what is embedded
-    with distributed.together(env):
+    agreement.first_on_host_does(opened, env)  # downloads, or makes what is embedded
+    with agreement.together(env):
         saved, spec = opened()
         quantization = saved.card.backbone.quantization if use.quantization == "auto" else use.quantization
         require_quantizable(quantization, config.zero)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=use.trust_remote_code)
         profile = read_profile(config.zero, env)
-    distributed.require_equal(saved.card.model_dump_json(), "--adapter", env)
+    agreement.require_equal(saved.card.model_dump_json(), "--adapter", env)
     _require_no_columns(saved.card.task, folder)
     task, dtype = saved.card.task, compute_dtype(use.dtype, env.device)
     if task.pair_separator is not None:
@@ -71,7 +71,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         saved.layout, scale=saved.alpha / saved.rank, dtype=dtype, device=env.device,
         scalars=0, importance=False,
     )  # fmt: skip
-    bank.master.copy_(distributed.broadcast_(saved.values.to(env.device)))
+    bank.master.copy_(process_group.broadcast_(saved.values.to(env.device)))
     bank.refresh()
     model = AdaptedModel(
         backbone, bank, pooling=saved.card.pooling, dropout=0.0, shared_inputs=spec.shared_inputs

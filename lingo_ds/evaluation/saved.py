@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from lingo_ds import distributed
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.data.tasks import Task
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, process_group
 from lingo_ds.export import SavedAdapter, load_adapter, read_card
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import Prepared
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
         UserError: where the folder holds no adapter for this backbone, or one that read its input otherwise.
     """
     env, saved = prepared.env, None
-    with distributed.together(env):
+    with agreement.together(env):
         if env.is_main:
             saved = load_adapter(folder, prepared.spec)
             _require_same_reading(saved, prepared, folder)
@@ -81,14 +81,12 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
         saved.alpha / saved.rank,
         saved.card.task.to_dict(),
     ]
-    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale, task = distributed.share_json(
-        shape, env
-    )
+    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale, task = agreement.share_json(shape, env)
     layout = BankLayout(
         tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam, tuple(token_shape)
     )
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
-    model.adopt(layout, distributed.broadcast_(values))
+    model.adopt(layout, process_group.broadcast_(values))
     return TypeAdapter(Task).validate_python(task)
 
 

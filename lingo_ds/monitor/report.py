@@ -2,17 +2,13 @@
 
 import json
 import math
-import platform
 import shlex
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from rich.table import Table
 
-from lingo_ds.files import write_aside
-
-_LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "bitsandbytes")
+from lingo_ds.utils.files import write_aside
 
 _CLASS_ROWS = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
 _ROWS = {
@@ -81,22 +77,6 @@ def what_to_open(output_dir: Path) -> str:
     return "\n".join(
         lines[name].format(shlex.quote(str(path))) for name, path in paths.items() if path.exists()
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that decide results, without importing them."""
-    return {
-        "lingo_ds": _version("lingo_ds", absent="0+unknown"),
-        "python": platform.python_version(),
-        **{name: _version(name, absent="not installed") for name in _LIBRARIES},
-    }
-
-
-def _version(name: str, *, absent: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return absent
 
 
 def _not_finite(value: object, key: str = "") -> Iterator[tuple[str, float]]:

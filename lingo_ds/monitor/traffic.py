@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from lingo_ds.counter import Kind, StepTraffic, Tally
-from lingo_ds.traffic import Link, by_link
+from lingo_ds.distributed.traffic import Kind, Link, Tally
+from lingo_ds.traffic import by_link
+from lingo_ds.training.meter import StepTraffic
 
 
 class TrafficSum:

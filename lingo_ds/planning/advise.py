@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from lingo_ds.config import RunConfig
-from lingo_ds.errors import UserError
-from lingo_ds.memory import USABLE_MEMORY, as_bytes
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.memory import USABLE_MEMORY
 from lingo_ds.planning.job import Job, with_budget
 from lingo_ds.planning.predict import Prediction, predict
+from lingo_ds.utils.errors import UserError
+from lingo_ds.utils.units import as_bytes
 
 WORTH = 0.02
 """Share of a step that a change must save to be advised."""

@@ -11,13 +11,11 @@ from lingo_ds.backbone.backbone import DTYPES
 from lingo_ds.backbone.cpu_fused import may_fuse
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
-from lingo_ds.config import RunConfig
-from lingo_ds.data.registry import require_folder
+from lingo_ds.config.known_tasks import require_folder
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.dataset import length_limit, tokenized_data
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.facts import data_facts, facts_on, layout_of, sites_of
-from lingo_ds.files import default_cache, make_folder
 from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.plan import Facts, make_plan
 from lingo_ds.planning.job import Job
@@ -25,6 +23,8 @@ from lingo_ds.planning.layer import layer_shape
 from lingo_ds.planning.machine import Machine
 from lingo_ds.prepare import spread_of_plan
 from lingo_ds.profile import read_profile
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import default_cache, make_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """A prediction in lines for a person, after the plan's own equations."""
 
-from lingo_ds.memory import as_bytes
 from lingo_ds.planning.elsewhere import Place
 from lingo_ds.planning.job import Job
 from lingo_ds.planning.machine import ACHIEVED
 from lingo_ds.planning.predict import Prediction
 from lingo_ds.traffic import by_link
+from lingo_ds.utils.units import as_bytes
 
 
 def lines(job: Job, seen: Prediction, place: Place, link: str) -> list[str]:

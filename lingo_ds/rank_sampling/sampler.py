@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.config import RankSamplingConfig
-from lingo_ds.distributed import DistEnv
+from lingo_ds.config.run_config import RankSamplingConfig
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.monitor.rank_statistics import ScoreHistogram, score_histogram
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.rank_sampling.statistics import ScoreHistogram, score_histogram
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class RankSampler:
     def _agree(self, kept: np.ndarray | None) -> np.ndarray:
         """Global rank 0's decision, on every process, sent as packed bits."""
         bits = np.zeros(-(-self._schedule.initial // 8), np.uint8) if kept is None else np.packbits(kept)
-        sent = distributed.broadcast_(torch.from_numpy(bits).to(self._env.device), what="masks")
+        sent = process_group.broadcast_(torch.from_numpy(bits).to(self._env.device), what="masks")
         return np.unpackbits(sent.cpu().numpy(), count=self._schedule.initial).astype(bool)
 
     def kept_ranks(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.process_group import DistEnv
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _odd_numbers(count: int, device: torch.device) -> Tensor:
 
 def host_fingerprint(value: Any) -> int:
     """64-bit fingerprint of plain JSON values."""
-    return distributed.text_fingerprint(json.dumps(value))
+    return agreement.text_fingerprint(json.dumps(value))
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Audit:
             DivergenceError: on every process, where differences are not to be repaired.
         """
         names, mine = self._prints()
-        prints = distributed.all_gather(mine, what="audit").cpu()
+        prints = process_group.all_gather(mine, what="audit").cpu()
         differs = prints != prints[0]
         if not differs.any():
             return False
@@ -142,11 +142,11 @@ class Audit:
         """Makes this process hold what global rank 0 holds."""
         bank = self.bank
         shape = bank.layout.ranks, bank.sensitivity is not None, [part.read() for part in self.host]
-        ranks, importance, host = distributed.share_json(shape, self.env)
+        ranks, importance, host = agreement.share_json(shape, self.env)
         if bank.reshape(ranks, importance=importance):
             self.on_new_tensors()
         for part in bank.state().values():
-            distributed.broadcast_(part)
+            process_group.broadcast_(part)
         bank.masks_from_tensor()
         for part, value in zip(self.host, host, strict=True):
             part.adopt(value)

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.files import clear_leftovers, write_aside
-from lingo_ds.untrusted import own_file, read_regular
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import clear_leftovers, write_aside
+from lingo_ds.utils.safe_read import own_file, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -221,14 +221,14 @@ def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
     """
     path, ranks = checkpoint.path, checkpoint.state.ranks
     tensors: dict[str, Tensor] = {}
-    with distributed.together(env):
+    with agreement.together(env):
         if len(ranks) != len(bank.layout.ranks) or any(
             ours < theirs for ours, theirs in zip(bank.layout.ranks, ranks, strict=True)
         ):
             raise _not_whole(path, "its ranks do not fit the backbone's maps")
     found = _shapes(path) if env.is_main else {}
-    bank.reshape(ranks, importance=distributed.share_json("sensitivity" in found, env))
-    with distributed.together(env):
+    bank.reshape(ranks, importance=agreement.share_json("sensitivity" in found, env))
+    with agreement.together(env):
         if env.is_main:
             expected = {name: (list(value.shape), _dtype_name(value)) for name, value in bank.state().items()}
             if found != expected:
@@ -238,7 +238,7 @@ def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
         for name, value in bank.state().items():
             if env.is_main:
                 value.copy_(tensors[name])
-            distributed.broadcast_(value)
+            process_group.broadcast_(value)
     bank.masks_from_tensor()
 
 

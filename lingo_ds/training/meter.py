@@ -1,8 +1,24 @@
 """What each step's collectives moved, beside what they should move by the formula."""
 
-from lingo_ds.counter import StepTraffic, counter
+from typing import NamedTuple
+
+from lingo_ds.distributed.traffic import Kind, Tally, counter
 from lingo_ds.model import AdaptedModel
-from lingo_ds.traffic import Spread, Weights, audit_traffic, mask_traffic, step_traffic
+from lingo_ds.traffic import (
+    Collective,
+    Spread,
+    Weights,
+    audit_traffic,
+    mask_traffic,
+    step_traffic,
+)
+
+
+class StepTraffic(NamedTuple):
+    """What one step moved, and what it should have moved by the formula."""
+
+    counted: dict[Kind, Tally]
+    expected: tuple[Collective, ...]
 
 
 class Meter:

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lingo_ds.files import write_aside
-from lingo_ds.memory import GIB
 from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.rank_statistics import budget_shares
+from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
-from lingo_ds.monitor.tracker import Tracker
 from lingo_ds.monitor.traffic import TrafficSum, traffic_scalars
 from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
-from lingo_ds.rank_sampling.statistics import budget_shares
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.trainer import StepInfo
+from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.units import GIB
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Watcher:
         """Pictures for TensorBoard, those of the final mask also as files."""
         from matplotlib.image import imsave  # slow to import, and not needed before the first mask
 
-        from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
+        from lingo_ds.monitor.rank_plots import draw_budget, draw_rank_map, draw_scores, draw_shares
 
         pictures = {
             "map": draw_rank_map(

@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lingo_ds import distributed
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.monitor.report import versions
+from lingo_ds.distributed import agreement
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
-from lingo_ds.untrusted import read_json
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.safe_read import read_json
+from lingo_ds.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def find_start(prepared: Prepared) -> Start:
         UserError: on every process, where the checkpoint is damaged or of a run that means something else.
     """
     found = None
-    with distributed.together(prepared.env):
+    with agreement.together(prepared.env):
         if prepared.env.is_main:
             found = _choose(prepared)
             if found:
@@ -67,7 +67,7 @@ def find_start(prepared: Prepared) -> Start:
             else:
                 _set_aside(prepared.config.run_dir)
     shared = [str(found.path), found.state.model_dump(mode="json")] if found else None
-    shared = distributed.share_json(shared, prepared.env)
+    shared = agreement.share_json(shared, prepared.env)
     if shared is None:
         return Start(prepared, None)
     checkpoint = Checkpoint(Path(shared[0]), RunState.model_validate(shared[1]))

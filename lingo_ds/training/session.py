@@ -8,22 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lingo_ds import distributed, liveness
 from lingo_ds.data.loader import Ahead, Packing, TrainBatches
 from lingo_ds.data.tasks import Task
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, watchdog
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.export import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
-from lingo_ds.files import write_aside
 from lingo_ds.inputs import backbone_address, public_address
 from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes, task_frame
 from lingo_ds.monitor.progress import Progress
-from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.monitor.rank_statistics import ScoreHistogram
+from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.prepare import Prepared, spread_numbers
 from lingo_ds.rank_sampling.sampler import RankSampler
-from lingo_ds.rank_sampling.statistics import ScoreHistogram
 from lingo_ds.training.audit import Audit, HostState
 from lingo_ds.training.checkpoint import Checkpoint, RunProgress, RunState, load_bank
 from lingo_ds.training.meter import Meter
@@ -34,6 +32,8 @@ from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.summary import make_report
 from lingo_ds.training.trainer import Outcome, Trainer
 from lingo_ds.training.update import BankUpdate
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Session:
             pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
         )
         try:
-            with closing(self._ahead), liveness.judging(self._prepared.config.train.timeout):
+            with closing(self._ahead), watchdog.judging(self._prepared.config.train.timeout):
                 return self._trainer.run(first_step, observers=[self._watcher])
         finally:
             self._store.finish()
@@ -151,7 +151,7 @@ class Session:
         progress = checkpoint.state.progress
         load_bank(checkpoint, self.model.bank, self._prepared.env)
         self.model.follow_bank()
-        with distributed.together(self._prepared.env):
+        with agreement.together(self._prepared.env):
             try:
                 self._update.restore(progress.update)
                 self._selection.restore(progress.best)
@@ -177,7 +177,7 @@ class Session:
                 write_aside(ours, lambda aside: shutil.copytree(theirs, aside))
             card = ours / CARD
             step = json.loads(card.read_text())["step"] if card.is_file() else 0
-        if distributed.share_json(step, self._prepared.env) != self.best.step:
+        if agreement.share_json(step, self._prepared.env) != self.best.step:
             self._selection.restore(asdict(Best()))
 
     def report(self, outcome: Outcome, test: Evaluation | None) -> dict[str, Any]:

@@ -3,20 +3,20 @@
 from dataclasses import asdict
 from typing import Any
 
-from lingo_ds import distributed
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed import agreement
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.export import load_adapter
-from lingo_ds.monitor.report import versions
+from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
 from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import RankSampler
-from lingo_ds.rank_sampling.statistics import budget_shares
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.checkpoint import Written
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.selection import Best
 from lingo_ds.training.trainer import Outcome
+from lingo_ds.utils.versions import versions
 
 
 def make_report(
@@ -34,7 +34,7 @@ def make_report(
     config, plan, watched = prepared.config, prepared.plan, watcher.throughput
     ranks, saved_size = _saved_ranks(prepared, best)
     events = sampler.events if sampler else []
-    scores = distributed.share_json(sampler and sampler.scores and sampler.scores._asdict(), prepared.env)
+    scores = agreement.share_json(sampler and sampler.scores and sampler.scores._asdict(), prepared.env)
     return {
         "task": (test.task if test else prepared.task).to_dict(),
         "outcome": outcome.reason,
@@ -77,7 +77,7 @@ def make_report(
             "mfu": watcher.mfu(),
         },
         "traffic": watcher.traffic.report(),
-        "checkpoints": distributed.share_json(_of_time(written, watched.seconds), prepared.env),
+        "checkpoints": agreement.share_json(_of_time(written, watched.seconds), prepared.env),
         "memory": _memory(prepared.env),
         "zero": {
             "stage": plan.zero_stage,
@@ -97,12 +97,12 @@ def _saved_ranks(prepared: Prepared, best: Best) -> tuple[dict[str, int], int]:
         layout = load_adapter(prepared.config.run_dir / "adapter", prepared.spec).layout
         ranks |= {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
         size = layout.size
-    return tuple(distributed.share_json([ranks, size], prepared.env))
+    return tuple(agreement.share_json([ranks, size], prepared.env))
 
 
 def _memory(env: DistEnv) -> dict[str, list[int | None]]:
     """Peak bytes of every process."""
-    peaks = distributed.share_from_all([peak_host_bytes(), peak_device_bytes()], env)
+    peaks = agreement.share_from_all([peak_host_bytes(), peak_device_bytes()], env)
     return {
         "peak_host_bytes": [host for host, _ in peaks],
         "peak_device_bytes": [device for _, device in peaks],

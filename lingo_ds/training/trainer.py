@@ -1,31 +1,29 @@
 """The training loop."""
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lingo_ds import liveness
-from lingo_ds.config import CheckpointConfig
-from lingo_ds.counter import StepTraffic
+from lingo_ds.config.run_config import CheckpointConfig
 from lingo_ds.data.loader import Ahead, Batch
 from lingo_ds.data.packing import Pack
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import watchdog
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
-from lingo_ds.training.meter import Meter
+from lingo_ds.training.meter import Meter, StepTraffic
 from lingo_ds.training.objective import Loss
 from lingo_ds.training.selection import Selection
 from lingo_ds.training.update import BankUpdate, Scalar, StepStats
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,37 +53,6 @@ class Outcome(NamedTuple):
     steps: int
     skipped: int
     reason: str
-
-
-class StopSignals:
-    """Turns Ctrl-C, SIGTERM or SIGUSR1 into a request to end after the step; a second Ctrl-C acts at once.
-
-    SIGUSR1 is what SLURM is asked to send before the time is up. A launcher passes on a SIGTERM that its
-    process group got as well, so a second one means nothing.
-    """
-
-    HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self):
-        self.requested = False
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Listens while inside."""
-        before = {number: signal.getsignal(number) for number in self.HEARD}
-
-        def request(number: int, _frame: object) -> None:
-            self.requested = True
-            if number == signal.SIGINT:
-                signal.signal(number, before[number])
-
-        for number in before:
-            signal.signal(number, request)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def seed_dropout(seed: int, step: int, global_rank: int) -> None:
@@ -148,7 +115,7 @@ class Trainer:
             for step in range(first_step, self._plan.steps + 1):
                 start = time.perf_counter()
                 batches = self._batches.at(step)
-                liveness.beat()
+                watchdog.beat()
                 input_seconds = time.perf_counter() - start
                 self._meter.start()
                 stats = self._step(step, batches)
@@ -184,7 +151,7 @@ class Trainer:
         examples = len(self._batches.rows_at(step))
         for batch in batches:
             self._backward(batch, examples)
-            liveness.beat()
+            watchdog.beat()
         self._model.backbone.require_partitioned()
         self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
         stats = self._update.step(learning_rate=self._lr(step))

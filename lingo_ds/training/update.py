@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.svd import Orthogonality
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed import process_group
 from lingo_ds.rank_sampling.importance import update_importance_
 
 
@@ -106,7 +106,7 @@ class BankUpdate:
         A GPU is waited for once, when the gradient is whole: norms and sums are read together.
         """
         bank = self._bank
-        distributed.all_reduce_(bank.wire, what="bank")
+        process_group.all_reduce_(bank.wire, what="bank")
         if self.loss_scale.value != 1:
             bank.grad.div_(self.loss_scale.value)
         penalty = (

@@ -28,9 +28,9 @@ from hypothesis.strategies import SearchStrategy
 from rich.console import Console
 
 import lingo_ds.run  # noqa: F401  (the verbs import it, and it does much at its first import)
-from lingo_ds import logs
 from lingo_ds.cli import main
-from lingo_ds.errors import UserError
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import UserError
 
 SECONDS = 20
 """Wall time that a case may take: a hundred times what one takes on an idle machine."""

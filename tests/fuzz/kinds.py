@@ -26,8 +26,9 @@ from lingo_ds.backbone.builtin import character_tokenizer
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.cli import main
+from lingo_ds.config.recipe import load_config
 from lingo_ds.data.tasks import make_task
-from lingo_ds.distributed import detect
+from lingo_ds.distributed.process_group import detect
 from lingo_ds.evaluation.saved import open_adapter
 from lingo_ds.export import (
     CARD,
@@ -40,7 +41,6 @@ from lingo_ds.export import (
     save_adapter,
 )
 from lingo_ds.prepare import Prepared, build_model, prepare
-from lingo_ds.recipe import load_config
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session

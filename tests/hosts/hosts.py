@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lingo_ds.distributed import free_port
+from lingo_ds.distributed.process_group import free_port
 from tests.ranks.launching import BIN, CHECKOUT, RECIPE
 
 NEEDED = ("ip", "unshare", "pdsh", "ssh", "ssh-keygen", "sshd")

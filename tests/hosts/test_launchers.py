@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lingo_ds.distributed import free_port
+from lingo_ds.distributed.process_group import free_port
 from tests.hosts import slurm
 from tests.hosts.hosts import STEPS
 from tests.ranks.launching import BIN, CHECKOUT, RECIPE

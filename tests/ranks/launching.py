@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
-from lingo_ds.distributed import free_port
+from lingo_ds.distributed.process_group import free_port
 from tests.first_rows import first_rows
 
 CHECKOUT = Path(__file__).resolve().parents[2]

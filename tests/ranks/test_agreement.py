@@ -13,12 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lingo_ds import distributed, preflight
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import agreement, job, process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, HostState, fingerprint
+from lingo_ds.utils.errors import Mistake, UserError
 from tests.ranks.spawn import run_ranks
 
 CPU, HOST = torch.device("cpu"), socket.gethostname()
@@ -209,7 +209,7 @@ def resized(rank: int, env: DistEnv, keeps: tuple[tuple[int, int] | None, ...]) 
     after = bits(bank)
     bank.zero_grad()
     bank.grad.fill_(rank + 1)
-    summed = float(distributed.all_reduce_(bank.wire)[: len(bank.grad)].mean())  # as the next step does
+    summed = float(process_group.all_reduce_(bank.wire)[: len(bank.grad)].mean())  # as the next step does
     assert not audit(13)
     assert told in ([], [bank.layout.ranks])
     return Resized(said, len(told), bank.layout.ranks, before, after, summed)
@@ -225,9 +225,9 @@ def traffic(env: DistEnv) -> dict[str, list[tuple[str, int]]]:
         bank.compact(np.arange(bank.layout.triplets) % 2 > 0)
     with Collectives() as collectives:
         torch.distributed.barrier()
-        distributed.all_reduce_(torch.zeros(3))
-        distributed.all_gather(torch.zeros(5))
-        distributed.broadcast_(torch.zeros(7, dtype=torch.uint8))
+        process_group.all_reduce_(torch.zeros(3))
+        process_group.all_gather(torch.zeros(5))
+        process_group.broadcast_(torch.zeros(7, dtype=torch.uint8))
     return {**made, "others": collectives.made}
 
 
@@ -253,7 +253,7 @@ def audits(rank: int, world_size: int) -> dict[str, Any]:
         "outside": {name: outside(rank, env, wrong) for name, wrong in OUTSIDE.items()},
         "resized": {name: resized(rank, env, keeps) for name, keeps in RESIZED.items()},
         "traffic": traffic(env),
-        "agreement": agreement(rank, env),
+        "agreement": small_collectives(rank, env),
     }
 
 
@@ -275,39 +275,39 @@ VALUE = {"text": "Z\u00fcrich\n", "numbers": [1, -2.5, 1e300, None, True], "nest
 def other_versions(rank: int, env: DistEnv) -> None:
     """As if the second process were on another host, with another torch."""
     facts = {"host": f"node{rank}", "processes": 1, "cores": 1, "versions": {"torch": ("2.0", "9.9")[rank]}}
-    with mock.patch.object(preflight, "own_facts", lambda _env: facts):
-        preflight.require_alike(env)
+    with mock.patch.object(job, "own_facts", lambda _env: facts):
+        job.require_alike(env)
 
 
-def agreement(rank: int, env: DistEnv) -> dict[str, Any]:
+def small_collectives(rank: int, env: DistEnv) -> dict[str, Any]:
     """The small collectives, each with something to disagree on."""
     done = []
     seen = {
-        "equal": error_of(lambda: distributed.require_equal("seed: 0", "config", env)),
-        "different": error_of(lambda: distributed.require_equal(f"seed: {rank}", "config", env)),
-        "alike": error_of(lambda: preflight.require_alike(env)),
+        "equal": error_of(lambda: agreement.require_equal("seed: 0", "config", env)),
+        "different": error_of(lambda: agreement.require_equal(f"seed: {rank}", "config", env)),
+        "alike": error_of(lambda: job.require_alike(env)),
         "other versions": error_of(lambda: other_versions(rank, env)),
         "first fails": error_of(
-            lambda: distributed.first_on_host_does(lambda: done.append("fails") or mistaken(), env)
+            lambda: agreement.first_on_host_does(lambda: done.append("fails") or mistaken(), env)
         ),
-        "first works": error_of(lambda: distributed.first_on_host_does(lambda: done.append("works"), env)),
+        "first works": error_of(lambda: agreement.first_on_host_does(lambda: done.append("works"), env)),
         "done": done,
         "second fails": error_of(
-            lambda: distributed.raise_together(
+            lambda: agreement.raise_together(
                 UserError(Mistake("train.csv:3", "X", "is no base", "correct it")) if rank == 1 else None, env
             )
         ),
         "json": [
-            distributed.share_json(VALUE if rank == 0 else None, env),
-            distributed.share_json(VALUE if rank == 1 else "unused", env, source=1),
-            distributed.share_json(None, env),
-            distributed.share_json(rank, env),
-            len(distributed.share_json("x" * 300_000 if rank == 0 else None, env)),
+            agreement.share_json(VALUE if rank == 0 else None, env),
+            agreement.share_json(VALUE if rank == 1 else "unused", env, source=1),
+            agreement.share_json(None, env),
+            agreement.share_json(rank, env),
+            len(agreement.share_json("x" * 300_000 if rank == 0 else None, env)),
         ],
-        "all": distributed.share_from_all([rank, str(rank) * 1000 * rank, None], env),
-        "sum": distributed.all_reduce_(torch.tensor([1.0, rank])).tolist(),
-        "gathered": distributed.all_gather(torch.tensor([[rank, 7]])).tolist(),
-        "broadcast": distributed.broadcast_(torch.tensor([rank + 5])).tolist(),
+        "all": agreement.share_from_all([rank, str(rank) * 1000 * rank, None], env),
+        "sum": process_group.all_reduce_(torch.tensor([1.0, rank])).tolist(),
+        "gathered": process_group.all_gather(torch.tensor([[rank, 7]])).tolist(),
+        "broadcast": process_group.broadcast_(torch.tensor([rank + 5])).tolist(),
     }
     torch.distributed.barrier()
     return seen
@@ -453,13 +453,13 @@ def test_shared_values_arrive_unchanged_on_every_process(seen):
 
 def test_single_process_agrees_with_itself():
     alone = DistEnv(0, 0, 1, 1, CPU)
-    distributed.require_equal("seed: 0", "config", alone)
-    assert distributed.share_json(VALUE, alone) == VALUE
-    assert distributed.share_from_all([1, "a"], alone) == [[1, "a"]]
-    assert distributed.all_gather(torch.tensor([3])).tolist() == [[3]]
+    agreement.require_equal("seed: 0", "config", alone)
+    assert agreement.share_json(VALUE, alone) == VALUE
+    assert agreement.share_from_all([1, "a"], alone) == [[1, "a"]]
+    assert process_group.all_gather(torch.tensor([3])).tolist() == [[3]]
     assert not Audit(new_bank(), alone, "raise")(1)
     with pytest.raises(UserError, match="is not a folder"):
-        distributed.first_on_host_does(mistaken, alone)
+        agreement.first_on_host_does(mistaken, alone)
 
 
 # The fingerprint by itself

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from lingo_ds import distributed
-from lingo_ds.counter import hosts_of
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import UserError
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.distributed.traffic import hosts_of
+from lingo_ds.utils.errors import UserError
 from tests.ranks.spawn import run_ranks
 
 SIZES = (1, 2, 7, 10_001)
 
 
 def summed(rank: int, world_size: int, local: int) -> list[torch.Tensor]:
-    distributed.start(DistEnv(rank, rank % local, world_size, local, torch.device("cpu")))
+    process_group.start(DistEnv(rank, rank % local, world_size, local, torch.device("cpu")))
     own = [torch.randn(size, generator=torch.Generator().manual_seed(rank)) for size in SIZES]
-    return [distributed.all_reduce_(one, what="bank") for one in own]
+    return [process_group.all_reduce_(one, what="bank") for one in own]
 
 
 def test_a_sum_is_right_and_has_the_same_bits_everywhere():

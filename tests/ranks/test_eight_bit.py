@@ -11,10 +11,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
-from lingo_ds.resources import resource_path
 from lingo_ds.traffic import Spread, gathered_bytes
+from lingo_ds.utils.resources import resource_path
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_traffic import counted_and_foreseen
 from tests.ranks.test_world_sizes import assert_same_run, one_and_two

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from lingo_ds import distributed
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import DistEnv
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.prepare import build_model, prepare
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit, DivergenceError
@@ -36,7 +36,7 @@ RARELY = 5
 
 # Faults
 
-broadcast = distributed.broadcast_
+broadcast = process_group.broadcast_
 
 
 class Fault(NamedTuple):
@@ -96,7 +96,7 @@ def arriving(step: int, damaged: Callable[[torch.Tensor, Session | None], torch.
     return Fault(
         step,
         around=lambda session: mock.patch.object(
-            distributed, "broadcast_", lambda tensor, **_: damaged(tensor, session)
+            process_group, "broadcast_", lambda tensor, **_: damaged(tensor, session)
         ),
     )
 

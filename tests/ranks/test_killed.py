@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lingo_ds.distributed import free_port
+from lingo_ds.distributed.process_group import free_port
 from tests.ranks.launching import Ended, Job, launch, small_run, starting
 
 STEPS = 40

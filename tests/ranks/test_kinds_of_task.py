@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from lingo_ds import run
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed.process_group import DistEnv
 from tests.ranks.spawn import run_ranks
 from tests.unit.kinds_of_task import config_of, write_data
 

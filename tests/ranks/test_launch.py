@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file
 
-from lingo_ds.distributed import free_port
-from lingo_ds.training.trainer import StopSignals
+from lingo_ds.distributed.process_group import free_port
+from lingo_ds.distributed.stop_signals import StopSignals
 from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Job, launch, small_run, starting
 
 
@@ -135,7 +135,7 @@ def test_a_process_that_does_not_come_is_told_in_words(start, tmp_path):
     code = (
         "from datetime import timedelta\n"
         "from lingo_ds import distributed\n"
-        "from lingo_ds.errors import UserError\n"
+        "from lingo_ds.utils.errors import UserError\n"
         "try:\n"
         "    distributed.start(distributed.detect(), arrival=timedelta(seconds=3))\n"
         "except UserError as error:\n"

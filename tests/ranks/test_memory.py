@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from lingo_ds import distributed, memory
+from lingo_ds import memory
 from lingo_ds.backbone.gathers import GatheredInPlace
+from lingo_ds.distributed import process_group
 from lingo_ds.model import AdaptedModel
 from tests.own_memory import forget_peak, own_memory
 from tests.ranks.spawn import run_ranks
@@ -79,7 +80,7 @@ def two_steps(
         gathered = 4 * (max(held) - parts)
         made.append(Steps([t for step in steps for t in step], gathered, own_memory("VmHWM") - before))
         del model, loaded, module
-    distributed.stop()
+    process_group.stop()
     return made
 
 

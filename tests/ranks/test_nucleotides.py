@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, EsmConfig
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import uniform_layout
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.data.loader import Packing, TrainBatches
+from lingo_ds.distributed import process_group
 from lingo_ds.model import AdaptedModel
 from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
@@ -84,7 +84,7 @@ def sharded(
     )  # fmt: skip
     apart = []
     for step in (1, 2):
-        found = distributed.all_reduce_(backward(model, batches.at(step)).clone())
+        found = process_group.all_reduce_(backward(model, batches.at(step)).clone())
         backbone.require_partitioned()
         with torch.no_grad():
             backbone.train(False)

@@ -9,11 +9,11 @@ import torch
 from transformers import LlamaConfig
 
 from lingo_ds.backbone import zero
-from lingo_ds.config import ZeroConfig
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import UserError
+from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.profile import read_profile
+from lingo_ds.utils.errors import UserError
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (
     VOCABULARY,

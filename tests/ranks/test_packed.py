@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, OPTConfig
 
-from lingo_ds import distributed
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.data.loader import Packing, TrainBatches, make_batch
+from lingo_ds.distributed import process_group
 from lingo_ds.model import AdaptedModel
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import CPU, new_bank, new_layout, place, random_model, zero_config
@@ -62,7 +62,7 @@ def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> 
         packing=Packing(50, PREFIX),
     )  # fmt: skip
     packs = batches.at(1)
-    found = distributed.all_reduce_(backward(models["packed"], packs).clone())
+    found = process_group.all_reduce_(backward(models["packed"], packs).clone())
     models["packed"].backbone.require_partitioned()
     expected = backward(models["padded"], [make_batch(split, np.arange(BATCH), np.ones(BATCH))])
     return {

@@ -9,8 +9,8 @@ import torch
 
 import lingo_ds
 from lingo_ds import predicting
-from lingo_ds.config import PredictConfig
-from lingo_ds.distributed import DistEnv, free_port
+from lingo_ds.config.run_config import PredictConfig
+from lingo_ds.distributed.process_group import DistEnv, free_port
 from tests.ranks.launching import BIN, starting
 from tests.ranks.spawn import run_ranks
 from tests.unit.test_predict import (

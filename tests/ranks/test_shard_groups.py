@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from lingo_ds import run
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import DistEnv
-from lingo_ds.job import job
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed.job import job
+from lingo_ds.distributed.process_group import DistEnv
 from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
 
@@ -58,7 +58,7 @@ def train_each(rank: int, world_size: int, runs: list[Settings], local: int) -> 
     """One run after the other, as one of `world_size` processes on hosts of `local` processes."""
     env = DistEnv(rank, rank % local, world_size, local, torch.device("cpu"))
     configs = [RunConfig.model_validate(one) for one in runs]
-    with job(configs[0], env, output=configs[0].run_dir):
+    with job(configs[0].to_yaml(), env, output=configs[0].run_dir):
         return [run.train_one(config, env) for config in configs]
 
 

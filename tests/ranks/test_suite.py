@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lingo_ds.distributed import free_port
+from lingo_ds.distributed.process_group import free_port
 from tests.ranks.launching import BIN, CHECKOUT, Ended, starting
 
 TASKS = ("prom_core_tata", "mouse_0")

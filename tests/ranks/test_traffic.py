@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.counter import counter
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.distributed.traffic import counter
 from lingo_ds.model import AdaptedModel
 from lingo_ds.traffic import Spread, Start, Weights, step_traffic
 from lingo_ds.training.losses import cross_entropy_sum

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from lingo_ds import run
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import DistEnv
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed.process_group import DistEnv
 from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
 

@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, uniform_layout
 from lingo_ds.adapters.sites import choose_sites
 from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.load import WeightFiles
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import Batch
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import Facts, make_plan
-from lingo_ds.resources import resource_path
 from lingo_ds.training.losses import cross_entropy_sum
+from lingo_ds.utils.resources import resource_path
 from tests.ranks.spawn import run_ranks
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def place(rank: int, world_size: int) -> DistEnv:
     env = DistEnv(rank, rank, world_size, world_size, CPU)
-    distributed.start(env)
+    process_group.start(env)
     return env
 
 
@@ -148,7 +148,7 @@ def load_sharded(
                 dtype="bf16" if dtype == torch.bfloat16 else "fp32",
                 profile=profile,
             ),
-            group=distributed.shard_group(group_size, env),
+            group=process_group.shard_group(group_size, env),
             in_8_bits=in_8_bits,
         )
     finally:
@@ -244,7 +244,7 @@ def by_tensor(layout: BankLayout, flat: Tensor) -> list[Tensor]:
 def sharded_gradient(model: AdaptedModel, env: DistEnv, batch: Batch, after_each) -> list[Tensor]:
     """One step's gradient over all processes."""
     accumulate(model, batch, MICRO_BATCHES[env.world_size][env.global_rank], after_each)
-    distributed.all_reduce_(model.bank.wire)
+    process_group.all_reduce_(model.bank.wire)
     return by_tensor(model.bank.layout, model.bank.grad)
 
 

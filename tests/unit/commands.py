@@ -13,7 +13,7 @@ import pytest
 
 from lingo_ds.cli import main
 from lingo_ds.data.loader import Ahead
-from lingo_ds.monitor import pictures
+from lingo_ds.monitor import rank_plots
 
 
 def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = False) -> tuple[int, str]:
@@ -23,7 +23,7 @@ def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = F
         if not drawn:  # drawing takes as long as the training
             for name in ("draw_rank_map", "draw_budget", "draw_shares", "draw_scores"):
                 blank = np.zeros((8, 8, 3), np.uint8)
-                patch.setattr(pictures, name, lambda *_, _blank=blank, **__: _blank)
+                patch.setattr(rank_plots, name, lambda *_, _blank=blank, **__: _blank)
         status = main([verb, "--config", str(recipe), f"output_dir={out}", *overrides])
     return status, shown.getvalue()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 
 ROWS = {"train": 320, "dev": 80, "test": 80}
 LABELS = ["gc", "purine", "never"]

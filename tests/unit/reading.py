@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
-from lingo_ds.data_config import DataConfig
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 COLUMNS = ("sequence", "pair", "label")
 

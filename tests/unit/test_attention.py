@@ -31,10 +31,10 @@ from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.backbone.families import PACKABLE
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
 from lingo_ds.prepare import build_model, prepare
 from lingo_ds.training.losses import cross_entropy_sum

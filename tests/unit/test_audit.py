@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lingo_ds import distributed
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.training import audit as audit_module
 from lingo_ds.training.audit import Audit, DivergenceError, HostState, fingerprint, host_fingerprint
 
@@ -183,7 +183,7 @@ class Two:
         self._me, self._held = threading.local(), [None, None]
         self._meet = threading.Barrier(2, timeout=10)
         for name in ("all_gather", "broadcast_", "share_json"):
-            monkeypatch.setattr(distributed, name, getattr(self, name))
+            monkeypatch.setattr(process_group, name, getattr(self, name))
 
     def run(self, *audits: Callable[[int], bool], step: int = 100) -> list[bool | DivergenceError]:
         """How the audit of each process ends."""

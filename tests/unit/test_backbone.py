@@ -42,7 +42,7 @@ from lingo_ds.backbone.families import TARGETS
 from lingo_ds.backbone.load import fingerprint
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.backbone.tokenizer import read_tokenizer
-from lingo_ds.errors import UserError
+from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
 VOCABULARY, CONTEXT, PAD = 97, 64, 1

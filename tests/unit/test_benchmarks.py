@@ -22,14 +22,14 @@ from benchmarks import (
     train_throughput,
 )
 from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
-from lingo_ds import distributed
 from lingo_ds.backbone.tokenizer import read_tokenizer
-from lingo_ds.config import RunConfig
+from lingo_ds.config.known_tasks import registry
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import epoch_order
-from lingo_ds.data.registry import registry
-from lingo_ds.memory import GIB
+from lingo_ds.distributed import process_group
 from lingo_ds.plan import make_plan
 from lingo_ds.prepare import prepare
+from lingo_ds.utils.units import GIB
 from tests.unit.test_plan import SMALL
 
 
@@ -107,7 +107,7 @@ def prepared(mixture, tmp_path, monkeypatch):
     """What our own code makes of the workload."""
     monkeypatch.setenv("LINGO_DS_CACHE", str(tmp_path / "cache"))
     config = _training_runs.our_config(mixture, tmp_path, dtype="fp32", stage="auto", adapter={})
-    return prepare(config, distributed.detect())
+    return prepare(config, process_group.detect())
 
 
 def test_rival_gets_our_examples_in_our_order(mixture, prepared):

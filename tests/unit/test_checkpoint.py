@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lingo_ds.errors import UserError
 from lingo_ds.training import checkpoint as checkpoints
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS, read_checkpoint
 from lingo_ds.training.trainer import Trainer
+from lingo_ds.utils.errors import UserError
 from tests.unit.commands import at_step, command, contents, crash, report_of
 
 STEPS = 16

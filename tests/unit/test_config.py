@@ -10,12 +10,12 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.config import RunConfig
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.recipe import MOST_BYTES, MOST_MISTAKES, load_config
-from lingo_ds.resources import list_resources, resource_path
-from lingo_ds.settings import Section
-from lingo_ds.suite_config import Suite, load_runs
+from lingo_ds.config.fields import Section
+from lingo_ds.config.recipe import MOST_BYTES, MOST_MISTAKES, load_config
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.suite_config import Suite, load_runs
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.resources import list_resources, resource_path
 
 MINIMAL = """\
 name: tata

@@ -18,9 +18,9 @@ from lingo_ds.backbone.backbone import load_backbone
 from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.tasks import make_task
-from lingo_ds.errors import UserError
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.model import AdaptedModel
+from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
 CLASSES, RANK, ALPHA, PAD = 3, 4, 6.0, 0

@@ -36,11 +36,11 @@ from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.cli import main
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.tasks import make_task
-from lingo_ds.errors import UserError
 from lingo_ds.export import BackboneCard, Card, DataCard, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.merge import save_merged
 from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes
+from lingo_ds.utils.errors import UserError
 from tests.own_memory import own_memory
 
 CLASSES, RANK, ALPHA = 3, 4, 6.0

@@ -18,9 +18,9 @@ import lingo_ds
 from lingo_ds import run
 from lingo_ds.adapter_card import Card
 from lingo_ds.cli import main
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import UserError
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.monitor.report import summary_table
+from lingo_ds.utils.errors import UserError
 from tests.unit.commands import at_step, contents, ctrl_c
 from tests.unit.kinds_of_task import LABELS, ROWS, TASKS, VALUES, config_of, write_data
 from tests.unit.test_exported import run_snippet

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lingo_ds.config.task_config import TaskConfig
 from lingo_ds.data.tasks import Task
-from lingo_ds.task_config import TaskConfig
 from lingo_ds.training.losses import binary_cross_entropy_sum, cross_entropy_sum, squared_error_sum
 from lingo_ds.training.objective import make_loss
 

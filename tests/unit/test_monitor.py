@@ -21,12 +21,13 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lingo_ds.monitor import progress as progress_module
-from lingo_ds.monitor.pictures import draw_budget, draw_rank_map, draw_scores, draw_shares
 from lingo_ds.monitor.progress import Progress
-from lingo_ds.monitor.report import summary_table, versions, what_to_open, write_report
+from lingo_ds.monitor.rank_plots import draw_budget, draw_rank_map, draw_scores, draw_shares
+from lingo_ds.monitor.rank_statistics import score_histogram
+from lingo_ds.monitor.report import summary_table, what_to_open, write_report
+from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes, peak_host_bytes
-from lingo_ds.monitor.tracker import Tracker
-from lingo_ds.rank_sampling.statistics import score_histogram
+from lingo_ds.utils.versions import versions
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -96,7 +97,7 @@ def test_folder_deleted_while_running_is_one_warning(tmp_path, caplog):
 def test_disk_full_does_not_stop_training(tmp_path):
     code = f"""
 import logging, pathlib, resource, sys, time
-from lingo_ds.monitor.tracker import Tracker
+from lingo_ds.monitor.tensorboard import Tracker
 logging.basicConfig(stream=sys.stdout)
 tracker = Tracker(pathlib.Path({str(tmp_path)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # a write past it fails, as on a full disk
@@ -109,7 +110,7 @@ logging.getLogger().warning("trained to the end")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(":")[1] for line in lines] == ["lingo_ds.monitor.tracker", "root"]
+    assert [line.split(":")[1] for line in lines] == ["lingo_ds.monitor.tensorboard", "root"]
     assert "File too large" in lines[0]
 
 

@@ -22,9 +22,9 @@ from lingo_ds.data.loader import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.data.tokens import NUCLEOTIDES, NucleotideTokens, Row, TextTokens, letter_ids, make_tokenize
-from lingo_ds.errors import UserError
 from lingo_ds.model import AdaptedModel
 from lingo_ds.training.losses import cross_entropy_sum
+from lingo_ds.utils.errors import UserError
 from tests.unit.commands import command
 from tests.unit.test_attention import CLASSES, CPU, ENCODERS, FAMILIES, VOCABULARY, folders  # noqa: F401
 from tests.unit.test_packing import split_of

@@ -19,10 +19,10 @@ from lingo_ds.cli import main
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokens import NucleotideTokens, Row
-from lingo_ds.errors import UserError
 from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
 from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes, task_frame
+from lingo_ds.utils.errors import UserError
 from tests.unit.test_exported import (
     DECODERS,
     DNA,

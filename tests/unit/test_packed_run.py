@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from lingo_ds import run
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.model import AdaptedModel
 
 ROWS = {"train": 40, "dev": 12, "test": 13}

@@ -3,8 +3,8 @@
 import pytest
 
 from lingo_ds.cli import main
-from lingo_ds.errors import UserError
-from lingo_ds.place import FIRST_PORT, PORTS, find_place, first_node, tasks_per_node
+from lingo_ds.distributed.launchers import FIRST_PORT, PORTS, find_place, first_node, tasks_per_node
+from lingo_ds.utils.errors import UserError
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "16",

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingo_ds import run
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import detect
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.memory import GIB
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.suite_config import Suite, load_runs
+from lingo_ds.distributed.process_group import detect
 from lingo_ds.plan import Facts, RunPlan, make_plan
-from lingo_ds.resources import list_resources, resource_path
-from lingo_ds.suite_config import Suite, load_runs
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.resources import list_resources, resource_path
+from lingo_ds.utils.units import GIB
 
 SMALL = Facts(
     train_rows=4904,

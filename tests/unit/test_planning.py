@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from lingo_ds.cli import main
-from lingo_ds.config import RunConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import make_pack
-from lingo_ds.distributed import detect
-from lingo_ds.errors import UserError
-from lingo_ds.memory import GIB, USABLE_MEMORY
+from lingo_ds.distributed.process_group import detect
+from lingo_ds.memory import USABLE_MEMORY
 from lingo_ds.planning.advise import advise
 from lingo_ds.planning.elsewhere import Lengths, Place, make_job, read_shapes
 from lingo_ds.planning.footprint import kept_per_token, memory_parts
@@ -23,6 +22,8 @@ from lingo_ds.planning.predict import predict, ring_seconds
 from lingo_ds.planning.work import pass_work
 from lingo_ds.prepare import build_model, prepare
 from lingo_ds.traffic import Collective, step_traffic
+from lingo_ds.utils.errors import UserError
+from lingo_ds.utils.units import GIB
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-5,

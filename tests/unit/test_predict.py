@@ -32,9 +32,9 @@ from lingo_ds.backbone.spec import read_spec
 from lingo_ds.cli import main
 from lingo_ds.data.records import Records
 from lingo_ds.data.tasks import make_task
-from lingo_ds.errors import UserError
 from lingo_ds.evaluation.output import Output
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, save_adapter
+from lingo_ds.utils.errors import UserError
 from tests.own_memory import forget_peak, own_memory
 
 CHECKOUT = Path(__file__).resolve().parents[2]

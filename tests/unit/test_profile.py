@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from lingo_ds.config import ZeroConfig
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import UserError
+from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.profile import read_profile
+from lingo_ds.utils.errors import UserError
 
 CPU, GPU = (DistEnv(0, 0, 1, 1, torch.device(kind)) for kind in ("cpu", "cuda"))
 

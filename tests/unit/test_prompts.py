@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lingo_ds import distributed
 from lingo_ds.backbone.tokenizer import read_tokenizer
-from lingo_ds.config import PredictConfig, RunConfig
+from lingo_ds.config.data_config import DataConfig
+from lingo_ds.config.known_tasks import registry
+from lingo_ds.config.recipe import load_config
+from lingo_ds.config.run_config import PredictConfig, RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import Prompt, make_prompt
-from lingo_ds.data.registry import registry
-from lingo_ds.data_config import DataConfig
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed import process_group
 from lingo_ds.evaluation.ready import make_predictor
 from lingo_ds.prepare import prepare
-from lingo_ds.recipe import load_config
+from lingo_ds.utils.errors import Mistake, UserError
 from tests.unit.commands import command
 
 PUBLISHED = "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
@@ -176,7 +176,7 @@ def config(tmp_path, shared) -> dict:
 
 
 def test_each_row_is_tokenised_with_its_own_cells_and_what_all_share_is_found(config, tmp_path, shared):
-    prepared = prepare(RunConfig(**config), distributed.detect())
+    prepared = prepare(RunConfig(**config), process_group.detect())
     tokenizer = read_tokenizer(shared / "backbones/stories260k")
     train = prepared.data.splits["train"]
     for row, line in enumerate((tmp_path / "data/train.csv").read_text().splitlines()[1:]):
@@ -192,7 +192,7 @@ def test_each_row_is_tokenised_with_its_own_cells_and_what_all_share_is_found(co
 def test_a_long_example_is_cut_inside_the_sequence_with_its_own_cells(config, shared):
     tokenizer = read_tokenizer(shared / "backbones/stories260k")
     config["data"]["max_length"] = 40
-    train = prepare(RunConfig(**config), distributed.detect()).data.splits["train"]
+    train = prepare(RunConfig(**config), process_group.detect()).data.splits["train"]
     assert train.truncated == 60
     texts = [tokenizer.decode(train.tokens(row)) for row in range(3)]
     assert all(cell in text and text.endswith(".") for cell, text in zip(CELLS, texts, strict=True))
@@ -203,5 +203,5 @@ def test_a_run_with_columns_trains_and_its_adapter_says_that_it_needs_them(confi
     status, shown = command("train", tmp_path / "run.yaml", tmp_path / "out")
     assert status == 0, shown
     with pytest.raises(UserError, match=r"reads columns of the data \(cell\)"):
-        make_predictor(tmp_path / "out/adapter", PredictConfig(), distributed.detect())
+        make_predictor(tmp_path / "out/adapter", PredictConfig(), process_group.detect())
     assert "in the {cell}:" in (tmp_path / "out/adapter/README.md").read_text()

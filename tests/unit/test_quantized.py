@@ -16,12 +16,13 @@ from lingo_ds.backbone.backbone import Backbone, load_backbone
 from lingo_ds.backbone.load import WeightFiles, fill_whole
 from lingo_ds.backbone.quantized import FORMS, QuantizedMap, map_bytes, quantize_maps, quantized_facts
 from lingo_ds.backbone.spec import read_spec
-from lingo_ds.config import RunConfig, ZeroConfig
-from lingo_ds.errors import UserError
-from lingo_ds.memory import GIB, ModelFacts, backbone_bytes, choose_spread, require_whole
+from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.memory import ModelFacts, backbone_bytes, choose_spread, require_whole
 from lingo_ds.model import AdaptedModel
 from lingo_ds.plan import make_plan
 from lingo_ds.prepare import require_quantizable
+from lingo_ds.utils.errors import UserError
+from lingo_ds.utils.units import GIB
 from tests.unit.test_backbone import COMMON, GATED, random_model, save, some_input
 from tests.unit.test_plan import LLAMA_7B
 

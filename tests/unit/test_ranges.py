@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from lingo_ds.backbone import ranges
 from lingo_ds.backbone.ranges import DTYPES, RangeReader
-from lingo_ds.errors import UserError
 from lingo_ds.heap import Block
+from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
 ENTRIES = 100_003

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds.config import RunConfig, SelectionConfig
-from lingo_ds.data.registry import FILE, layered, lookup, parse_registry, registry, with_registry
-from lingo_ds.errors import UserError
-from lingo_ds.recipe import load_config
-from lingo_ds.template import fill
+from lingo_ds.config.known_tasks import FILE, layered, lookup, parse_registry, registry, with_registry
+from lingo_ds.config.recipe import load_config
+from lingo_ds.config.run_config import RunConfig, SelectionConfig
+from lingo_ds.config.templates import fill
+from lingo_ds.utils.errors import UserError
 
 TASKS = list(registry().tasks.values())
 FACTORS = [f"{species}_{k}" for species in ("tf", "mouse") for k in range(5)]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds import resources
-from lingo_ds.errors import UserError
+from lingo_ds.utils import resources
+from lingo_ds.utils.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lingo_ds.cli import main
-from lingo_ds.recipe import load_config
+from lingo_ds.config.recipe import load_config
 from lingo_ds.training.trainer import seed_dropout
 from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of

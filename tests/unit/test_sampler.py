@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.config import RunConfig
-from lingo_ds.distributed import DistEnv
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.rank_sampling.sampler import (
     MaskEvent,
     RankSampler,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lingo_ds.config import RunConfig
-from lingo_ds.errors import UserError
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
+from lingo_ds.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.sources.negatives import gc_share, merged
-from lingo_ds.data_config import DataConfig
 from tests.unit.reading import Read, read, refused
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingo_ds.data.splitting import Seen, carve, groups_of, overlaps
-from lingo_ds.errors import UserError
+from lingo_ds.utils.errors import UserError
 
 
 def seen_sequences(sequences: list[str]) -> Seen:

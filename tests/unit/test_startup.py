@@ -14,7 +14,7 @@ from lingo_ds.backbone import tokenizer as tokenizer_module
 from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.backbone.spec import read_spec
 from lingo_ds.backbone.tokenizer import OwnTokenizer
-from lingo_ds.errors import UserError
+from lingo_ds.utils.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HEAVY = {

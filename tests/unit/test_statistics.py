@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingo_ds.rank_sampling.statistics import SCORE_BINS, budget_shares, place_of, score_histogram
+from lingo_ds.monitor.rank_statistics import SCORE_BINS, budget_shares, place_of, score_histogram
 
 
 @pytest.mark.parametrize(

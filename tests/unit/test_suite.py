@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds import distributed
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.monitor.results import TaskResult, result_rows, write_results
+from lingo_ds.config.suite_config import Suite, load_runs
+from lingo_ds.distributed import process_group
+from lingo_ds.monitor.suite_table import TaskResult, result_rows, write_results
 from lingo_ds.prepare import prepare
 from lingo_ds.suite import SharedBackbone
-from lingo_ds.suite_config import Suite, load_runs
+from lingo_ds.utils.errors import Mistake, UserError
 from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
 
@@ -100,7 +100,7 @@ def test_the_backbone_is_loaded_once(finished):
 
 
 def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path):
-    suite, env = load_runs(recipe), distributed.detect()
+    suite, env = load_runs(recipe), process_group.detect()
     shared = SharedBackbone()
     first = shared.build(prepare(suite.members[0].config, env)).backbone
     assert shared.build(prepare(suite.members[2].config, env)).backbone is first
@@ -109,7 +109,7 @@ def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path)
 
 
 def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
-    suite, env, shared = load_runs(recipe), distributed.detect(), SharedBackbone()
+    suite, env, shared = load_runs(recipe), process_group.detect(), SharedBackbone()
     prepared = prepare(suite.members[0].config, env)
 
     def hooks() -> int:

@@ -9,7 +9,9 @@ import sklearn.utils.class_weight
 import torch
 
 from lingo_ds.backbone.tokenizer import read_tokenizer
-from lingo_ds.config import RunConfig
+from lingo_ds.config.data_config import DataConfig
+from lingo_ds.config.recipe import load_config
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.loader import make_batch
@@ -26,9 +28,7 @@ from lingo_ds.data.targets import (
 from lingo_ds.data.tasks import task_of
 from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_split, write_tokenized
 from lingo_ds.data.tokens import TextTokens
-from lingo_ds.data_config import DataConfig
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.recipe import load_config
+from lingo_ds.utils.errors import Mistake, UserError
 
 NAN = math.nan
 SPLITS = ("train", "dev", "test")

@@ -2,18 +2,8 @@
 
 import pytest
 
-from lingo_ds.traffic import (
-    Collective,
-    Link,
-    Spread,
-    Start,
-    Weight,
-    Weights,
-    by_link,
-    gathered_bytes,
-    sent_bytes,
-    step_traffic,
-)
+from lingo_ds.distributed.traffic import Link, sent_bytes
+from lingo_ds.traffic import Collective, Spread, Start, Weight, Weights, by_link, gathered_bytes, step_traffic
 
 MODEL = Weights(
     runs=((3, (Weight(10, is_map=True), Weight(7))),), embeddings=(Weight(9),), others=(Weight(5),)
@@ -93,9 +83,7 @@ def test_whole_copies_send_nothing_but_the_bank():
     assert step(spread(1, 1, 1)) == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "sent"), [("all_gather", 300), ("all_reduce", 600), ("broadcast", 400)]
-)
+@pytest.mark.parametrize(("name", "sent"), [("all_gather", 300), ("all_reduce", 600), ("broadcast", 400)])
 def test_a_ring_of_four(name, sent):
     assert sent_bytes(name, 400, 4) == sent
     assert sent_bytes(name, 400, 1) == 0

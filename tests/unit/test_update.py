@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.adapters.layout import BankLayout, Site
 from lingo_ds.adapters.sites import SiteHooks
-from lingo_ds.config import CheckpointConfig, RunConfig
+from lingo_ds.config.run_config import CheckpointConfig, RunConfig
 from lingo_ds.data.loader import Batch
-from lingo_ds.distributed import DistEnv
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.training.trainer import Trainer

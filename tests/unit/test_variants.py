@@ -12,7 +12,7 @@ from lingo_ds.data.genome import Genome
 from lingo_ds.data.regions import Regions
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.variants import Variants
-from lingo_ds.errors import UserError
+from lingo_ds.utils.errors import UserError
 
 C1 = "AACCGGTTACGTACGTTTGG"
 """Bases 1 to 20: 9 is the A before CGT, 13 the A after it."""

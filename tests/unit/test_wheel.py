@@ -58,7 +58,7 @@ def test_installed_wheel_finds_its_own_files(wheel, tmp_path):
     install = ["pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True)
     code = (
-        "from lingo_ds.resources import list_resources, resource_path\n"
+        "from lingo_ds.utils.resources import list_resources, resource_path\n"
         "for kind in ('recipes', 'ds_configs'):\n"
         "    print(*(resource_path(kind, name) for name in list_resources(kind)), sep='\\n')"
     )

@@ -12,7 +12,7 @@ from lingo_ds.data.sources.negatives import Negatives
 from lingo_ds.data.sources.parts import SPLIT_NAMES, Found, Part, fingerprint_of, read_parts
 from lingo_ds.data.strands import reverse_complement
 from lingo_ds.data.text import lines_of
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 BED_COLUMNS = ("chromosome", "start", "end", "name", "score", "strand")
 """Of a file without a header, as far as it goes."""

@@ -12,7 +12,7 @@ import numpy as np
 from lingo_ds.data.examples import Example
 from lingo_ds.data.sources.parts import Found, Part, fingerprint_of, read_parts
 from lingo_ds.data.text import kind_of, opened
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 BLOCK = 1000
 """Examples read at a time."""

@@ -6,7 +6,7 @@ from lingo_ds.data.examples import Example
 from lingo_ds.data.rows import fasta_entries
 from lingo_ds.data.sources.parts import Found, Part, files_in, fingerprint_of, read_parts
 from lingo_ds.data.text import lines_of
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 class FastaSource:

@@ -5,6 +5,7 @@ from functools import partial
 from os.path import exists, isdir  # False, where pathlib raises, for what can be no path
 from pathlib import Path
 
+from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.genome import Genome
 from lingo_ds.data.rows import FASTA
 from lingo_ds.data.sources import tables
@@ -15,8 +16,7 @@ from lingo_ds.data.sources.hub import HubDataset
 from lingo_ds.data.sources.parts import SPLIT_NAMES, Part, Source, entries_of, files_in
 from lingo_ds.data.sources.tables import Columns, TableSource
 from lingo_ds.data.text import kind_of, stem_of
-from lingo_ds.data_config import DataConfig
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 ENDINGS = {
     "table": tables.ENDINGS,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from lingo_ds.data.examples import Example
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",

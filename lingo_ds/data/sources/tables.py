@@ -14,7 +14,7 @@ from lingo_ds.data.examples import NO_FIELDS, Example
 from lingo_ds.data.rows import DELIMITERS, DelimitedRows
 from lingo_ds.data.sources.parts import Found, Part, fingerprint_of, read_parts
 from lingo_ds.data.text import kind_of, lines_of, opened
-from lingo_ds.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (*DELIMITERS, *JSON_LINES, ".parquet")

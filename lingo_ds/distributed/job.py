@@ -1,16 +1,45 @@
-"""Before anything is read: whether the job's hosts are alike, as every process answers for its own."""
+"""What surrounds every verb: the process group, the watch over it, and a full disk told in words."""
 
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from lingo_ds import distributed
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.monitor.report import versions
+from lingo_ds.distributed import agreement, process_group, watchdog
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import in_words
+from lingo_ds.utils.versions import versions
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def job(config_text: str, env: DistEnv, *, output: Path) -> Iterator[None]:
+    """The process group around a verb, with one config on all processes.
+
+    Args:
+        config_text: the resolved config as YAML; the same on all processes, or they end here.
+        env: this process's rank and device.
+        output: the file or folder that the verb writes to.
+
+    Raises:
+        UserError: where hosts or configs differ, or nothing more can be written.
+    """
+    logs.quieten_libraries()
+    if env.world_size > 1:
+        process_group.start(env)
+    try:
+        with watchdog.watching(env), in_words(output):
+            require_alike(env)
+            agreement.require_equal(config_text, "config", env)
+            yield
+    finally:
+        process_group.stop()
 
 
 def require_alike(env: DistEnv) -> None:
@@ -22,7 +51,7 @@ def require_alike(env: DistEnv) -> None:
     if env.world_size == 1:
         return
     hosts: dict[str, dict[str, Any]] = {}
-    for facts in distributed.share_from_all(own_facts(env), env):
+    for facts in agreement.share_from_all(own_facts(env), env):
         hosts.setdefault(facts["host"], facts)
     first, *others = hosts.values()
     fix = "install the same versions on all hosts"

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from lingo_ds import yaml12
-from lingo_ds.config import RunConfig
-from lingo_ds.data.registry import layered, with_registry
-from lingo_ds.errors import Mistake, UserError, reason_of
-from lingo_ds.settings import Section
-from lingo_ds.untrusted import read_regular
+from lingo_ds.config import yaml as yaml12
+from lingo_ds.config.fields import Section
+from lingo_ds.config.known_tasks import layered, with_registry
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.safe_read import read_regular
 
 MOST_BYTES = 1 << 18
 """Of a recipe, so that what is none is not read for minutes."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from lingo_ds.files import write_aside
+from lingo_ds.utils.files import write_aside
 
 
 class TaskResult(NamedTuple):

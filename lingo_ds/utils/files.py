@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lingo_ds.rank_sampling.statistics import ScoreHistogram, budget_shares, place_of
+from lingo_ds.monitor.rank_statistics import ScoreHistogram, budget_shares, place_of
 
 _DPI = 110
 _MAX_ANNOTATED_LAYERS = 64

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from lingo_ds import yaml12
+from lingo_ds.config import yaml as yaml12
 
 
 def rule_error(rule: str, fix: str, **context: Any) -> PydanticCustomError:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lingo_ds.settings import BelowOne, PositiveInt, Section, rule_error
-from lingo_ds.template import columns_in, names_in
+from lingo_ds.config.fields import BelowOne, PositiveInt, Section, rule_error
+from lingo_ds.config.templates import columns_in, names_in
 
 Packing = Annotated[
     Literal["auto", "off"],

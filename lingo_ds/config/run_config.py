@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lingo_ds.data_config import DataConfig, Packing
-from lingo_ds.settings import LARGEST, BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
-from lingo_ds.task_config import METRICS, SelectionConfig, TaskConfig, require_fit
+from lingo_ds.config.data_config import DataConfig, Packing
+from lingo_ds.config.fields import LARGEST, BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
+from lingo_ds.config.task_config import METRICS, SelectionConfig, TaskConfig, require_fit
 
 
 class BackboneUse(Section):

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import psutil
 import torch.distributed as dist
 
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lingo_ds import yaml12
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.template import fill
+from lingo_ds.config import yaml as yaml12
+from lingo_ds.config.templates import fill
+from lingo_ds.utils.errors import Mistake, UserError
 
-FILE = Path(__file__).with_name("registry.yaml")
+FILE = Path(__file__).with_name("known_tasks.yaml")
 TEXTS = ("organism", "assay", "question")
 """Of a task, that a template may name beside the domain, the sequence and columns of the data."""
 

@@ -1,13 +1,39 @@
 """Counts what this process's collectives move, where they are issued."""
 
+import math
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch.distributed as dist
 
-from lingo_ds.errors import Mistake, UserError
-from lingo_ds.traffic import Collective, Link, link_of, sent_bytes
+from lingo_ds.utils.errors import Mistake, UserError
+
+
+class Link(StrEnum):
+    """Over what a collective's bytes go: between processes of one host, or between hosts."""
+
+    INSIDE = "inside"
+    BETWEEN = "between"
+
+
+def link_of(hosts: int) -> Link:
+    """Between hosts as soon as a group reaches over more than one."""
+    return Link.BETWEEN if hosts > 1 else Link.INSIDE
+
+
+def sent_bytes(name: str, payload: int, group: int) -> int:
+    """Bytes that one process of a group sends, in a ring where it is one; a broadcast passes all of them on.
+
+    A ring over processes that are neighbours on their hosts leaves each host once: over more than one host
+    this is also what one host's cable carries in each direction.
+    """
+    if group == 1:
+        return 0
+    part = math.ceil(payload / group)
+    others = (group - 1) * part
+    return {"all_gather": others, "all_reduce": 2 * others, "broadcast": payload}[name]
 
 
 def hosts_of(local_ranks: Sequence[int]) -> list[int]:
@@ -46,13 +72,6 @@ class Tally(NamedTuple):
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-class StepTraffic(NamedTuple):
-    """What one step moved, and what it should have moved by the formula."""
-
-    counted: dict[Kind, Tally]
-    expected: tuple[Collective, ...]
 
 
 class Counter:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from lingo_ds.settings import Section, rule_error
+from lingo_ds.config.fields import Section, rule_error
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 

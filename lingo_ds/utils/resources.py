@@ -4,12 +4,12 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 Kind = Literal["recipes", "ds_configs"]
 
 ENDINGS: dict[Kind, str] = {"recipes": ".yaml", "ds_configs": ".json"}
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def list_resources(kind: Kind) -> list[str]:

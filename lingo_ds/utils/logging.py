@@ -9,9 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
-from lingo_ds.distributed import DistEnv
-from lingo_ds.errors import printable
-from lingo_ds.files import make_folder
+from lingo_ds.utils.errors import printable
+from lingo_ds.utils.files import make_folder
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 """What goes on, on stderr."""
@@ -27,28 +26,26 @@ class _Printable(logging.Formatter):
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
-def set_up(env: DistEnv) -> None:
-    """Routes this project's log, and quietens the libraries'."""
+def set_up(*, rank: int, is_main: bool) -> None:
+    """Routes this project's log, and quietens the libraries'; `rank` is the process's global rank."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     package = logging.getLogger("lingo_ds")
-    package.setLevel(logging.INFO if env.is_main else logging.ERROR)
+    package.setLevel(logging.INFO if is_main else logging.ERROR)
     package.propagate = False
     handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
-    handler.setFormatter(
-        _Printable("%(message)s" if env.is_main else f"[process {env.global_rank}] %(message)s")
-    )
+    handler.setFormatter(_Printable("%(message)s" if is_main else f"[process {rank}] %(message)s"))
     package.handlers = [handler]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
 
 
-def write_to(folder: Path, env: DistEnv) -> None:
+def write_to(folder: Path, *, is_main: bool) -> None:
     """Logs to `train.log` in the run's folder, on global rank 0, and no longer to an earlier run's.
 
     Raises:
         UserError: where the folder cannot be made.
     """
-    if env.is_main:
+    if is_main:
         make_folder(folder, setting="output_dir")
         package = logging.getLogger("lingo_ds")
         for earlier in [one for one in package.handlers if isinstance(one, logging.FileHandler)]:

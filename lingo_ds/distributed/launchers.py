@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import NamedTuple
 
-from lingo_ds.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Where SLURM's jobs meet: below the ports that the system gives out by itself."""

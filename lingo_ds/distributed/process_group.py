@@ -1,24 +1,20 @@
 """Who am I among the processes of this job, and the few collectives the project needs."""
 
 import atexit
-import hashlib
-import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from lingo_ds.counter import counter, hosts_of
-from lingo_ds.errors import Mistake, UserError, one_line
-from lingo_ds.place import find_place, meet_by_mpi
+from lingo_ds.distributed.launchers import find_place, meet_by_mpi
+from lingo_ds.distributed.traffic import counter, hosts_of
+from lingo_ds.utils.errors import Mistake, UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -149,13 +145,14 @@ def _let_go() -> None:
     stop()
 
 
-def _alone() -> bool:
+def is_alone() -> bool:
+    """Whether there is no other process to talk to."""
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Sums a flat `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
-    if not _alone():
+    if not is_alone():
         counter.add("all_reduce", what, tensor.nbytes)
         dist.all_reduce(tensor)
     return tensor
@@ -163,111 +160,25 @@ def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
 
 def broadcast_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Copies global rank 0's `tensor` to all processes, in place."""
-    if not _alone():
-        _send(tensor, what, source=0)
+    if not is_alone():
+        broadcast_from(tensor, what, source=0)
     return tensor
 
 
-def _send(tensor: torch.Tensor, what: str, *, source: int) -> None:
+def broadcast_from(tensor: torch.Tensor, what: str, *, source: int) -> None:
+    """Copies the `tensor` of global rank `source` to all processes, in place."""
     counter.add("broadcast", what, tensor.nbytes)
     dist.broadcast(tensor, source)
 
 
 def all_gather(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
     """Stacks every process's `tensor` of one shape: (world_size, *shape)."""
-    if _alone():
+    if is_alone():
         return tensor[None]
     counter.add("all_gather", what, dist.get_world_size() * tensor.nbytes)
     out = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(out, tensor.contiguous())
     return torch.stack(out)
-
-
-def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
-    """The JSON-able `value` of global rank `source`, on every process (JSON, never pickle)."""
-    if _alone():
-        return value
-    mine = env.global_rank == source
-    payload = json.dumps(value).encode() if mine else b""
-    size = torch.tensor([len(payload)], dtype=torch.long, device=env.device)
-    _send(size, "other", source=source)
-    data = torch.zeros(int(size), dtype=torch.uint8, device=env.device)
-    if mine:
-        data.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    _send(data, "other", source=source)
-    return json.loads(bytes(data.cpu().tolist()))
-
-
-def share_from_all(value: Any, env: DistEnv) -> list[Any]:
-    """Every process's JSON-able value, in order of global rank, on every process."""
-    if _alone():
-        return [value]
-    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = all_gather(torch.tensor([len(payload)], device=env.device)).flatten().tolist()
-    row = torch.zeros(max(sizes), dtype=torch.uint8, device=env.device)
-    row[: len(payload)] = payload.to(env.device)
-    rows = all_gather(row).cpu().numpy()
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
-
-
-def raise_together(failure: UserError | None, env: DistEnv) -> None:
-    """Raises on every process, in the same words, where one of them found a user's mistake.
-
-    Raises:
-        UserError: `failure` of the first process that has one.
-    """
-    failed = all_gather(torch.tensor([failure is not None], device=env.device)).flatten().nonzero()
-    if len(failed):
-        source = int(failed[0])
-        mine = [list(map(str, mistake)) for mistake in failure.mistakes] if failure else None
-        raise UserError([Mistake(*words) for words in share_json(mine, env, source=source)], on_all=True)
-
-
-@contextmanager
-def together(env: DistEnv) -> Iterator[None]:
-    """Around work that every process does alone, without collectives: one process's mistake ends all of them.
-
-    Raises:
-        UserError: on every process, in the same words.
-    """
-    failure = None
-    try:
-        yield
-    except UserError as error:
-        failure = error
-    raise_together(failure, env)
-
-
-def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:
-    """Runs `work` once per host while the other processes wait; a user's mistake there is raised everywhere.
-
-    Raises:
-        UserError: on every process, whichever host found the mistake.
-    """
-    with together(env):
-        if env.local_rank == 0:
-            work()
-
-
-def text_fingerprint(text: str) -> int:
-    """64-bit signed fingerprint of a text, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
-
-
-def require_equal(value: str, what: str, env: DistEnv) -> None:
-    """Checks that all processes hold the same text, e.g. the resolved config.
-
-    Raises:
-        UserError: on every process, naming those that differ from global rank 0.
-    """
-    mine = text_fingerprint(value)
-    numbers = all_gather(torch.tensor([mine], dtype=torch.long, device=env.device)).flatten().tolist()
-    different = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
-    if different:
-        hosts = share_from_all(socket.gethostname(), env)
-        where = f"processes {different} ({', '.join(sorted({hosts[rank] for rank in different}))})"
-        rule = f"differs from that of process 0 ({hosts[0]})"
-        raise UserError(Mistake(what, where, rule, "make all hosts alike"), on_all=True)
 
 
 def shard_group(size: int, env: DistEnv) -> dist.ProcessGroup | None:

@@ -1,0 +1,8 @@
+"""GiB, and bytes as text."""
+
+GIB = 1024**3
+
+
+def as_bytes(size: float) -> str:
+    """A size for a person to read."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 1024**2:.1f} MiB"
