@@ -26,7 +26,7 @@ setup(
     packages=[*find_packages(include=["lingo_ds", "lingo_ds.*"]), *RESOURCES],
     package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
     package_data={
-        "lingo_ds": ["backbone/english/*", "backbone/kernels/*"],
+        "lingo_ds": ["models/backbone/english/*", "models/ops/kernels/*"],
         "lingo_ds.config": ["known_tasks.yaml"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     },

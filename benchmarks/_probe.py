@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import multiprocessing
 
-from lingo_ds.backbone.attention import PackedAttention
-from lingo_ds.backbone.gathers import GatheredInPlace
+from lingo_ds.models.backbone.gathers import GatheredInPlace
+from lingo_ds.models.backbone.packed_attention import PackedAttention
 
 TOKENS = 1600
 """Of a product: about a pack of the runs that are planned."""

@@ -25,17 +25,16 @@ import torch.distributed as dist
 
 from benchmarks import _common
 from benchmarks.make_backbone import SHAPES, config_of, make
-from lingo_ds.adapters.layout import uniform_layout
-from lingo_ds.backbone.backbone import DTYPES
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.data.synthetic import write_promoters
 from lingo_ds.distributed import process_group
 from lingo_ds.facts import model_facts
 from lingo_ds.memory import ModelFacts
-from lingo_ds.prepare import load_spread
-from lingo_ds.profile import fill_profile, read_profile
-from lingo_ds.traffic import packed_bytes
+from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.backbone.backbone import DTYPES, load_spread
+from lingo_ds.models.backbone.deepspeed_config import fill_profile, read_profile
+from lingo_ds.models.backbone.eight_bit import packed_bytes
+from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.utils.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from benchmarks import _common
-from lingo_ds.backbone.backbone import DTYPES
-from lingo_ds.backbone.builtin import character_tokenizer, token_ids
+from lingo_ds.models.backbone.backbone import DTYPES
+from lingo_ds.models.backbone.builtin import character_tokenizer, token_ids
 from lingo_ds.utils.files import write_aside
 
 

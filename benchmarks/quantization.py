@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from benchmarks._common import parser, show
 from benchmarks.rank_sampling import LLAMA_50M
-from lingo_ds.backbone.backbone import DTYPES, load_backbone
-from lingo_ds.backbone.quantized import FORMS, quantized_facts
-from lingo_ds.backbone.spec import read_spec
+from lingo_ds.models.backbone.backbone import DTYPES, load_backbone
+from lingo_ds.models.backbone.quantized_linear import FORMS, quantized_facts
+from lingo_ds.models.backbone.spec import read_spec
 
 LLAMA_500M = {
     "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8, "num_attention_heads": 16,

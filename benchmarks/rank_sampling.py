@@ -23,21 +23,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel
 
 from benchmarks._common import alternate, parser, show
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.adapters.svd import add_adapter_, project
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank, Scalar
+from lingo_ds.models.adapters.layout import Site, uniform_layout
+from lingo_ds.models.adapters.lowrank import add_adapter_, project
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import cross_entropy_sum
-from lingo_ds.training.update import BankUpdate, Scalar
+from lingo_ds.training.update import BankUpdate
 
 RANK, WIDTH, INTERVAL, TOTAL = 8, 256, 10, 1_000_000
 STEPS = 100

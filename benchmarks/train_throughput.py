@@ -39,7 +39,7 @@ from benchmarks._training_runs import (
     run_ours,
     run_rival,
 )
-from lingo_ds.backbone.families import TARGETS
+from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.units import GIB
 

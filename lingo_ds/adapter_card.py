@@ -7,9 +7,9 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from lingo_ds.adapters.layout import BankLayout, Site, SiteViews
 from lingo_ds.data.targets import MOST_OUTPUTS
 from lingo_ds.data.tasks import Task
+from lingo_ds.models.adapters.layout import BankLayout, Site, SiteViews
 
 QUANTIZED = {
     "int8": ("8 bits, scaled by rows", "load_in_8bit=True"),

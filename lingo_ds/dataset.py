@@ -3,9 +3,8 @@
 import logging
 from pathlib import Path
 
-from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.data.builtin import data_folder
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
 from lingo_ds.data.prompt import make_prompt
@@ -14,7 +13,8 @@ from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_fing
 from lingo_ds.data.tokens import NUCLEOTIDES, make_tokenize
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.inputs import data_folder
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.tokenizer import OwnTokenizer
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lingo_ds.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
-from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.model_card import README, Notes, model_card
+from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.peft_format import (
     CARD,
     CONFIG,

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.quantized import quantized_facts
-from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.tokenize import TokenizedData
 from lingo_ds.dataset import learned_tokens
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.models.backbone.quantized_linear import quantized_facts
+from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.planning.layer import HEAPS, layer_shape
 from lingo_ds.utils.host import host_bytes
 

@@ -4,15 +4,13 @@ import math
 from dataclasses import dataclass
 
 from lingo_ds.config.run_config import ZeroConfig
-from lingo_ds.traffic import packed_bytes
+from lingo_ds.models.backbone.eight_bit import packed_bytes
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes
 
 USABLE_MEMORY = 0.8
 """Share of a process's memory that a plan fills; the rest: fragments, runtime, what the estimate misses."""
 
-LARGE_LAYER = 128 * 1024**2
-"""Bytes of a decoder layer from which the CPU holds no more of its weights, and keeps no freed memory."""
 
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a forward without backward at most: more fill no GPU better, and leave a CPU's caches."""
@@ -258,8 +256,3 @@ def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, b
         rule = "is a second copy, and weights in 8 bits are held once"
         raise UserError(Mistake("zero.hpz", zero.hpz, rule, f"set zero.shard_group={zero.hpz} instead"))
     return zero.hpz
-
-
-def is_large(layer_bytes: int) -> bool:
-    """Whether decoder layers of this size are held one at a time on the CPU, see `LARGE_LAYER`."""
-    return layer_bytes >= LARGE_LAYER

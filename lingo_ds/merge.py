@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.adapter_card import KeptSite, SavedAdapter
-from lingo_ds.backbone.backbone import DTYPE_NAMES, DTYPES
-from lingo_ds.backbone.families import CLASSIFIERS
-from lingo_ds.backbone.load import WeightFiles
-from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.tasks import Task
 from lingo_ds.model_card import README, Form, Notes, model_card
+from lingo_ds.models.backbone.backbone import DTYPE_NAMES, DTYPES
+from lingo_ds.models.backbone.families import CLASSIFIERS
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
+from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
 

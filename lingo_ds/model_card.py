@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import yaml
 
 from lingo_ds.adapter_card import QUANTIZED, Card, SavedAdapter
-from lingo_ds.backbone.families import CLASSIFIERS
-from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
 from lingo_ds.data.tokens import NUCLEOTIDES, Frame, NucleotideTokens
+from lingo_ds.models.backbone.families import CLASSIFIERS
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lingo_ds.adapters.layout import BankLayout, Site
-from lingo_ds.backbone.ranges import DTYPES
-from lingo_ds.backbone.spec import BackboneSpec
 from lingo_ds.data.tokens import NUCLEOTIDES
+from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.backbone.byte_ranges import DTYPES
+from lingo_ds.models.backbone.spec import BackboneSpec
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "task.json"
 HEAD = "base_model.model.score.weight"

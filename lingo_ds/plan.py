@@ -8,7 +8,7 @@ from typing import Any
 from lingo_ds.config.fields import resolve_duration
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.memory import USABLE_MEMORY, ModelFacts, backbone_bytes, choose_hpz, choose_spread, ways_to_fit
-from lingo_ds.profile import fill_profile
+from lingo_ds.models.backbone.deepspeed_config import fill_profile
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes

@@ -2,23 +2,15 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, Site
-from lingo_ds.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_backbone
-from lingo_ds.backbone.families import LEARNS_TOKENS
-from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.quantized import require_bitsandbytes
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.data.tasks import Task, task_of
 from lingo_ds.data.tokenize import TokenizedData
 from lingo_ds.data.tokens import letter_ids
@@ -26,13 +18,20 @@ from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed,
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of
-from lingo_ds.inputs import backbone_folder, make_builtin
 from lingo_ds.memory import ForwardPlan, require_whole
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank, Scalar
+from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_spread
+from lingo_ds.models.backbone.deepspeed_config import read_profile
+from lingo_ds.models.backbone.families import LEARNS_TOKENS
+from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
+from lingo_ds.models.backbone.quantized_linear import require_bitsandbytes
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.tokenizer import OwnTokenizer
+from lingo_ds.models.backbone.weight_files import fingerprint
 from lingo_ds.plan import Facts, RunPlan, make_plan
-from lingo_ds.profile import read_profile
 from lingo_ds.traffic import PERSISTENT, Spread
-from lingo_ds.training.update import Scalar
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 
@@ -71,8 +70,8 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     agreement.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
 
     def find_inputs() -> None:
-        make_builtin(config.backbone.path, cache, setting="backbone.path")
-        make_builtin(config.data.path, cache, setting="data.path")
+        make_builtin_backbone(config.backbone.path, cache)
+        make_builtin_data(config.data.path, cache)
         require_folder(config.data.task, path=config.data.path, root=config.data.root)
         _backbone_folder(config, cache)
 
@@ -185,40 +184,6 @@ def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
         pooling=config.head.pooling,
         dropout=config.adapter.dropout,
         shared_inputs=prepared.spec.shared_inputs,
-    )
-
-
-def load_spread(
-    spec: BackboneSpec,
-    dtype: torch.dtype,
-    env: DistEnv,
-    *,
-    activation_checkpointing: bool,
-    packed: bool,
-    liger: bool,
-    quantization: str,
-    shard_group: int,
-    in_8_bits: bool,
-    ds_config: dict[str, Any] | None,
-    embedding_rows: Sequence[int] = (),
-) -> Backbone:
-    """Loads the backbone on all processes: with `ds_config` as shards, else a whole copy on each."""
-    group = None
-    if ds_config is not None:
-        process_group.start(env)
-        group = process_group.shard_group(shard_group, env)
-    return load_backbone(
-        spec,
-        dtype=dtype,
-        device=env.device,
-        activation_checkpointing=activation_checkpointing,
-        ds_config=ds_config,
-        group=group,
-        packed=packed,
-        liger=liger,
-        quantization=quantization,
-        in_8_bits=in_8_bits,
-        embedding_rows=embedding_rows,
     )
 
 

@@ -13,7 +13,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
 from lingo_ds.evaluation.evaluate import write_predictions
 from lingo_ds.evaluation.saved import adopt_saved
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lingo_ds import run
-from lingo_ds.backbone.backbone import Backbone
 from lingo_ds.config.known_tasks import missing_folder, registry
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Member, Suite
@@ -15,9 +14,10 @@ from lingo_ds.config.yaml import parse
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.backbone.backbone import Backbone, load_spread
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
-from lingo_ds.prepare import Prepared, adapt, load_spread, prepare, spread_of
+from lingo_ds.prepare import Prepared, adapt, prepare, spread_of
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json

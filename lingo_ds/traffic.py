@@ -8,10 +8,11 @@ step. Prefetching changes when a weight is gathered, not how often.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
 
 from lingo_ds.distributed.traffic import Link, link_of, sent_bytes
+from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
+from lingo_ds.models.backbone.gathers import Start
+from lingo_ds.models.backbone.weight_sizes import Weight, Weights, _flat
 
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
@@ -23,52 +24,6 @@ PERSISTENT = 100_000
 
 AUDIT_BYTES = 8
 """Of one part's fingerprint."""
-
-BLOCK = 256
-"""Entries of a map in 8 bits that share a scale."""
-
-SCALE_BYTES = 4
-"""Of such a scale."""
-
-
-class Start(StrEnum):
-    """What the next pass finds: nothing known of the model's order, no small weights, or all as usual."""
-
-    RECORDING = "recording"
-    FILLING = "filling"
-    STEADY = "steady"
-
-
-class Weight(NamedTuple):
-    """Entries of a frozen weight, and whether it is a linear map inside a decoder layer."""
-
-    entries: int
-    is_map: bool = False
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Sizes of a frozen model's weights: ZeRO splits each one by itself, so that each is padded by itself.
-
-    Attributes:
-        runs: (layers, every weight of one such layer), from the first decoder layer to the last.
-        embeddings: every embedding outside of the decoder layers; no backward pass needs them.
-        others: every other weight there.
-    """
-
-    runs: tuple[tuple[int, tuple[Weight, ...]], ...]
-    embeddings: tuple[Weight, ...]
-    others: tuple[Weight, ...]
-
-    @property
-    def layers(self) -> tuple[tuple[Weight, ...], ...]:
-        """Every weight, by layer."""
-        return tuple(weights for count, weights in self.runs for _ in range(count))
-
-    @property
-    def every(self) -> tuple[Weight, ...]:
-        """Every weight."""
-        return (*self.embeddings, *_flat(self.layers), *self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +38,7 @@ class Spread:
         hpz: processes that a second, wider copy is spread over, from which weights are gathered
             (`zero_hpz_partition_size`); 1: none.
         entry_bytes: bytes of a weight's entry in the compute dtype.
-        eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.backbone.eight_bit`.
+        eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.models.backbone.eight_bit`.
         persistent: weights of at most so many entries are gathered once and stay.
         reuses: whether weights that are needed again soon may stay: a `stage3_max_reuse_distance` above 0.
     """
@@ -232,23 +187,9 @@ def gathered_bytes(weights: Iterable[Weight], spread: Spread, *, above: int) -> 
     return sum(whole(weight) for weight in weights if weight.entries > above)
 
 
-def packed_entries(entries: int, parts: int) -> int:
-    """Entries of each process's part of a map in 8 bits: whole blocks, so that no part changes a scale."""
-    return math.ceil(entries / (parts * BLOCK)) * BLOCK
-
-
-def packed_bytes(entries: int) -> int:
-    """Bytes of so many entries in 8 bits, with the scales of their blocks."""
-    return entries + math.ceil(entries / BLOCK) * SCALE_BYTES
-
-
 def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
     """Bytes that one process sends over each link."""
     sums = dict.fromkeys(map(str, Link), 0)
     for one in collectives:
         sums[one.link] += one.sent
     return sums
-
-
-def _flat(layers: Iterable[Iterable[Weight]]) -> tuple[Weight, ...]:
-    return tuple(weight for layer in layers for weight in layer)

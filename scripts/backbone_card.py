@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import LlamaConfig
 
-from lingo_ds.backbone.builtin import CONTEXT
+from lingo_ds.models.backbone.builtin import CONTEXT
 from scripts.english_text import COLLECTIONS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ Copyright of the text stays with its authors; none of it is in this folder. Word
 Princeton University. All rights reserved.
 
 ## Training
-`python -m scripts.pretrain_backbone --output lingo_ds/backbone/english`: {steps:,} steps of {batch:,}
+`python -m scripts.pretrain_backbone --output lingo_ds/models/backbone/english`: {steps:,} steps of {batch:,}
 characters ({tokens:,} in all), windows of {short} characters for the first {share:.0%} of the steps, then of
 {long:,}; AdamW, learning rate {peak} with {warmup} steps of warm-up, then a cosine to a tenth; seed {seed}.
 {minutes:.0f} minutes on {threads} thread(s) of {machine}, torch {torch}.

@@ -1,7 +1,8 @@
 """Trains the embedded backbone: a small causal language model of English, one token a character.
 
-`python -m scripts.pretrain_backbone --output lingo_ds/backbone/english` takes about an hour on two CPU cores
-and needs the packages that `scripts/english_text.py` lists. The same command goes on where a stopped one was.
+`python -m scripts.pretrain_backbone --output lingo_ds/models/backbone/english` takes about an hour on two CPU
+cores and needs the packages that `scripts/english_text.py` lists. The same command goes on where a stopped
+one was.
 What it leaves: a Hugging Face folder in bf16 with its model card, and the loss curve.
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lingo_ds.backbone.builtin import CONTEXT, character_tokenizer, token_ids
+from lingo_ds.models.backbone.builtin import CONTEXT, character_tokenizer, token_ids
 from lingo_ds.utils.files import write_aside
 from scripts import english_text
 from scripts.backbone_card import card_text, draw_curve

@@ -10,7 +10,7 @@ from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import process_group, watchdog
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
 
 
 @torch.no_grad()

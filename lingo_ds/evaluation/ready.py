@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.backbone.backbone import DTYPE_NAMES, compute_dtype
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tasks import Task
@@ -15,9 +12,12 @@ from lingo_ds.evaluation.predict import Predictor
 from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
 from lingo_ds.facts import model_facts
 from lingo_ds.memory import ModelFacts, plan_forward
-from lingo_ds.model import AdaptedModel
-from lingo_ds.prepare import load_spread, require_quantizable, say_if_none_is_in_8_bits
-from lingo_ds.profile import fill_profile, read_profile
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.backbone.backbone import DTYPE_NAMES, compute_dtype, load_spread
+from lingo_ds.models.backbone.deepspeed_config import fill_profile, read_profile
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
+from lingo_ds.prepare import require_quantizable, say_if_none_is_in_8_bits
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
 

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from lingo_ds.adapters.layout import BankLayout, Site
-from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.data.tasks import Task
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.export import SavedAdapter, load_adapter, read_card
-from lingo_ds.inputs import backbone_folder, make_builtin
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.weight_files import fingerprint
 from lingo_ds.prepare import Prepared
 from lingo_ds.utils.errors import Mistake, UserError
 
@@ -49,7 +49,7 @@ def open_adapter(
     """
     card = read_card(folder).backbone
     path = backbone or card.path
-    make_builtin(path, cache, setting="backbone.path")
+    make_builtin_backbone(path, cache)
     files = backbone_folder(path, revision=revision or card.revision, cache=cache)
     spec = read_spec(files, trust_remote_code=trust_remote_code)
     if fingerprint(spec.folder) != card.fingerprint:

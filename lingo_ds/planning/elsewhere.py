@@ -6,23 +6,24 @@ from typing import Any
 
 import torch
 
-from lingo_ds.adapters.layout import BankLayout, Site
-from lingo_ds.backbone.backbone import DTYPES
-from lingo_ds.backbone.cpu_fused import may_fuse
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.backbone.tokenizer import OwnTokenizer
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.dataset import length_limit, tokenized_data
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.facts import data_facts, facts_on, layout_of, sites_of
-from lingo_ds.inputs import backbone_folder, make_builtin
+from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.backbone.backbone import DTYPES
+from lingo_ds.models.backbone.deepspeed_config import read_profile
+from lingo_ds.models.backbone.fused_cpu import may_fuse
+from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.tokenizer import OwnTokenizer
 from lingo_ds.plan import Facts, make_plan
 from lingo_ds.planning.job import Job
 from lingo_ds.planning.layer import layer_shape
 from lingo_ds.planning.machine import Machine
 from lingo_ds.prepare import spread_of_plan
-from lingo_ds.profile import read_profile
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 
@@ -82,7 +83,7 @@ def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Sha
     """
     cache = config.data.cache_dir or default_cache()
     make_folder(cache, setting="data.cache_dir")
-    make_builtin(config.backbone.path, cache, setting="backbone.path")
+    make_builtin_backbone(config.backbone.path, cache)
     folder = backbone_folder(
         config.backbone.path, revision=config.backbone.revision, cache=cache, weights=False
     )
@@ -111,7 +112,7 @@ def _described(lengths: Lengths, limit: int) -> tuple[int, dict[str, Any]]:
 def _read(
     config: RunConfig, spec: BackboneSpec, cache: Path, limit: int, env: DistEnv
 ) -> tuple[int, dict[str, Any]]:
-    make_builtin(config.data.path, cache, setting="data.path")
+    make_builtin_data(config.data.path, cache)
     require_folder(config.data.task, path=config.data.path, root=config.data.root)
     tokenizer = OwnTokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
     data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=limit, env=env)

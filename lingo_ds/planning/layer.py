@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lingo_ds.adapters.layout import Site
-from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.models.adapters.layout import Site
+from lingo_ds.models.backbone.spec import BackboneSpec
 
 
 class Heap(NamedTuple):
@@ -29,7 +29,7 @@ class Heap(NamedTuple):
 HEAPS = {"cpu": Heap(1.55, 1.0, 0.35, 1.25, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0, 0.0)}
 """cpu: glibc's heap, read off Llama shapes of 6M to 154M parameters in November 2026; it maps blocks of
 32 MiB and more, which leave no holes. Too much where layers are large and sharded: freed memory goes back
-there (`lingo_ds.heap`). cuda: torch's caching allocator, assumed and not measured."""
+there (`lingo_ds.models.ops.host_memory`). cuda: torch's caching allocator, assumed and not measured."""
 
 BACKWARD = 2
 """Element-by-element work of a backward pass over that of its forward pass."""

@@ -35,8 +35,3 @@ def update_importance_(
     instant = torch.mul(weight, grad, out=scratch).abs_()
     sensitivity.lerp_(instant, moving * (1 - beta1))
     uncertainty.lerp_(instant.sub_(sensitivity).abs_(), moving * (1 - beta2))
-
-
-def triplet_scores(lam_score: Tensor, p_mean: Tensor, q_mean: Tensor) -> Tensor:
-    """Score of each triplet: s(lam) + mean_j s(P_ji) + mean_j s(Q_ij), s = S U; all of shape (triplets,)."""
-    return torch.add(lam_score, p_mean).add_(q_mean)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.config.run_config import RankSamplingConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.monitor.rank_statistics import ScoreHistogram, score_histogram
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lingo_ds.adapters.bank import AdapterBank
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import clear_leftovers, write_aside
 from lingo_ds.utils.safe_read import own_file, read_regular

@@ -14,9 +14,9 @@ from lingo_ds.distributed import agreement, watchdog
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved
 from lingo_ds.export import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
-from lingo_ds.inputs import backbone_address, public_address
-from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes, task_frame
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.rank_statistics import ScoreHistogram
 from lingo_ds.monitor.tensorboard import Tracker

@@ -15,14 +15,15 @@ from lingo_ds.distributed import watchdog
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.evaluate import Evaluation
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import Scalar
 from lingo_ds.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.meter import Meter, StepTraffic
 from lingo_ds.training.objective import Loss
 from lingo_ds.training.selection import Selection
-from lingo_ds.training.update import BankUpdate, Scalar, StepStats
+from lingo_ds.training.update import BankUpdate, StepStats
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)

@@ -5,28 +5,16 @@ A handful of kernels for any number of sites.
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.svd import Orthogonality
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed import process_group
+from lingo_ds.models.adapters.bank import AdapterBank, Scalar
+from lingo_ds.models.adapters.lowrank import Orthogonality
 from lingo_ds.rank_sampling.importance import update_importance_
-
-
-class Scalar(IntEnum):
-    """Places in `AdapterBank.scalars`: the step's sums over examples and processes, in the all-reduce."""
-
-    LOSS = 0
-    EXAMPLES = 1
-    REAL_TOKENS = 2
-    ALL_TOKENS = 3
-    SHARED_TOKENS = 4
-    STOP_REQUESTS = 5
 
 
 class StepStats(NamedTuple):

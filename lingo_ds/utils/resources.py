@@ -1,6 +1,8 @@
 """Where recipes and DeepSpeed profiles lie: beside the package in a checkout, inside it when installed."""
 
 import difflib
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,11 @@ from lingo_ds.utils.errors import Mistake, UserError
 Kind = Literal["recipes", "ds_configs"]
 
 ENDINGS: dict[Kind, str] = {"recipes": ".yaml", "ds_configs": ".json"}
+logger = logging.getLogger(__name__)
+
+BUILTIN_VERSION = 1
+"""Raised with every change of what a generator writes, so that no cache holds an older version."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -39,3 +46,32 @@ def resource_path(kind: Kind, name: str) -> Path:
 def _folder(kind: Kind) -> Path:
     inside = PACKAGE / kind
     return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def make_builtin(
+    name: str, known: Mapping[str, Callable[[Path], None] | None], cache: Path, *, setting: str
+) -> None:
+    """Writes what a setting names as `builtin:..` into the cache, unless it is there.
+
+    Args:
+        name: the setting's value; anything that does not begin with `builtin:` is left alone.
+        known: what writes each name's folder; None where the package ships it as it is.
+        cache: folder of the cache.
+        setting: name of the setting, for the error.
+
+    Raises:
+        UserError: where nothing of that name is built in.
+    """
+    if not name.startswith("builtin:"):
+        return
+    if name not in known:
+        raise UserError(Mistake(setting, name, "is not built in", f"write {' or '.join(known)}"))
+    write, folder = known[name], builtin_folder(name, cache)
+    if write and not folder.exists():
+        logger.info("making %s in %s", name, folder)
+        write(folder)
+
+
+def builtin_folder(name: str, cache: Path) -> Path:
+    """Where the cache keeps what is generated under the name `builtin:..`."""
+    return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"

@@ -19,12 +19,6 @@ import yaml
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lingo_ds.adapters.layout import uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.builtin import character_tokenizer
-from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.data.tasks import make_task
@@ -40,6 +34,12 @@ from lingo_ds.export import (
     load_adapter,
     save_adapter,
 )
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.builtin import character_tokenizer
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.weight_files import fingerprint
 from lingo_ds.prepare import Prepared, build_model, prepare
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS
 from lingo_ds.training.resume import find_start

@@ -13,10 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, uniform_layout
 from lingo_ds.distributed import agreement, job, process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, HostState, fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.ranks.spawn import run_ranks

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.traffic import Spread, gathered_bytes
 from lingo_ds.utils.resources import resource_path
 from tests.ranks.spawn import run_ranks

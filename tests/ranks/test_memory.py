@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from lingo_ds import memory
-from lingo_ds.backbone.gathers import GatheredInPlace
 from lingo_ds.distributed import process_group
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.backbone import deepspeed_config
+from lingo_ds.models.backbone.gathers import GatheredInPlace
 from tests.own_memory import forget_peak, own_memory
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (
@@ -67,7 +67,7 @@ def two_steps(
     env = place(rank, world_size)
     made = []
     for limit in large:
-        memory.LARGE_LAYER = limit
+        deepspeed_config.LARGE_LAYER = limit
         loaded = load_sharded(folder, env, group_size=world_size, checkpointing=False, in_8_bits=in_8_bits)
         model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
         module = loaded.backbone.module

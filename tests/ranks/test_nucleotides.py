@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, EsmConfig
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.data.loader import Packing, TrainBatches
 from lingo_ds.distributed import process_group
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import read_spec
 from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_packed import backward

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from lingo_ds.backbone import zero
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
-from lingo_ds.profile import read_profile
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.backbone import zero
+from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.utils.errors import UserError
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (

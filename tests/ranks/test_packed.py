@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, OPTConfig
 
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.data.loader import Packing, TrainBatches, make_batch
 from lingo_ds.distributed import process_group
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import read_spec
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import CPU, new_bank, new_layout, place, random_model, zero_config
 from tests.unit.test_attention import LENGTHS, PREFIX, distance, some_examples

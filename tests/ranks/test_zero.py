@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.load import WeightFiles
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import Batch
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import BankLayout, uniform_layout
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.plan import Facts, make_plan
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.utils.resources import resource_path

@@ -24,18 +24,18 @@ from transformers import (
     Qwen3Config,
 )
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.builtin import write_backbone
-from lingo_ds.backbone.families import PACKABLE
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.builtin import write_backbone
+from lingo_ds.models.backbone.families import PACKABLE
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.prepare import build_model, prepare
 from lingo_ds.training.losses import cross_entropy_sum
 from tests.unit.test_packing import split_of

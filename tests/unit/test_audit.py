@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, uniform_layout
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.training import audit as audit_module
 from lingo_ds.training.audit import Audit, DivergenceError, HostState, fingerprint, host_fingerprint
 

@@ -34,14 +34,14 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone import cpu_fused
-from lingo_ds.backbone.backbone import Backbone, load_backbone
-from lingo_ds.backbone.builtin import character_tokenizer
-from lingo_ds.backbone.families import TARGETS
-from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.spec import read_spec
-from lingo_ds.backbone.tokenizer import read_tokenizer
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.backbone import fused_cpu
+from lingo_ds.models.backbone.backbone import Backbone, load_backbone
+from lingo_ds.models.backbone.builtin import character_tokenizer
+from lingo_ds.models.backbone.families import TARGETS
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
+from lingo_ds.models.backbone.weight_files import fingerprint
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, checkpointing: boo
 @pytest.fixture(autouse=True)
 def unfused(monkeypatch) -> None:
     """What is loaded is compared to the bit, and fused kernels round otherwise: see test_cpu_fused."""
-    monkeypatch.setattr(cpu_fused, "library", lambda: None)
+    monkeypatch.setattr(fused_cpu, "library", lambda: None)
 
 
 @pytest.fixture

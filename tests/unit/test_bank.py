@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
-from lingo_ds.adapters.sites import SiteHooks
-from lingo_ds.adapters.svd import Orthogonality
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import SiteHooks
+from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.models.adapters.lowrank import Orthogonality
 
 CPU = torch.device("cpu")
 SITES = (Site("first", 5, 7), Site("second", 6, 5), Site("third", 5, 6))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingo_ds.backbone import cpu_attention, cpu_kernels
+from lingo_ds.models.ops import attention, compiled
 from tests.unit.test_pack_kernels import Case, assert_alike, inputs, of_pack, oracle, out_and_gradients
 
 LENGTHS = [1, 70, 15, 48, 101, 49, 16]
@@ -16,14 +16,14 @@ LENGTHS = [1, 70, 15, 48, 101, 49, 16]
 
 @pytest.fixture
 def kernel() -> None:
-    if cpu_kernels.library() is None:
+    if compiled.library() is None:
         pytest.skip("no C++ compiler, or a processor without AVX2")
 
 
 @pytest.fixture(params=["kernel", "torch"])
 def way(request, monkeypatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(cpu_attention, "library", lambda: None)
+        monkeypatch.setattr(attention, "library", lambda: None)
     else:
         request.getfixturevalue("kernel")
 
@@ -32,9 +32,9 @@ def way(request, monkeypatch) -> None:
 def anew(tmp_path, monkeypatch) -> Iterator[Path]:
     """An empty cache, and nothing loaded yet."""
     monkeypatch.setenv("LINGO_DS_CACHE", str(tmp_path))
-    cpu_kernels.library.cache_clear()
+    compiled.library.cache_clear()
     yield tmp_path / "kernels"
-    cpu_kernels.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def as_models_have_them(parts: list[Tensor], layout: str) -> list[Tensor]:
@@ -114,20 +114,20 @@ def test_threads_give_the_same_bits(kernel):
 
 def test_processor_without_avx512_computes_the_same(kernel, anew, monkeypatch):
     case, results = Case(5, LENGTHS, window=30), []
-    for flags in (cpu_kernels.FLAGS, (*cpu_kernels.FLAGS, "-mno-avx512f")):
-        monkeypatch.setattr(cpu_kernels, "FLAGS", flags)
-        cpu_kernels.library.cache_clear()
+    for flags in (compiled.FLAGS, (*compiled.FLAGS, "-mno-avx512f")):
+        monkeypatch.setattr(compiled, "FLAGS", flags)
+        compiled.library.cache_clear()
         results.append(out_and_gradients(of_pack(case), inputs(case, size=24, dtype=torch.float32)))
     assert len(list(anew.glob("*.so"))) == 2
     assert_alike(*results, 1e-6)
 
 
 def test_it_is_compiled_once(kernel, anew, monkeypatch):
-    assert cpu_kernels.library() is not None
+    assert compiled.library() is not None
     (kept,) = anew.iterdir()
-    monkeypatch.setattr(cpu_kernels, "_compile", None)
-    cpu_kernels.library.cache_clear()
-    assert cpu_kernels.library() is not None
+    monkeypatch.setattr(compiled, "_compile", None)
+    compiled.library.cache_clear()
+    assert compiled.library() is not None
     assert list(anew.iterdir()) == [kept]
 
 

@@ -9,16 +9,17 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
-from lingo_ds.backbone import cpu_fused, cpu_kernels
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.families import FUSED
-from lingo_ds.backbone.spec import read_spec
+from lingo_ds.models.backbone import fused_cpu
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.families import FUSED
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.ops import compiled, elementwise
 
 CPU = torch.device("cpu")
 TOKENS, WIDTHS = 37, [3, 16, 20, 512]
 """Widths: less than a vector, whole ones, and a rest."""
 
-pytestmark = pytest.mark.skipif(cpu_kernels.library() is None, reason="no C++ compiler, or no AVX2")
+pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler, or no AVX2")
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -57,20 +58,20 @@ def test_norm(width, make):
         return exact.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
 
     for part in x:
-        assert_alike(cpu_fused._FusedNorm(norm), theirs, part)
-    assert_alike(cpu_fused._FusedNorm(norm), theirs, x[1].view(TOKENS, 12, width).transpose(0, 1))
+        assert_alike(fused_cpu._FusedNorm(norm), theirs, part)
+    assert_alike(fused_cpu._FusedNorm(norm), theirs, x[1].view(TOKENS, 12, width).transpose(0, 1))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gate(width):
     torch.manual_seed(0)
     gate, up = torch.randn(1, TOKENS * 60, width) * 20, torch.randn(1, TOKENS * 60, width)
-    assert_alike(cpu_fused._Gated.apply, lambda gate, up: nn.functional.silu(gate) * up, gate, up)
+    assert_alike(elementwise._Gated.apply, lambda gate, up: nn.functional.silu(gate) * up, gate, up)
 
 
 def test_gate_far_out_is_zero_or_the_product():
     gate, up = torch.tensor([[-1e20, -200, -88, 88, 200]]), torch.full((1, 5), 2.0)
-    out, of_gate, of_up = with_gradients(cpu_fused._Gated.apply, gate, up)
+    out, of_gate, of_up = with_gradients(elementwise._Gated.apply, gate, up)
     assert out.tolist() == [pytest.approx([0, 0, 0, 176, 400])]
     assert of_gate.isfinite().all() and of_up.isfinite().all()
 
@@ -86,7 +87,7 @@ def test_rotary_positions(size, heads, cut):
     def theirs(x: Tensor) -> Tensor:
         return x * cos[:, None] + modeling_llama.rotate_half(x) * sin[:, None]
 
-    assert_alike(lambda x: cpu_fused._Rotary.apply(x, cos, sin), theirs, x)
+    assert_alike(lambda x: elementwise._Rotary.apply(x, cos, sin), theirs, x)
 
 
 # -- in a model
@@ -148,7 +149,7 @@ FUSED_STEPS = {"_NormBackward", "_GatedBackward", "_RotaryBackward"}
 def test_elsewhere_the_model_stays_as_it_is(why, tmp_path, monkeypatch):
     dtype, fused = torch.bfloat16 if why == "dtype" else torch.float32, FUSED_STEPS
     if why == "compiler":
-        monkeypatch.setattr(cpu_fused, "library", lambda: None)
+        monkeypatch.setattr(fused_cpu, "library", lambda: None)
     if why == "code":  # that came with a backbone; another model may have changed the positions before
         monkeypatch.setattr(modeling_llama.LlamaModel, "__module__", "remote.modeling_llama")
         fused = FUSED_STEPS - {"_RotaryBackward"}

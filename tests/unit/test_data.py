@@ -13,8 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.backbone.builtin import write_backbone
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.convert import convert_once
@@ -24,6 +22,8 @@ from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokenize import SCHEMA, TokenizedSplit, read_tokenized, write_tokenized
 from lingo_ds.data.tokens import TextTokens
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.builtin import write_backbone
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.prepare import Prepared, prepare
 from lingo_ds.utils.errors import UserError
 from tests.first_rows import first_rows

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingo_ds.backbone import cpu_kernels, eight_bit
-from lingo_ds.traffic import BLOCK, packed_bytes, packed_entries
+from lingo_ds.models.backbone import eight_bit
+from lingo_ds.models.backbone.eight_bit import BLOCK, packed_bytes, packed_entries
+from lingo_ds.models.ops import compiled
 
 
 def packed(values: Tensor, *, members: int = 1) -> Tensor:
@@ -35,7 +36,7 @@ def way(request, monkeypatch) -> None:
     """By the compiled kernel and, as on a machine without a compiler, by torch."""
     if request.param == "torch":
         monkeypatch.setattr(eight_bit, "library", lambda: None)
-    elif cpu_kernels.library() is None:
+    elif compiled.library() is None:
         pytest.skip("no C++ compiler, or no AVX2")
 
 

@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lingo_ds import run
-from lingo_ds.backbone.builtin import ENGLISH, character_tokenizer
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import detect
+from lingo_ds.models.backbone.builtin import ENGLISH, character_tokenizer
 
 TEXT = "The quick answer is that nobody knows where the old house was, or who lived in it when the war began."
 

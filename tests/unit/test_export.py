@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, Site
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.tasks import make_task
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")

@@ -26,20 +26,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.families import CLASSIFIERS, TARGETS
-from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.cli import main
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.tasks import make_task
 from lingo_ds.export import BackboneCard, Card, DataCard, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.merge import save_merged
-from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.families import CLASSIFIERS, TARGETS
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.weight_files import fingerprint
 from lingo_ds.utils.errors import UserError
 from tests.own_memory import own_memory
 

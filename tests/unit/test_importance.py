@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, SiteViews, uniform_layout
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.rank_sampling.importance import triplet_scores, update_importance_
+from lingo_ds.models.adapters.bank import AdapterBank, Scalar, triplet_scores
+from lingo_ds.models.adapters.layout import Site, SiteViews, uniform_layout
+from lingo_ds.rank_sampling.importance import update_importance_
 from lingo_ds.rank_sampling.sampler import RankSampler, best_triplets
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.training.update import BankUpdate, Scalar
+from lingo_ds.training.update import BankUpdate
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.backbone.linear import FrozenForward, freeze_maps
+from lingo_ds.models.backbone.frozen_linear import FrozenForward, freeze_maps
 
 CPU = torch.device("cpu")
 

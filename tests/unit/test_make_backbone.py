@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import make_backbone
 from benchmarks.make_backbone import SHAPES, config_of, make, weights_of
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec
-from lingo_ds.backbone.tokenizer import read_tokenizer
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PUBLISHED = {

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, FalconConfig
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, Site, uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.builtin import write_backbone
-from lingo_ds.backbone.families import LEARNS_TOKENS
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.data.loader import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.data.tokens import NUCLEOTIDES, NucleotideTokens, Row, TextTokens, letter_ids, make_tokenize
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.builtin import write_backbone
+from lingo_ds.models.backbone.families import LEARNS_TOKENS
+from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.utils.errors import UserError
 from tests.unit.commands import command

@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.cli import main
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokens import NucleotideTokens, Row
 from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
-from lingo_ds.model import AdaptedModel
 from lingo_ds.model_card import Notes, task_frame
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.utils.errors import UserError
 from tests.unit.test_exported import (
     DECODERS,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingo_ds import onednn
+from lingo_ds.models.ops import matmul
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -34,7 +34,7 @@ def compare(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], inputs: 
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_map_has_torchs_gradients(dtype: torch.dtype, rank: int):
     inputs = [made(50, 24, seed=1, dtype=dtype), made(rank, 24, seed=2, dtype=dtype)]
-    compare(onednn.linear, F.linear, inputs)
+    compare(matmul.linear, F.linear, inputs)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -47,7 +47,7 @@ def test_added_product_has_torchs_gradients(dtype: torch.dtype, rank: int, shape
         made(rank, 24, seed=3, dtype=dtype),
     ]
     compare(
-        lambda out, x, w: onednn.add_product_(out.clone(), x, w, scale=0.7),
+        lambda out, x, w: matmul.add_product_(out.clone(), x, w, scale=0.7),
         lambda out, x, w: out + 0.7 * (x @ w).view(out.shape),
         inputs,
     )
@@ -55,11 +55,11 @@ def test_added_product_has_torchs_gradients(dtype: torch.dtype, rank: int, shape
 
 def test_written_in_place():
     output = torch.zeros(2, 3, 4)
-    found = onednn.add_product_(output, torch.ones(6, 2), torch.ones(2, 4), scale=1.0)
+    found = matmul.add_product_(output, torch.ones(6, 2), torch.ones(2, 4), scale=1.0)
     assert found.data_ptr() == output.data_ptr()
     assert torch.equal(output, torch.full((2, 3, 4), 2.0))
 
 
 def test_only_fp32_goes_another_way():
-    assert not any(onednn.serves(dtype, CPU) for dtype in (torch.float64, torch.bfloat16, torch.float16))
-    assert not onednn.serves(torch.float32, torch.device("cuda"))
+    assert not any(matmul.serves(dtype, CPU) for dtype in (torch.float64, torch.bfloat16, torch.float16))
+    assert not matmul.serves(torch.float32, torch.device("cuda"))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 
-from lingo_ds.backbone import attention
-from lingo_ds.backbone.attention import MOST_PADDING, PackedAttention
+from lingo_ds.models.backbone import packed_attention
+from lingo_ds.models.backbone.packed_attention import MOST_PADDING, PackedAttention
 
 CPU = torch.device("cpu")
 SCALE = 0.37
@@ -227,10 +227,10 @@ def kernel(request, monkeypatch) -> Iterator[list[int]]:
 
     counting.__signature__ = inspect.signature(request.param)
     monkeypatch.setattr(varlen, "varlen_attn", counting)
-    monkeypatch.setattr(attention, "_has_varlen", lambda query: True)
-    attention._varlen_options.cache_clear()
+    monkeypatch.setattr(packed_attention, "_has_varlen", lambda query: True)
+    packed_attention._varlen_options.cache_clear()
     yield calls
-    attention._varlen_options.cache_clear()
+    packed_attention._varlen_options.cache_clear()
 
 
 @cases
@@ -241,7 +241,7 @@ def test_kernel_is_asked_for_what_tokens_should_see(case, kernel):
 
 def test_kernel_serves_half_precision_on_a_gpu_alone():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert not attention._has_varlen(torch.zeros(1, dtype=dtype))
+        assert not packed_attention._has_varlen(torch.zeros(1, dtype=dtype))
 
 
 @pytest.mark.gpu
@@ -250,7 +250,7 @@ def test_real_kernel_is_as_good_as_fp32(case):
     """bf16 on the GPU through torch's kernel, against groups of like length in fp32, forward and backward."""
     device = torch.device("cuda")
     half = inputs(case, size=64, dtype=torch.bfloat16, device=device)
-    assert attention._has_varlen(half[0])
+    assert packed_attention._has_varlen(half[0])
     exact = [part.detach().float().requires_grad_() for part in half]
     found, expected = (out_and_gradients(of_pack(case, device), parts) for parts in (half, exact))
     assert_alike(found, expected, 0.02)

@@ -16,7 +16,7 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
 
 ROWS = {"train": 40, "dev": 12, "test": 13}
 STEPS, BATCH = 6, 8

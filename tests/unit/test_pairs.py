@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.cli import main
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.pairs import first_bases
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.prepare import Prepared, prepare
 from tests.unit.commands import command, report_of
 

@@ -24,16 +24,16 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lingo_ds
-from lingo_ds.adapters.layout import uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone import builtin
-from lingo_ds.backbone.load import fingerprint
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.cli import main
 from lingo_ds.data.records import Records
 from lingo_ds.data.tasks import make_task
 from lingo_ds.evaluation.output import Output
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, save_adapter
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.backbone import builtin
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.weight_files import fingerprint
 from lingo_ds.utils.errors import UserError
 from tests.own_memory import forget_peak, own_memory
 

@@ -7,7 +7,7 @@ import torch
 
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.profile import read_profile
+from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.utils.errors import UserError
 
 CPU, GPU = (DistEnv(0, 0, 1, 1, torch.device(kind)) for kind in ("cpu", "cuda"))

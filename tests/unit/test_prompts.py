@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.known_tasks import registry
 from lingo_ds.config.recipe import load_config
@@ -18,6 +17,7 @@ from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.distributed import process_group
 from lingo_ds.evaluation.ready import make_predictor
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.prepare import prepare
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.unit.commands import command

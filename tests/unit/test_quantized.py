@@ -9,16 +9,22 @@ import torch
 from transformers import AutoModel, BitsAndBytesConfig, GPT2Config, LlamaConfig, OPTConfig
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import uniform_layout
-from lingo_ds.adapters.sites import choose_sites
-from lingo_ds.backbone.backbone import Backbone, load_backbone
-from lingo_ds.backbone.load import WeightFiles, fill_whole
-from lingo_ds.backbone.quantized import FORMS, QuantizedMap, map_bytes, quantize_maps, quantized_facts
-from lingo_ds.backbone.spec import read_spec
 from lingo_ds.config.run_config import RunConfig, ZeroConfig
 from lingo_ds.memory import ModelFacts, backbone_bytes, choose_spread, require_whole
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.backbone.backbone import Backbone, load_backbone
+from lingo_ds.models.backbone.quantized_linear import (
+    FORMS,
+    QuantizedMap,
+    map_bytes,
+    quantize_maps,
+    quantized_facts,
+)
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
 from lingo_ds.plan import make_plan
 from lingo_ds.prepare import require_quantizable
 from lingo_ds.utils.errors import UserError
@@ -30,7 +36,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lin
 
 CPU = torch.device("cpu")
 KINDS = ("int8", "nf4")
-ENGLISH = Path(__file__).resolve().parents[2] / "lingo_ds/backbone/english"
+ENGLISH = Path(__file__).resolve().parents[2] / "lingo_ds/models/backbone/english"
 IN_TRANSFORMERS = {
     "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},

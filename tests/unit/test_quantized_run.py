@@ -12,13 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lingo_ds
 from lingo_ds.adapter_card import SavedAdapter
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.backbone.backbone import load_backbone
-from lingo_ds.backbone.spec import read_spec
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.data.loader import Batch
 from lingo_ds.export import read_card
-from lingo_ds.model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, ctrl_c, report_of
 from tests.unit.test_exported import DNA, TEMPLATE, export, run_snippet, trained, write_tokenizer

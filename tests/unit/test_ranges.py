@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lingo_ds.backbone import ranges
-from lingo_ds.backbone.ranges import DTYPES, RangeReader
-from lingo_ds.heap import Block
+from lingo_ds.models.backbone import byte_ranges
+from lingo_ds.models.backbone.byte_ranges import DTYPES, RangeReader
+from lingo_ds.models.ops.host_memory import Block
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def file(tmp_path, weights) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 @pytest.mark.parametrize("bounds", [(0, ENTRIES), (0, 1), (777, 50_001), (ENTRIES - 1, ENTRIES), (5, 5)])
 def test_a_range_is_that_of_the_weight(file, weights, dtype, bounds, monkeypatch):
-    monkeypatch.setattr(ranges, "PIECE", 4096)  # several pieces, the last of them ragged
+    monkeypatch.setattr(byte_ranges, "PIECE", 4096)  # several pieces, the last of them ragged
     reader, (start, stop) = RangeReader([file]), bounds
     for name, weight in weights.items():
         out = torch.full((stop - start,), torch.nan, dtype=dtype)
@@ -61,7 +61,7 @@ def test_a_file_that_becomes_shorter_is_said(file, weights):
 
 @pytest.mark.parametrize(("memory", "left"), [(1 << 50, 1.0), (1000, 0.1)])
 def test_files_leave_the_cache_where_memory_cannot_hold_both(file, weights, memory, left, monkeypatch):
-    monkeypatch.setattr(ranges, "host_bytes", lambda: memory)
+    monkeypatch.setattr(byte_ranges, "host_bytes", lambda: memory)
     reader = RangeReader([file])
     assert cached_share(file) < 0.1
     file.read_bytes()

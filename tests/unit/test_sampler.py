@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, uniform_layout
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank, Scalar
+from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.rank_sampling.sampler import (
     MaskEvent,
     RankSampler,
@@ -25,7 +25,7 @@ from lingo_ds.rank_sampling.sampler import (
     protected_triplets,
 )
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.training.update import BankUpdate, Scalar
+from lingo_ds.training.update import BankUpdate
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)

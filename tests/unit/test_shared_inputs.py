@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lingo_ds.adapters import sites
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, uniform_layout
-from lingo_ds.adapters.sites import SharedProjection, SiteHooks
+from lingo_ds.models.adapters import hooks
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import SharedProjection, SiteHooks
+from lingo_ds.models.adapters.layout import Site, uniform_layout
 from tests.unit.test_attention import (
     CPU,
     LENGTHS,
@@ -33,9 +33,9 @@ def projection() -> tuple[SharedProjection, AdapterBank]:
 
 def test_five_maps_of_a_llama_layer_need_two_products(folders, monkeypatch):
     """q, k, v and gate, up; o and down have theirs."""
-    counted, project = [], sites.project
+    counted, project = [], hooks.project
     monkeypatch.setattr(
-        sites, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
+        hooks, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
     )
     _, pack = padded_and_packed(some_examples(LENGTHS["alike"]), share_prefix=False)
     result(model_of(folders("llama"), packed=True, pooling="mean"), pack)
@@ -151,9 +151,9 @@ def test_gradient_is_that_of_products_by_themselves(float64, has_lam, kept):
     ("kept", "products"), [("all", [3, 1]), ("k gone", [2, 1]), ("all of them gone", [1])]
 )
 def test_product_is_one_for_the_members_that_are_left(monkeypatch, kept, products):
-    counted, project = [], sites.project
+    counted, project = [], hooks.project
     monkeypatch.setattr(
-        sites, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
+        hooks, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
     )
     model, _ = hooked(Maps.TOGETHER, kept=KEPT[kept])
     model(torch.randn(3, 7))

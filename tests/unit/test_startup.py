@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds.backbone import spec as spec_module
-from lingo_ds.backbone import tokenizer as tokenizer_module
-from lingo_ds.backbone.builtin import write_backbone
-from lingo_ds.backbone.spec import read_spec
-from lingo_ds.backbone.tokenizer import OwnTokenizer
+from lingo_ds.models.backbone import spec as spec_module
+from lingo_ds.models.backbone import tokenizer as tokenizer_module
+from lingo_ds.models.backbone.builtin import write_backbone
+from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.models.backbone.tokenizer import OwnTokenizer
 from lingo_ds.utils.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from lingo_ds.backbone.builtin import write_backbone
 from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.utils.errors import UserError
 
 SPLITS = {"train": 1200, "dev": 200, "test": 201}

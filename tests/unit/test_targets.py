@@ -8,7 +8,6 @@ import pytest
 import sklearn.utils.class_weight
 import torch
 
-from lingo_ds.backbone.tokenizer import read_tokenizer
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.recipe import load_config
 from lingo_ds.config.run_config import RunConfig
@@ -28,6 +27,7 @@ from lingo_ds.data.targets import (
 from lingo_ds.data.tasks import task_of
 from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_split, write_tokenized
 from lingo_ds.data.tokens import TextTokens
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.utils.errors import Mistake, UserError
 
 NAN = math.nan

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout, Site
-from lingo_ds.adapters.sites import SiteHooks
 from lingo_ds.config.run_config import CheckpointConfig, RunConfig
 from lingo_ds.data.loader import Batch
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.adapters.bank import AdapterBank, Scalar
+from lingo_ds.models.adapters.hooks import SiteHooks
+from lingo_ds.models.adapters.layout import BankLayout, Site
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.training.trainer import Trainer
-from lingo_ds.training.update import BankUpdate, LossScale, Scalar
+from lingo_ds.training.update import BankUpdate, LossScale
 
 CPU = torch.device("cpu")
 SITES = (Site("first", 5, 7), Site("second", 6, 5))

@@ -3,8 +3,8 @@
 import torch
 from transformers.utils import is_liger_kernel_available
 
-from lingo_ds.backbone.families import FUSED
-from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.families import FUSED
+from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.utils.errors import Mistake, UserError
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}

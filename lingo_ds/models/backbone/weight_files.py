@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lingo_ds.backbone.ranges import DTYPES, RangeReader
-from lingo_ds.heap import Block
-from lingo_ds.utils.errors import Mistake, UserError, reason_of
+from lingo_ds.models.backbone.byte_ranges import DTYPES, RangeReader
+from lingo_ds.models.ops.host_memory import Block
+from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ HEAD_KEYS = (
 )
 """Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
 
-HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*", "*.py"]
-
 
 CONVERT = (
     'python -c "from transformers import AutoModel, AutoTokenizer; '
@@ -35,36 +33,6 @@ CONVERT = (
 
 LINE = 64
 """Entries at whose multiples a whole weight begins in memory: at least a cache line of each."""
-
-
-def find_backbone(path: str, *, revision: str | None = None, weights: bool = True) -> Path:
-    """A local folder as it is; a hub id as the folder of its downloaded files, with or without weights.
-
-    Raises:
-        UserError: where neither is there.
-    """
-    folder = Path(path)
-    if os.path.isdir(folder):  # False, where pathlib raises, for what can be no path
-        return folder
-    if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UserError(
-            Mistake("backbone.path", path, "is not a folder", "give a Hugging Face folder or a hub id")
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        files = [name for name in HUB_FILES if weights or not name.endswith(".safetensors")]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            Mistake(
-                "backbone.path",
-                path,
-                f"is neither a folder nor a hub id that can be read ({reason_of(error)})",
-                "check the name, or download it first",
-            )
-        ) from None
 
 
 class WeightFiles:

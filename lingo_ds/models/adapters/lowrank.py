@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingo_ds import onednn
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import SiteViews
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.layout import SiteViews
+from lingo_ds.models.ops import matmul
 
 
 def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: bool) -> tuple[Tensor, ...]:
@@ -25,7 +25,7 @@ def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: 
     q, lam = sites[0].q, sites[0].lam
     if len(sites) > 1:
         q, lam = torch.cat([site.q for site in sites]), torch.cat([site.lam for site in sites])
-    hidden = onednn.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
+    hidden = matmul.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
     if len(lam):
         hidden = hidden * lam
     return hidden.split([len(site.q) for site in sites], dim=1)
@@ -40,7 +40,7 @@ def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: f
         site: p (rank, d_out).
         scale: alpha / r0.
     """
-    return onednn.add_product_(output, projected, site.p, scale=scale)
+    return matmul.add_product_(output, projected, site.p, scale=scale)
 
 
 class Orthogonality:

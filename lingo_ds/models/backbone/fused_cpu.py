@@ -6,15 +6,14 @@ reads and writes whole tensors; here each tensor is read once and written once.
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from lingo_ds.backbone.cpu_kernels import library, run
-from lingo_ds.backbone.families import FUSED
-from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.families import FUSED
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.ops.compiled import library
+from lingo_ds.models.ops.elementwise import RMSNorm, Rotary, SiLUGate
 
 
 def may_fuse(spec: BackboneSpec, dtype: torch.dtype, device: str) -> bool:
@@ -49,7 +48,7 @@ class _FusedNorm:
         self._module = module
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _Norm.apply(x, self)
+        return RMSNorm.apply(x, self.weight, self.epsilon())
 
     def weight(self) -> Tensor:
         """(size,); a sharded one must be whole now."""
@@ -68,7 +67,7 @@ class _FusedGate:
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self._module.gate_proj(x), self._module.up_proj(x)
-        return self._module.down_proj(_Gated.apply(gate, up))
+        return self._module.down_proj(SiLUGate.apply(gate, up))
 
 
 class _FusedRotary:
@@ -85,66 +84,4 @@ class _FusedRotary:
         if not served or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in (query, key, cos)):
             return self._original(query, key, cos, sin, unsqueeze_dim)
         cos, sin = cos.contiguous(), sin.contiguous()
-        return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: _FusedNorm) -> Tensor:
-        x = x.contiguous()
-        out, rows = torch.empty_like(x), x.numel() // x.shape[-1]
-        scales = torch.empty(rows)
-        run("rms_norm", x, norm.weight(), out, scales, rows, x.shape[-1], norm.epsilon())
-        ctx.save_for_backward(x, scales)
-        ctx.norm = norm
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x, scales = ctx.saved_tensors
-        of_x = torch.empty_like(x)
-        weight, grad = ctx.norm.weight(), grad.contiguous()
-        run("rms_norm_backward", x, weight, scales, grad, of_x, len(scales), x.shape[-1])
-        return of_x, None
-
-
-class _Gated(torch.autograd.Function):
-    """silu(gate) up."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
-        out = torch.empty_like(gate)
-        run("gated", gate, up, out, gate.numel())
-        ctx.save_for_backward(gate, up)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
-        run("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, gate.numel())
-        return of_gate, of_up
-
-
-class _Rotary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, gradient=False)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, *ctx.saved_tensors, gradient=True), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, gradient: bool) -> Tensor:
-    """(1, heads, tokens, size), one token after the other in memory."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    _, heads, tokens, size = x.shape
-    out = torch.empty(1, tokens, heads, size)
-    run("rotary", x, x.stride(2), x.stride(1), cos, sin, out, tokens, heads, size, int(gradient))
-    return out.transpose(1, 2)
+        return Rotary.apply(query, cos, sin), Rotary.apply(key, cos, sin)

@@ -6,7 +6,9 @@ from typing import Any
 
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.memory import ModelFacts, is_large
+from lingo_ds.memory import (
+    ModelFacts,
+)
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import make_folder
 from lingo_ds.utils.resources import resource_path
@@ -18,6 +20,15 @@ OURS = {
     "zero_quantized_nontrainable_weights": "zero.quantized_weights",
 }
 """DeepSpeed's settings that no profile may have, and what decides them."""
+
+
+LARGE_LAYER = 128 * 1024**2
+"""Bytes of a decoder layer from which the CPU holds no more of its weights, and keeps no freed memory."""
+
+
+def is_large(layer_bytes: int) -> bool:
+    """Whether decoder layers of this size are held one at a time on the CPU, see `LARGE_LAYER`."""
+    return layer_bytes >= LARGE_LAYER
 
 
 def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:

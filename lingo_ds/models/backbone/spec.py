@@ -20,9 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lingo_ds.backbone import families
-from lingo_ds.backbone.families import DROPOUT_SETTINGS, PACKABLE, SHARED_INPUTS, TARGETS, first_position
-from lingo_ds.traffic import Weight, Weights
+from lingo_ds.models.backbone import families
+from lingo_ds.models.backbone.families import (
+    DROPOUT_SETTINGS,
+    PACKABLE,
+    SHARED_INPUTS,
+    TARGETS,
+    first_position,
+)
+from lingo_ds.models.backbone.weight_sizes import Weight, Weights
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
 

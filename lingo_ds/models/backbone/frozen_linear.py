@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds import onednn
-from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.ops import matmul
 
 
 def freeze_maps(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device, sharded: bool) -> None:
@@ -16,7 +16,7 @@ def freeze_maps(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device,
     Time where oneDNN is faster. Memory where weights are sharded: torch's own map keeps a view of each weight
     for the backward pass, and with it all of the model that was gathered in the forward pass.
     """
-    if not sharded and not onednn.serves(dtype, device):
+    if not sharded and not matmul.serves(dtype, device):
         return
     for name in spec.linear_maps:
         module = spec.skeleton.get_submodule(name)
@@ -49,8 +49,8 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: FrozenForward) -> Tensor:
         ctx.frozen = frozen
-        return onednn.product(x, frozen.weight(), frozen.bias())
+        return matmul.product(x, frozen.weight(), frozen.bias())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return onednn.product(grad, ctx.frozen.weight().t()), None
+        return matmul.product(grad, ctx.frozen.weight().t()), None

@@ -1,5 +1,6 @@
 """Backbone: the frozen language model as the rest of the project sees it, whole or sharded."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,17 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lingo_ds.backbone import cpu_fused
-from lingo_ds.backbone.attention import PackedAttention
-from lingo_ds.backbone.fused import use_liger
-from lingo_ds.backbone.linear import freeze_maps
-from lingo_ds.backbone.load import WeightFiles, fill_whole
-from lingo_ds.backbone.quantized import held_by_maps, quantize_maps
-from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.traffic import Start
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone import fused_cpu
+from lingo_ds.models.backbone.frozen_linear import freeze_maps
+from lingo_ds.models.backbone.fused_gpu import use_liger
+from lingo_ds.models.backbone.gathers import Start
+from lingo_ds.models.backbone.packed_attention import PackedAttention
+from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from lingo_ds.backbone.zero import ShardedModule
+    from lingo_ds.models.backbone.zero import ShardedModule
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +61,9 @@ class Backbone:
         self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
         self._last_layer = None
         if packed:
-            from lingo_ds.backbone import packed as packed_model  # imports what models are built of
+            from lingo_ds.models.backbone import (
+                packed_forward as packed_model,  # imports what models are built of
+            )
 
             self._begin_pack = packed_model.begin
             module.set_attn_implementation(packed_model.NAME)
@@ -165,7 +172,9 @@ def load_backbone(
         spec.skeleton.to(device)
     else:
         assert quantization == "none", "quantised maps are not sharded"
-        from lingo_ds.backbone import zero  # deepspeed is slow to import, and one process may do without
+        from lingo_ds.models.backbone import (
+            zero,  # deepspeed is slow to import, and one process may do without
+        )
 
         shards = zero.shard(
             spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device, in_8_bits=in_8_bits
@@ -173,11 +182,45 @@ def load_backbone(
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
     if liger:
         use_liger(spec, device=device)
-    cpu_fused.fuse(spec, dtype=dtype, device=device)
+    fused_cpu.fuse(spec, dtype=dtype, device=device)
     return Backbone(
         spec,
         shards=shards,
         activation_checkpointing=activation_checkpointing,
         packed=packed,
         embedding_rows=rows,
+    )
+
+
+def load_spread(
+    spec: BackboneSpec,
+    dtype: torch.dtype,
+    env: DistEnv,
+    *,
+    activation_checkpointing: bool,
+    packed: bool,
+    liger: bool,
+    quantization: str,
+    shard_group: int,
+    in_8_bits: bool,
+    ds_config: dict[str, Any] | None,
+    embedding_rows: Sequence[int] = (),
+) -> Backbone:
+    """Loads the backbone on all processes: with `ds_config` as shards, else a whole copy on each."""
+    group = None
+    if ds_config is not None:
+        process_group.start(env)
+        group = process_group.shard_group(shard_group, env)
+    return load_backbone(
+        spec,
+        dtype=dtype,
+        device=env.device,
+        activation_checkpointing=activation_checkpointing,
+        ds_config=ds_config,
+        group=group,
+        packed=packed,
+        liger=liger,
+        quantization=quantization,
+        in_8_bits=in_8_bits,
+        embedding_rows=embedding_rows,
     )

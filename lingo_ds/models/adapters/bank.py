@@ -7,16 +7,32 @@ backward pass writes where the all-reduce reads, without a copy.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.adapters.layout import BankLayout, SiteViews
-from lingo_ds.rank_sampling.importance import triplet_scores
+from lingo_ds.models.adapters.layout import BankLayout, SiteViews
 
 INIT_STD = 0.02
 """Standard deviation of a new head, and of AdaLoRA's new P and Q."""
+
+
+def triplet_scores(lam_score: Tensor, p_mean: Tensor, q_mean: Tensor) -> Tensor:
+    """Score of each triplet: s(lam) + mean_j s(P_ji) + mean_j s(Q_ij), s = S U; all of shape (triplets,)."""
+    return torch.add(lam_score, p_mean).add_(q_mean)
+
+
+class Scalar(IntEnum):
+    """Places in `AdapterBank.scalars`: the step's sums over examples and processes, in the all-reduce."""
+
+    LOSS = 0
+    EXAMPLES = 1
+    REAL_TOKENS = 2
+    ALL_TOKENS = 3
+    SHARED_TOKENS = 4
+    STOP_REQUESTS = 5
 
 
 class AdapterBank:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import BankLayout
-from lingo_ds.adapters.sites import SiteHooks
-from lingo_ds.adapters.tokens import TokenHooks
-from lingo_ds.backbone.backbone import Backbone
 from lingo_ds.data.loader import Batch
 from lingo_ds.data.packing import Pack
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.hooks import SiteHooks
+from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.models.adapters.token_embeddings import TokenHooks
+from lingo_ds.models.backbone.backbone import Backbone
 
 
 class AdaptedModel:

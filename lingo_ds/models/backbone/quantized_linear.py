@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.backbone.eight_bit import multiply_out
-from lingo_ds.backbone.linear import FrozenForward
-from lingo_ds.backbone.load import WeightFiles
-from lingo_ds.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.eight_bit import multiply_out
+from lingo_ds.models.backbone.frozen_linear import FrozenForward
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.utils.errors import Mistake, UserError
 
 BLOCK = 64

@@ -9,13 +9,13 @@ casts them to whole numbers.
 A part is one tensor of bytes: the numbers of its entries, then their scales (fp32).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lingo_ds.backbone.cpu_kernels import library, run
-from lingo_ds.traffic import BLOCK, packed_bytes
+from lingo_ds.models.ops.compiled import library, run
 
 LARGEST = 127
 KERNELS = {torch.float32: "unpack_fp32", torch.bfloat16: "unpack_bf16"}
@@ -26,6 +26,24 @@ AT_ONCE = 1024
 
 READ_AT_ONCE = 1 << 20
 """Entries that are packed at once: whole blocks."""
+
+
+BLOCK = 256
+"""Entries of a map in 8 bits that share a scale."""
+
+
+SCALE_BYTES = 4
+"""Of such a scale."""
+
+
+def packed_entries(entries: int, parts: int) -> int:
+    """Entries of each process's part of a map in 8 bits: whole blocks, so that no part changes a scale."""
+    return math.ceil(entries / (parts * BLOCK)) * BLOCK
+
+
+def packed_bytes(entries: int) -> int:
+    """Bytes of so many entries in 8 bits, with the scales of their blocks."""
+    return entries + math.ceil(entries / BLOCK) * SCALE_BYTES
 
 
 def pack(part: Tensor, read: Callable[[int, Tensor], None]) -> None:

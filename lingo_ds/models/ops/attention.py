@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lingo_ds.backbone.cpu_kernels import library
+from lingo_ds.models.ops.compiled import library
 
 
 class _Tensor(ctypes.Structure):

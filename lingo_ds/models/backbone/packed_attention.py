@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingo_ds.backbone import cpu_attention
+from lingo_ds.models.ops import attention
 
 MOST_PADDING = 0.15
 """Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
@@ -116,9 +116,9 @@ class PackedAttention:
         assert causal or not self.prefix, "an encoder shares no prefix"
         if _has_varlen(query):
             return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
-        if cpu_attention.serves(query):
+        if attention.serves(query):
             query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-            return cpu_attention.attend(
+            return attention.attend(
                 query, key, value, self._sequences, scale=scale, window=window, causal=causal
             )[None]
         heads, pieces = zip(*map(self._apart, (query, key, value)), strict=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lingo_ds.backbone.attention import PackedAttention
+from lingo_ds.models.backbone.packed_attention import PackedAttention
 
 NAME = "lingo_ds_packed"
 """Of the attention implementation, among transformers' own."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lingo_ds.adapters.bank import AdapterBank
-from lingo_ds.adapters.layout import Site, SiteViews
-from lingo_ds.adapters.svd import add_adapter_, project
+from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.layout import Site, SiteViews
+from lingo_ds.models.adapters.lowrank import add_adapter_, project
 from lingo_ds.utils.errors import Mistake, UserError
 
 

@@ -16,13 +16,13 @@ from deepspeed.runtime.zero.partition_parameters import (
 from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 
-from lingo_ds.backbone import eight_bit
-from lingo_ds.backbone.gathers import EightBitGather, count_collectives
-from lingo_ds.backbone.load import WeightFiles, fill
-from lingo_ds.backbone.spec import BackboneSpec
-from lingo_ds.heap import Block, return_freed_blocks
-from lingo_ds.memory import is_large
-from lingo_ds.traffic import Start, packed_bytes, packed_entries
+from lingo_ds.models.backbone import eight_bit
+from lingo_ds.models.backbone.deepspeed_config import is_large
+from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
+from lingo_ds.models.backbone.gathers import EightBitGather, Start, count_collectives
+from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.weight_files import WeightFiles, fill
+from lingo_ds.models.ops.host_memory import Block, return_freed_blocks
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -45,7 +45,7 @@ def shard(
         group: processes that share one copy; None: all.
         dtype: of the weights in memory.
         device: where they are used.
-        in_8_bits: whether maps are held and gathered so, see `lingo_ds.backbone.eight_bit`.
+        in_8_bits: whether maps are held and gathered so, see `lingo_ds.models.backbone.eight_bit`.
 
     Returns:
         The module with DeepSpeed's hooks on it.

@@ -1,15 +1,24 @@
 """All-gathers of weights: counted, on the CPU received in place, and of maps in 8 bits."""
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lingo_ds.backbone import eight_bit
 from lingo_ds.distributed.traffic import counter
-from lingo_ds.heap import use_large_pages
+from lingo_ds.models.backbone import eight_bit
+from lingo_ds.models.ops.host_memory import use_large_pages
+
+
+class Start(StrEnum):
+    """What the next pass finds: nothing known of the model's order, no small weights, or all as usual."""
+
+    RECORDING = "recording"
+    FILLING = "filling"
+    STEADY = "steady"
 
 
 def count_collectives(backend: Any) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lingo_ds.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.bank import AdapterBank
 
 
 class TokenHooks:
