@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.loader import epoch_order
+from lingo_ds.data.batches import epoch_order
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed.process_group import free_port
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.tokenizer import read_tokenizer

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from benchmarks import _common
 from benchmarks.make_backbone import SHAPES, config_of, make
 from lingo_ds.config.run_config import ZeroConfig
-from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed import process_group
 from lingo_ds.facts import model_facts
 from lingo_ds.memory import ModelFacts

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from lingo_ds.data.targets import MOST_OUTPUTS
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.labels import MOST_OUTPUTS
+from lingo_ds.data.task import Task
 from lingo_ds.models.adapters.layout import BankLayout, Site, SiteViews
 
 QUANTIZED = {

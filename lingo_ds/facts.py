@@ -9,8 +9,8 @@ import torch
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import common_prefix
-from lingo_ds.data.tokenize import TokenizedData
-from lingo_ds.dataset import learned_tokens
+from lingo_ds.data.pipeline import learned_tokens
+from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.hooks import choose_sites

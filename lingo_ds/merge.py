@@ -1,7 +1,6 @@
 """The merged model: W + scale P lam Q in the backbone's own files, shard by shard, and what rounding took."""
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.adapter_card import KeptSite, SavedAdapter
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.task import Task
 from lingo_ds.model_card import README, Form, Notes, model_card
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.models.backbone.families import CLASSIFIERS
@@ -25,8 +24,6 @@ from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS, INDEX, HEAD, REPORT = (
     "model.safetensors", "model.safetensors.index.json", "head.safetensors", "merge.json",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lingo_ds.data.tokens import NUCLEOTIDES
+from lingo_ds.data.tokenization import NUCLEOTIDES
 from lingo_ds.models.adapters.layout import BankLayout, Site
 from lingo_ds.models.backbone.byte_ranges import DTYPES
 from lingo_ds.models.backbone.spec import BackboneSpec

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from lingo_ds.config.run_config import PredictConfig
-from lingo_ds.data.genome import Genome
-from lingo_ds.data.records import Records
-from lingo_ds.data.regions import Regions
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.text import kind_of
-from lingo_ds.data.variants import Variants
+from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.readers.lines import kind_of
+from lingo_ds.data.streams.intervals import Regions
+from lingo_ds.data.streams.sequences import Records
+from lingo_ds.data.streams.variants import Variants
+from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv

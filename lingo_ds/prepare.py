@@ -11,10 +11,10 @@ import torch
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig, ZeroConfig
 from lingo_ds.data.builtin import make_builtin_data
-from lingo_ds.data.tasks import Task, task_of
-from lingo_ds.data.tokenize import TokenizedData
-from lingo_ds.data.tokens import letter_ids
-from lingo_ds.dataset import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
+from lingo_ds.data.pipeline import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
+from lingo_ds.data.task import Task, task_of
+from lingo_ds.data.tokenization import letter_ids
+from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lingo_ds.distributed.traffic import Link, link_of, sent_bytes
 from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
 from lingo_ds.models.backbone.gathers import Start
-from lingo_ds.models.backbone.weight_sizes import Weight, Weights, _flat
+from lingo_ds.models.backbone.weight_sizes import Weight, Weights, flatten
 
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
@@ -149,7 +149,7 @@ def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside
     if not learns_inside:
         return everything, 0
     if start is Start.RECORDING:
-        return everything, gathered_bytes((*_flat(layers), *weights.others), spread, above=0)
+        return everything, gathered_bytes((*flatten(layers), *weights.others), spread, above=0)
     forward = everything if start is Start.FILLING else gathered_bytes(weights.every, spread, above=small)
     return forward, gathered_bytes(gathered_again(weights, spread), spread, above=small)
 
@@ -157,7 +157,9 @@ def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside
 def gathered_again(weights: Weights, spread: Spread) -> tuple[Weight, ...]:
     """Weights that a backward pass gathers, not knowing them small."""
     return (
-        _flat(weights.layers[:-KEPT_LAYERS]) if spread.reuses else (*_flat(weights.layers), *weights.others)
+        flatten(weights.layers[:-KEPT_LAYERS])
+        if spread.reuses
+        else (*flatten(weights.layers), *weights.others)
     )
 
 

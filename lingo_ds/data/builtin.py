@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lingo_ds.data import synthetic
+from lingo_ds.data import synthetic_promoters
 from lingo_ds.utils.resources import builtin_folder, make_builtin
 
 BUILTIN_DATA = "builtin:promoters"
@@ -14,7 +14,7 @@ def make_builtin_data(name: str, cache: Path) -> None:
     Raises:
         UserError: where no data of that name is built in.
     """
-    make_builtin(name, {BUILTIN_DATA: synthetic.write_promoters}, cache, setting="data.path")
+    make_builtin(name, {BUILTIN_DATA: synthetic_promoters.write_promoters}, cache, setting="data.path")
 
 
 def data_folder(path: str, cache: Path) -> Path:

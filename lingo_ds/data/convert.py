@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.data.checks import MOST_MISTAKES, file_of, raise_any, sequence_mistake
-from lingo_ds.data.classes import ClassNames, label_mistakes
+from lingo_ds.data.dna import MOST_MISTAKES, file_of, raise_any, sequence_mistake
 from lingo_ds.data.examples import FACTS, NUMBERS, SPLITS, Example
-from lingo_ds.data.sources.find import open_source
-from lingo_ds.data.sources.parts import Source
-from lingo_ds.data.splitting import Seen, carve, count_duplicates, groups_of, overlaps
-from lingo_ds.data.targets import VALUE_KINDS, BadTarget, read_target
+from lingo_ds.data.labels import VALUE_KINDS, BadTarget, ClassNames, label_mistakes, read_target
+from lingo_ds.data.sources.base import Source
+from lingo_ds.data.sources.open import open_source
+from lingo_ds.data.splits import Seen, carve, count_duplicates, groups_of, overlaps
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
 

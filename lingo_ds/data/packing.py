@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.data.tokenize import TokenizedSplit
+from lingo_ds.data.tokenized import TokenizedSplit
 
 ROWS_COMPARED = 4096
 """Examples whose beginnings are compared at a time."""

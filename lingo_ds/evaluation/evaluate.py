@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.loader import Batch, eval_batches
+from lingo_ds.data.batches import Batch, eval_batches
 from lingo_ds.data.packing import Pack, eval_packs
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.tokenize import TokenizedSplit
+from lingo_ds.data.task import Task
+from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.forward import gather_rows, own_logits

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.data.loader import Batch
+from lingo_ds.data.batches import Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import process_group, watchdog
 from lingo_ds.distributed.process_group import DistEnv

@@ -11,15 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds.data.checks import sequence_mistake
-from lingo_ds.data.loader import Batch, ahead, eval_batches
+from lingo_ds.data.batches import Batch, ahead, eval_batches
+from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.packing import Pack, common_prefix, eval_packs
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.records import Chunk
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
-from lingo_ds.data.tokens import Tokenize
-from lingo_ds.data.variants import VariantChunk
+from lingo_ds.data.streams.sequences import Chunk
+from lingo_ds.data.streams.variants import VariantChunk
+from lingo_ds.data.task import Task
+from lingo_ds.data.token_cache import tokenized_split
+from lingo_ds.data.tokenization import Tokenize
+from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.forward import gather_rows, own_logits

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.task import Task
 from lingo_ds.evaluation.thresholds import DEFAULT, choose_threshold
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.tokens import make_tokenize
+from lingo_ds.data.task import Task
+from lingo_ds.data.tokenization import make_tokenize
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.predict import Predictor

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.export import SavedAdapter, load_adapter, read_card
 from lingo_ds.models.adapted_model import AdaptedModel

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from lingo_ds.data.records import Chunk
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.variants import Variant, VariantChunk
+from lingo_ds.data.streams.sequences import Chunk
+from lingo_ds.data.streams.variants import Variant, VariantChunk
+from lingo_ds.data.task import Task
 from lingo_ds.evaluation.readout import answer_columns, decide
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingo_ds.data.loader import Batch
+from lingo_ds.data.batches import Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import SiteHooks

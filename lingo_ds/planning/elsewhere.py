@@ -9,7 +9,7 @@ import torch
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
-from lingo_ds.dataset import length_limit, tokenized_data
+from lingo_ds.data.pipeline import length_limit, tokenized_data
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.facts import data_facts, facts_on, layout_of, sites_of
 from lingo_ds.models.adapters.layout import BankLayout, Site

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lingo_ds.config.task_config import TaskConfig
-from lingo_ds.data.targets import balanced_weights
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.labels import balanced_weights
+from lingo_ds.data.task import Task
 from lingo_ds.training.losses import binary_cross_entropy_sum, cross_entropy_sum, squared_error_sum
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

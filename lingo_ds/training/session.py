@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lingo_ds.data.loader import Ahead, Packing, TrainBatches
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.batches import Ahead, Packing, TrainBatches
+from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, watchdog
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
 from lingo_ds.evaluation.saved import adopt_saved

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lingo_ds.config.run_config import CheckpointConfig
-from lingo_ds.data.loader import Ahead, Batch
+from lingo_ds.data.batches import Ahead, Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import watchdog
 from lingo_ds.distributed.process_group import DistEnv

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lingo_ds.cli import main
 from lingo_ds.config.recipe import load_config
-from lingo_ds.data.tasks import make_task
+from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import detect
 from lingo_ds.evaluation.saved import open_adapter
 from lingo_ds.export import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, EsmConfig
 
-from lingo_ds.data.loader import Packing, TrainBatches
+from lingo_ds.data.batches import Packing, TrainBatches
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, OPTConfig
 
-from lingo_ds.data.loader import Packing, TrainBatches, make_batch
+from lingo_ds.data.batches import Packing, TrainBatches, make_batch
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import load_backbone

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.loader import Batch
+from lingo_ds.data.batches import Batch
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel

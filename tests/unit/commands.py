@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lingo_ds.cli import main
-from lingo_ds.data.loader import Ahead
+from lingo_ds.data.batches import Ahead
 from lingo_ds.monitor import rank_plots
 
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.loader import Batch, make_batch
+from lingo_ds.data.batches import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel

@@ -24,7 +24,7 @@ from benchmarks import (
 from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
 from lingo_ds.config.known_tasks import registry
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.loader import epoch_order
+from lingo_ds.data.batches import epoch_order
 from lingo_ds.distributed import process_group
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.plan import make_plan

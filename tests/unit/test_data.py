@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.data.batches import TrainBatches, eval_batches, make_batch
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
-from lingo_ds.data.loader import TrainBatches, eval_batches, make_batch
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.tokenize import SCHEMA, TokenizedSplit, read_tokenized, write_tokenized
-from lingo_ds.data.tokens import TextTokens
+from lingo_ds.data.token_cache import read_tokenized, write_tokenized
+from lingo_ds.data.tokenization import TextTokens
+from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.tokenizer import read_tokenizer

@@ -13,7 +13,7 @@ import yaml
 
 from lingo_ds.cli import main
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.data.sources.find import ENDINGS
+from lingo_ds.data.sources.open import ENDINGS
 from tests.unit.commands import report_of
 from tests.unit.reading import Read, read
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lingo_ds.data.loader import Batch
-from lingo_ds.data.tasks import make_task
+from lingo_ds.data.batches import Batch
+from lingo_ds.data.task import make_task
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from lingo_ds.cli import main
-from lingo_ds.data.loader import Batch
-from lingo_ds.data.tasks import make_task
+from lingo_ds.data.batches import Batch
+from lingo_ds.data.task import make_task
 from lingo_ds.export import BackboneCard, Card, DataCard, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.merge import save_merged
 from lingo_ds.model_card import Notes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lingo_ds.config.task_config import TaskConfig
-from lingo_ds.data.tasks import Task
+from lingo_ds.data.task import Task
 from lingo_ds.training.losses import binary_cross_entropy_sum, cross_entropy_sum, squared_error_sum
 from lingo_ds.training.objective import make_loss
 

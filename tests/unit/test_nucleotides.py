@@ -11,10 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, FalconConfig
 
-from lingo_ds.data.loader import Batch, make_batch
+from lingo_ds.data.batches import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.data.prompt import Prompt, make_prompt
-from lingo_ds.data.tokens import NUCLEOTIDES, NucleotideTokens, Row, TextTokens, letter_ids, make_tokenize
+from lingo_ds.data.tokenization import (
+    NUCLEOTIDES,
+    NucleotideTokens,
+    Row,
+    TextTokens,
+    letter_ids,
+    make_tokenize,
+)
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lingo_ds.cli import main
-from lingo_ds.data.loader import Batch
+from lingo_ds.data.batches import Batch
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.tokens import NucleotideTokens, Row
+from lingo_ds.data.tokenization import NucleotideTokens, Row
 from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
 from lingo_ds.model_card import Notes, task_frame
 from lingo_ds.models.adapted_model import AdaptedModel

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lingo_ds import run
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.loader import Batch
+from lingo_ds.data.batches import Batch
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel

@@ -12,10 +12,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.data import loader, packing
-from lingo_ds.data.loader import Ahead, Packing, TrainBatches
+from lingo_ds.data import batches, packing
+from lingo_ds.data.batches import Ahead, Packing, TrainBatches
 from lingo_ds.data.packing import Pack, common_prefix, deal, eval_packs, make_pack
-from lingo_ds.data.tokenize import SCHEMA, TokenizedSplit
+from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
 
 
 def split_of(examples: Sequence[Sequence[int]]) -> TokenizedSplit:
@@ -382,7 +382,7 @@ def test_batches_of_another_seed_are_not_used(watched, ahead):
 
 def test_seed_that_changes_while_the_next_epoch_is_drawn(watched, ahead, monkeypatch):
     """An audit may repair the seed at any time."""
-    begun, changed, draw = threading.Event(), threading.Event(), loader.epoch_order
+    begun, changed, draw = threading.Event(), threading.Event(), batches.epoch_order
 
     def slow(rows: int, *, seed: int, epoch: int) -> np.ndarray:
         order = draw(rows, seed=seed, epoch=epoch)
@@ -394,7 +394,7 @@ def test_seed_that_changes_while_the_next_epoch_is_drawn(watched, ahead, monkeyp
     plain = Watched(watched._split)
     ahead.at(6)  # the first epoch has 7 steps
     watched.wait_for(7)
-    monkeypatch.setattr(loader, "epoch_order", slow)
+    monkeypatch.setattr(batches, "epoch_order", slow)
     ahead.at(7)
     assert begun.wait(20)
     ahead.seed = plain.seed = 8

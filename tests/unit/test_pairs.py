@@ -9,7 +9,7 @@ import yaml
 
 from lingo_ds.cli import main
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.pairs import first_bases
+from lingo_ds.data.dna import first_bases
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.prepare import Prepared, prepare

@@ -25,8 +25,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lingo_ds
 from lingo_ds.cli import main
-from lingo_ds.data.records import Records
-from lingo_ds.data.tasks import make_task
+from lingo_ds.data.streams.sequences import Records
+from lingo_ds.data.task import make_task
 from lingo_ds.evaluation.output import Output
 from lingo_ds.export import BackboneCard, Card, SavedAdapter, save_adapter
 from lingo_ds.models.adapters.hooks import choose_sites

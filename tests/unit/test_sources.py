@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lingo_ds.data.checks import MOST_MISTAKES
+from lingo_ds.data.dna import MOST_MISTAKES
 from tests.unit.reading import read, refused
 
 GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"

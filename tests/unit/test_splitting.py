@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.data.splitting import Seen, carve, groups_of, overlaps
+from lingo_ds.data.splits import Seen, carve, groups_of, overlaps
 from lingo_ds.utils.errors import UserError
 
 

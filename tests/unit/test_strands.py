@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import lingo_ds
-from lingo_ds.data.loader import Packing, TrainBatches, epoch_order, strands_drawn
+from lingo_ds.data.batches import Packing, TrainBatches, epoch_order, strands_drawn
+from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.strands import reverse_complement
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.tokenize import TokenizedSplit, tokenized_split
-from lingo_ds.data.tokens import TextTokens
+from lingo_ds.data.task import Task
+from lingo_ds.data.token_cache import tokenized_split
+from lingo_ds.data.tokenization import TextTokens
+from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.evaluation.readout import answers, mean_of_strands
 from lingo_ds.export import read_card
 from tests.unit.commands import at_step, command, contents, ctrl_c, report_of

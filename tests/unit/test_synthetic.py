@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from lingo_ds.data.synthetic import write_promoters
+from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.utils.errors import UserError
 

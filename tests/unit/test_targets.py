@@ -11,12 +11,10 @@ import torch
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.recipe import load_config
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.data.batches import make_batch
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
-from lingo_ds.data.loader import make_batch
-from lingo_ds.data.packing import make_pack
-from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.targets import (
+from lingo_ds.data.labels import (
     MOST_OUTPUTS,
     BadTarget,
     balanced_weights,
@@ -24,9 +22,12 @@ from lingo_ds.data.targets import (
     read_target,
     value_mistakes,
 )
-from lingo_ds.data.tasks import task_of
-from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_split, write_tokenized
-from lingo_ds.data.tokens import TextTokens
+from lingo_ds.data.packing import make_pack
+from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.task import task_of
+from lingo_ds.data.token_cache import read_tokenized, tokenized_split, write_tokenized
+from lingo_ds.data.tokenization import TextTokens
+from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.utils.errors import Mistake, UserError
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from Bio import bgzf
 
-from lingo_ds.data.genome import Genome
-from lingo_ds.data.regions import Regions
-from lingo_ds.data.strands import reverse_complement
-from lingo_ds.data.variants import Variants
+from lingo_ds.data.dna import reverse_complement
+from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.streams.intervals import Regions
+from lingo_ds.data.streams.variants import Variants
 from lingo_ds.utils.errors import UserError
 
 C1 = "AACCGGTTACGTACGTTTGG"

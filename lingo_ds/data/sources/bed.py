@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lingo_ds.data.checks import raise_any
+from lingo_ds.data.dna import raise_any, reverse_complement
 from lingo_ds.data.examples import Example
-from lingo_ds.data.genome import Genome
+from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.readers.lines import lines_of
+from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, fingerprint_of, read_parts
 from lingo_ds.data.sources.negatives import Negatives
-from lingo_ds.data.sources.parts import SPLIT_NAMES, Found, Part, fingerprint_of, read_parts
-from lingo_ds.data.strands import reverse_complement
-from lingo_ds.data.text import lines_of
 from lingo_ds.utils.errors import Mistake, UserError
 
 BED_COLUMNS = ("chromosome", "start", "end", "name", "score", "strand")

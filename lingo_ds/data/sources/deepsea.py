@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from lingo_ds.data.examples import Example
-from lingo_ds.data.sources.parts import Found, Part, fingerprint_of, read_parts
-from lingo_ds.data.text import kind_of, opened
+from lingo_ds.data.readers.lines import kind_of, opened
+from lingo_ds.data.sources.base import Found, Part, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 BLOCK = 1000

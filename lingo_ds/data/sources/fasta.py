@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from lingo_ds.data.examples import Example
-from lingo_ds.data.rows import fasta_entries
-from lingo_ds.data.sources.parts import Found, Part, files_in, fingerprint_of, read_parts
-from lingo_ds.data.text import lines_of
+from lingo_ds.data.readers.fasta import fasta_entries
+from lingo_ds.data.readers.lines import lines_of
+from lingo_ds.data.sources.base import Found, Part, files_in, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lingo_ds.data.examples import Example
-from lingo_ds.data.sources.parts import SPLIT_NAMES, Found
+from lingo_ds.data.sources.base import SPLIT_NAMES, Found
 from lingo_ds.data.sources.tables import Columns, cell_text, cells_of, text_of
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 

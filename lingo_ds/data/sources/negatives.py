@@ -7,9 +7,9 @@ from itertools import islice
 
 import numpy as np
 
+from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import Example
-from lingo_ds.data.genome import Genome
-from lingo_ds.data.strands import reverse_complement
+from lingo_ds.data.readers.genome import Genome
 
 logger = logging.getLogger(__name__)
 

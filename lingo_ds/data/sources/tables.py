@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.checks import raise_any
+from lingo_ds.data.dna import raise_any
 from lingo_ds.data.examples import NO_FIELDS, Example
-from lingo_ds.data.rows import DELIMITERS, DelimitedRows
-from lingo_ds.data.sources.parts import Found, Part, fingerprint_of, read_parts
-from lingo_ds.data.text import kind_of, lines_of, opened
+from lingo_ds.data.readers.lines import kind_of, lines_of, opened
+from lingo_ds.data.readers.tables import DELIMITERS, DelimitedRows
+from lingo_ds.data.sources.base import Found, Part, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 JSON_LINES = (".jsonl", ".ndjson")

@@ -1,6 +1,5 @@
 """Backbone: the frozen language model as the rest of the project sees it, whole or sharded."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +18,6 @@ from lingo_ds.models.backbone.packed_attention import PackedAttention
 from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
-
-logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from lingo_ds.models.backbone.zero import ShardedModule

@@ -34,8 +34,8 @@ class Weights:
     @property
     def every(self) -> tuple[Weight, ...]:
         """Every weight."""
-        return (*self.embeddings, *_flat(self.layers), *self.others)
+        return (*self.embeddings, *flatten(self.layers), *self.others)
 
 
-def _flat(layers: Iterable[Iterable[Weight]]) -> tuple[Weight, ...]:
+def flatten(layers: Iterable[Iterable[Weight]]) -> tuple[Weight, ...]:
     return tuple(weight for layer in layers for weight in layer)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lingo_ds.data.checks import MOST_MISTAKES, raise_any, sequence_mistake
-from lingo_ds.data.genome import Genome
-from lingo_ds.data.records import file_facts, require_readable
-from lingo_ds.data.skipped import BEYOND, MISMATCH, Skipped
-from lingo_ds.data.text import read_lines
+from lingo_ds.data.dna import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.readers.lines import read_lines
+from lingo_ds.data.streams.sequences import file_facts, require_readable
+from lingo_ds.data.streams.skipped import BEYOND, MISMATCH, Skipped
 from lingo_ds.utils.errors import Mistake, UserError
 
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT"]

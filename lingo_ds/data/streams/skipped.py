@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from lingo_ds.data.genome import Genome
+from lingo_ds.data.readers.genome import Genome
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)

@@ -3,15 +3,11 @@
 import csv
 import logging
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
-from lingo_ds.data.checks import sequence_mistake
 from lingo_ds.utils.errors import Mistake, UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-FASTA = (".fa", ".fasta", ".fna")
 
 csv.field_size_limit(1 << 31)  # a chromosome may stand in one field
 logger = logging.getLogger(__name__)
@@ -71,46 +67,3 @@ class DelimitedRows:
 
 def _is_blank(row: list[str]) -> bool:
     return len(row) <= 1 and not "".join(row).strip()
-
-
-class FastaEntry(NamedTuple):
-    """One sequence of a FASTA file.
-
-    Attributes:
-        header: what stands behind >.
-        sequence: all its lines as one.
-        line: of the header.
-        mistake: what is wrong with it, at the line where that is.
-    """
-
-    header: str
-    sequence: str
-    line: int
-    mistake: Mistake | None
-
-
-def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
-    """The entries of a FASTA file; a sequence may go over many lines, those that begin with ; are comments.
-
-    Raises:
-        UserError: for a sequence before the first header.
-    """
-    header, parts, begin, mistake = None, [], 0, None
-    for number, line in enumerate(chain(lines, [">"]), 1):
-        text = line.strip()
-        if text.startswith(">"):
-            if header is not None:
-                if not parts and mistake is None:
-                    mistake = sequence_mistake("", f"{path}:{begin}")
-                yield FastaEntry(header, "".join(parts), begin, mistake)
-            header, parts, begin, mistake = text[1:].strip(), [], number, None
-            if not header:
-                rule = "the header has no name"
-                mistake = Mistake(f"{path}:{number}", text, rule, "write one after >")
-        elif text and not text.startswith(";"):
-            where = f"{path}:{number}"
-            if header is None:
-                rule = "stands before the first header"
-                raise UserError(Mistake(where, text, rule, "begin with a line like >name"))
-            mistake = mistake or sequence_mistake(text, where)
-            parts.append(text)

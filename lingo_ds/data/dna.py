@@ -1,4 +1,4 @@
-"""What makes a sequence DNA, and how the mistakes of a file are told."""
+"""What makes a sequence DNA, its reverse complement, pairs of sequences, and the mistakes of a file."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,27 @@ MOST_MISTAKES = 20
 
 _LETTERS = (IUPAC + IUPAC.lower()).encode()
 _ILLEGAL = re.compile(f"[^{_LETTERS.decode()}]")
+
+
+_COMPLEMENT = str.maketrans("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN")
+
+
+def join(sequence: str, pair: str | None, separator: str) -> str:
+    """The two sequences of a pair with the separator between them; a sequence alone as it is."""
+    return sequence if pair is None else sequence + separator + pair
+
+
+def first_bases(sequence: str, pair: str | None, bases: int) -> tuple[str, str | None]:
+    """An example shortened to so many bases; the two of a pair lose the same share of their ends."""
+    if pair is None:
+        return sequence[:bases], None
+    of_pair = bases * len(pair) // (len(sequence) + len(pair))
+    return sequence[: bases - of_pair], pair[:of_pair]
+
+
+def reverse_complement(sequence: str) -> str:
+    """The other strand, read in its own direction; `sequence` is upper-case IUPAC, U counts as T."""
+    return sequence.translate(_COMPLEMENT)[::-1]
 
 
 def sequence_mistake(sequence: str, where: str) -> Mistake | None:

@@ -8,9 +8,10 @@ from lingo_ds.data.builtin import data_folder
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.tasks import Task
-from lingo_ds.data.tokenize import TokenizedData, read_tokenized, tokenized_fingerprint, write_tokenized
-from lingo_ds.data.tokens import NUCLEOTIDES, make_tokenize
+from lingo_ds.data.task import Task
+from lingo_ds.data.token_cache import read_tokenized, tokenized_fingerprint, write_tokenized
+from lingo_ds.data.tokenization import NUCLEOTIDES, make_tokenize
+from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.spec import BackboneSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyfaidx import Faidx, FastaIndexingError, FetchError
 
-from lingo_ds.data.checks import sequence_mistake
+from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 from lingo_ds.utils.files import write_aside
 from lingo_ds.utils.safe_read import require_regular

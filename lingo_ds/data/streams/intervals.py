@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lingo_ds.data.genome import Genome
-from lingo_ds.data.records import Chunk, Row, file_facts, in_chunks, require_readable
-from lingo_ds.data.skipped import BEYOND, Skipped
+from lingo_ds.data.dna import reverse_complement
+from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.readers.lines import read_lines
 from lingo_ds.data.sources.bed import Windows
-from lingo_ds.data.strands import reverse_complement
-from lingo_ds.data.text import read_lines
+from lingo_ds.data.streams.sequences import Chunk, Row, file_facts, in_chunks, require_readable
+from lingo_ds.data.streams.skipped import BEYOND, Skipped
 from lingo_ds.utils.errors import Mistake
 
 

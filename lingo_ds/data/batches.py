@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lingo_ds.data.packing import Pack, deal, make_pack, or_filler
-from lingo_ds.data.tokenize import TokenizedSplit
+from lingo_ds.data.tokenized import TokenizedSplit
 
 Item = TypeVar("Item")
 

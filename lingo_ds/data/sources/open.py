@@ -6,16 +6,16 @@ from os.path import exists, isdir  # False, where pathlib raises, for what can b
 from pathlib import Path
 
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.data.genome import Genome
-from lingo_ds.data.rows import FASTA
+from lingo_ds.data.readers.fasta import FASTA
+from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.readers.lines import kind_of, stem_of
 from lingo_ds.data.sources import tables
+from lingo_ds.data.sources.base import SPLIT_NAMES, Part, Source, entries_of, files_in
 from lingo_ds.data.sources.bed import BedSource, Chromosomes, Windows
 from lingo_ds.data.sources.deepsea import DeepSea
 from lingo_ds.data.sources.fasta import ClassFolders, FastaSource
 from lingo_ds.data.sources.hub import HubDataset
-from lingo_ds.data.sources.parts import SPLIT_NAMES, Part, Source, entries_of, files_in
 from lingo_ds.data.sources.tables import Columns, TableSource
-from lingo_ds.data.text import kind_of, stem_of
 from lingo_ds.utils.errors import Mistake, UserError
 
 ENDINGS = {

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.task_config import Kind
-from lingo_ds.data.targets import moments, value_mistakes
-from lingo_ds.data.tokenize import TokenizedData
+from lingo_ds.data.labels import moments, value_mistakes
+from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.utils.errors import Mistake, UserError
 
 

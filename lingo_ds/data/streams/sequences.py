@@ -7,10 +7,11 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.checks import MOST_MISTAKES, raise_any, sequence_mistake
-from lingo_ds.data.rows import DELIMITERS, FASTA, DelimitedRows, fasta_entries
-from lingo_ds.data.skipped import Skipped
-from lingo_ds.data.text import kind_of, read_lines
+from lingo_ds.data.dna import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.data.readers.fasta import FASTA, fasta_entries
+from lingo_ds.data.readers.lines import kind_of, read_lines
+from lingo_ds.data.readers.tables import DELIMITERS, DelimitedRows
+from lingo_ds.data.streams.skipped import Skipped
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 from lingo_ds.utils.safe_read import require_regular
 

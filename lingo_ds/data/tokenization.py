@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from lingo_ds.data.pairs import first_bases, join
+from lingo_ds.data.dna import first_bases, join
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 

@@ -1,0 +1,167 @@
+"""Tokenising once: Arrow tables in a cache, read back by memory map."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lingo_ds.data.convert import SAY_EVERY
+from lingo_ds.data.dna import reverse_complement
+from lingo_ds.data.examples import SPLITS, Examples
+from lingo_ds.data.labels import Target
+from lingo_ds.data.prompt import Prompt
+from lingo_ds.data.tokenization import Row, Tokenize
+from lingo_ds.data.tokenized import IDS, SCHEMA, VALUES, TokenizedData, TokenizedSplit
+from lingo_ds.utils.files import write_aside
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 3
+BATCH = 1000
+"""Texts tokenised at a time."""
+
+
+def tokenized_fingerprint(examples: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:
+    """32 hex digits that change with the examples, the tokenizer's definition or any setting."""
+    parts = [CACHE_VERSION, examples.name, tokenizer, dict(settings)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_tokenized(
+    folder: Path,
+    examples: Examples,
+    *,
+    tokenize: Tokenize,
+    prompt: Prompt,
+    max_length: int,
+    both_strands: bool = False,
+) -> None:
+    """Tokenises all splits into `folder`, batch by batch; written aside and renamed.
+
+    Args:
+        folder: where the cache entry goes; it appears whole or not at all.
+        examples: the rows.
+        tokenize: what makes tokens of them: `TextTokens`, or `NucleotideTokens`.
+        prompt: text around each sequence.
+        max_length: longest example in tokens.
+        both_strands: whether to tokenise each sequence's reverse complement, too.
+
+    Raises:
+        UserError: where not even one base fits between prefix and suffix.
+    """
+
+    def tokenized(batch: pa.RecordBatch) -> pa.Table:
+        sequences, pairs, labels, fields = (column.to_pylist() for column in batch.columns)
+        split = tokenized_split(
+            sequences,
+            labels,
+            pairs=pairs,
+            fields=fields,
+            tokenize=tokenize,
+            prompt=prompt,
+            max_length=max_length,
+            both_strands=both_strands,
+        )
+        return split.table
+
+    def write(aside: Path) -> None:
+        aside.mkdir()
+        for name in SPLITS:
+            logger.info("tokenising %s: %d rows", name, examples.rows[name])
+            tables = map(tokenized, examples.batches(name, most=BATCH))
+            _write_stream(aside / f"{name}.arrow", tables, rows=examples.rows[name])
+        facts = {
+            "classes": examples.classes,
+            "class_names": examples.class_names,
+            "duplicates": examples.duplicates,
+            "bases": examples.bases,
+            "pairs": examples.pairs,
+        }
+        (aside / "facts.json").write_text(json.dumps(facts))
+
+    try:
+        write_aside(folder, write)
+    except OSError:
+        if not folder.is_dir():  # else another host finished the same entry first
+            raise
+
+
+def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:
+    """Writes tables of one schema behind each other; says now and then how many rows are done."""
+    first = next(tables)
+    said, done = time.monotonic(), 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
+        for table in chain([first], tables):
+            stream.write_table(table)
+            done += len(table)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                logger.info("tokenised %s of %s rows", f"{done:,}", f"{rows:,}")
+
+
+def _read_stream(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        return stream.read_all()  # the table holds the map
+
+
+def read_tokenized(folder: Path) -> TokenizedData:
+    """The cache entry that `write_tokenized` made, by memory map."""
+    facts = json.loads((folder / "facts.json").read_text())
+    splits = {name: TokenizedSplit(_read_stream(folder / f"{name}.arrow")) for name in SPLITS}
+    names = facts.pop("class_names")
+    return TokenizedData(splits=splits, class_names=names and tuple(names), fingerprint=folder.name, **facts)
+
+
+def tokenized_split(
+    sequences: Sequence[str],
+    labels: Sequence[Target],
+    *,
+    pairs: Sequence[str | None] | None = None,
+    fields: Sequence[Sequence[str]] | None = None,
+    tokenize: Tokenize,
+    prompt: Prompt,
+    max_length: int,
+    both_strands: bool = False,
+) -> TokenizedSplit:
+    """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
+
+    `pairs` holds the second sequence of each, or None; None: none has one. `fields` holds each example's
+    cells of the columns that the prompt reads; None: it reads none.
+
+    Raises:
+        UserError: where not even one base fits between prefix and suffix.
+    """
+    count = len(sequences)
+    rows = list(map(Row, sequences, pairs or [None] * count, fields or [()] * count))
+
+    def strand(rows: Sequence[Row]) -> tuple[list[Sequence[int]], list[bool]]:
+        return _tokenized_strand(rows, tokenize=tokenize, prompt=prompt, max_length=max_length)
+
+    input_ids, truncated = strand(rows)
+    columns, schema = {"input_ids": input_ids, "label": labels, "truncated": truncated}, SCHEMA
+    if isinstance(labels[0], list):
+        schema = schema.set(schema.get_field_index("label"), pa.field("label", VALUES))
+    if both_strands:
+        turned = [row._replace(sequence=reverse_complement(row.sequence)) for row in rows]
+        columns["reverse_ids"], also = strand(turned)
+        columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
+        schema = schema.append(pa.field("reverse_ids", IDS))
+    return TokenizedSplit(pa.table(columns, schema=schema))
+
+
+def _tokenized_strand(
+    rows: Sequence[Row], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+) -> tuple[list[Sequence[int]], list[bool]]:
+    """Token ids of each example, and whether it was cut."""
+    input_ids, truncated = [], []
+    for start in range(0, len(rows), BATCH):
+        for ids, cut in tokenize(rows[start : start + BATCH], prompt, max_length):
+            input_ids.append(ids)
+            truncated.append(cut)
+    return input_ids, truncated

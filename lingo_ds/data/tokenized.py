@@ -1,0 +1,157 @@
+"""Tokenised splits: token ids and labels, read by memory map."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+IDS, CLASS, VALUES = pa.list_(pa.int32()), pa.int64(), pa.list_(pa.float32())
+
+
+SCHEMA = pa.schema({"input_ids": IDS, "label": CLASS, "truncated": pa.bool_()})
+"""Of a table on one strand; `label` is VALUES, NaN where unknown, where the target is a list of values."""
+
+
+def as_numpy(values: pa.Array) -> np.ndarray:
+    """A view on them, where none is missing; pyarrow's `to_numpy` would import pandas first."""
+    return np.from_dlpack(values)
+
+
+@dataclass(frozen=True)
+class TokenizedSplit:
+    """One split's token ids, read where the table has them: on disk by memory map, whatever it is cut into.
+
+    Attributes:
+        table: columns input_ids (list of int32), label (int64 or list of float32), truncated (bool), and for
+            both strands reverse_ids (list of int32).
+        both: whether the rows are 2 n: row n + k is row k of the table on its other strand.
+    """
+
+    table: pa.Table
+    both: bool = False
+
+    def __len__(self) -> int:
+        return len(self.table) * (1 + self.both)
+
+    def both_strands(self) -> "TokenizedSplit":
+        """The same table with both strands as rows; it must hold them."""
+        return TokenizedSplit(self.table, both=True)
+
+    @property
+    def widest(self) -> "TokenizedSplit":
+        """All that the table holds."""
+        return self.both_strands() if "reverse_ids" in self.table.column_names else self
+
+    @cached_property
+    def _chunks(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and offsets of the pieces that Arrow keeps the column in; none is copied."""
+        names = ("input_ids", "reverse_ids") if self.both else ("input_ids",)
+        chunks = [chunk for name in names for chunk in self.table.column(name).chunks]
+        return [(as_numpy(chunk.values), as_numpy(chunk.offsets)) for chunk in chunks]
+
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """The first row of each piece."""
+        return np.cumsum([0, *(len(offsets) - 1 for _, offsets in self._chunks)])
+
+    def _chunk_of(self, rows: np.ndarray | int) -> np.ndarray:
+        return np.searchsorted(self._begins, rows, side="right") - 1
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(rows,) int64 classes, or (rows, values) float32 with NaN where unknown."""
+        column = self.table.column("label")
+        if pa.types.is_integer(column.type):
+            labels = np.concatenate([np.zeros(0, np.int64), *map(as_numpy, column.chunks)])
+        else:
+            values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+            labels = np.concatenate(values).reshape(len(column), -1)
+        return np.concatenate([labels, labels]) if self.both else labels
+
+    @property
+    def unknown(self) -> int:
+        """Labels or values that are not known."""
+        return int(np.isnan(self.labels).sum())
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens per example."""
+        return np.concatenate([np.zeros(0, np.int32), *(np.diff(offsets) for _, offsets in self._chunks)])
+
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens; -1 where there is none."""
+        pieces = (values[offsets[0] : offsets[-1]] for values, offsets in self._chunks)
+        return max((int(piece.max(initial=-1)) for piece in pieces), default=-1)
+
+    @property
+    def truncated(self) -> int:
+        """Examples whose sequence was cut, on one strand at least."""
+        column = self.table.column("truncated").cast(pa.uint8())
+        return sum(int(as_numpy(chunk).sum()) for chunk in column.chunks)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Token ids of one example, (length,)."""
+        chunk = int(self._chunk_of(row))
+        (values, offsets), place = self._chunks[chunk], row - self._begins[chunk]
+        return values[offsets[place] : offsets[place + 1]]
+
+    def heads(self, rows: np.ndarray, length: int) -> np.ndarray:
+        """The first `length` token ids of examples that have as many, (rows, length)."""
+        out, chunks = np.empty((len(rows), length), np.int32), self._chunk_of(rows)
+        for chunk in np.unique(chunks):
+            here, (values, offsets) = chunks == chunk, self._chunks[chunk]
+            out[here] = values[offsets[rows[here] - self._begins[chunk]][:, None] + np.arange(length)]
+        return out
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """All splits, and what was noticed while reading them.
+
+    Attributes:
+        splits: by name.
+        classes: outputs that a head needs: classes, labels or values.
+        class_names: in the order of the classes; None where they are numbers.
+        duplicates: rows that occur twice, see `count_duplicates`.
+        fingerprint: of files, tokenizer, prompt and length together.
+        bases: of the median training sequence.
+        pairs: whether an example has two sequences.
+    """
+
+    splits: Mapping[str, TokenizedSplit]
+    classes: int
+    class_names: tuple[str, ...] | None
+    duplicates: dict[str, int]
+    fingerprint: str
+    bases: int
+    pairs: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(max(split.widest.lengths.max() for split in self.splits.values()))
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest example."""
+        return int(min(split.widest.lengths.min() for split in self.splits.values()))
+
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens."""
+        return max(split.widest.largest_id for split in self.splits.values())
+
+    def facts(self) -> dict[str, Any]:
+        """Counts for the report."""
+        return {
+            "rows": {name: len(split) for name, split in self.splits.items()},
+            "truncated": {name: split.truncated for name, split in self.splits.items()},
+            "unknown": {name: split.unknown for name, split in self.splits.items()},
+            "duplicates": self.duplicates,
+            "class_names": self.class_names,
+            "fingerprint": self.fingerprint,
+        }
