@@ -6,10 +6,10 @@ from typing import Any
 from benchmarks._plan_runs import Setting, config_of
 from benchmarks._training_runs import Work
 from lingo_ds.distributed.process_group import DistEnv, detect
-from lingo_ds.planning.elsewhere import Place, make_job, read_shapes
+from lingo_ds.planning.cost.elsewhere import Place, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import Prediction, predict
+from lingo_ds.planning.cost.machine import Machine, Wire
 from lingo_ds.planning.layer import HEAPS
-from lingo_ds.planning.machine import Machine, Wire
-from lingo_ds.planning.predict import Prediction, predict
 from lingo_ds.utils.host import host_bytes
 
 OF_A_LINK = 0.94

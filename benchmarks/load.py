@@ -28,13 +28,12 @@ from benchmarks.make_backbone import SHAPES, config_of, make
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed import process_group
-from lingo_ds.facts import model_facts
-from lingo_ds.memory import ModelFacts
 from lingo_ds.models.adapters.layout import uniform_layout
 from lingo_ds.models.backbone.backbone import DTYPES, load_spread
-from lingo_ds.models.backbone.deepspeed_config import fill_profile, read_profile
+from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.eight_bit import packed_bytes
 from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.planning.plan_inputs import ModelFacts, model_facts
 from lingo_ds.utils.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +112,7 @@ def load_here(args: argparse.Namespace) -> None:
     layout = uniform_layout([], rank=1, head_shape=(2, spec.output_size))
     facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none", eight_bit=args.eight_bit))
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
-    ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=args.dtype, hpz=1)
+    ds_config = facts.deepspeed_config(profile, micro_batch_size=1, dtype=args.dtype, hpz=1)
     spread = {
         "activation_checkpointing": False,
         "packed": facts.packable,

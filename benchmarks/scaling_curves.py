@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from benchmarks._common import parser, show
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.planning.elsewhere import Lengths, Place, Shapes, make_job, read_shapes
-from lingo_ds.planning.machine import gpu_machine
-from lingo_ds.planning.predict import Prediction, predict
-from lingo_ds.traffic import by_link
+from lingo_ds.planning.cost.elsewhere import Lengths, Place, Shapes, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import Prediction, predict
+from lingo_ds.planning.cost.machine import gpu_machine
+from lingo_ds.planning.traffic import by_link
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import UserError
 

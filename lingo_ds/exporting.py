@@ -6,12 +6,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lingo_ds.adapter_card import Card
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.saved import open_adapter
-from lingo_ds.export import CONFIG, as_lora, as_svd, read_settings, save_adapter
-from lingo_ds.merge import REPORT, save_merged
-from lingo_ds.model_card import Notes, task_frame
+from lingo_ds.export.adapter_card import Card
+from lingo_ds.export.adapter_folder import CONFIG, as_lora, as_svd, read_settings, save_adapter
+from lingo_ds.export.merge import REPORT, save_merged
+from lingo_ds.export.model_card import Notes, task_frame
+from lingo_ds.export.open_adapter import open_adapter
 from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError

@@ -22,7 +22,7 @@ from lingo_ds.evaluation.output import Done, Output, check_output
 from lingo_ds.evaluation.predict import CHUNK, Predictor
 from lingo_ds.evaluation.ready import make_predictor
 from lingo_ds.evaluation.tables import SequenceTable, VariantTable
-from lingo_ds.export import adapter_fingerprint, read_card
+from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
 from lingo_ds.monitor.progress import SequenceProgress
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError

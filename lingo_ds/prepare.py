@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lingo_ds.config.known_tasks import require_folder
-from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.data.pipeline import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
 from lingo_ds.data.task import Task, task_of
@@ -17,8 +17,6 @@ from lingo_ds.data.tokenization import letter_ids
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.facts import data_facts, layout_of, model_facts, sites_of
-from lingo_ds.memory import ForwardPlan, require_whole
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.layout import BankLayout, Site
@@ -26,12 +24,13 @@ from lingo_ds.models.backbone.backbone import DTYPE_NAMES, Backbone, compute_dty
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.families import LEARNS_TOKENS
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
-from lingo_ds.models.backbone.quantized_linear import require_bitsandbytes
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import OwnTokenizer
 from lingo_ds.models.backbone.weight_files import fingerprint
-from lingo_ds.plan import Facts, RunPlan, make_plan
-from lingo_ds.traffic import PERSISTENT, Spread
+from lingo_ds.planning.memory import require_quantizable
+from lingo_ds.planning.plan import RunPlan, make_plan, say_if_none_is_in_8_bits
+from lingo_ds.planning.plan_inputs import Facts, data_facts, layout_of, model_facts, sites_of
+from lingo_ds.planning.traffic import Spread, spread_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 
@@ -144,23 +143,6 @@ def spread_numbers(prepared: Prepared) -> Spread:
     return spread_of_plan(prepared.plan, prepared.profile, prepared.dtype)
 
 
-def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Spread:
-    """How a plan spreads the backbone under a DeepSpeed profile."""
-    facts = plan.facts
-    settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
-    return Spread(
-        world_size=facts.world_size,
-        local_world_size=facts.local_world_size,
-        zero_stage=plan.zero_stage,
-        shard_group=plan.shard_group,
-        hpz=plan.hpz,
-        entry_bytes=facts.compute_bytes,
-        eight_bit=plan.in_8_bits,
-        reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
-        persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
-    )
-
-
 def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
     """Puts a new bank on a loaded backbone, the same on every process."""
     config, env, plan, letters = prepared.config, prepared.env, prepared.plan, prepared.letters
@@ -185,24 +167,6 @@ def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
         dropout=config.adapter.dropout,
         shared_inputs=prepared.spec.shared_inputs,
     )
-
-
-def say_if_none_is_in_8_bits(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
-    """Warns where maps were to be in 8 bits, and whole copies are not."""
-    if zero.quantized_weights and not plan.in_8_bits and env.is_main:
-        logger.warning(
-            "zero.quantized_weights: no effect, a whole copy fits every process; zero.stage=3 shards it"
-        )
-
-
-def require_quantizable(quantization: str, zero: ZeroConfig) -> None:
-    """Checks that the backbone can be quantised here, before anything large is read.
-
-    Raises:
-        UserError: without bitsandbytes, or where the backbone is to be sharded.
-    """
-    require_whole(quantization, zero)
-    require_bitsandbytes(quantization)
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:

@@ -90,7 +90,7 @@ class Counter:
         """Counts one collective, and says of what kind it is.
 
         Args:
-            name: as in `lingo_ds.traffic.Collective`.
+            name: as in `lingo_ds.planning.traffic.Collective`.
             what: what it moves.
             payload: bytes of the whole tensor: what is gathered, reduced or sent to all.
             group: of the processes; None: all.

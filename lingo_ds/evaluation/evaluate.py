@@ -31,7 +31,7 @@ from lingo_ds.evaluation.readout import (
 )
 from lingo_ds.evaluation.thresholds import DEFAULT
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.plan import RunPlan
+from lingo_ds.planning.plan import RunPlan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
 

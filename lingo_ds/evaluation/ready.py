@@ -9,15 +9,15 @@ from lingo_ds.data.tokenization import make_tokenize
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.predict import Predictor
-from lingo_ds.evaluation.saved import OpenedAdapter, open_adapter
-from lingo_ds.facts import model_facts
-from lingo_ds.memory import ModelFacts, plan_forward
+from lingo_ds.export.open_adapter import OpenedAdapter, open_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, compute_dtype, load_spread
-from lingo_ds.models.backbone.deepspeed_config import fill_profile, read_profile
+from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.prepare import require_quantizable, say_if_none_is_in_8_bits
+from lingo_ds.planning.memory import plan_forward, require_quantizable
+from lingo_ds.planning.plan import say_if_none_is_in_8_bits
+from lingo_ds.planning.plan_inputs import ModelFacts, model_facts
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
 
@@ -61,7 +61,9 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     say_if_none_is_in_8_bits(config.zero, plan, env)
     ds_config = None
     if plan.zero_stage == 3:
-        ds_config = fill_profile(profile, facts, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], hpz=plan.hpz)
+        ds_config = facts.deepspeed_config(
+            profile, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], hpz=plan.hpz
+        )
     backbone = load_spread(
         spec, dtype, env, activation_checkpointing=False, packed=plan.packed,
         liger=use.fused_kernels == "liger", quantization=quantization,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lingo_ds.distributed.traffic import Kind, Link, Tally
-from lingo_ds.traffic import by_link
+from lingo_ds.planning.traffic import by_link
 from lingo_ds.training.meter import StepTraffic
 
 

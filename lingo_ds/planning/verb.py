@@ -6,11 +6,11 @@ from pathlib import Path
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Suite
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.planning.advise import advise
-from lingo_ds.planning.elsewhere import Lengths, Place, make_job, read_shapes
-from lingo_ds.planning.machine import DEFAULT_LINK, gpu_machine
-from lingo_ds.planning.predict import predict
-from lingo_ds.planning.show import lines
+from lingo_ds.planning.cost.advice import advise
+from lingo_ds.planning.cost.elsewhere import Lengths, Place, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import predict
+from lingo_ds.planning.cost.machine import DEFAULT_LINK, gpu_machine
+from lingo_ds.planning.cost.show import lines
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.files import write_aside
 

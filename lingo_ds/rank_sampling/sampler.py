@@ -1,7 +1,7 @@
 """Adaptive rank sampling (arXiv 2402.08075): the best triplets by score, some exchanged by chance."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,17 @@ from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.monitor.rank_statistics import ScoreHistogram, score_histogram
+from lingo_ds.rank_sampling.masks import (
+    REFERENCE_DROP,
+    bernoulli,
+    best_triplets,
+    draw_generator,
+    exchange,
+    protected_triplets,
+)
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 
 logger = logging.getLogger(__name__)
-
-
-REFERENCE_DROP = 0.1
-"""Share of the best triplets that the published code zeroes as well."""
 
 
 class MaskEvent(NamedTuple):
@@ -37,78 +41,6 @@ class MaskEvent(NamedTuple):
     kept: int
     returned: int
     final: bool
-
-
-def protected_triplets(scores: np.ndarray, ranks: Sequence[int], min_rank: int) -> np.ndarray:
-    """The `min_rank` best of every site, never pruned: (triplets,) of bool; `ranks` are per site."""
-    protected = np.zeros(len(scores), bool)
-    ends = np.cumsum(ranks)
-    for start, end in zip(ends - ranks, ends, strict=True):
-        protected[start + np.argsort(-scores[start:end], kind="stable")[:min_rank]] = True
-    return protected
-
-
-def best_triplets(scores: np.ndarray, budget: int, protected: np.ndarray | None = None) -> np.ndarray:
-    """The set A: the `budget` best of `scores` (triplets,), equal ones in site order, then by slot.
-
-    Protected triplets (triplets,) come first. Returns (triplets,) of bool.
-    """
-    best = np.zeros(len(scores), bool)
-    order = np.argsort(-scores, kind="stable")
-    if protected is not None:
-        order = order[np.argsort(~protected[order], kind="stable")]
-    best[order[:budget]] = True
-    return best
-
-
-def exchange(
-    best: np.ndarray,
-    scores: np.ndarray,
-    *,
-    rho: float,
-    reintroduction: str,
-    generator: np.random.Generator,
-    protected: np.ndarray | None = None,
-) -> np.ndarray:
-    """Mode `exact`: each of the best leaves with probability rho, and as many come back from outside.
-
-    Args:
-        best: (triplets,) of bool, the set A.
-        scores: (triplets,), used where `reintroduction` is `score`.
-        rho: probability that a member of A leaves.
-        reintroduction: `uniform` or `score` (in proportion to the score).
-        generator: source of all draws.
-        protected: (triplets,) of bool, members of A that never leave.
-
-    Returns:
-        (triplets,) of bool with exactly as many True as `best`.
-    """
-    inside = np.flatnonzero(best if protected is None else best & ~protected)
-    outside = np.flatnonzero(~best)
-    leaving = inside[generator.random(len(inside)) < rho]
-    leaving = generator.permutation(leaving)[: len(outside)]
-    weights = None
-    if reintroduction == "score":
-        floor = np.finfo(np.float64).tiny + 1e-12 * scores.max(initial=0.0)  # every triplet stays possible
-        weights = (scores[outside] + floor) / (scores[outside] + floor).sum()
-    kept = best.copy()
-    kept[leaving] = False
-    if len(leaving):
-        kept[generator.choice(outside, len(leaving), replace=False, p=weights)] = True
-    return kept
-
-
-def bernoulli(best: np.ndarray, *, rho: float, generator: np.random.Generator) -> np.ndarray:
-    """Mode `bernoulli`, the paper's reading: members of A stay with 1 - rho, others return with rho.
-
-    The budget holds in expectation only where A is half of all triplets. Returns (triplets,) of bool.
-    """
-    return best ^ (generator.random(len(best)) < rho)
-
-
-def draw_generator(seed: int, step: int) -> np.random.Generator:
-    """Counter-based randomness of one mask step, from (seed, step) alone: resuming gives the same draws."""
-    return np.random.Generator(np.random.Philox(key=[seed, step]))
 
 
 class RankSampler:

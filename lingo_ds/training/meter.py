@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lingo_ds.distributed.traffic import Kind, Tally, counter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.weight_sizes import Weights
-from lingo_ds.traffic import Collective, Spread, audit_traffic, mask_traffic, step_traffic
+from lingo_ds.planning.traffic import Collective, Spread, audit_traffic, mask_traffic, step_traffic
 
 
 class StepTraffic(NamedTuple):

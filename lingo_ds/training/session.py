@@ -12,9 +12,8 @@ from lingo_ds.data.batches import Ahead, Packing, TrainBatches
 from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, watchdog
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate
-from lingo_ds.evaluation.saved import adopt_saved
-from lingo_ds.export import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
-from lingo_ds.model_card import Notes, task_frame
+from lingo_ds.export.adapter_folder import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
+from lingo_ds.export.model_card import Notes, task_frame
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.monitor.progress import Progress
@@ -28,6 +27,7 @@ from lingo_ds.training.meter import Meter
 from lingo_ds.training.objective import make_loss
 from lingo_ds.training.observers import Watcher
 from lingo_ds.training.resume import checkpoint_store, lasting_state
+from lingo_ds.training.saved_adapter import adopt_saved
 from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.summary import make_report
 from lingo_ds.training.trainer import Outcome, Trainer

@@ -6,7 +6,7 @@ from typing import Any
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import Evaluation
-from lingo_ds.export import load_adapter
+from lingo_ds.export.adapter_folder import load_adapter
 from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
 from lingo_ds.prepare import Prepared

@@ -17,7 +17,7 @@ from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import Scalar
-from lingo_ds.plan import RunPlan
+from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.meter import Meter, StepTraffic

@@ -23,8 +23,7 @@ from lingo_ds.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.evaluation.saved import open_adapter
-from lingo_ds.export import (
+from lingo_ds.export.adapter_folder import (
     CARD,
     CONFIG,
     WEIGHTS,
@@ -34,6 +33,7 @@ from lingo_ds.export import (
     load_adapter,
     save_adapter,
 )
+from lingo_ds.export.open_adapter import open_adapter
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
 from lingo_ds.models.backbone.backbone import load_backbone

@@ -13,7 +13,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.traffic import Spread, gathered_bytes
+from lingo_ds.planning.traffic import Spread, gathered_bytes
 from lingo_ds.utils.resources import resource_path
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_traffic import counted_and_foreseen

@@ -9,7 +9,7 @@ import torch
 from lingo_ds import predicting
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.export import read_card
+from lingo_ds.export.adapter_folder import read_card
 from tests.ranks.spawn import run_ranks
 from tests.unit.test_predict import CLASSES, make_adapter, predict
 from tests.unit.test_predict_genome import COLUMNS, read_variants

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds.export import read_card
+from lingo_ds.export.adapter_folder import read_card
 from tests.ranks.test_world_sizes import assert_same_run, one_and_two
 
 pytest.importorskip("bitsandbytes", reason="needs pip install lingo_ds[quant]")

@@ -17,7 +17,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.gathers import Start
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_sizes import Weights
-from lingo_ds.traffic import Spread, step_traffic
+from lingo_ds.planning.traffic import Spread, step_traffic
 from lingo_ds.training.losses import cross_entropy_sum
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (

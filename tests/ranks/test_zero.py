@@ -22,7 +22,8 @@ from lingo_ds.models.adapters.layout import BankLayout, uniform_layout
 from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.weight_files import WeightFiles
-from lingo_ds.plan import Facts, make_plan
+from lingo_ds.planning.plan import make_plan
+from lingo_ds.planning.plan_inputs import Facts
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.utils.resources import resource_path
 from tests.ranks.spawn import run_ranks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
-from lingo_ds.export import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
+from lingo_ds.export.adapter_folder import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites

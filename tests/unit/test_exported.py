@@ -29,9 +29,16 @@ from transformers import (
 from lingo_ds.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
-from lingo_ds.export import BackboneCard, Card, DataCard, SavedAdapter, load_adapter, save_adapter
-from lingo_ds.merge import save_merged
-from lingo_ds.model_card import Notes
+from lingo_ds.export.adapter_folder import (
+    BackboneCard,
+    Card,
+    DataCard,
+    SavedAdapter,
+    load_adapter,
+    save_adapter,
+)
+from lingo_ds.export.merge import save_merged
+from lingo_ds.export.model_card import Notes
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites

@@ -14,7 +14,8 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar, triplet_scores
 from lingo_ds.models.adapters.layout import Site, SiteViews, uniform_layout
 from lingo_ds.rank_sampling.importance import update_importance_
-from lingo_ds.rank_sampling.sampler import RankSampler, best_triplets
+from lingo_ds.rank_sampling.masks import best_triplets
+from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.update import BankUpdate
 

@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 import lingo_ds
 from lingo_ds import run
-from lingo_ds.adapter_card import Card
 from lingo_ds.cli import main
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.export.adapter_card import Card
 from lingo_ds.monitor.report import summary_table
 from lingo_ds.utils.errors import UserError
 from tests.unit.commands import at_step, contents, ctrl_c

@@ -16,8 +16,8 @@ from lingo_ds.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokenization import NucleotideTokens, Row
-from lingo_ds.export import SavedAdapter, load_adapter, save_adapter
-from lingo_ds.model_card import Notes, task_frame
+from lingo_ds.export.adapter_folder import SavedAdapter, load_adapter, save_adapter
+from lingo_ds.export.model_card import Notes, task_frame
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import load_backbone

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import lingo_ds
-from lingo_ds.export import load_adapter
+from lingo_ds.export.adapter_folder import load_adapter
 from lingo_ds.models.backbone.spec import read_spec
 from tests.first_rows import first_rows
 from tests.unit.commands import at_step, command, contents, crash, report_of

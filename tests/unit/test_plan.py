@@ -14,7 +14,8 @@ from lingo_ds import run
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.plan import Facts, RunPlan, make_plan
+from lingo_ds.planning.plan import RunPlan, make_plan
+from lingo_ds.planning.plan_inputs import Facts
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.resources import list_resources, resource_path
 from lingo_ds.utils.units import GIB

@@ -12,16 +12,16 @@ from lingo_ds.cli import main
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import make_pack
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.memory import USABLE_MEMORY
-from lingo_ds.planning.advise import advise
-from lingo_ds.planning.elsewhere import Lengths, Place, make_job, read_shapes
-from lingo_ds.planning.footprint import kept_per_token, memory_parts
-from lingo_ds.planning.job import with_budget
-from lingo_ds.planning.machine import ACHIEVED, GPUS, Wire, gpu_machine, link_rate
-from lingo_ds.planning.predict import predict, ring_seconds
-from lingo_ds.planning.work import pass_work
+from lingo_ds.planning.cost.advice import advise
+from lingo_ds.planning.cost.elsewhere import Lengths, Place, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import predict, ring_seconds
+from lingo_ds.planning.cost.footprint import kept_per_token, memory_parts
+from lingo_ds.planning.cost.machine import ACHIEVED, GPUS, Wire, gpu_machine, link_rate
+from lingo_ds.planning.cost.scenario import with_budget
+from lingo_ds.planning.cost.work import pass_work
+from lingo_ds.planning.memory import USABLE_MEMORY
+from lingo_ds.planning.traffic import Collective, step_traffic
 from lingo_ds.prepare import build_model, prepare
-from lingo_ds.traffic import Collective, step_traffic
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import GIB
 

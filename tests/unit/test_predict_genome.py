@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lingo_ds
-from lingo_ds.export import read_card
+from lingo_ds.export.adapter_folder import read_card
 from tests.unit.test_predict import (
     CLASSES,
     SMALL_CHUNKS,

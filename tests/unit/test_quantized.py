@@ -10,7 +10,6 @@ from transformers import AutoModel, BitsAndBytesConfig, GPT2Config, LlamaConfig,
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.config.run_config import RunConfig, ZeroConfig
-from lingo_ds.memory import ModelFacts, backbone_bytes, choose_spread, require_whole
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
@@ -25,8 +24,9 @@ from lingo_ds.models.backbone.quantized_linear import (
 )
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
-from lingo_ds.plan import make_plan
-from lingo_ds.prepare import require_quantizable
+from lingo_ds.planning.memory import backbone_bytes, choose_spread, require_quantizable, require_whole
+from lingo_ds.planning.plan import make_plan
+from lingo_ds.planning.plan_inputs import ModelFacts
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import GIB
 from tests.unit.test_backbone import COMMON, GATED, random_model, save, some_input

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lingo_ds
-from lingo_ds.adapter_card import SavedAdapter
 from lingo_ds.data.batches import Batch
-from lingo_ds.export import read_card
+from lingo_ds.export.adapter_card import SavedAdapter
+from lingo_ds.export.adapter_folder import read_card
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import load_backbone

@@ -15,15 +15,14 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.layout import Site, uniform_layout
-from lingo_ds.rank_sampling.sampler import (
-    MaskEvent,
-    RankSampler,
+from lingo_ds.rank_sampling.masks import (
     bernoulli,
     best_triplets,
     draw_generator,
     exchange,
     protected_triplets,
 )
+from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.update import BankUpdate
 

@@ -5,7 +5,7 @@ import pytest
 from lingo_ds.distributed.traffic import Link, sent_bytes
 from lingo_ds.models.backbone.gathers import Start
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights
-from lingo_ds.traffic import Collective, Spread, by_link, gathered_bytes, step_traffic
+from lingo_ds.planning.traffic import Collective, Spread, by_link, gathered_bytes, step_traffic
 
 MODEL = Weights(
     runs=((3, (Weight(10, is_map=True), Weight(7))),), embeddings=(Weight(9),), others=(Weight(5),)

@@ -6,9 +6,6 @@ from typing import Any
 
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.memory import (
-    ModelFacts,
-)
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import make_folder
 from lingo_ds.utils.resources import resource_path
@@ -66,8 +63,10 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
 
 def fill_profile(
     profile: Mapping[str, Any],
-    facts: ModelFacts,
     *,
+    layer_parameters: int,
+    hidden_size: int,
+    compute_bytes: int,
     micro_batch_size: int,
     dtype: str,
     hpz: int,
@@ -80,18 +79,17 @@ def fill_profile(
     Raises:
         UserError: for an `auto` that is not known here.
     """
-    layer = facts.layer_parameters
     overlaps = profile.get("zero_optimization", {}).get("overlap_comm", True)
-    sparing = not overlaps and is_large(layer * facts.compute_bytes)
+    sparing = not overlaps and is_large(layer_parameters * compute_bytes)
     auto = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "bf16": dtype == "bf16",
         "fp16": dtype == "fp16",
         "stage3_allgather_sequential": sparing,
-        "stage3_prefetch_bucket_size": 0 if sparing else layer,
-        "stage3_max_live_parameters": 3 * layer + 1,
-        "stage3_max_reuse_distance": 0 if sparing else 2 * layer,
-        "stage3_param_persistence_threshold": 10 * facts.hidden_size,
+        "stage3_prefetch_bucket_size": 0 if sparing else layer_parameters,
+        "stage3_max_live_parameters": 3 * layer_parameters + 1,
+        "stage3_max_reuse_distance": 0 if sparing else 2 * layer_parameters,
+        "stage3_param_persistence_threshold": 10 * hidden_size,
     }
 
     def filled(value: Any, key: str, section: str) -> Any:

@@ -38,4 +38,5 @@ class Weights:
 
 
 def flatten(layers: Iterable[Iterable[Weight]]) -> tuple[Weight, ...]:
+    """The weights of several layers, one after the other."""
     return tuple(weight for layer in layers for weight in layer)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import yaml
 
-from lingo_ds.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.task import Task
 from lingo_ds.data.tokenization import NUCLEOTIDES, Frame, NucleotideTokens
+from lingo_ds.export.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lingo_ds.planning.footprint import kept_by_layer, memory_parts, most_tokens
-from lingo_ds.planning.job import Job
-from lingo_ds.planning.machine import Machine
-from lingo_ds.planning.work import pass_work, seconds
-from lingo_ds.traffic import Collective, by_link, step_traffic
+from lingo_ds.planning.cost.footprint import kept_by_layer, memory_parts, most_tokens
+from lingo_ds.planning.cost.machine import Machine
+from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.cost.work import pass_work, seconds
+from lingo_ds.planning.traffic import Collective, by_link, step_traffic
 
 UPDATE_PASSES, SAMPLING_PASSES = 14, 16
 """Floats that an update reads or writes per learned entry: clear, norm, clip, AdamW, copy; importance."""

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, replace
 
 from lingo_ds.models.backbone.weight_sizes import Weights
-from lingo_ds.plan import RunPlan
+from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.layer import LayerShape
-from lingo_ds.planning.machine import Machine
-from lingo_ds.traffic import Spread
+from lingo_ds.planning.plan import RunPlan
+from lingo_ds.planning.traffic import Spread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,16 @@ step. Prefetching changes when a weight is gathered, not how often.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from lingo_ds.distributed.traffic import Link, link_of, sent_bytes
+from lingo_ds.models.backbone.backbone import DTYPE_NAMES
 from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
 from lingo_ds.models.backbone.gathers import Start
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights, flatten
+from lingo_ds.planning.plan import RunPlan
 
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
@@ -195,3 +200,20 @@ def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
     for one in collectives:
         sums[one.link] += one.sent
     return sums
+
+
+def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Spread:
+    """How a plan spreads the backbone under a DeepSpeed profile."""
+    facts = plan.facts
+    settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
+    return Spread(
+        world_size=facts.world_size,
+        local_world_size=facts.local_world_size,
+        zero_stage=plan.zero_stage,
+        shard_group=plan.shard_group,
+        hpz=plan.hpz,
+        entry_bytes=facts.compute_bytes,
+        eight_bit=plan.in_8_bits,
+        reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
+        persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
+    )

@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lingo_ds.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
-from lingo_ds.model_card import README, Notes, model_card
-from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.peft_format import (
+from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
+from lingo_ds.export.model_card import README, Notes, model_card
+from lingo_ds.export.peft_format import (
     CARD,
     CONFIG,
     HEAD,
@@ -31,6 +30,7 @@ from lingo_ds.peft_format import (
     read_values,
     tokens_key,
 )
+from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
 from lingo_ds.utils.safe_read import own_file, read_own_json

@@ -11,7 +11,6 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.data.pipeline import length_limit, tokenized_data
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.facts import data_facts, facts_on, layout_of, sites_of
 from lingo_ds.models.adapters.layout import BankLayout, Site
 from lingo_ds.models.backbone.backbone import DTYPES
 from lingo_ds.models.backbone.deepspeed_config import read_profile
@@ -19,11 +18,12 @@ from lingo_ds.models.backbone.fused_cpu import may_fuse
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import OwnTokenizer
-from lingo_ds.plan import Facts, make_plan
-from lingo_ds.planning.job import Job
+from lingo_ds.planning.cost.machine import Machine
+from lingo_ds.planning.cost.scenario import Job
 from lingo_ds.planning.layer import layer_shape
-from lingo_ds.planning.machine import Machine
-from lingo_ds.prepare import spread_of_plan
+from lingo_ds.planning.plan import make_plan
+from lingo_ds.planning.plan_inputs import Facts, data_facts, facts_on, layout_of, sites_of
+from lingo_ds.planning.traffic import spread_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 

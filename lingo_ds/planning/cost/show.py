@@ -1,10 +1,10 @@
 """A prediction in lines for a person, after the plan's own equations."""
 
-from lingo_ds.planning.elsewhere import Place
-from lingo_ds.planning.job import Job
-from lingo_ds.planning.machine import ACHIEVED
-from lingo_ds.planning.predict import Prediction
-from lingo_ds.traffic import by_link
+from lingo_ds.planning.cost.elsewhere import Place
+from lingo_ds.planning.cost.estimate import Prediction
+from lingo_ds.planning.cost.machine import ACHIEVED
+from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.traffic import by_link
 from lingo_ds.utils.units import as_bytes
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.models.backbone.eight_bit import packed_bytes
+from lingo_ds.models.backbone.quantized_linear import require_bitsandbytes
+from lingo_ds.planning.plan_inputs import ModelFacts
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes
 
@@ -16,68 +18,14 @@ MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a forward without backward at most: more fill no GPU better, and leave a CPU's caches."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What is known of the adapted model and of the processes that will hold it.
+def require_quantizable(quantization: str, zero: ZeroConfig) -> None:
+    """Checks that the backbone can be quantised here, before anything large is read.
 
-    Attributes:
-        backbone_parameters: entries of the frozen weights.
-        layer_parameters: entries of the largest decoder layer.
-        layers: decoder layers.
-        hidden_size, ffn_size: widths of the residual stream and inside the feed-forward part.
-        sites: adapted maps.
-        bank_parameters: trainable entries of a new bank, head included.
-        head_parameters: of these, the head's.
-        token_parameters: of these, the learned tokens'.
-        kept_in_layer: entries that one token keeps in a decoder layer for the backward pass, with what the
-            allocator takes for them; None: as many as `inside_layer`.
-        compute_bytes: bytes per entry in the compute dtype.
-        packable: whether the backbone's attention takes packs.
-        causal: whether a token sees only those before it, so that a prefix can be shared.
-        world_size: processes of the job.
-        local_world_size: processes of one host.
-        memory_bytes: memory that one process may use.
-        quantized_parameters: entries of the frozen maps that are held in fewer bits.
-        quantized_bytes: what these take.
-        largest_quantized: entries of the largest of these maps.
-        eight_bit_parameters: entries of the frozen maps that are held and gathered in 8 bits wherever the
-            backbone is sharded.
+    Raises:
+        UserError: without bitsandbytes, or where the backbone is to be sharded.
     """
-
-    backbone_parameters: int
-    layer_parameters: int
-    layers: int
-    hidden_size: int
-    ffn_size: int
-    sites: int
-    bank_parameters: int
-    head_parameters: int
-    compute_bytes: int
-    packable: bool
-    causal: bool
-    world_size: int
-    local_world_size: int
-    memory_bytes: int
-    token_parameters: int = 0
-    quantized_parameters: int = 0
-    quantized_bytes: int = 0
-    largest_quantized: int = 0
-    eight_bit_parameters: int = 0
-    kept_in_layer: int | None = None
-
-    @property
-    def learns_inside(self) -> bool:
-        """Whether a backward pass goes through the backbone: not where the head alone learns."""
-        return self.sites > 0 or self.token_parameters > 0
-
-    def packed_parameters(self, stage: int) -> int:
-        """Entries of the frozen maps that are held in 8 bits at a ZeRO stage: whole copies are not."""
-        return self.eight_bit_parameters if stage == 3 else 0
-
-    @property
-    def inside_layer(self) -> int:
-        """Entries that one token has inside a decoder layer (a deliberate overestimate)."""
-        return 12 * self.hidden_size + 5 * self.ffn_size
+    require_whole(quantization, zero)
+    require_bitsandbytes(quantization)
 
 
 @dataclass(frozen=True)

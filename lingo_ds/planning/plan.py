@@ -1,43 +1,38 @@
 """RunPlan: every derived number of a run, computed from plain numbers before anything is loaded."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lingo_ds.config.fields import resolve_duration
-from lingo_ds.config.run_config import RunConfig
-from lingo_ds.memory import USABLE_MEMORY, ModelFacts, backbone_bytes, choose_hpz, choose_spread, ways_to_fit
-from lingo_ds.models.backbone.deepspeed_config import fill_profile
+from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.planning.memory import (
+    USABLE_MEMORY,
+    ForwardPlan,
+    backbone_bytes,
+    choose_hpz,
+    choose_spread,
+    ways_to_fit,
+)
+from lingo_ds.planning.micro_batch import (
+    choose_micro_batch,
+    choose_micro_batch_tokens,
+    example_bytes,
+    prefix_shared,
+    token_bytes,
+)
+from lingo_ds.planning.plan_inputs import Facts
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes
 
+logger = logging.getLogger(__name__)
+
 EVAL_BATCH_FACTOR = 4
 """Examples of an evaluation forward over those of a training one."""
-
-
-WORTH_SHARING = 0.03
-"""Share of an example that a common prefix must be: each example's attention gets a copy of its keys."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts(ModelFacts):
-    """What the plan starts from, beside the model's facts.
-
-    Attributes:
-        train_rows, dev_rows, test_rows: examples per split.
-        longest: tokens of the longest example.
-        shared_prefix: tokens that all training examples begin with.
-        mean_tokens: tokens per example, on average over the training split.
-    """
-
-    train_rows: int
-    dev_rows: int
-    test_rows: int
-    longest: int
-    shared_prefix: int
-    mean_tokens: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class RunPlan:
     @property
     def shared_prefix(self) -> int:
         """Tokens that a pack holds once for all of its examples, at least; 0: none are shared."""
-        return _prefix_shared(self.facts) if self.packed else 0
+        return prefix_shared(self.facts) if self.packed else 0
 
     @property
     def share_prefix(self) -> bool:
@@ -171,7 +166,7 @@ class RunPlan:
     def deepspeed_config(self, profile: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
         """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
         micro = self.micro_batch_size
-        return fill_profile(profile, self.facts, micro_batch_size=micro, dtype=dtype, hpz=self.hpz)
+        return self.facts.deepspeed_config(profile, micro_batch_size=micro, dtype=dtype, hpz=self.hpz)
 
 
 def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
@@ -193,7 +188,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     eval_interval = config.train.eval_steps or max(
         1, round((config.train.eval_epochs or 1) * steps_per_epoch)
     )
-    beside = _bank_bytes(config, facts) + _example_bytes(config, facts)
+    beside = _bank_bytes(config, facts) + example_bytes(config, facts)
     stage, group = choose_spread(
         config.zero,
         facts,
@@ -203,8 +198,8 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     hpz = choose_hpz(config.zero, facts, stage, group, beside=beside)
     fixed = {**backbone_bytes(facts, stage, group, hpz), "bank": _bank_bytes(config, facts)}
     free = USABLE_MEMORY * facts.memory_bytes - sum(fixed.values())
-    tokens = _micro_batch_tokens(config, facts, free)
-    micro = _micro_batch(config, facts, free, tokens)
+    tokens = choose_micro_batch_tokens(config, facts, free)
+    micro = choose_micro_batch(config, facts, free, tokens)
     accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
     if not config.train.micro_batch_size:
         micro = math.ceil(math.ceil(batch / facts.world_size) / accumulation)
@@ -224,7 +219,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         hpz=hpz,
         bytes_per_process={
             **fixed,
-            "activations": (tokens or micro * facts.longest) * _token_bytes(config, facts),
+            "activations": (tokens or micro * facts.longest) * token_bytes(config, facts),
         },
         flops_per_token=_flops_per_token(facts),
     )
@@ -252,53 +247,6 @@ def _bank_bytes(config: RunConfig, facts: Facts) -> int:
     return facts.bank_parameters * (floats * 4 + (width if width == 4 else 2 * width))
 
 
-def _example_bytes(config: RunConfig, facts: Facts) -> int:
-    """Activations that the longest example keeps for the backward pass."""
-    return facts.longest * _token_bytes(config, facts)
-
-
-def _token_bytes(config: RunConfig, facts: Facts) -> int:
-    """Activations that one token keeps for the backward pass."""
-    in_layer = facts.kept_in_layer or facts.inside_layer
-    if not facts.learns_inside:  # the head alone: no layer keeps anything
-        kept = facts.inside_layer
-    elif config.backbone.activation_checkpointing:
-        kept = facts.layers * facts.hidden_size + facts.inside_layer
-    else:
-        kept = facts.layers * in_layer
-    return kept * facts.compute_bytes
-
-
-def _micro_batch(config: RunConfig, facts: Facts, free: float, tokens: int | None) -> int:
-    """The largest micro-batch that the memory estimate allows, at most one process's share of the batch."""
-    share = math.ceil(config.train.global_batch_size / facts.world_size)
-    most = min(config.train.micro_batch_size or share, share)
-    if tokens is not None:
-        prefix = _prefix_shared(facts)
-        return max(1, min(most, int((tokens - prefix) // max(facts.mean_tokens - prefix, 1))))
-    if config.train.micro_batch_size:
-        return most
-    return max(1, min(share, int(free // _example_bytes(config, facts))))
-
-
-def _micro_batch_tokens(config: RunConfig, facts: Facts, free: float) -> int | None:
-    """Tokens of a pack: what memory allows or the config says, at most what a process's share can have."""
-    if config.data.packing == "off" or not facts.packable:
-        return None
-    share = math.ceil(config.train.global_batch_size / facts.world_size)
-    examples = min(config.train.micro_batch_size or share, share)
-    prefix = _prefix_shared(facts)
-    most = prefix + examples * (facts.longest - prefix)
-    fitting = int(free // _token_bytes(config, facts))
-    return max(facts.longest, min(most, config.train.micro_batch_tokens or fitting))
-
-
-def _prefix_shared(facts: Facts) -> int:
-    """Tokens that a pack holds once for all of its examples; 0 where sharing cannot be or does not pay."""
-    worth = facts.causal and facts.shared_prefix >= WORTH_SHARING * facts.mean_tokens
-    return facts.shared_prefix if worth else 0
-
-
 def _flops_per_token(facts: Facts) -> float:
     """4 N: forward and the gradient by activations, none by frozen weights; three passes of causal attention.
 
@@ -307,3 +255,11 @@ def _flops_per_token(facts: Facts) -> float:
     weights, attention = (4.0, 6.0) if facts.learns_inside else (2.0, 2.0)
     work = weights * facts.layer_parameters + attention * facts.hidden_size * facts.mean_tokens
     return facts.layers * work
+
+
+def say_if_none_is_in_8_bits(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
+    """Warns where maps were to be in 8 bits, and whole copies are not."""
+    if zero.quantized_weights and not plan.in_8_bits and env.is_main:
+        logger.warning(
+            "zero.quantized_weights: no effect, a whole copy fits every process; zero.stage=3 shards it"
+        )

@@ -2,8 +2,8 @@
 
 import math
 
-from lingo_ds.memory import USABLE_MEMORY, backbone_bytes
-from lingo_ds.planning.job import Job
+from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.memory import USABLE_MEMORY, backbone_bytes
 
 
 def memory_parts(job: Job) -> dict[str, int]:

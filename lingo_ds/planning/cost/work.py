@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lingo_ds.models.backbone.weight_sizes import Weight
-from lingo_ds.planning.job import Job
+from lingo_ds.planning.cost.scenario import Job
 from lingo_ds.planning.layer import BACKWARD
-from lingo_ds.traffic import gathered_again
+from lingo_ds.planning.traffic import gathered_again
 
 
 class Part(NamedTuple):

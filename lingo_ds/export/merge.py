@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.adapter_card import KeptSite, SavedAdapter
 from lingo_ds.data.task import Task
-from lingo_ds.model_card import README, Form, Notes, model_card
+from lingo_ds.export.adapter_card import KeptSite, SavedAdapter
+from lingo_ds.export.model_card import README, Form, Notes, model_card
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec

@@ -1,7 +1,8 @@
 """What a plan starts from: facts of the data, of the backbone with its adapters, and of the machine."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,108 @@ from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.models.backbone.deepspeed_config import fill_profile
 from lingo_ds.models.backbone.quantized_linear import quantized_facts
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.planning.layer import HEAPS, layer_shape
 from lingo_ds.utils.host import host_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What is known of the adapted model and of the processes that will hold it.
+
+    Attributes:
+        backbone_parameters: entries of the frozen weights.
+        layer_parameters: entries of the largest decoder layer.
+        layers: decoder layers.
+        hidden_size, ffn_size: widths of the residual stream and inside the feed-forward part.
+        sites: adapted maps.
+        bank_parameters: trainable entries of a new bank, head included.
+        head_parameters: of these, the head's.
+        token_parameters: of these, the learned tokens'.
+        kept_in_layer: entries that one token keeps in a decoder layer for the backward pass, with what the
+            allocator takes for them; None: as many as `inside_layer`.
+        compute_bytes: bytes per entry in the compute dtype.
+        packable: whether the backbone's attention takes packs.
+        causal: whether a token sees only those before it, so that a prefix can be shared.
+        world_size: processes of the job.
+        local_world_size: processes of one host.
+        memory_bytes: memory that one process may use.
+        quantized_parameters: entries of the frozen maps that are held in fewer bits.
+        quantized_bytes: what these take.
+        largest_quantized: entries of the largest of these maps.
+        eight_bit_parameters: entries of the frozen maps that are held and gathered in 8 bits wherever the
+            backbone is sharded.
+    """
+
+    backbone_parameters: int
+    layer_parameters: int
+    layers: int
+    hidden_size: int
+    ffn_size: int
+    sites: int
+    bank_parameters: int
+    head_parameters: int
+    compute_bytes: int
+    packable: bool
+    causal: bool
+    world_size: int
+    local_world_size: int
+    memory_bytes: int
+    token_parameters: int = 0
+    quantized_parameters: int = 0
+    quantized_bytes: int = 0
+    largest_quantized: int = 0
+    eight_bit_parameters: int = 0
+    kept_in_layer: int | None = None
+
+    @property
+    def learns_inside(self) -> bool:
+        """Whether a backward pass goes through the backbone: not where the head alone learns."""
+        return self.sites > 0 or self.token_parameters > 0
+
+    def packed_parameters(self, stage: int) -> int:
+        """Entries of the frozen maps that are held in 8 bits at a ZeRO stage: whole copies are not."""
+        return self.eight_bit_parameters if stage == 3 else 0
+
+    def deepspeed_config(
+        self, profile: Mapping[str, Any], *, micro_batch_size: int, dtype: str, hpz: int
+    ) -> dict[str, Any]:
+        """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
+        return fill_profile(
+            profile,
+            layer_parameters=self.layer_parameters,
+            hidden_size=self.hidden_size,
+            compute_bytes=self.compute_bytes,
+            micro_batch_size=micro_batch_size,
+            dtype=dtype,
+            hpz=hpz,
+        )
+
+    @property
+    def inside_layer(self) -> int:
+        """Entries that one token has inside a decoder layer (a deliberate overestimate)."""
+        return 12 * self.hidden_size + 5 * self.ffn_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(ModelFacts):
+    """What the plan starts from, beside the model's facts.
+
+    Attributes:
+        train_rows, dev_rows, test_rows: examples per split.
+        longest: tokens of the longest example.
+        shared_prefix: tokens that all training examples begin with.
+        mean_tokens: tokens per example, on average over the training split.
+    """
+
+    train_rows: int
+    dev_rows: int
+    test_rows: int
+    longest: int
+    shared_prefix: int
+    mean_tokens: float
 
 
 def sites_of(config: RunConfig, spec: BackboneSpec) -> list[Site]:

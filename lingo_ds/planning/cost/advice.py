@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.memory import USABLE_MEMORY
-from lingo_ds.planning.job import Job, with_budget
-from lingo_ds.planning.predict import Prediction, predict
+from lingo_ds.planning.cost.estimate import Prediction, predict
+from lingo_ds.planning.cost.scenario import Job, with_budget
+from lingo_ds.planning.memory import USABLE_MEMORY
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import as_bytes
 

@@ -1,0 +1,51 @@
+"""Saved adapters: found again with their backbone, and put back into the model that trained them."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from lingo_ds.export.adapter_folder import SavedAdapter, load_adapter, read_card
+from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
+from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.utils.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+
+class OpenedAdapter(NamedTuple):
+    """An adapter folder on its own: what it holds, and the backbone it was trained on."""
+
+    saved: SavedAdapter
+    spec: BackboneSpec
+
+
+def open_adapter(
+    folder: Path,
+    *,
+    backbone: str | None,
+    cache: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> OpenedAdapter:
+    """Reads an adapter folder and finds its backbone again; no weight of the backbone is read.
+
+    Args:
+        folder: `adapter/` of a run.
+        backbone: folder or hub id to look in instead of the one that the adapter names.
+        cache: of this machine, for the embedded backbone.
+        revision: of a hub id, instead of the adapter's.
+        trust_remote_code: whether to run model code that comes with the backbone's files.
+
+    Raises:
+        UserError: where the adapter is damaged, or its backbone is missing or another one.
+    """
+    card = read_card(folder).backbone
+    path = backbone or card.path
+    make_builtin_backbone(path, cache)
+    files = backbone_folder(path, revision=revision or card.revision, cache=cache)
+    spec = read_spec(files, trust_remote_code=trust_remote_code)
+    if fingerprint(spec.folder) != card.fingerprint:
+        rule = f"is not the backbone that the adapter in {folder} was trained on"
+        raise UserError(Mistake("backbone.path", path, rule, f"name the one that was at {card.path}"))
+    return OpenedAdapter(load_adapter(folder, spec), spec)
