@@ -37,7 +37,7 @@ from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import cross_entropy_sum
-from lingo_ds.training.update import BankUpdate
+from lingo_ds.training.optimizer_step import BankUpdate
 
 RANK, WIDTH, INTERVAL, TOTAL = 8, 256, 10, 1_000_000
 STEPS = 100

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lingo_ds.evaluation.predict import Predictor
+    from lingo_ds.evaluation.predictor import Predictor
 
 
 def load(adapter: str | Path, *settings: str) -> "Predictor":
@@ -23,7 +23,7 @@ def load(adapter: str | Path, *settings: str) -> "Predictor":
     from lingo_ds.config.recipe import load_settings
     from lingo_ds.config.run_config import PredictConfig
     from lingo_ds.distributed import process_group
-    from lingo_ds.evaluation.ready import make_predictor
+    from lingo_ds.evaluation.load_predictor import make_predictor
 
     config, env = load_settings(PredictConfig, list(settings)), process_group.detect()
     if env.world_size > 1:

@@ -18,10 +18,10 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
-from lingo_ds.evaluation.output import Done, Output, check_output
-from lingo_ds.evaluation.predict import CHUNK, Predictor
-from lingo_ds.evaluation.ready import make_predictor
-from lingo_ds.evaluation.tables import SequenceTable, VariantTable
+from lingo_ds.evaluation.load_predictor import make_predictor
+from lingo_ds.evaluation.prediction_file import Done, Output, check_output
+from lingo_ds.evaluation.prediction_tables import SequenceTable, VariantTable
+from lingo_ds.evaluation.predictor import CHUNK, Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
 from lingo_ds.monitor.progress import SequenceProgress
 from lingo_ds.utils import logging as logs

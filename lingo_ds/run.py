@@ -17,10 +17,10 @@ from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.planning.plan import RunPlan
-from lingo_ds.prepare import Prepared, build_model, prepare
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.saved_adapter import adopt_saved
 from lingo_ds.training.session import Session
+from lingo_ds.training.setup import Prepared, build_model, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.files import only_user, write_aside
 from lingo_ds.utils.units import as_bytes

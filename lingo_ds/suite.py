@@ -17,7 +17,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import Backbone, load_spread
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
-from lingo_ds.prepare import Prepared, adapt, prepare, spread_of
+from lingo_ds.training.setup import Prepared, adapt, prepare, spread_of
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json

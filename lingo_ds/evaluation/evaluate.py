@@ -14,6 +14,7 @@ from lingo_ds.data.task import Task
 from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.evaluation.answers import answer_columns, answers, decide, mean_of_strands, with_best_thresholds
 from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.evaluation.metrics import (
     Metrics,
@@ -21,13 +22,6 @@ from lingo_ds.evaluation.metrics import (
     classification_metrics,
     multilabel_metrics,
     regression_metrics,
-)
-from lingo_ds.evaluation.readout import (
-    answer_columns,
-    answers,
-    decide,
-    mean_of_strands,
-    with_best_thresholds,
 )
 from lingo_ds.evaluation.thresholds import DEFAULT
 from lingo_ds.models.adapted_model import AdaptedModel

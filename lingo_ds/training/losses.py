@@ -4,9 +4,44 @@ Each is the sum over examples of loss times weight; where an example has several
 the mean over those that are known, and 0 where none is.
 """
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lingo_ds.config.task_config import TaskConfig
+from lingo_ds.data.labels import balanced_weights
+from lingo_ds.data.task import Task
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From logits (n, outputs), labels as in a batch, and weights (n,) to the sum of the examples' losses."""
+
+
+def make_loss(task: Task, setting: TaskConfig, train_labels: np.ndarray, device: torch.device) -> Loss:
+    """The loss of a task.
+
+    Args:
+        task: what is learned.
+        setting: class weights and focal loss.
+        train_labels: of all training rows, (rows,) or (rows, values), for balanced weights.
+        device: of the logits.
+    """
+    if task.kind == "regression":
+        moments = {"mean": task.mean, "scale": task.scale}
+        return partial(
+            squared_error_sum,
+            **{name: torch.tensor(of, dtype=torch.float64, device=device) for name, of in moments.items()},
+        )
+    loss = binary_cross_entropy_sum if task.kind == "multilabel" else cross_entropy_sum
+    weights = setting.class_weights
+    if weights == "balanced":
+        weights = balanced_weights(train_labels, outputs=task.classes).tolist()
+    class_weights = None if weights == "none" else torch.tensor(weights, device=device)
+    return partial(loss, class_weights=class_weights, focal_gamma=setting.focal_gamma)
 
 
 def cross_entropy_sum(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lingo_ds.distributed import agreement
-from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
+from lingo_ds.training.setup import Prepared
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
 from lingo_ds.utils.versions import versions

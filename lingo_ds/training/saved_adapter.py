@@ -10,7 +10,7 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.export.adapter_folder import SavedAdapter, load_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.layout import BankLayout, Site
-from lingo_ds.prepare import Prepared
+from lingo_ds.training.setup import Prepared
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)

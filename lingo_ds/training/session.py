@@ -19,19 +19,19 @@ from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.rank_statistics import ScoreHistogram
 from lingo_ds.monitor.tensorboard import Tracker
-from lingo_ds.prepare import Prepared, spread_numbers
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.training.audit import Audit, HostState
+from lingo_ds.training.callbacks import Watcher
 from lingo_ds.training.checkpoint import Checkpoint, RunProgress, RunState, load_bank
-from lingo_ds.training.meter import Meter
-from lingo_ds.training.objective import make_loss
-from lingo_ds.training.observers import Watcher
+from lingo_ds.training.losses import make_loss
+from lingo_ds.training.optimizer_step import BankUpdate
+from lingo_ds.training.report import make_report
 from lingo_ds.training.resume import checkpoint_store, lasting_state
 from lingo_ds.training.saved_adapter import adopt_saved
 from lingo_ds.training.selection import Best, Selection
-from lingo_ds.training.summary import make_report
+from lingo_ds.training.setup import Prepared, spread_numbers
+from lingo_ds.training.traffic import Meter
 from lingo_ds.training.trainer import Outcome, Trainer
-from lingo_ds.training.update import BankUpdate
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_aside
 

@@ -20,10 +20,10 @@ from lingo_ds.models.adapters.bank import Scalar
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
-from lingo_ds.training.meter import Meter, StepTraffic
-from lingo_ds.training.objective import Loss
+from lingo_ds.training.losses import Loss
+from lingo_ds.training.optimizer_step import BankUpdate, StepStats
 from lingo_ds.training.selection import Selection
-from lingo_ds.training.update import BankUpdate, StepStats
+from lingo_ds.training.traffic import Meter, StepTraffic
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)

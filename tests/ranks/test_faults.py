@@ -20,11 +20,11 @@ import torch
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.prepare import build_model, prepare
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit, DivergenceError
 from lingo_ds.training.selection import Best
 from lingo_ds.training.session import Session
+from lingo_ds.training.setup import build_model, prepare
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_agreement import Collectives, flip, logged
 

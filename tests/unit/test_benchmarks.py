@@ -28,7 +28,7 @@ from lingo_ds.data.batches import epoch_order
 from lingo_ds.distributed import process_group
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.planning.plan import make_plan
-from lingo_ds.prepare import prepare
+from lingo_ds.training.setup import prepare
 from lingo_ds.utils.units import GIB
 from tests.unit.test_plan import SMALL
 

@@ -25,7 +25,7 @@ from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.prepare import Prepared, prepare
+from lingo_ds.training.setup import Prepared, prepare
 from lingo_ds.utils.errors import UserError
 from tests.first_rows import first_rows
 

@@ -17,7 +17,7 @@ from lingo_ds.rank_sampling.importance import update_importance_
 from lingo_ds.rank_sampling.masks import best_triplets
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.training.update import BankUpdate
+from lingo_ds.training.optimizer_step import BankUpdate
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lingo_ds.config.task_config import TaskConfig
 from lingo_ds.data.task import Task
-from lingo_ds.training.losses import binary_cross_entropy_sum, cross_entropy_sum, squared_error_sum
-from lingo_ds.training.objective import make_loss
+from lingo_ds.training.losses import binary_cross_entropy_sum, cross_entropy_sum, make_loss, squared_error_sum
 
 CPU = torch.device("cpu")
 ROWS, OUTPUTS, GAMMA = 7, 3, 1.7

@@ -12,7 +12,7 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.dna import first_bases
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.prepare import Prepared, prepare
+from lingo_ds.training.setup import Prepared, prepare
 from tests.unit.commands import command, report_of
 
 ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))

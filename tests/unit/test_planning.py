@@ -21,7 +21,7 @@ from lingo_ds.planning.cost.scenario import with_budget
 from lingo_ds.planning.cost.work import pass_work
 from lingo_ds.planning.memory import USABLE_MEMORY
 from lingo_ds.planning.traffic import Collective, step_traffic
-from lingo_ds.prepare import build_model, prepare
+from lingo_ds.training.setup import build_model, prepare
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import GIB
 

@@ -27,7 +27,7 @@ import lingo_ds
 from lingo_ds.cli import main
 from lingo_ds.data.streams.sequences import Records
 from lingo_ds.data.task import make_task
-from lingo_ds.evaluation.output import Output
+from lingo_ds.evaluation.prediction_file import Output
 from lingo_ds.export.adapter_folder import BackboneCard, Card, SavedAdapter, save_adapter
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout

@@ -16,9 +16,9 @@ from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.distributed import process_group
-from lingo_ds.evaluation.ready import make_predictor
+from lingo_ds.evaluation.load_predictor import make_predictor
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.prepare import prepare
+from lingo_ds.training.setup import prepare
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.unit.commands import command
 

@@ -24,7 +24,7 @@ from lingo_ds.rank_sampling.masks import (
 )
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.training.update import BankUpdate
+from lingo_ds.training.optimizer_step import BankUpdate
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)

@@ -20,7 +20,7 @@ from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import tokenized_split
 from lingo_ds.data.tokenization import TextTokens
 from lingo_ds.data.tokenized import TokenizedSplit
-from lingo_ds.evaluation.readout import answers, mean_of_strands
+from lingo_ds.evaluation.answers import answers, mean_of_strands
 from lingo_ds.export.adapter_folder import read_card
 from tests.unit.commands import at_step, command, contents, ctrl_c, report_of
 

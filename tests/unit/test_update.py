@@ -19,8 +19,8 @@ from lingo_ds.models.adapters.hooks import SiteHooks
 from lingo_ds.models.adapters.layout import BankLayout, Site
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import cross_entropy_sum
+from lingo_ds.training.optimizer_step import BankUpdate, LossScale
 from lingo_ds.training.trainer import Trainer
-from lingo_ds.training.update import BankUpdate, LossScale
 
 CPU = torch.device("cpu")
 SITES = (Site("first", 5, 7), Site("second", 6, 5))

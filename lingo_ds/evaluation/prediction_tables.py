@@ -8,7 +8,7 @@ import pyarrow as pa
 from lingo_ds.data.streams.sequences import Chunk
 from lingo_ds.data.streams.variants import Variant, VariantChunk
 from lingo_ds.data.task import Task
-from lingo_ds.evaluation.readout import answer_columns, decide
+from lingo_ds.evaluation.answers import answer_columns, decide
 
 
 class SequenceTable:

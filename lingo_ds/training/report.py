@@ -9,12 +9,12 @@ from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.export.adapter_folder import load_adapter
 from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
-from lingo_ds.prepare import Prepared
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.callbacks import Watcher
 from lingo_ds.training.checkpoint import Written
-from lingo_ds.training.observers import Watcher
 from lingo_ds.training.selection import Best
+from lingo_ds.training.setup import Prepared
 from lingo_ds.training.trainer import Outcome
 from lingo_ds.utils.versions import versions
 

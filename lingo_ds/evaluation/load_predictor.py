@@ -8,7 +8,7 @@ from lingo_ds.data.task import Task
 from lingo_ds.data.tokenization import make_tokenize
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.predict import Predictor
+from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.open_adapter import OpenedAdapter, open_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank

@@ -23,8 +23,8 @@ from lingo_ds.data.tokenization import Tokenize
 from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.evaluation.answers import answers, decide, mean_of_strands
 from lingo_ds.evaluation.forward import gather_rows, own_logits
-from lingo_ds.evaluation.readout import answers, decide, mean_of_strands
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.planning.memory import ForwardPlan
 from lingo_ds.planning.micro_batch import WORTH_SHARING

@@ -9,10 +9,10 @@ from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
-from lingo_ds.monitor.traffic import TrafficSum, traffic_scalars
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.traffic import TrafficSum, traffic_scalars
 from lingo_ds.training.trainer import StepInfo
 from lingo_ds.utils.files import write_aside
 from lingo_ds.utils.units import GIB
