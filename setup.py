@@ -30,7 +30,7 @@ setup(
         "lingo_ds.config": ["known_tasks.yaml"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     },
-    entry_points={"console_scripts": ["lingo-ds = lingo_ds.cli:main"]},
+    entry_points={"console_scripts": ["lingo-ds = lingo_ds.commands.cli:main"]},
     install_requires=[
         "biopython>=1.73",  # pyfaidx reads bgzip by it
         "datasets>=4.0",

@@ -78,7 +78,7 @@ def make_run(args: argparse.Namespace, backbone: str, data: str, weights: str, s
 
 def both_ways(config: dict[str, Any], folder: Path) -> tuple[list[float], list[np.ndarray]]:
     """In a worker: MCC and probabilities on test of a trained adapter, on whole and on 8-bit weights."""
-    from lingo_ds import run
+    from lingo_ds.commands.evaluate import evaluate
     from lingo_ds.distributed import process_group
 
     be_a_worker()
@@ -87,7 +87,7 @@ def both_ways(config: dict[str, Any], folder: Path) -> tuple[list[float], list[n
         changed = RunConfig(
             **config | {"zero": config["zero"] | {"quantized_weights": eight}}, output_dir=folder
         )
-        scores.append(run.evaluate(changed, process_group.detect())["mcc"])
+        scores.append(evaluate(changed, process_group.detect())["mcc"])
         table = parquet.read_table(folder / "predictions" / "test.parquet")
         columns = [name for name in table.column_names if name.startswith("probability")]
         probabilities.append(np.stack([table[name].to_numpy() for name in columns], axis=1))

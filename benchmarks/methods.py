@@ -244,12 +244,12 @@ def be_a_worker() -> None:
 
 def _train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """In a worker: one run of the whole path, and the numbers that count."""
-    from lingo_ds import run
+    from lingo_ds.commands.train import train
     from lingo_ds.distributed import process_group
 
     be_a_worker()
     try:
-        report = run.train(RunConfig(**config, output_dir=folder), process_group.detect())
+        report = train(RunConfig(**config, output_dir=folder), process_group.detect())
     except UserError as error:
         if any(mistake.where != "train.learning_rate" for mistake in error.mistakes):
             raise RuntimeError(str(error)) from None  # a UserError does not survive the way between processes

@@ -2,7 +2,7 @@
 
 import sys
 
-from lingo_ds.cli import leave, main
+from lingo_ds.commands.cli import leave, main
 
 if __name__ == "__main__":
     leave(main(["plan", *sys.argv[1:]]))

@@ -16,7 +16,6 @@ from lingo_ds.config.task_config import TaskConfig
 from lingo_ds.data.labels import balanced_weights
 from lingo_ds.data.task import Task
 
-
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From logits (n, outputs), labels as in a batch, and weights (n,) to the sum of the examples' losses."""
 

@@ -27,8 +27,8 @@ import torch
 from hypothesis.strategies import SearchStrategy
 from rich.console import Console
 
-import lingo_ds.run  # noqa: F401  (the verbs import it, and it does much at its first import)
-from lingo_ds.cli import main
+import lingo_ds.commands.train  # noqa: F401  (the verbs import it, and it does much at its first import)
+from lingo_ds.commands.cli import main
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import UserError
 

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import detect

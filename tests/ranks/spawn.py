@@ -186,7 +186,7 @@ def _be_rank(folder: Path, rank: int) -> None:
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if failure is None else 1)  # see lingo_ds.cli.leave
+    os._exit(0 if failure is None else 1)  # see lingo_ds.commands.cli.leave
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lingo_ds import run
+from lingo_ds.commands.train import train as train_run
 from lingo_ds.distributed.process_group import DistEnv
 from tests.ranks.spawn import run_ranks
 from tests.unit.kinds_of_task import config_of, write_data
@@ -16,7 +16,7 @@ SHORT = {"global_batch_size": 11, "max_steps": 5, "eval_steps": 5}
 
 
 def train(rank: int, world_size: int, kind: str, data: Path, out: Path) -> dict[str, Any]:
-    return run.train(
+    return train_run(
         config_of(kind, data, out, train=SHORT),
         DistEnv(rank, rank, world_size, world_size, torch.device("cpu")),
     )

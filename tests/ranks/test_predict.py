@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lingo_ds
-from lingo_ds import predicting
+from lingo_ds.commands.predict import predict as run_predict
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv, free_port
 from tests.ranks.launching import BIN, starting
@@ -37,7 +37,7 @@ def predict_file(
 ) -> bool:
     config = PredictConfig(zero={"stage": stage, "quantized_weights": in_8_bits}, batch_tokens=128)
     env = DistEnv(rank, rank, world_size, world_size, torch.device("cpu"))
-    return predicting.predict(config, env, adapter=adapter, source=source, target=target)
+    return run_predict(config, env, adapter=adapter, source=source, target=target)
 
 
 @pytest.mark.parametrize(("processes", "stage"), [(2, 3), pytest.param(3, 0, marks=pytest.mark.slow)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lingo_ds import predicting
+from lingo_ds.commands.predict import predict as run_predict
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_folder import read_card
@@ -22,7 +22,7 @@ def predict_variants(
     config = PredictConfig(zero={"stage": stage}, batch_tokens=128)
     env = DistEnv(rank, rank, world_size, world_size, torch.device("cpu"))
     files = {"adapter": adapter, "source": source, "target": target, "genome": genome}
-    return predicting.predict(config, env, **files, window=31)
+    return run_predict(config, env, **files, window=31)
 
 
 @pytest.mark.parametrize(("processes", "stage"), [(2, 3), pytest.param(3, 0, marks=pytest.mark.slow)])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lingo_ds import run
+from lingo_ds.commands.train import train_one
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
@@ -59,7 +59,7 @@ def train_each(rank: int, world_size: int, runs: list[Settings], local: int) -> 
     env = DistEnv(rank, rank % local, world_size, local, torch.device("cpu"))
     configs = [RunConfig.model_validate(one) for one in runs]
     with job(configs[0].to_yaml(), env, output=configs[0].run_dir):
-        return [run.train_one(config, env) for config in configs]
+        return [train_one(config, env) for config in configs]
 
 
 def train(settings: Settings, folder: Path, processes: int, *changes: Settings, local: int = 0) -> list[Run]:

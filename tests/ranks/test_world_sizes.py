@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lingo_ds import run
+from lingo_ds.commands.train import train as train_run
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
 from tests.first_rows import first_rows
@@ -73,7 +73,7 @@ def settings(shared, data, tmp_path_factory) -> dict[str, Any]:
 
 def train(rank: int, world_size: int, settings: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig.model_validate(settings)
-    return run.train(config, DistEnv(rank, rank, world_size, world_size, torch.device("cpu")))
+    return train_run(config, DistEnv(rank, rank, world_size, world_size, torch.device("cpu")))
 
 
 def train_on(processes: int, settings: dict[str, Any], folder: Path, stage: int, **train_settings) -> Run:

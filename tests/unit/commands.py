@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Ahead
 from lingo_ds.monitor import rank_plots
 

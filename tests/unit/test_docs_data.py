@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.sources.open import ENDINGS
 from tests.unit.commands import report_of

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lingo_ds import run
+from lingo_ds.commands.train import train
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import detect
 from lingo_ds.models.backbone.builtin import ENGLISH, character_tokenizer
@@ -63,5 +63,5 @@ def test_learns_promoters_of_people(shared, tmp_path):
         },
         "train": {"num_epochs": 5, "global_batch_size": 16, "learning_rate": 1e-3},
     }  # fmt: skip
-    metrics = run.train(RunConfig.model_validate(values), detect())["metrics"]
+    metrics = train(RunConfig.model_validate(values), detect())["metrics"]
     assert metrics["test"]["mcc"] > 0.7 and metrics["dev"]["mcc"] > 0.7

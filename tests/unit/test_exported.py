@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
 from lingo_ds.export.adapter_folder import (

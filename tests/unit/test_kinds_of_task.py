@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 import lingo_ds
-from lingo_ds import run
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
+from lingo_ds.commands.evaluate import evaluate
+from lingo_ds.commands.train import train
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import Card
 from lingo_ds.monitor.report import summary_table
@@ -63,7 +64,7 @@ def trained(tmp_path_factory) -> Callable[[str], Run]:
         if kind not in known:
             folder = tmp_path_factory.mktemp(kind)
             data = write_data(folder / "data", kind)
-            report = run.train(config_of(kind, data, folder / "run"), ALONE)
+            report = train(config_of(kind, data, folder / "run"), ALONE)
             table = table_of(folder / "run/predictions/test.parquet")
             known[kind] = Run(kind, data, folder / "run", report, table)
         return known[kind]
@@ -166,14 +167,14 @@ def test_a_threshold_from_dev_is_no_worse_there_than_one_half(trained):
     dev = found.report["metrics"]["dev"]["mcc"]
     again = config_of("binary", found.data, found.folder.parent / "half", task={"threshold": 0.5})
     assert 0 < threshold < 1
-    assert run.train(again, ALONE)["metrics"]["dev"]["mcc"] <= dev
+    assert train(again, ALONE)["metrics"]["dev"]["mcc"] <= dev
 
 
 @kinds
 def test_evaluate_finds_what_training_found(trained, kind):
     found = trained(kind)
     config = config_of(kind, found.data, found.folder)
-    assert run.evaluate(config, ALONE) == pytest.approx(found.test, rel=1e-6)
+    assert evaluate(config, ALONE) == pytest.approx(found.test, rel=1e-6)
     written = json.loads((found.folder / "evaluation.json").read_text())
     assert written["metrics_by_output"]["test"] == found.report["metrics_by_output"]["test"]
 
@@ -187,7 +188,7 @@ def test_evaluate_refuses_another_meaning(trained, field, sections, tmp_path):
     if field == "task.kind":  # a value that never changes is refused before
         sections = {**sections, "data": {"label_column": LABELS, "path": str(with_numbers(found, tmp_path))}}
     with pytest.raises(UserError) as caught:
-        run.evaluate(config_of("multilabel", found.data, found.folder, **sections), ALONE)
+        evaluate(config_of("multilabel", found.data, found.folder, **sections), ALONE)
     assert field in [mistake.where for mistake in caught.value.mistakes]
 
 
@@ -273,7 +274,7 @@ def test_other_software_gets_the_same_answers(trained, kind, to, tmp_path):
 def test_a_merged_model_with_its_head_says_its_kind_in_transformers_words(trained, kind, words, tmp_path):
     found = trained(kind)
     folder = found.folder.parent / "last"
-    report = run.train(
+    report = train(
         config_of(kind, found.data, folder, head={"pooling": "last"}, train={"max_steps": 2}), ALONE
     )
     out = tmp_path / "out"
@@ -333,7 +334,7 @@ def test_packs_train_what_padded_batches_do(trained, kind, tmp_path):
     data, adapters = trained(kind).data, []
     for packing in ("auto", "off"):
         short = {"max_steps": 4, "eval_steps": 4, "micro_batch_size": 5}
-        run.train(config_of(kind, data, tmp_path / packing, data={"packing": packing}, train=short), ALONE)
+        train(config_of(kind, data, tmp_path / packing, data={"packing": packing}, train=short), ALONE)
         tensors = load_file(tmp_path / packing / "adapter/adapter_model.safetensors")
         adapters.append(torch.cat([tensors[name].flatten() for name in sorted(tensors)]))
     assert (adapters[0] - adapters[1]).norm() < 1e-4 * adapters[1].norm()
@@ -344,10 +345,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(trained, kind, tmp_path):
     """Thresholds chosen before the stop, too, where no later step was better."""
     short = {"train": {"max_steps": 8, "eval_steps": 4}, "checkpoint": {"every": 3}}
     whole, parts = (config_of(kind, trained(kind).data, tmp_path / name, **short) for name in ("a", "b"))
-    run.train(whole, ALONE)
+    train(whole, ALONE)
     with at_step(6, ctrl_c):
-        assert run.train(parts, ALONE)["outcome"] == "interrupted"
-    assert run.train(parts, ALONE)["outcome"] == "finished"
+        assert train(parts, ALONE)["outcome"] == "interrupted"
+    assert train(parts, ALONE)["outcome"] == "finished"
     assert contents(whole.run_dir / "adapter") == contents(parts.run_dir / "adapter")
 
 
@@ -366,7 +367,7 @@ def test_a_real_set_with_58_labels_trains(shared, tmp_path):
         task={"class_weights": "balanced", "focal_gamma": 2.0},
         train={"max_steps": 3, "eval_steps": 3},
     )  # fmt: skip
-    report = run.train(config, ALONE)
+    report = train(config, ALONE)
     by_label = report["metrics_by_output"]["test"]
     assert list(by_label) == names
     truth = table_rows(source / "test.csv", names)

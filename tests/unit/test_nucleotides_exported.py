@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokenization import NucleotideTokens, Row

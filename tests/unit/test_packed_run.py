@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lingo_ds import run
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.packing import Pack
@@ -80,7 +79,7 @@ def trained(data, tmp_path_factory) -> Callable[..., Run]:
                 }
             )
             with forwards_noted() as forwards:
-                report = run.train(config, ALONE)
+                report = train(config, ALONE)
             tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
             table = pq.read_table(folder / "predictions" / "test.parquet").to_pydict()
             assert table["row"] == list(range(ROWS["test"]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.dna import first_bases
 from lingo_ds.distributed.process_group import DistEnv

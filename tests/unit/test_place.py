@@ -2,7 +2,7 @@
 
 import pytest
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.distributed.launchers import FIRST_PORT, PORTS, find_place, first_node, tasks_per_node
 from lingo_ds.utils.errors import UserError
 

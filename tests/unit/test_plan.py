@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds import run
+from lingo_ds.commands.plan import plan as plan_run
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed.process_group import detect
@@ -224,7 +224,7 @@ def has_learning_parameters(cache: Path, adapter: dict[str, Any], *, sites: int,
         "adapter": adapter,
         "rank_sampling": {"mode": "off"},
     }
-    plan = run.plan(RunConfig.model_validate(values), detect())
+    plan = plan_run(RunConfig.model_validate(values), detect())
     facts = plan.facts
     assert (facts.sites, facts.bank_parameters, facts.head_parameters) == (sites, trainable, 2 * 64)
     assert plan.fraction == pytest.approx(trainable / 157_440)

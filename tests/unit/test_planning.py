@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import make_pack
 from lingo_ds.distributed.process_group import detect

@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lingo_ds
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.data.streams.sequences import Records
 from lingo_ds.data.task import make_task
 from lingo_ds.evaluation.prediction_file import Output
@@ -437,7 +437,7 @@ def kill_in_the_middle(adapter, source, out, *options):
     """Starts a job and kills it once two parts of its output are there."""
     files = ["--adapter", str(adapter), "--input", str(source), "--output", str(out)]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "lingo_ds.cli", "predict", *files, *options],
+        [sys.executable, "-m", "lingo_ds.commands.cli", "predict", *files, *options],
         cwd=CHECKOUT, env={**os.environ, "DS_ACCELERATOR": "cpu"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.training.trainer import seed_dropout
 from tests.first_rows import first_rows
@@ -406,7 +406,15 @@ def test_ctrl_c_in_the_last_step_loses_no_result(recipe, tmp_path):
 
 def test_sigint_to_a_real_process_and_going_on(finished, recipe, tmp_path):
     out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "lingo_ds.cli", "train", "--config", str(recipe), f"output_dir={out}"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "lingo_ds.commands.cli",
+        "train",
+        "--config",
+        str(recipe),
+        f"output_dir={out}",
+    ]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(CHECKOUT)}
     with subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
@@ -713,7 +721,7 @@ def test_evaluate_before_there_is_an_adapter(recipe, tmp_path):
 def test_a_real_process_ends_with_status_2_and_without_a_traceback(recipe, tmp_path):
     arguments = ["train", "--local_rank=0", "--config", str(recipe), f"output_dir={tmp_path / 'out'}"]
     ended = subprocess.run(
-        [sys.executable, "-m", "lingo_ds.cli", *arguments, "train.max_stepz=3", "nonsense"],
+        [sys.executable, "-m", "lingo_ds.commands.cli", *arguments, "train.max_stepz=3", "nonsense"],
         env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,

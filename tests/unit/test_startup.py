@@ -34,7 +34,7 @@ def imported(*words: str, cache: Path) -> set[str]:
     """Modules that a process of `lingo-ds WORDS` has imported when it ends."""
     code = f"""
 import sys
-from lingo_ds.cli import main
+from lingo_ds.commands.cli import main
 try:
     main({list(words)!r})
 except SystemExit:

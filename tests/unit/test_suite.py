@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lingo_ds.commands.suite import SharedBackbone
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed import process_group
 from lingo_ds.monitor.suite_table import TaskResult, result_rows, write_results
-from lingo_ds.suite import SharedBackbone
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.first_rows import first_rows

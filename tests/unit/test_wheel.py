@@ -45,7 +45,7 @@ def test_holds_what_the_checkout_holds_and_no_more(wheel):
 def test_names_command_licence_and_dependencies(wheel):
     info = "lingo_ds-0.1.0.dist-info"
     with zipfile.ZipFile(wheel) as archive:
-        assert b"lingo-ds = lingo_ds.cli:main" in archive.read(f"{info}/entry_points.txt")
+        assert b"lingo-ds = lingo_ds.commands.cli:main" in archive.read(f"{info}/entry_points.txt")
         assert archive.read(f"{info}/licenses/LICENSE") == (CHECKOUT / "LICENSE").read_bytes()
         metadata = archive.read(f"{info}/METADATA").decode().splitlines()
     assert "License-Expression: Apache-2.0" in metadata

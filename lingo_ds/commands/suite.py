@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lingo_ds import run
+from lingo_ds.commands.evaluate import evaluate_one
+from lingo_ds.commands.plan import plan_one
+from lingo_ds.commands.train import train_one
 from lingo_ds.config.known_tasks import missing_folder, registry
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Member, Suite
@@ -74,7 +76,7 @@ def train(suite: Suite, env: DistEnv) -> None:
                 logger.info("%s: finished before", what)
                 continue
             logger.info("%s", what)
-            report = run.train_one(member.config, env, build=backbone.build)
+            report = train_one(member.config, env, build=backbone.build)
             if env.is_main:
                 _write_table(suite)
             if report["outcome"] == "interrupted":
@@ -96,7 +98,7 @@ def evaluate(suite: Suite, env: DistEnv) -> None:
         for member in suite.members:
             if env.is_main:
                 logs.results.print(f"{member.task}, seed {member.seed}", highlight=False)
-            run.evaluate_one(member.config, env, build=backbone.build)
+            evaluate_one(member.config, env, build=backbone.build)
 
 
 def plan(suite: Suite, env: DistEnv) -> None:
@@ -105,7 +107,7 @@ def plan(suite: Suite, env: DistEnv) -> None:
         for task, config in {member.task: member.config for member in suite.members}.items():
             if env.is_main:
                 logs.results.print(f"\n{task}, {len(suite.config.seeds)} runs", highlight=False)
-            run.plan_one(config, env)
+            plan_one(config, env)
 
 
 @contextmanager

@@ -1,21 +1,39 @@
-"""`lingo-ds plan --gpu NAME`: plan, prediction and advice of a job elsewhere."""
+"""The plan of a run here; with `--gpu` plan, estimate and advice of a job elsewhere."""
 
 import json
 from pathlib import Path
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Suite
+from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.planning.cost.advice import advise
 from lingo_ds.planning.cost.elsewhere import Lengths, Place, make_job, read_shapes
 from lingo_ds.planning.cost.estimate import predict
 from lingo_ds.planning.cost.machine import DEFAULT_LINK, gpu_machine
 from lingo_ds.planning.cost.show import lines
+from lingo_ds.planning.plan import RunPlan
+from lingo_ds.training.setup import prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.files import write_aside
 
 
-def plan(
+def plan(config: RunConfig, env: DistEnv) -> RunPlan:
+    """The plan that `train` would follow, from config, data and the backbone's shapes; prints it."""
+    with job(config.to_yaml(), env, output=config.run_dir):
+        return plan_one(config, env)
+
+
+def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
+    """`plan` inside of a job."""
+    prepared = prepare(config, env)
+    if env.is_main:
+        for line in prepared.plan.equations():
+            logs.results.print(line, highlight=False, soft_wrap=True)
+    return prepared.plan
+
+
+def plan_elsewhere(
     runs: RunConfig | Suite,
     env: DistEnv,
     *,

@@ -47,9 +47,10 @@ def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
         path = resource_path("recipes", args.config)
     runs, env = load_runs(path, overrides), detect()
     logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    from lingo_ds import run, suite
+    from lingo_ds.commands import evaluate, plan, suite, train
 
-    getattr(suite if isinstance(runs, Suite) else run, args.verb)(runs, env)
+    alone = {"train": train, "evaluate": evaluate, "plan": plan}
+    getattr(suite if isinstance(runs, Suite) else alone[args.verb], args.verb)(runs, env)
     return 0
 
 
@@ -65,9 +66,9 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     if (args.tokens is None) != (args.rows is None):
         given, other = ("tokens", "rows") if args.rows is None else ("rows", "tokens")
         _refuse(f"--{given}", getattr(args, given), f"stands without --{other}", "give both, or neither")
+    from lingo_ds.commands.plan import plan_elsewhere
     from lingo_ds.config.suite_config import load_runs
     from lingo_ds.distributed.process_group import detect
-    from lingo_ds.planning import verb
     from lingo_ds.utils import logging as logs
     from lingo_ds.utils.resources import resource_path
 
@@ -76,7 +77,7 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
         path = resource_path("recipes", args.config)
     env = detect()
     logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    verb.plan(
+    plan_elsewhere(
         load_runs(path, overrides), env, hosts=args.hosts or 1, gpus=args.gpus or 8, gpu=args.gpu,
         link=args.link, tokens=args.tokens, rows=args.rows, shared=args.shared or 0, json_path=args.json,
     )  # fmt: skip
@@ -99,7 +100,7 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
         overrides = [f"backbone.path={args.backbone}", *overrides]
     config, env = load_settings(PredictConfig, overrides), detect()
     logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    from lingo_ds.predicting import predict
+    from lingo_ds.commands.predict import predict
 
     given = {name: value for name, value in vars(args).items() if name not in ("verb", "start", "backbone")}
     return 0 if predict(config, env, **given) else 1
@@ -115,7 +116,7 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError([Mistake("command line", one, "is no option", fix) for one in overrides], on_all=True)
     env = detect()
     logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    from lingo_ds.exporting import export
+    from lingo_ds.commands.export import export
 
     export(env, **{name: value for name, value in vars(args).items() if name not in ("verb", "start")})
     return 0
