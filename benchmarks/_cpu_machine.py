@@ -6,8 +6,8 @@ from typing import Any
 from benchmarks._plan_runs import Setting, config_of
 from benchmarks._training_runs import Work
 from lingo_ds.distributed.process_group import DistEnv, detect
-from lingo_ds.planning.cost.elsewhere import Place, make_job, read_shapes
-from lingo_ds.planning.cost.estimate import Prediction, predict
+from lingo_ds.planning.cost.elsewhere import Cluster, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import Estimate, estimate_step
 from lingo_ds.planning.cost.machine import Machine, Wire
 from lingo_ds.planning.layer import HEAPS
 from lingo_ds.utils.host import host_bytes
@@ -43,14 +43,14 @@ def machine(rates: dict[str, Any], runtime: int, link: str | None) -> Machine:
     )
 
 
-def predicted(setting: Setting, work: Work, rates: dict[str, Any], runtime: int, folder: Path) -> Prediction:
+def predicted(setting: Setting, work: Work, rates: dict[str, Any], runtime: int, folder: Path) -> Estimate:
     """What the plan says of a job, from its config, its data and the rates alone."""
     config = config_of(setting, work, folder)
     env: DistEnv = detect()
-    place = Place(
+    place = Cluster(
         hosts=setting.hosts,
         per_host=setting.processes // setting.hosts,
         machine=machine(rates, runtime, setting.link),
         device="cpu",
     )
-    return predict(make_job(config, read_shapes(config, env, None), place))
+    return estimate_step(make_job(config, read_shapes(config, env, None), place))

@@ -104,8 +104,8 @@ def config_of(setting: Setting, work: Work, folder: Path) -> RunConfig:
     """The run's settings."""
     config = our_config(work, folder, dtype="fp32", stage=setting.stage, adapter={"method": "svd"})
     backbone = config.backbone.model_copy(update={"activation_checkpointing": setting.checkpointing})
-    spread = {"shard_group": setting.group or "auto", "hpz": "off", "quantized_weights": setting.eight_bit}
-    return config.model_copy(update={"backbone": backbone, "zero": config.zero.model_copy(update=spread)})
+    sharding = {"shard_group": setting.group or "auto", "hpz": "off", "quantized_weights": setting.eight_bit}
+    return config.model_copy(update={"backbone": backbone, "zero": config.zero.model_copy(update=sharding)})
 
 
 def run_setting(setting: Setting, work: Work, folder: Path, hosts: Hosts | None) -> Measured:

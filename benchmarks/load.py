@@ -29,7 +29,7 @@ from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapters.layout import uniform_layout
-from lingo_ds.models.backbone.backbone import DTYPES, load_spread
+from lingo_ds.models.backbone.backbone import DTYPES, load_sharded
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.eight_bit import packed_bytes
 from lingo_ds.models.backbone.spec import read_spec
@@ -113,7 +113,7 @@ def load_here(args: argparse.Namespace) -> None:
     facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none", eight_bit=args.eight_bit))
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
     ds_config = facts.deepspeed_config(profile, micro_batch_size=1, dtype=args.dtype, hpz=1)
-    spread = {
+    sharding = {
         "activation_checkpointing": False,
         "packed": facts.packable,
         "liger": False,
@@ -124,7 +124,7 @@ def load_here(args: argparse.Namespace) -> None:
     before = anonymous_bytes(os.getpid())
     dist.broadcast = counted
     start = time.perf_counter()
-    backbone = load_spread(spec, dtype, env, **spread, shard_group=env.world_size, ds_config=ds_config)
+    backbone = load_sharded(spec, dtype, env, **sharding, shard_group=env.world_size, ds_config=ds_config)
     dist.barrier()
     seconds = time.perf_counter() - start
     dist.broadcast = broadcast

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from benchmarks import _common
 from lingo_ds.models.backbone.backbone import DTYPES
 from lingo_ds.models.backbone.builtin import character_tokenizer, token_ids
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 
 def _gated(
@@ -108,7 +108,7 @@ def make(folder: Path, config: PreTrainedConfig, *, dtype: torch.dtype, shard_by
             index = {"metadata": {"total_size": size}, "weight_map": file_of}
             (aside / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
-    write_aside(folder, write)
+    atomic_write(folder, write)
     return sum(weight.entries for shard in shards for weight in shard)
 
 

@@ -30,7 +30,7 @@ from scipy import stats
 from benchmarks._common import parser, show
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.utils.errors import UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 RANK, TARGET, SCALE = 8, 4, 2.0
 """Initial and final average rank of what is pruned; what is not pruned has the final one. alpha / rank."""
@@ -188,7 +188,7 @@ def subset(args: argparse.Namespace, data: str, source: Path) -> Path:
     """A folder with at most so many rows of each split of a data set, drawn without replacement by seed 0."""
     target = args.runs / "data" / f"{data}-{args.rows}-{args.eval_rows}"
     if not target.exists():
-        write_aside(target, lambda aside: _write_subset(args, source, aside))
+        atomic_write(target, lambda aside: _write_subset(args, source, aside))
     return target
 
 

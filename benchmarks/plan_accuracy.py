@@ -25,7 +25,7 @@ from benchmarks._common import parser, show
 from benchmarks._cpu_machine import predicted
 from benchmarks._plan_runs import Setting, make_shape, make_work, run_setting
 from benchmarks._training_runs import ROOT, Work
-from lingo_ds.planning.cost.estimate import Prediction
+from lingo_ds.planning.cost.estimate import Estimate
 from lingo_ds.utils import logging as logs
 from tests.hosts.hosts import Hosts, missing
 
@@ -118,7 +118,7 @@ class Kept:
         dispatch = (seen["step_seconds"] - none) / (one - none)
         return seen["peak_host_bytes"], max(dispatch, rates["dispatch"])
 
-    def predicted(self, setting: Setting, rates: dict[str, Any], runtime: int) -> Prediction:
+    def predicted(self, setting: Setting, rates: dict[str, Any], runtime: int) -> Estimate:
         """What the plan says."""
         return predicted(setting, self._work(setting), rates, runtime, self._folder)
 
@@ -129,7 +129,7 @@ class Kept:
         return make_work(setting, backbone, self._folder / "work" / setting.name, steps=STEPS)
 
 
-def compare(setting: Setting, seen: dict[str, Any], planned: Prediction) -> dict[str, Any]:
+def compare(setting: Setting, seen: dict[str, Any], planned: Estimate) -> dict[str, Any]:
     """A row: what was planned, what was measured, and how far off the plan is."""
     peak = planned.peak_bytes
     return {

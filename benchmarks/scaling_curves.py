@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from benchmarks._common import parser, show
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.planning.cost.elsewhere import Lengths, Place, Shapes, make_job, read_shapes
-from lingo_ds.planning.cost.estimate import Prediction, predict
+from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, Shapes, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import Estimate, estimate_step
 from lingo_ds.planning.cost.machine import gpu_machine
 from lingo_ds.planning.traffic import by_link
 from lingo_ds.utils import logging as logs
@@ -65,7 +65,7 @@ class Scaling:
         self._gpu, self._per_process, self._backbone = gpu, per_process, backbone
         self._shapes: Shapes | None = None
 
-    def on(self, hosts: int, link: str, zero: dict[str, Any]) -> Prediction | None:
+    def on(self, hosts: int, link: str, zero: dict[str, Any]) -> Estimate | None:
         """What a step there takes; None where it does not fit."""
         world = hosts * PER_HOST
         config = RunConfig(
@@ -75,10 +75,10 @@ class Scaling:
             train={"global_batch_size": world * math.ceil(self._per_process / TOKENS), "max_steps": 1000},
             zero=zero | ({"shard_group": world} if zero else {}),
         )
-        place = Place(hosts=hosts, per_host=PER_HOST, machine=gpu_machine(self._gpu, link))
+        place = Cluster(hosts=hosts, per_host=PER_HOST, machine=gpu_machine(self._gpu, link))
         self._shapes = self._shapes or read_shapes(config, detect(), Lengths(rows=10**7, tokens=TOKENS))
         try:
-            return predict(make_job(config, self._shapes, place))
+            return estimate_step(make_job(config, self._shapes, place))
         except UserError:
             return None
 

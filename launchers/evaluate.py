@@ -5,7 +5,7 @@ deepspeed [--hostfile H | --num_accelerators N] launchers/evaluate.py --config F
 
 import sys
 
-from lingo_ds.commands.cli import leave, main
+from lingo_ds.commands.cli import exit_process, main
 
 if __name__ == "__main__":
-    leave(main(["evaluate", *sys.argv[1:]]))
+    exit_process(main(["evaluate", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from lingo_ds.commands.cli import leave, main
+from lingo_ds.commands.cli import exit_process, main
 
 if __name__ == "__main__":
-    leave(main(["plan", *sys.argv[1:]]))
+    exit_process(main(["plan", *sys.argv[1:]]))

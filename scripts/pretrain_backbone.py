@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lingo_ds.models.backbone.builtin import CONTEXT, character_tokenizer, token_ids
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 from scripts import english_text
 from scripts.backbone_card import card_text, draw_curve
 
@@ -172,7 +172,7 @@ class Training:
             about = {"settings": vars(self.settings), "step": self.step, "seconds": self.seconds}
             (aside / "state.json").write_text(json.dumps({**about, "curve": curve}, indent=1))
 
-        write_aside(self._folder, write)
+        atomic_write(self._folder, write)
 
     def restore(self) -> list[dict[str, float]]:
         """Goes on where the folder's training was, if it has the same settings; returns the curve so far."""
@@ -203,7 +203,7 @@ def write_backbone(model: LlamaForCausalLM, folder: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(aside)
         character_tokenizer().save_pretrained(aside)
 
-    write_aside(folder, write)
+    atomic_write(folder, write)
 
 
 def main() -> None:

@@ -12,18 +12,18 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
     args, overrides = _parser().parse_known_args(argv)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
-    from lingo_ds.distributed.launchers import comes_first
+    from lingo_ds.distributed.launchers import may_be_rank_zero
     from lingo_ds.utils.errors import UserError
 
     try:
         return args.start(args, [word for word in overrides if not word.startswith("--local_rank")])
     except UserError as error:
-        if not error.on_all or comes_first(os.environ):
+        if not error.on_all or may_be_rank_zero(os.environ):
             print(error, file=sys.stderr, flush=True)  # noqa: T201
         return 2
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Ends a process of a job without Python's own finalisation.
 
     While that runs, a gloo thread that lets go of the last collective can abort the process (seen in one of
@@ -49,8 +49,9 @@ def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
     logs.set_up(rank=env.global_rank, is_main=env.is_main)
     from lingo_ds.commands import evaluate, plan, suite, train
 
-    alone = {"train": train, "evaluate": evaluate, "plan": plan}
-    getattr(suite if isinstance(runs, Suite) else alone[args.verb], args.verb)(runs, env)
+    of_run = {"train": train.train, "evaluate": evaluate.evaluate, "plan": plan.plan}
+    of_suite = {"train": suite.train_suite, "evaluate": suite.evaluate_suite, "plan": suite.plan_suite}
+    (of_suite if isinstance(runs, Suite) else of_run)[args.verb](runs, env)
     return 0
 
 

@@ -4,10 +4,9 @@ from lingo_ds.commands.train import Build
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.evaluate import evaluate as evaluate_split
-from lingo_ds.evaluation.evaluate import write_predictions
+from lingo_ds.evaluation.evaluate import evaluate_split, write_predictions
 from lingo_ds.monitor.report import write_report
-from lingo_ds.training.saved_adapter import adopt_saved
+from lingo_ds.training.saved_adapter import replace_with_saved
 from lingo_ds.training.setup import build_model, prepare
 from lingo_ds.utils import logging as logs
 
@@ -20,12 +19,12 @@ def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
 
 def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, float | None]:
     """`evaluate` inside of a job; `build` as in `train_one`."""
-    prepared = prepare(config, env)
-    model = build(prepared)
-    task = adopt_saved(model, prepared, config.run_dir / "adapter")
-    split = prepared.data.splits["test"]
+    setup = prepare(config, env)
+    model = build(setup)
+    task = replace_with_saved(model, setup, config.run_dir / "adapter")
+    split = setup.data.splits["test"]
     averages = config.data.averages
-    test = evaluate_split(model, split, task=task, plan=prepared.plan, env=env, average_strands=averages)
+    test = evaluate_split(model, split, task=task, plan=setup.plan, env=env, average_strands=averages)
     if env.is_main:
         write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
         report = {"metrics": {"test": test.metrics}, "metrics_by_output": {"test": test.by_output}}

@@ -8,10 +8,11 @@ from safetensors import SafetensorError
 
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import Card
-from lingo_ds.export.adapter_folder import CONFIG, as_lora, as_svd, read_settings, save_adapter
+from lingo_ds.export.adapter_folder import as_lora, as_svd, read_settings, save_adapter
 from lingo_ds.export.merge import REPORT, save_merged
-from lingo_ds.export.model_card import Notes, task_frame
+from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.export.open_adapter import open_adapter
+from lingo_ds.export.peft_format import CONFIG
 from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
@@ -52,7 +53,7 @@ def export(
     saved = replace(saved, card=card)
     path = public_address(address, spec.folder)
     frame = task_frame(card.task, spec)
-    notes = Notes(license, _test_metrics(adapter, card), frame)
+    notes = CardNotes(license, _test_metrics(adapter, card), frame)
     try:
         if to == "merged":
             size = int(shard_gb * 1e9)

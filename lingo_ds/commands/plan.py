@@ -8,14 +8,14 @@ from lingo_ds.config.suite_config import Suite
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.planning.cost.advice import advise
-from lingo_ds.planning.cost.elsewhere import Lengths, Place, make_job, read_shapes
-from lingo_ds.planning.cost.estimate import predict
+from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import estimate_step
 from lingo_ds.planning.cost.machine import DEFAULT_LINK, gpu_machine
 from lingo_ds.planning.cost.show import lines
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils import logging as logs
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 
 def plan(config: RunConfig, env: DistEnv) -> RunPlan:
@@ -26,11 +26,11 @@ def plan(config: RunConfig, env: DistEnv) -> RunPlan:
 
 def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
     """`plan` inside of a job."""
-    prepared = prepare(config, env)
+    setup = prepare(config, env)
     if env.is_main:
-        for line in prepared.plan.equations():
+        for line in setup.plan.equations():
             logs.results.print(line, highlight=False, soft_wrap=True)
-    return prepared.plan
+    return setup.plan
 
 
 def plan_elsewhere(
@@ -53,7 +53,7 @@ def plan_elsewhere(
     """
     logs.quieten_libraries()
     link = link or DEFAULT_LINK
-    place = Place(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))
+    place = Cluster(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))
     lengths = None if tokens is None else Lengths(rows=rows, tokens=tokens, shared=shared)
     members = {"": runs}
     if isinstance(runs, Suite):
@@ -63,13 +63,13 @@ def plan_elsewhere(
     for task, config in members.items():
         shapes = read_shapes(config, env, lengths)
         job = make_job(config, shapes, place)
-        seen = predict(job)
+        estimate = estimate_step(job)
         advice = advise(config, job, lambda changed, shapes=shapes: make_job(changed, shapes, place))
         if task:
             logs.results.print(f"\n{task}", highlight=False)
-        for line in [*job.plan.equations(), *lines(job, seen, place, link), "advice", *advice]:
+        for line in [*job.plan.equations(), *lines(job, estimate, place, link), "advice", *advice]:
             logs.results.print(line, highlight=False, soft_wrap=True)
-        found[task] = {"plan": job.plan.to_dict(), "prediction": seen.to_dict(), "advice": advice}
+        found[task] = {"plan": job.plan.to_dict(), "prediction": estimate.to_dict(), "advice": advice}
     if json_path:
         only = found.get("", found)
-        write_aside(json_path, lambda aside: aside.write_text(json.dumps(only, indent=2)))
+        atomic_write(json_path, lambda aside: aside.write_text(json.dumps(only, indent=2)))

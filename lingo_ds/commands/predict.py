@@ -9,7 +9,7 @@ import torch
 
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.readers.genome import Genome
-from lingo_ds.data.readers.lines import kind_of
+from lingo_ds.data.readers.lines import suffix_of
 from lingo_ds.data.streams.intervals import Regions
 from lingo_ds.data.streams.sequences import Records
 from lingo_ds.data.streams.variants import Variants
@@ -21,7 +21,7 @@ from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.load_predictor import make_predictor
 from lingo_ds.evaluation.prediction_file import Done, Output, check_output
 from lingo_ds.evaluation.prediction_tables import SequenceTable, VariantTable
-from lingo_ds.evaluation.predictor import CHUNK, Predictor
+from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
 from lingo_ds.monitor.progress import SequenceProgress
 from lingo_ds.utils import logging as logs
@@ -72,14 +72,14 @@ def predict(
     """
 
     def opened() -> Input:
-        if kind_of(source) not in ON_GENOME:
+        if suffix_of(source) not in ON_GENOME:
             _refuse_places(source, genome, window, strict)
             return Records(source, sequence_column=sequence_column, id_column=id_column)
         return _on_genome(source, adapter, genome=genome, window=window, strict=strict)
 
     with job(config.to_yaml(), env, output=target), ExitStack() as held:
-        agreement.first_on_host_does(opened, env)  # makes an index of the genome
-        with agreement.together(env):
+        agreement.run_once_per_host(opened, env)  # makes an index of the genome
+        with agreement.errors_raised_on_all(env):
             rows = opened()
             if env.is_main:
                 check_output(target, source=source, overwrite=overwrite)
@@ -88,14 +88,14 @@ def predict(
         predictor = make_predictor(adapter, config, env)
         table = _table(rows, predictor.task)
         output = Output(target, schema=table.schema)
-        with agreement.together(env):
+        with agreement.errors_raised_on_all(env):
             if env.is_main:
                 held.enter_context(output.held())
         meaning = {
             "adapter": adapter_fingerprint(adapter), "input": rows.fingerprint(),
             "settings": config.model_dump(mode="json", exclude={"zero"}), "dtype": predictor.dtype,
         }  # fmt: skip
-        done = Done(*agreement.share_json(output.take_up(meaning) if env.is_main else None, env))
+        done = Done(*agreement.broadcast_json(output.resume(meaning) if env.is_main else None, env))
         if done.rows:
             logger.info("going on behind the %s %s that are done", f"{done.rows:,}", table.unit)
         return _predict_on(predictor, rows, table, output, done)
@@ -113,7 +113,7 @@ def _refuse_places(source: Path, genome: Path | None, window: int | None, strict
 def _on_genome(
     source: Path, adapter: Path, *, genome: Path | None, window: int | None, strict: bool
 ) -> Variants | Regions:
-    kind = kind_of(source)
+    kind = suffix_of(source)
     if genome is None:
         rule = f"is needed for {kind}"
         raise UserError(Mistake("--genome", "nothing", rule, "give the FASTA that its places are of"))
@@ -141,7 +141,7 @@ def _predict_on(
 ) -> bool:
     """Predicts what is not yet done; False where a signal ended it."""
     env, began, (number, cut) = predictor.env, time.monotonic(), done
-    chunks = rows.chunks(skip=number, most=CHUNK, most_bases=predictor.chunk_bases)
+    chunks = rows.chunks(skip=number, most=SEQUENCES_PER_CHUNK, most_bases=predictor.chunk_bases)
     progress = SequenceProgress(enabled=env.is_main, done=number, unit=table.unit, console=logs.console)
     stop = StopSignals()
     with stop.installed(), progress, closing(predictor.stream(chunks)) as stream:

@@ -17,9 +17,9 @@ from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.backbone.backbone import Backbone, load_spread
+from lingo_ds.models.backbone.backbone import Backbone, load_sharded
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
-from lingo_ds.training.setup import Prepared, adapt, prepare, spread_of
+from lingo_ds.training.setup import RunSetup, adapt, prepare, sharding_of
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
@@ -35,32 +35,32 @@ class SharedBackbone:
         self._backbone: Backbone | None = None
         self._last: AdaptedModel | None = None
 
-    def build(self, prepared: Prepared) -> AdaptedModel:
+    def build(self, setup: RunSetup) -> AdaptedModel:
         """A run's model: the backbone with a new bank, after the last run's bank was taken off."""
         if self._last:
             self._last.detach()
         self._last = None
-        spread = spread_of(prepared)
-        key = prepared.backbone_fingerprint, prepared.dtype, _without_batch(spread)
+        sharding = sharding_of(setup)
+        key = setup.backbone_fingerprint, setup.dtype, _without_batch(sharding)
         if key != self._key:
             self._backbone = None  # before the next one needs its memory
-            self._backbone = load_spread(prepared.spec, prepared.dtype, prepared.env, **spread)
+            self._backbone = load_sharded(setup.spec, setup.dtype, setup.env, **sharding)
             self._key = key
             logger.info("backbone loaded, for all runs that need it in this way")
-        self._last = adapt(prepared, self._backbone)
+        self._last = adapt(setup, self._backbone)
         return self._last
 
 
-def _without_batch(spread: dict[str, Any]) -> dict[str, Any]:
+def _without_batch(sharding: dict[str, Any]) -> dict[str, Any]:
     """What the shards depend on: DeepSpeed wants to know the micro-batch, and makes nothing of it here."""
-    settings = spread["ds_config"]
+    settings = sharding["ds_config"]
     if settings is None:
-        return spread
+        return sharding
     kept = {key: value for key, value in settings.items() if key != "train_micro_batch_size_per_gpu"}
-    return spread | {"ds_config": kept}
+    return sharding | {"ds_config": kept}
 
 
-def train(suite: Suite, env: DistEnv) -> None:
+def train_suite(suite: Suite, env: DistEnv) -> None:
     """Trains what is not finished yet, each run into its own folder, and writes the table after each.
 
     Raises:
@@ -88,7 +88,7 @@ def train(suite: Suite, env: DistEnv) -> None:
             logs.results.print(f"table: {where} and .csv", highlight=False, soft_wrap=True)
 
 
-def evaluate(suite: Suite, env: DistEnv) -> None:
+def evaluate_suite(suite: Suite, env: DistEnv) -> None:
     """Evaluates every run's saved adapter on its test split again.
 
     Raises:
@@ -101,7 +101,7 @@ def evaluate(suite: Suite, env: DistEnv) -> None:
             evaluate_one(member.config, env, build=backbone.build)
 
 
-def plan(suite: Suite, env: DistEnv) -> None:
+def plan_suite(suite: Suite, env: DistEnv) -> None:
     """Prints the plan of every task; its seeds are planned alike."""
     with _runs(suite, env):
         for task, config in {member.task: member.config for member in suite.members}.items():
@@ -114,7 +114,7 @@ def plan(suite: Suite, env: DistEnv) -> None:
 def _runs(suite: Suite, env: DistEnv) -> Iterator[SharedBackbone]:
     """The job around all runs, with the data of every task there."""
     with job(suite.to_yaml(), env, output=suite.config.folder):
-        agreement.first_on_host_does(lambda: _require_data(suite), env)
+        agreement.run_once_per_host(lambda: _require_data(suite), env)
         yield SharedBackbone()
 
 
@@ -144,10 +144,10 @@ def _require_plans(members: Sequence[Member], env: DistEnv) -> None:
 def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:
     """Of each run, as global rank 0 finds it, on every process."""
     finished = None
-    with agreement.together(env):
+    with agreement.errors_raised_on_all(env):
         if env.is_main:
             finished = [_finished(member) for member in suite.members]
-    return agreement.share_json(finished, env)
+    return agreement.broadcast_json(finished, env)
 
 
 def _finished(member: Member) -> bool:

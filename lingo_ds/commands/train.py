@@ -17,14 +17,14 @@ from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
-from lingo_ds.training.setup import Prepared, build_model, prepare
+from lingo_ds.training.setup import RunSetup, build_model, prepare
 from lingo_ds.utils import logging as logs
-from lingo_ds.utils.files import only_user, write_aside
+from lingo_ds.utils.files import atomic_write, exclusive_lock
 from lingo_ds.utils.units import as_bytes
 
 logger = logging.getLogger(__name__)
 
-Build = Callable[[Prepared], AdaptedModel]
+Build = Callable[[RunSetup], AdaptedModel]
 
 
 def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
@@ -43,24 +43,24 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
     """`train` inside of a job; `build` makes the model, on a backbone that may be loaded already."""
     with ExitStack() as held:
-        with agreement.together(env):
+        with agreement.errors_raised_on_all(env):
             logs.write_to(config.run_dir, is_main=env.is_main)
             if env.is_main:
-                held.enter_context(only_user(config.run_dir, setting="output_dir"))
-        prepared, checkpoint = find_start(prepare(config, env))
-        for line in prepared.plan.equations():
+                held.enter_context(exclusive_lock(config.run_dir, setting="output_dir"))
+        setup, checkpoint = find_start(prepare(config, env))
+        for line in setup.plan.equations():
             logger.info("%s", line)
-        model = build(prepared)
+        model = build(setup)
         logger.info("process 0 holds %s of %s backbone entries, in %s",
-                    f"{model.backbone.held_entries():,}", f"{prepared.spec.parameters:,}",
+                    f"{model.backbone.held_entries():,}", f"{setup.spec.parameters:,}",
                     as_bytes(model.backbone.held_bytes()))  # fmt: skip
-        session = Session(prepared, model)
+        session = Session(setup, model)
         first_step = 1
         if checkpoint:
-            session.take_up(checkpoint)
+            session.resume(checkpoint)
             first_step += checkpoint.state.step
-        _write_inputs(prepared)
-        with _watching(prepared, first_step) as (tracker, progress):
+        _write_inputs(setup)
+        with _watching(setup, first_step) as (tracker, progress):
             outcome = session.train(first_step, tracker, progress)
         test = None
         if session.best.step and outcome.reason != "interrupted":
@@ -68,7 +68,7 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
         report = session.report(outcome, test)
         if env.is_main:
             if test:
-                labels = prepared.data.splits["test"].labels
+                labels = setup.data.splits["test"].labels
                 write_predictions(config.run_dir / "predictions" / "test.parquet", test, labels)
             write_report(config.run_dir / "report.json", report)
             _say_how_it_ended(config, report)
@@ -76,13 +76,13 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
 
 
 @contextmanager
-def _watching(prepared: Prepared, first_step: int) -> Iterator[tuple[Tracker, Progress]]:
+def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, Progress]]:
     """TensorBoard and the progress bar, on global rank 0."""
-    env, folder = prepared.env, prepared.config.run_dir
+    env, folder = setup.env, setup.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
-    tracker.text(first_step, "run/config", f"```yaml\n{prepared.config.to_yaml()}```")
+    tracker.text(first_step, "run/config", f"```yaml\n{setup.config.to_yaml()}```")
     progress = Progress(
-        prepared.plan.steps, enabled=env.is_main, metric=prepared.config.metric, done=first_step - 1,
+        setup.plan.steps, enabled=env.is_main, metric=setup.config.metric, done=first_step - 1,
         console=logs.console,
     )  # fmt: skip
     try:
@@ -92,13 +92,13 @@ def _watching(prepared: Prepared, first_step: int) -> Iterator[tuple[Tracker, Pr
         tracker.close()
 
 
-def _write_inputs(prepared: Prepared) -> None:
+def _write_inputs(setup: RunSetup) -> None:
     """The resolved config and the plan, so that the run can be understood and repeated from its folder."""
-    if prepared.env.is_main:
-        folder = prepared.config.run_dir
-        write_aside(folder / "config.yaml", lambda aside: aside.write_text(prepared.config.to_yaml()))
-        plan_text = json.dumps(prepared.plan.to_dict(), indent=2)
-        write_aside(folder / "plan.json", lambda aside: aside.write_text(plan_text))
+    if setup.env.is_main:
+        folder = setup.config.run_dir
+        atomic_write(folder / "config.yaml", lambda aside: aside.write_text(setup.config.to_yaml()))
+        plan_text = json.dumps(setup.plan.to_dict(), indent=2)
+        atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
 
 
 def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from lingo_ds.config.fields import BelowOne, PositiveInt, Section, rule_error
 from lingo_ds.config.templates import columns_in, names_in
 
-Packing = Annotated[
+PackingMode = Annotated[
     Literal["auto", "off"],
     Field(
         description="auto: examples without padding in one row, their common prefix once, where the family's "
@@ -132,7 +132,7 @@ class DataConfig(Section):
         "nucleotides: one token per base, with learned embeddings of A, C, G, T and N (any other letter; U "
         "is T) that start from the backbone's own of these letters.",
     )
-    packing: Packing = "auto"
+    packing: PackingMode = "auto"
     reverse_complement: Literal["off", "augment", "average", "both"] = Field(
         "off",
         description="augment: each epoch reads each training example on a strand drawn anew; average: dev, "

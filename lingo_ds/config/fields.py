@@ -19,13 +19,13 @@ def _whole_from_one_on(value: int | float) -> int | float:
     return value
 
 
-LARGEST = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 """Of any count: beyond it lies no run, and arithmetic with floats goes wrong."""
 
-Duration = Annotated[int | float, Field(ge=0, le=LARGEST), AfterValidator(_whole_from_one_on)]
+Duration = Annotated[int | float, Field(ge=0, le=MAX_COUNT), AfterValidator(_whole_from_one_on)]
 """A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
 
-PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 

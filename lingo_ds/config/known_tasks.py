@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lingo_ds.config import yaml as yaml12
-from lingo_ds.config.templates import fill
+from lingo_ds.config.templates import fill_template
 from lingo_ds.utils.errors import Mistake, UserError
 
 FILE = Path(__file__).with_name("known_tasks.yaml")
@@ -24,7 +24,7 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Model(_Entry):
+class PublishedModel(_Entry):
     """Whose scores are known: where they were published, and how they were chosen."""
 
     source: str
@@ -83,7 +83,7 @@ class Registry(_Entry):
     """Everything in the file, tasks by name."""
 
     templates: dict[str, str | None]
-    models: dict[str, Model]
+    models: dict[str, PublishedModel]
     hyperparameters: dict[str, Hyperparameters]
     tasks: dict[str, RegisteredTask]
 
@@ -110,8 +110,8 @@ def parse_registry(text: str) -> Registry:
 
 
 def _with_words(entry: dict[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
-    texts = {key: fill(value, words) for key, value in entry.items() if isinstance(value, str)}
-    return entry | texts | {"folders": tuple(fill(folder, words) for folder in entry["folders"])}
+    texts = {key: fill_template(value, words) for key, value in entry.items() if isinstance(value, str)}
+    return entry | texts | {"folders": tuple(fill_template(folder, words) for folder in entry["folders"])}
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _template(prefix: str, task: RegisteredTask | None) -> str | None:
         return prefix  # no name has a brace, and the registry takes a while to read
     named, template = prefix in registry().templates, registry().templates.get(prefix, prefix)
     if template is None or task:
-        return template and fill(template, task.texts)
+        return template and fill_template(template, task.texts)
     if named and (lacking := [f"{{{name}}}" for name in TEXTS if f"{{{name}}}" in template]):
         rule = f"needs a known task for {', '.join(lacking)}"
         raise UserError(Mistake("data.prefix", prefix, rule, "set data.task, or write a template"))

@@ -16,10 +16,10 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 from lingo_ds.utils.safe_read import read_regular
 
-MOST_BYTES = 1 << 18
+MAX_RECIPE_BYTES = 1 << 18
 """Of a recipe, so that what is none is not read for minutes."""
 
-MOST_MISTAKES = 30
+MAX_RECIPE_MISTAKES = 30
 """Mistakes reported for one recipe; the rest is counted."""
 
 Settings = TypeVar("Settings", bound=Section)
@@ -126,11 +126,11 @@ def checked(kind: type[Settings], recipe: Recipe) -> Settings:
     except ValidationError as error:
         by_setting: dict[str, Mistake] = {}
         problems = error.errors()
-        for problem in problems[:MOST_MISTAKES]:
+        for problem in problems[:MAX_RECIPE_MISTAKES]:
             mistake = _as_mistake(problem, lines, path, kind)
             by_setting.setdefault(mistake.where, mistake)
         mistakes += by_setting.values()
-        if (more := len(problems) - MOST_MISTAKES) > 0:
+        if (more := len(problems) - MAX_RECIPE_MISTAKES) > 0:
             mistakes.append(Mistake(str(path), f"{more} more", "are wrong too", "mend those above first"))
     if mistakes:
         raise UserError(mistakes)
@@ -155,7 +155,7 @@ def _override_value(text: str) -> Any:
 def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     """The file's values and, for every key path, its `file:line`."""
     try:
-        text = read_regular(path, most=MOST_BYTES).decode("utf-8")
+        text = read_regular(path, most=MAX_RECIPE_BYTES).decode("utf-8")
         node, values = yaml12.compose(text), yaml12.parse(text)
     except OSError as error:
         raise UserError(

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lingo_ds.config.data_config import DataConfig, Packing
-from lingo_ds.config.fields import LARGEST, BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
-from lingo_ds.config.task_config import METRICS, SelectionConfig, TaskConfig, require_fit
+from lingo_ds.config.data_config import DataConfig, PackingMode
+from lingo_ds.config.fields import MAX_COUNT, BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
+from lingo_ds.config.task_config import METRICS, SelectionConfig, TaskConfig, check_fits
 
 
 class BackboneUse(Section):
@@ -106,7 +106,7 @@ class RankSamplingConfig(Section):
         "deterministic: the best by score; reference: the published code; off: no masks.",
     )
     target_rank: PositiveInt = Field(4, description="Average rank per site after the final mask.")
-    min_rank: Annotated[int, Field(ge=0, le=LARGEST)] = Field(
+    min_rank: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(
         0, description="Triplets that every site keeps at least."
     )
     rho: BelowOne = Field(0.1, description="Probability that a kept triplet leaves.")
@@ -307,7 +307,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _task(self) -> Self:
-        require_fit(self.task, self.selection, self.data.label_column)
+        check_fits(self.task, self.selection, self.data.label_column)
         return self
 
     @property
@@ -327,7 +327,7 @@ class PredictConfig(Section):
 
     backbone: BackboneUse = BackboneUse()
     zero: ZeroConfig = ZeroConfig()
-    packing: Packing = "auto"
+    packing: PackingMode = "auto"
     batch_tokens: PositiveInt | None = Field(
         None,
         description="Tokens per forward on one process; a longer sequence has one to itself. null: what "

@@ -6,9 +6,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from lingo_ds.config.fields import Section, rule_error
 from lingo_ds.config.known_tasks import lookup
 from lingo_ds.config.recipe import Recipe, checked, read_recipe
-from lingo_ds.config.run_config import RunConfig, Section, rule_error
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.utils.errors import Mistake, UserError
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

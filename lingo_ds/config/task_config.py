@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lingo_ds.config.fields import Section, rule_error
 
-Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
 METRICS = {
     "classes": ("mcc", "accuracy", "macro_f1", "auroc", "auprc"),
@@ -108,7 +108,7 @@ class SelectionConfig(Section):
     after_final_mask: bool = Field(True, description="Choose only among steps that are at the target budget.")
 
 
-def require_fit(task: TaskConfig, selection: SelectionConfig, label_columns: Sequence[str] | str) -> None:
+def check_fits(task: TaskConfig, selection: SelectionConfig, label_columns: Sequence[str] | str) -> None:
     """Checks the kind of task against what other sections say of it.
 
     Raises:

@@ -19,6 +19,6 @@ def columns_in(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names_in(template) if name not in OWN))
 
 
-def fill(template: str, texts: Mapping[str, str]) -> str:
+def fill_template(template: str, texts: Mapping[str, str]) -> str:
     """A template with each {name} of `texts` replaced; other names stay, and what is put in is not read."""
     return _NAME.sub(lambda found: texts.get(found[1], found[0]), template)

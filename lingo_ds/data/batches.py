@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.data.packing import Pack, deal, make_pack, or_filler
+from lingo_ds.data.packing import Pack, assign_to_ranks, make_pack, or_dummy_row
 from lingo_ds.data.tokenized import TokenizedSplit
 
-Item = TypeVar("Item")
+Prefetched = TypeVar("Prefetched")
 
 
 class Batch(NamedTuple):
@@ -84,7 +84,7 @@ def strands_drawn(rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, 2**33 + epoch])).integers(0, 2, rows)
 
 
-class Packing(NamedTuple):
+class PackBudget(NamedTuple):
     """How a process's examples become packs.
 
     Attributes:
@@ -115,7 +115,7 @@ class TrainBatches:
         accumulation: int,
         rank: int,
         world: int,
-        packing: Packing | None = None,
+        packing: PackBudget | None = None,
         either_strand: bool = False,
     ):
         """Takes the global `batch`, and `micro_batch` and `accumulation`, or `packing`, which split it.
@@ -151,14 +151,14 @@ class TrainBatches:
             return list(_shares(self._split, rows, self._micro, self._accumulation, self._rank, self._world))
         budget, prefix, most = self._packing
         own = self._split.lengths[rows] - prefix
-        packs = deal(own, world=self._world, budget=max(budget - prefix, 1), most=most, turn=step)
+        packs = assign_to_ranks(own, world=self._world, budget=max(budget - prefix, 1), most=most, turn=step)
         return [
-            make_pack(self._split, *or_filler(rows[places], rows), share_prefix=prefix > 0)
+            make_pack(self._split, *or_dummy_row(rows[places], rows), share_prefix=prefix > 0)
             for places in packs[self._rank]
         ]
 
 
-class Ahead:
+class Prefetcher:
     """Builds the next step's batches in a thread of its own while this step's are computed."""
 
     def __init__(self, batches: TrainBatches, *, last_step: int, pin: bool):
@@ -207,9 +207,9 @@ def _pinned(batch: Batch | Pack) -> Batch | Pack:
     )
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
+def prefetch(items: Iterable[Prefetched]) -> Iterator[Prefetched]:
     """The items in their order, each next one computed in a thread while one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as worker:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as worker:
         iterator = iter(items)
         following = worker.submit(next, iterator, None)
         while (item := following.result()) is not None:
@@ -233,4 +233,4 @@ def _shares(
     """`count` batches out of every `world`-th row, starting with `rank`."""
     own = rows[rank::world]
     for k in range(count):
-        yield make_batch(split, *or_filler(own[k * batch : (k + 1) * batch], rows))
+        yield make_batch(split, *or_dummy_row(own[k * batch : (k + 1) * batch], rows))

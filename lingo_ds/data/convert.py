@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.data.dna import MOST_MISTAKES, file_of, raise_any, sequence_mistake
+from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, file_of, raise_if_any, sequence_mistake
 from lingo_ds.data.examples import FACTS, NUMBERS, SPLITS, Example
 from lingo_ds.data.labels import VALUE_KINDS, BadTarget, ClassNames, label_mistakes, read_target
 from lingo_ds.data.sources.base import Source
 from lingo_ds.data.sources.open import open_source
-from lingo_ds.data.splits import Seen, carve, count_duplicates, groups_of, overlaps
+from lingo_ds.data.splits import SplitSummary, count_duplicates, draw_splits, groups_of, overlaps
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ UNREAD = dict.fromkeys(
 WINDOW = {"chromosome", "start", "end"}
 """Fields of an example that is a window of a genome."""
 
-ROWS, BASES = 8192, 1 << 24
+BATCH_ROWS, BATCH_BASES = 8192, 1 << 24
 """A batch ends with so many rows or by so many bases."""
 
-SAY_EVERY = 10.0
+SECONDS_BETWEEN_LOGS = 10.0
 """Seconds between two lines of progress."""
 
 
-class Shares(NamedTuple):
+class SplitFractions(NamedTuple):
     """Shares of the training rows for splits that the data lacks, and the seed of their draw."""
 
     dev: float
@@ -67,7 +67,7 @@ def convert_once(config: DataConfig, path: Path, *, kind: str, cache: Path) -> P
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "examples" / key
     if not folder.exists():
-        shares = Shares(config.dev_fraction, config.test_fraction, config.split_seed)
+        shares = SplitFractions(config.dev_fraction, config.test_fraction, config.split_seed)
         write_examples(
             folder, source, kind=kind, class_names=config.class_names, shares=shares,
             columns=config.prompt_columns,
@@ -81,7 +81,7 @@ def write_examples(
     *,
     kind: str,
     class_names: tuple[str, ...] | None,
-    shares: Shares,
+    shares: SplitFractions,
     columns: tuple[str, ...] = (),
 ) -> None:
     """Converts a source into `folder`, written aside and renamed; what is held does not grow with sequences.
@@ -95,7 +95,7 @@ def write_examples(
         columns: whose cells the prompt reads.
 
     Raises:
-        UserError: with all mistakes of all files, up to `MOST_MISTAKES` of each split.
+        UserError: with all mistakes of all files, up to `MAX_MISTAKES_PER_FILE` of each split.
     """
 
     def write(aside: Path) -> None:
@@ -103,7 +103,7 @@ def write_examples(
         _Conversion(aside, kind=kind, class_names=class_names, columns=columns).run(source, shares)
 
     try:
-        write_aside(folder, write)
+        atomic_write(folder, write)
     except OSError:
         if not folder.is_dir():  # else another host finished the same entry first
             raise
@@ -123,7 +123,7 @@ class _Split:
     """
 
     writer: pa.ipc.RecordBatchStreamWriter
-    seen: Seen
+    seen: SplitSummary
     labels: list[np.ndarray] = field(default_factory=list)
     first: dict[int, str] = field(default_factory=dict)
     sequences: list[str] = field(default_factory=list)
@@ -159,7 +159,7 @@ class _Conversion:
         self._unsaid: dict[str, int] = {}
         self._began = self._said = time.monotonic()
 
-    def run(self, source: Source, shares: Shares) -> None:
+    def run(self, source: Source, shares: SplitFractions) -> None:
         """Writes everything.
 
         Raises:
@@ -180,14 +180,14 @@ class _Conversion:
         rows = self._carve(shares)
         if self._has_classes:
             labels = {name: self._labels_of(name, rows) for name in SPLITS}
-            raise_any(label_mistakes(labels, self._names.names, first=self._first), Path("data.path"))
+            raise_if_any(label_mistakes(labels, self._names.names, first=self._first), Path("data.path"))
             self._width = int(labels["train"].max()) + 1
         self._write_facts(rows)
 
     def _take(self, name: str, item: Example | Mistake, held: ExitStack) -> None:
         for mistake in (item,) if isinstance(item, Mistake) else self._add(name, item, held):
             known = self._mistakes.setdefault(name, [])
-            if len(known) < MOST_MISTAKES:
+            if len(known) < MAX_MISTAKES_PER_FILE:
                 known.append(mistake)
             else:
                 self._unsaid[name] = self._unsaid.get(name, 0) + 1
@@ -218,7 +218,7 @@ class _Conversion:
         split.bases += len(sequence)
         if self._has_classes and target not in split.first:
             split.first[target] = where
-        if len(split.sequences) >= ROWS or split.bases >= BASES:
+        if len(split.sequences) >= BATCH_ROWS or split.bases >= BATCH_BASES:
             self._write_batch(split)
         return ()
 
@@ -243,7 +243,7 @@ class _Conversion:
     def _begin(self, name: str, held: ExitStack) -> _Split:
         file = held.enter_context(pa.OSFile(str(self._folder / f"{name}.arrow"), "wb"))
         writer = held.enter_context(pa.ipc.new_stream(file, self._schema))
-        return _Split(writer, Seen(self._chromosomes))
+        return _Split(writer, SplitSummary(self._chromosomes))
 
     def _write_batch(self, split: _Split) -> None:
         columns = [
@@ -259,7 +259,7 @@ class _Conversion:
         split.seen.add(split.sequences, split.pairs, split.windows)
         split.sequences, split.pairs, split.targets, split.fields = [], [], [], []
         split.windows, split.bases = [], 0
-        if time.monotonic() - self._said > SAY_EVERY:
+        if time.monotonic() - self._said > SECONDS_BETWEEN_LOGS:
             self._said = time.monotonic()
             rows = sum(len(split.seen) for split in self._splits.values())
             logger.info("converted %s rows, %s rows/s", f"{rows:,}",
@@ -276,12 +276,12 @@ class _Conversion:
         if told:
             raise UserError(told)
 
-    def _carve(self, shares: Shares) -> dict[str, np.ndarray]:
+    def _carve(self, shares: SplitFractions) -> dict[str, np.ndarray]:
         """Rows of the splits that are drawn from train, and those that train is left with."""
         missing = {name: getattr(shares, name) for name in ("dev", "test") if name not in self._splits}
         if not missing:
             return {}
-        rows = carve(groups_of(self._splits["train"].seen), missing, seed=shares.seed)
+        rows = draw_splits(groups_of(self._splits["train"].seen), missing, seed=shares.seed)
         for name in missing:
             logger.info("no %s split in the data: %d of %d rows drawn for it, equal or overlapping ones "
                         "together (data.%s_fraction, data.split_seed)",

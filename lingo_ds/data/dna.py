@@ -6,7 +6,7 @@ from pathlib import Path
 from lingo_ds.utils.errors import Mistake, UserError
 
 IUPAC = "ACGTUNRYSWKMBDHV"
-MOST_MISTAKES = 20
+MAX_MISTAKES_PER_FILE = 20
 """Mistakes reported per file; the rest is counted."""
 
 _LETTERS = (IUPAC + IUPAC.lower()).encode()
@@ -45,16 +45,16 @@ def sequence_mistake(sequence: str, where: str) -> Mistake | None:
     return Mistake(where, illegal.group(), rule, "correct the letter, or write N")
 
 
-def raise_any(mistakes: list[Mistake], path: Path) -> None:
-    """Raises what was found in a file, the first `MOST_MISTAKES` of it.
+def raise_if_any(mistakes: list[Mistake], path: Path) -> None:
+    """Raises what was found in a file, the first `MAX_MISTAKES_PER_FILE` of it.
 
     Raises:
         UserError: where there are mistakes.
     """
-    if len(mistakes) > MOST_MISTAKES:
-        more = len(mistakes) - MOST_MISTAKES
+    if len(mistakes) > MAX_MISTAKES_PER_FILE:
+        more = len(mistakes) - MAX_MISTAKES_PER_FILE
         rest = Mistake(str(path), f"{more} more rows", "have mistakes too", "mend those above first")
-        mistakes = [*mistakes[:MOST_MISTAKES], rest]
+        mistakes = [*mistakes[:MAX_MISTAKES_PER_FILE], rest]
     if mistakes:
         raise UserError(mistakes)
 

@@ -22,7 +22,7 @@ VALUE_KINDS = ("multilabel", "regression")
 """Kinds of task whose target is a list of floats."""
 
 
-MOST_OUTPUTS = 1 << 16
+MAX_OUTPUTS = 1 << 16
 """Classes, labels or values of a task; more are taken for a mistake or a damaged file."""
 
 
@@ -33,7 +33,7 @@ UNKNOWN = ("", "na", "nan")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-_LARGEST = float(np.finfo(np.float32).max)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class BadTarget(ValueError):
@@ -96,7 +96,7 @@ def _read_label(part: Cell) -> float:
 
 def _read_value(part: Cell) -> float:
     number = _number(part)
-    if number is None or not abs(number) <= _LARGEST:
+    if number is None or not abs(number) <= _MAX_FLOAT32:
         raise BadTarget(part, "value is no finite number", "write a number, or NA where it is unknown")
     return number
 
@@ -116,8 +116,8 @@ def value_mistakes(train: np.ndarray, *, kind: str) -> list[Mistake]:
     """Labels or values that the training rows (rows, values), NaN where unknown, cannot teach."""
     if kind not in VALUE_KINDS:
         return []
-    if train.shape[1] > MOST_OUTPUTS:
-        rule, fix = f"are more than a task has, {MOST_OUTPUTS:,}", "name the right columns"
+    if train.shape[1] > MAX_OUTPUTS:
+        rule, fix = f"are more than a task has, {MAX_OUTPUTS:,}", "name the right columns"
         return [Mistake("data.label_column", f"{train.shape[1]:,} values", rule, fix)]
     found = []
     for place, values in enumerate(train.T):

@@ -89,12 +89,12 @@ def make_pack(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray, *, s
     )
 
 
-def or_filler(part: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def or_dummy_row(part: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A forward's examples with weight 1; where there are none, the first of `rows` with weight 0."""
     return (part, np.ones(len(part))) if len(part) else (rows[:1], np.zeros(1))
 
 
-def deal(
+def assign_to_ranks(
     lengths: np.ndarray, *, world: int, budget: int, most: int | None = None, turn: int = 0
 ) -> list[list[np.ndarray]]:
     """Shares examples out: to every process the same number of packs and nearly the same tokens.
@@ -112,14 +112,14 @@ def deal(
         Per process its packs, each the places (k,) of its examples in `lengths`; a pack may be empty where
         there are too few examples.
     """
-    shares = _spread(lengths, world)
+    shares = _sharding(lengths, world)
     shares = shares[-(turn % world) :] + shares[: -(turn % world)]
     fewest = max(
         max(-(-int(lengths[share].sum()) // budget), -(-len(share) // (most or len(share) or 1)), 1)
         for share in shares
     )
     for count in range(min(fewest, len(lengths)), len(lengths) + 1):
-        packs = [[share[part] for part in _spread(lengths[share], count)] for share in shares]
+        packs = [[share[part] for part in _sharding(lengths[share], count)] for share in shares]
         if all(_fits(lengths[pack], budget, most) for share in packs for pack in share):
             return packs
     raise AssertionError("one example a pack always fits")
@@ -129,7 +129,7 @@ def _fits(lengths: np.ndarray, budget: int, most: int | None) -> bool:
     return len(lengths) <= 1 or (lengths.sum() <= budget and len(lengths) <= (most or len(lengths)))
 
 
-def _spread(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+def _sharding(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
     """Places of the examples in each of `parts` parts of nearly equal tokens: the longest goes first."""
     loads = [(0, 0, part) for part in range(parts)]
     members: list[list[int]] = [[] for _ in range(parts)]
@@ -161,4 +161,4 @@ def eval_packs(
     for place, (begin, end) in enumerate(pairwise(cuts)):
         if place % world != rank:
             continue
-        yield make_pack(split, *or_filler(order[begin:end], order), share_prefix=share_prefix)
+        yield make_pack(split, *or_dummy_row(order[begin:end], order), share_prefix=share_prefix)

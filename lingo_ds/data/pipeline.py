@@ -15,7 +15,7 @@ from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.models.backbone.tokenizer import OwnTokenizer
+from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def length_limit(config: RunConfig, spec: BackboneSpec) -> int:
 
 def tokenized_data(
     config: RunConfig,
-    tokenizer: OwnTokenizer,
+    tokenizer: CachedTokenizer,
     spec: BackboneSpec,
     *,
     cache: Path,
@@ -65,8 +65,8 @@ def tokenized_data(
         return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
 
     made: list[Path] = []
-    agreement.first_on_host_does(lambda: made.append(converted()), env)
-    with agreement.together(env):
+    agreement.run_once_per_host(lambda: made.append(converted()), env)
+    with agreement.errors_raised_on_all(env):
         examples = made[0] if made else converted()  # found, as the first process of the host made it
     settings = {
         "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
@@ -99,7 +99,7 @@ def tokenized_data(
                 both_strands=both_strands,
             )
 
-    agreement.first_on_host_does(tokenise, env)
+    agreement.run_once_per_host(tokenise, env)
     tokenized = read_tokenized(entry)
     _require_tokens(tokenized, spec, learned=learned_tokens(config))
     return tokenized
@@ -118,7 +118,7 @@ def _require_tokens(data: TokenizedData, spec: BackboneSpec, *, learned: int) ->
         raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
 
 
-def say_what_was_noticed(data: TokenizedData, task: Task) -> None:
+def log_data_summary(data: TokenizedData, task: Task) -> None:
     """Logs rows, outputs, and what a user may want to mend."""
     facts = data.facts()
     logger.info("data: %s rows, %s", facts["rows"], task.outputs)

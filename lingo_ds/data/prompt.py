@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lingo_ds.config.templates import columns_in, fill
+from lingo_ds.config.templates import columns_in, fill_template
 
 
 class Prompt(NamedTuple):
@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
         """The text around one example, whose cells by column are `fields`."""
         if not (fields and self.columns):
             return self
-        return Prompt(fill(self.before, fields), fill(self.after, fields))
+        return Prompt(fill_template(self.before, fields), fill_template(self.after, fields))
 
 
 def make_prompt(template: str | None, *, domain: str | None) -> Prompt:

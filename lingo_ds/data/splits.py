@@ -10,7 +10,7 @@ from lingo_ds.data.examples import SPLITS
 from lingo_ds.utils.errors import Mistake, UserError
 
 
-class Seen:
+class SplitSummary:
     """What is remembered of one split's rows, so that splits can be compared: 12 bytes each, 36 of a window.
 
     Attributes:
@@ -48,7 +48,7 @@ class Seen:
         return windows if windows.size else None
 
 
-def groups_of(seen: Seen) -> np.ndarray:
+def groups_of(seen: SplitSummary) -> np.ndarray:
     """(rows,) numbers of groups that must stay together: overlapping windows, else equal sequences."""
     if (windows := seen.windows()) is None:
         _, first, group = np.unique(np.asarray(seen.hashes), return_index=True, return_inverse=True)
@@ -62,7 +62,7 @@ def groups_of(seen: Seen) -> np.ndarray:
     return group
 
 
-def carve(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
+def draw_splits(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
     """Draws splits out of the training rows, whole groups each.
 
     Args:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 MIN_LENGTH = 70  # -34 to +36: a TATA box that starts at -34 just fits
 
@@ -115,7 +115,7 @@ def write_promoters(
             (aside / f"{split}.csv").write_text(text, encoding="ascii", newline="")
             start += rows
 
-    write_aside(folder, write)
+    atomic_write(folder, write)
 
 
 def _check(splits: dict[str, int], length: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.config.task_config import Kind
+from lingo_ds.config.task_config import TaskKind
 from lingo_ds.data.labels import moments, value_mistakes
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.utils.errors import Mistake, UserError
@@ -32,7 +32,7 @@ class Task:
     """
 
     name: str
-    kind: Kind
+    kind: TaskKind
     classes: int
     template: str | None
     domain: str | None

@@ -11,14 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from lingo_ds.data.convert import SAY_EVERY
+from lingo_ds.data.convert import SECONDS_BETWEEN_LOGS
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import SPLITS, Examples
 from lingo_ds.data.labels import Target
 from lingo_ds.data.prompt import Prompt
-from lingo_ds.data.tokenization import Row, Tokenize
+from lingo_ds.data.tokenization import ExampleText, Tokenize
 from lingo_ds.data.tokenized import IDS, SCHEMA, VALUES, TokenizedData, TokenizedSplit
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def write_tokenized(
         (aside / "facts.json").write_text(json.dumps(facts))
 
     try:
-        write_aside(folder, write)
+        atomic_write(folder, write)
     except OSError:
         if not folder.is_dir():  # else another host finished the same entry first
             raise
@@ -100,7 +100,7 @@ def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:
         for table in chain([first], tables):
             stream.write_table(table)
             done += len(table)
-            if time.monotonic() - said > SAY_EVERY:
+            if time.monotonic() - said > SECONDS_BETWEEN_LOGS:
                 said = time.monotonic()
                 logger.info("tokenised %s of %s rows", f"{done:,}", f"{rows:,}")
 
@@ -138,9 +138,9 @@ def tokenized_split(
         UserError: where not even one base fits between prefix and suffix.
     """
     count = len(sequences)
-    rows = list(map(Row, sequences, pairs or [None] * count, fields or [()] * count))
+    rows = list(map(ExampleText, sequences, pairs or [None] * count, fields or [()] * count))
 
-    def strand(rows: Sequence[Row]) -> tuple[list[Sequence[int]], list[bool]]:
+    def strand(rows: Sequence[ExampleText]) -> tuple[list[Sequence[int]], list[bool]]:
         return _tokenized_strand(rows, tokenize=tokenize, prompt=prompt, max_length=max_length)
 
     input_ids, truncated = strand(rows)
@@ -156,7 +156,7 @@ def tokenized_split(
 
 
 def _tokenized_strand(
-    rows: Sequence[Row], *, tokenize: Tokenize, prompt: Prompt, max_length: int
+    rows: Sequence[ExampleText], *, tokenize: Tokenize, prompt: Prompt, max_length: int
 ) -> tuple[list[Sequence[int]], list[bool]]:
     """Token ids of each example, and whether it was cut."""
     input_ids, truncated = [], []

@@ -21,16 +21,16 @@ for _letter in "ACGT":
 _PLACE[ord("U")] = NUCLEOTIDES.index("T")
 
 
-class Row(NamedTuple):
+class ExampleText(NamedTuple):
     """What is read of an example: a sequence, the second one of a pair, cells of the prompt's columns."""
 
     sequence: str
     pair: str | None = None
     cells: Sequence[str] = ()
 
-    def first(self, bases: int) -> "Row":
+    def first(self, bases: int) -> "ExampleText":
         """The same, shortened to so many bases."""
-        return Row(*first_bases(self.sequence, self.pair, bases), self.cells)
+        return ExampleText(*first_bases(self.sequence, self.pair, bases), self.cells)
 
     @property
     def bases(self) -> int:
@@ -45,7 +45,7 @@ class Tokens(NamedTuple):
     cut: bool
 
 
-Tokenize = Callable[[Sequence[Row], Prompt, int], Iterable[Tokens]]
+Tokenize = Callable[[Sequence[ExampleText], Prompt, int], Iterable[Tokens]]
 """What makes tokens of examples, with a prompt around each and at most so many per example."""
 
 
@@ -78,7 +78,7 @@ class TextTokens:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", pair_separator: str = ""):
         self._tokenizer, self._separator = tokenizer, pair_separator
 
-    def __call__(self, rows: Sequence[Row], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
+    def __call__(self, rows: Sequence[ExampleText], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
         """The tokens of each example.
 
         Raises:
@@ -89,11 +89,11 @@ class TextTokens:
             too_long = len(ids) > max_length
             yield Tokens(self._cut(row, prompt, max_length) if too_long else ids, too_long)
 
-    def _text(self, row: Row, prompt: Prompt) -> str:
+    def _text(self, row: ExampleText, prompt: Prompt) -> str:
         dna = join(row.sequence, row.pair, self._separator)
         return prompt.render(dna, fields=_fields(row, prompt))
 
-    def _cut(self, row: Row, prompt: Prompt, max_length: int) -> list[int]:
+    def _cut(self, row: ExampleText, prompt: Prompt, max_length: int) -> list[int]:
         """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
         fits, too_long, best = 0, row.bases, None
         while too_long - fits > 1:
@@ -111,7 +111,7 @@ class TextTokens:
         return _read(self._tokenizer, texts)["input_ids"]
 
 
-class Frame(NamedTuple):
+class PromptTokens(NamedTuple):
     """Token ids of the text before and after a sequence, special tokens included."""
 
     before: list[int]
@@ -125,13 +125,13 @@ class NucleotideTokens:
         """Takes the tokenizer, and how many ids the backbone's embedding has: A is the first one behind."""
         self._tokenizer, self._first, self._separator = tokenizer, vocabulary, pair_separator
 
-    def __call__(self, rows: Sequence[Row], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
+    def __call__(self, rows: Sequence[ExampleText], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
         """The tokens of each example; one that is too long loses its end.
 
         Raises:
             UserError: where not even one base fits, or the tokenizer does not belong to the backbone.
         """
-        frames: dict[tuple[str, ...], Frame] = {}
+        frames: dict[tuple[str, ...], PromptTokens] = {}
         between = _plain(self._tokenizer, self._separator) if self._separator else []
         _require_rows(self._tokenizer, between, self._first)
         for row in rows:
@@ -150,7 +150,7 @@ class NucleotideTokens:
     def _ids(self, sequence: str) -> np.ndarray:
         return self._first + _PLACE[np.frombuffer(sequence.encode("ascii"), np.uint8)]
 
-    def frame(self, prompt: Prompt) -> Frame:
+    def frame(self, prompt: Prompt) -> PromptTokens:
         """The prompt's tokens; special ones stand where the tokenizer puts them around a text.
 
         What comes after the sequence is read as the text behind a letter: some tokenizers begin every text
@@ -168,12 +168,12 @@ class NucleotideTokens:
             _plain(self._tokenizer, text) for text in (prompt.before, prompt.after, "A", "A" + prompt.after)
         )
         after = behind[len(letter) :] if behind[: len(letter)] == letter else after
-        frame = Frame([*ids[:begin], *before], [*after, *ids[end:]])
+        frame = PromptTokens([*ids[:begin], *before], [*after, *ids[end:]])
         _require_rows(self._tokenizer, [*frame.before, *frame.after], self._first)
         return frame
 
 
-def _fields(row: Row, prompt: Prompt) -> dict[str, str]:
+def _fields(row: ExampleText, prompt: Prompt) -> dict[str, str]:
     return dict(zip(prompt.columns, row.cells, strict=True)) if row.cells else {}
 
 

@@ -18,7 +18,7 @@ from lingo_ds.distributed.process_group import (
 from lingo_ds.utils.errors import Mistake, UserError
 
 
-def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
+def broadcast_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     """The JSON-able `value` of global rank `source`, on every process (JSON, never pickle)."""
     if is_alone():
         return value
@@ -33,7 +33,7 @@ def share_json(value: Any, env: DistEnv, *, source: int = 0) -> Any:
     return json.loads(bytes(data.cpu().tolist()))
 
 
-def share_from_all(value: Any, env: DistEnv) -> list[Any]:
+def all_gather_json(value: Any, env: DistEnv) -> list[Any]:
     """Every process's JSON-able value, in order of global rank, on every process."""
     if is_alone():
         return [value]
@@ -45,7 +45,7 @@ def share_from_all(value: Any, env: DistEnv) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def raise_together(failure: UserError | None, env: DistEnv) -> None:
+def raise_on_all(failure: UserError | None, env: DistEnv) -> None:
     """Raises on every process, in the same words, where one of them found a user's mistake.
 
     Raises:
@@ -55,11 +55,11 @@ def raise_together(failure: UserError | None, env: DistEnv) -> None:
     if len(failed):
         source = int(failed[0])
         mine = [list(map(str, mistake)) for mistake in failure.mistakes] if failure else None
-        raise UserError([Mistake(*words) for words in share_json(mine, env, source=source)], on_all=True)
+        raise UserError([Mistake(*words) for words in broadcast_json(mine, env, source=source)], on_all=True)
 
 
 @contextmanager
-def together(env: DistEnv) -> Iterator[None]:
+def errors_raised_on_all(env: DistEnv) -> Iterator[None]:
     """Around work that every process does alone, without collectives: one process's mistake ends all of them.
 
     Raises:
@@ -70,16 +70,16 @@ def together(env: DistEnv) -> Iterator[None]:
         yield
     except UserError as error:
         failure = error
-    raise_together(failure, env)
+    raise_on_all(failure, env)
 
 
-def first_on_host_does(work: Callable[[], Any], env: DistEnv) -> None:
+def run_once_per_host(work: Callable[[], Any], env: DistEnv) -> None:
     """Runs `work` once per host while the other processes wait; a user's mistake there is raised everywhere.
 
     Raises:
         UserError: on every process, whichever host found the mistake.
     """
-    with together(env):
+    with errors_raised_on_all(env):
         if env.local_rank == 0:
             work()
 
@@ -99,7 +99,7 @@ def require_equal(value: str, what: str, env: DistEnv) -> None:
     numbers = all_gather(torch.tensor([mine], dtype=torch.long, device=env.device)).flatten().tolist()
     different = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
     if different:
-        hosts = share_from_all(socket.gethostname(), env)
+        hosts = all_gather_json(socket.gethostname(), env)
         where = f"processes {different} ({', '.join(sorted({hosts[rank] for rank in different}))})"
         rule = f"differs from that of process 0 ({hosts[0]})"
         raise UserError(Mistake(what, where, rule, "make all hosts alike"), on_all=True)

@@ -12,7 +12,7 @@ from lingo_ds.distributed import agreement, process_group, watchdog
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import in_words
+from lingo_ds.utils.files import report_disk_full
 from lingo_ds.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def job(config_text: str, env: DistEnv, *, output: Path) -> Iterator[None]:
     if env.world_size > 1:
         process_group.start(env)
     try:
-        with watchdog.watching(env), in_words(output):
+        with watchdog.watching(env), report_disk_full(output):
             require_alike(env)
             agreement.require_equal(config_text, "config", env)
             yield
@@ -51,7 +51,7 @@ def require_alike(env: DistEnv) -> None:
     if env.world_size == 1:
         return
     hosts: dict[str, dict[str, Any]] = {}
-    for facts in agreement.share_from_all(own_facts(env), env):
+    for facts in agreement.all_gather_json(own_facts(env), env):
         hosts.setdefault(facts["host"], facts)
     first, *others = hosts.values()
     fix = "install the same versions on all hosts"

@@ -14,7 +14,7 @@ _NO_STEP = 0xFFFFFFF0
 """SLURM's step ids from here on are no `srun`: the batch script, an interactive shell."""
 
 
-class Place(NamedTuple):
+class RankInfo(NamedTuple):
     """Place of one process, counted from 0, and where the job's processes meet.
 
     Attributes:
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     port: int | None
 
 
-def find_place(environ: Mapping[str, str]) -> Place:
+def find_rank(environ: Mapping[str, str]) -> RankInfo:
     """Reads a process's place from what its launcher left in the environment.
 
     A launcher counts before the scheduler that it runs in: `deepspeed` and `mpirun` inside of a SLURM job
@@ -42,27 +42,27 @@ def find_place(environ: Mapping[str, str]) -> Place:
         UserError: where the variables are no numbers or contradict each other.
     """
     for find in (_torch, _open_mpi, _slurm, _mpich):
-        if (place := find(environ)) is not None:
-            _check(place)
-            return place
-    return Place(0, 0, 1, 1, None, None, None)
+        if (info := find(environ)) is not None:
+            _check(info)
+            return info
+    return RankInfo(0, 0, 1, 1, None, None, None)
 
 
-def comes_first(environ: Mapping[str, str]) -> bool:
+def may_be_rank_zero(environ: Mapping[str, str]) -> bool:
     """Whether this is global rank 0, or may be: its place may be what is wrong."""
     try:
-        return find_place(environ).rank == 0
+        return find_rank(environ).rank == 0
     except UserError:
         return True
 
 
-def _torch(environ: Mapping[str, str]) -> Place | None:
+def _torch(environ: Mapping[str, str]) -> RankInfo | None:
     """`deepspeed` and `torchrun`, and whoever else speaks torch's own language."""
     if "RANK" not in environ:
         return None
     world_size = _number(environ, "WORLD_SIZE", default=1)
     local = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environ else "LOCAL_SIZE"
-    return Place(
+    return RankInfo(
         _number(environ, "RANK"),
         _number(environ, "LOCAL_RANK", default=0),
         world_size,
@@ -72,7 +72,7 @@ def _torch(environ: Mapping[str, str]) -> Place | None:
     )
 
 
-def _slurm(environ: Mapping[str, str]) -> Place | None:
+def _slurm(environ: Mapping[str, str]) -> RankInfo | None:
     """A task of `srun`: no ssh, and the processes meet on the step's first node."""
     if "SLURM_PROCID" not in environ or _number(environ, "SLURM_STEP_ID", default=_NO_STEP) >= _NO_STEP:
         return None
@@ -81,7 +81,7 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
     job, step = _number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_STEP_ID")
     world_size = _number(environ, "SLURM_STEP_NUM_TASKS", default=_number(environ, "SLURM_NTASKS", default=1))
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", str(world_size))
-    return Place(
+    return RankInfo(
         _number(environ, "SLURM_PROCID"),
         _number(environ, "SLURM_LOCALID", default=0),
         world_size,
@@ -92,22 +92,24 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
     )
 
 
-def _open_mpi(environ: Mapping[str, str]) -> Place | None:
+def _open_mpi(environ: Mapping[str, str]) -> RankInfo | None:
     """A process of Open MPI's `mpirun`."""
     names = ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
     return _mpi(environ, *(f"OMPI_COMM_WORLD_{name}" for name in names))
 
 
-def _mpich(environ: Mapping[str, str]) -> Place | None:
+def _mpich(environ: Mapping[str, str]) -> RankInfo | None:
     """A process of MPICH's or Intel MPI's `mpirun`."""
     return _mpi(environ, "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS")
 
 
-def _mpi(environ: Mapping[str, str], rank: str, local_rank: str, size: str, local_size: str) -> Place | None:
+def _mpi(
+    environ: Mapping[str, str], rank: str, local_rank: str, size: str, local_size: str
+) -> RankInfo | None:
     if rank not in environ:
         return None
     world_size = _number(environ, size, default=1)
-    return Place(
+    return RankInfo(
         _number(environ, rank),
         _number(environ, local_rank, default=0),
         world_size,
@@ -117,7 +119,7 @@ def _mpi(environ: Mapping[str, str], rank: str, local_rank: str, size: str, loca
     )
 
 
-def meet_by_mpi(place: Place) -> Place:
+def meet_by_mpi(info: RankInfo) -> RankInfo:
     """Lets MPI carry the address of global rank 0, and a free port there, to all processes of the job.
 
     Raises:
@@ -134,7 +136,7 @@ def meet_by_mpi(place: Place) -> Place:
         mine = (_own_address(), probe.getsockname()[1])
     address, port = MPI.COMM_WORLD.bcast(mine)
     MPI.Finalize()  # nothing more goes by MPI, and mpirun calls it a fault where a process ends without
-    return place._replace(address=address, port=port)
+    return info._replace(address=address, port=port)
 
 
 def first_node(nodes: str) -> str:
@@ -190,11 +192,11 @@ def _number(environ: Mapping[str, str], name: str, *, default: int | None = None
     return int(text)
 
 
-def _check(place: Place) -> None:
+def _check(info: RankInfo) -> None:
     for value, name, limit, of in (
-        (place.rank, "global rank", place.world_size, "processes of the job"),
-        (place.local_rank, "local rank", place.local_world_size, "processes of the host"),
+        (info.rank, "global rank", info.world_size, "processes of the job"),
+        (info.local_rank, "local rank", info.local_world_size, "processes of the host"),
     ):
         if value >= limit:
-            rule = f"is not below the {limit} {of} that {place.launcher} names"
+            rule = f"is not below the {limit} {of} that {info.launcher} names"
             raise UserError(Mistake(name, value, rule, "start through a launcher"))

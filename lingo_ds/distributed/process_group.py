@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from lingo_ds.distributed.launchers import find_place, meet_by_mpi
+from lingo_ds.distributed.launchers import find_rank, meet_by_mpi
 from lingo_ds.distributed.traffic import counter, hosts_of
 from lingo_ds.utils.errors import Mistake, UserError, one_line
 
@@ -34,12 +34,12 @@ class DistEnv:
 
 
 def detect() -> DistEnv:
-    """This process's place, as its launcher says it, see `find_place`.
+    """This process's place, as its launcher says it, see `find_rank`.
 
     Raises:
         UserError: where the launcher's variables contradict each other.
     """
-    place = find_place(os.environ)
+    place = find_rank(os.environ)
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     device = torch.device("cuda", place.local_rank) if use_cuda else torch.device("cpu")
     return DistEnv(place.rank, place.local_rank, place.world_size, place.local_world_size, device)
@@ -112,7 +112,7 @@ def _meeting_place(env: DistEnv) -> tuple[str, int]:
     Raises:
         UserError: where nobody says it.
     """
-    place = find_place(os.environ)
+    place = find_rank(os.environ)
     if env.world_size == 1 and (place.address is None or place.port is None):
         return "127.0.0.1", free_port()
     if place.launcher == "MPI" and (place.address is None or place.port is None):

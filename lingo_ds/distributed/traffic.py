@@ -49,7 +49,7 @@ def hosts_of(local_ranks: Sequence[int]) -> list[int]:
     return [number - 1 for number in accumulate(int(rank == 0) for rank in local_ranks)]
 
 
-class Kind(NamedTuple):
+class CollectiveKind(NamedTuple):
     """A kind of collective: its name, what it moves, processes that take part, hosts that these are on."""
 
     name: str
@@ -78,7 +78,7 @@ class Counter:
     """Adds up bytes by kind; a call costs two look-ups in a dict, and nothing waits for the device."""
 
     def __init__(self):
-        self._tallies: dict[Kind, Tally] = {}
+        self._tallies: dict[CollectiveKind, Tally] = {}
         self._host_of: Sequence[int] | None = None
         self._sizes: dict[dist.ProcessGroup | None, tuple[int, int]] = {}
 
@@ -86,7 +86,9 @@ class Counter:
         """Takes the number of the host that each global rank is on."""
         self._host_of, self._sizes = host_of, {}
 
-    def add(self, name: str, what: str, payload: int, group: dist.ProcessGroup | None = None) -> Kind:
+    def add(
+        self, name: str, what: str, payload: int, group: dist.ProcessGroup | None = None
+    ) -> CollectiveKind:
         """Counts one collective, and says of what kind it is.
 
         Args:
@@ -97,12 +99,12 @@ class Counter:
         """
         if group not in self._sizes:
             self._sizes[group] = self._size(group)
-        kind = Kind(name, what, *self._sizes[group])
+        kind = CollectiveKind(name, what, *self._sizes[group])
         more = Tally(1, payload, sent_bytes(name, payload, kind.group))
         self._tallies[kind] = self._tallies.get(kind, Tally()) + more
         return kind
 
-    def take(self) -> dict[Kind, Tally]:
+    def take(self) -> dict[CollectiveKind, Tally]:
         """What was counted since the last time, among more than one process."""
         taken, self._tallies = self._tallies, {}
         return {kind: tally for kind, tally in taken.items() if tally.sent}

@@ -41,10 +41,10 @@ LAUNCHERS = (
     "deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "orted", "prted", "srun", "slurmstepd",
 )  # fmt: skip
 
-_watch: "Watch | None" = None
+_watchdog: "Watchdog | None" = None
 
 
-class Sign(NamedTuple):
+class Heartbeat(NamedTuple):
     """What a process says of itself: `beats` counts its progress, `tick` only that it is there.
 
     `host` and `space`, that of process ids on it, say where its `pid` can be looked for.
@@ -59,15 +59,15 @@ class Sign(NamedTuple):
     space: int
 
 
-class Seen(NamedTuple):
+class PeerState(NamedTuple):
     """The last new sign of another process, and when it came (monotonic seconds)."""
 
-    sign: Sign
+    sign: Heartbeat
     alive_since: float
     still_since: float
 
 
-class Watch:
+class Watchdog:
     """One process's part in watching over the job.
 
     Attributes:
@@ -79,7 +79,7 @@ class Watch:
         """`store` is the job's; None where there are no others to look at."""
         self._env, self._store = env, store
         self._place = socket.gethostname(), _pid_space()
-        self._seen: dict[int, Seen] = {}
+        self._seen: dict[int, PeerState] = {}
         self._period = max(PERIOD, env.world_size / 64)
         self._launchers = _launchers()
         self._launcher_gone: float | None = None
@@ -99,7 +99,7 @@ class Watch:
         self._publish()
         self._answered = time.monotonic()
         if self._store is not None:  # who keeps the store: it cannot be asked once it is lost
-            self._seen[0] = Seen(self._sign_of(0), self._answered, self._answered)
+            self._seen[0] = PeerState(self._heartbeat_of(0), self._answered, self._answered)
         for thread in self._threads:
             thread.start()
 
@@ -142,7 +142,7 @@ class Watch:
     def _publish(self) -> None:
         if self._store is not None:
             judged = self.timeout is not None
-            sign = Sign(self._tick, self.beats, judged, self._done, os.getpid(), *self._place)
+            sign = Heartbeat(self._tick, self.beats, judged, self._done, os.getpid(), *self._place)
             self._store.set(f"lingo_ds/alive/{self._env.global_rank}", json.dumps(sign))
 
     def _look_around(self) -> str | None:
@@ -152,25 +152,25 @@ class Watch:
         if len(self._seen) < len(keys) and not self._store.check(keys):
             return None  # someone is not here yet
         for rank, text in zip(ranks, self._store.multi_get(keys), strict=True):
-            sign = Sign(*json.loads(text))
+            sign = Heartbeat(*json.loads(text))
             before = self._seen.get(rank)
             if before is None or sign.beats != before.sign.beats:
-                self._seen[rank] = Seen(sign, now, now)
+                self._seen[rank] = PeerState(sign, now, now)
             elif sign != before.sign:
-                self._seen[rank] = Seen(sign, now, before.still_since)
+                self._seen[rank] = PeerState(sign, now, before.still_since)
         for rank, (sign, alive_since, _) in self._seen.items():
             if sign.done:
                 continue
             if (sign.host, sign.space) == self._place and not _runs(sign.pid):
-                if self._sign_of(rank).done:  # said after we looked
+                if self._heartbeat_of(rank).done:  # said after we looked
                     continue
                 return self._words(rank, "has ended or was killed")
             if now > alive_since + SILENCE:
                 return self._words(rank, f"has given no sign of life for {SILENCE:.0f} s")
         return self._hanging(now) if len(self._seen) == self._env.world_size else None
 
-    def _sign_of(self, rank: int) -> Sign:
-        return Sign(*json.loads(self._store.get(f"lingo_ds/alive/{rank}")))
+    def _heartbeat_of(self, rank: int) -> Heartbeat:
+        return Heartbeat(*json.loads(self._store.get(f"lingo_ds/alive/{rank}")))
 
     def _hanging(self, now: float) -> str | None:
         if self.timeout is None:
@@ -227,14 +227,14 @@ def watching(env: DistEnv) -> Iterator[None]:
 
     Call it in the process group that all processes have joined.
     """
-    global _watch
+    global _watchdog
     store = None
     if env.world_size > 1:
         store = dist.distributed_c10d._get_default_store().clone()  # a connection that nobody else waits on
         store.set_timeout(timedelta(seconds=SILENCE))
-    before, watch = _watch, Watch(env, store)
+    before, watch = _watchdog, Watchdog(env, store)
     watch.start()
-    _watch = watch
+    _watchdog = watch
     try:
         yield
     except UserError:
@@ -245,14 +245,14 @@ def watching(env: DistEnv) -> Iterator[None]:
             time.sleep(SILENCE + 5 * PERIOD)  # long enough for the thread to find who is lost, and end this
         raise
     finally:
-        _watch = before
+        _watchdog = before
         watch.stop()
 
 
 @contextlib.contextmanager
 def judging(timeout: float) -> Iterator[None]:
     """While inside, standing still for longer than `timeout` seconds is a fault."""
-    watch = _watch
+    watch = _watchdog
     if watch is not None:
         watch.timeout = timeout
     try:
@@ -264,8 +264,8 @@ def judging(timeout: float) -> Iterator[None]:
 
 def beat() -> None:
     """Notes that this process got on; call it before whatever others may have to wait for."""
-    if _watch is not None:
-        _watch.beats += 1
+    if _watchdog is not None:
+        _watchdog.beats += 1
 
 
 def _of_a_collective(error: Exception) -> bool:

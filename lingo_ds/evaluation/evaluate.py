@@ -27,7 +27,7 @@ from lingo_ds.evaluation.thresholds import DEFAULT
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 
 class Evaluation(NamedTuple):
@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
     task: Task
 
 
-def evaluate(
+def evaluate_split(
     model: AdaptedModel,
     split: TokenizedSplit,
     *,
@@ -87,7 +87,7 @@ def evaluate(
                 task, answers(all_logits, task), split.labels, metric=choose_thresholds_for
             )
         found = [*score(all_logits, split.labels, task), task.thresholds]
-    metrics, by_output, thresholds = agreement.share_json(found, env)
+    metrics, by_output, thresholds = agreement.broadcast_json(found, env)
     return Evaluation(metrics, all_logits, by_output, task.with_thresholds(thresholds and tuple(thresholds)))
 
 
@@ -127,7 +127,7 @@ def write_predictions(path: Path, evaluation: Evaluation, labels: np.ndarray) ->
             columns |= _by_name("predicted", decide(found, task), task)
     columns |= dict(zip(answer_columns(task), found.T, strict=True))
     arrays = {name: pa.array(column, from_pandas=True) for name, column in columns.items()}
-    write_aside(path, lambda aside: pq.write_table(pa.table(arrays), aside))
+    atomic_write(path, lambda aside: pq.write_table(pa.table(arrays), aside))
 
 
 def _by_name(what: str, table: np.ndarray, task: Task) -> dict[str, np.ndarray]:

@@ -143,11 +143,11 @@ def _errors(predicted: np.ndarray, values: np.ndarray) -> Metrics:
 
     known = ~np.isnan(values)
     x, y = predicted[known].astype(np.float64), values[known].astype(np.float64)
-    squared, spread = np.square(x - y), np.square(y - y.mean()) if len(y) else y
+    squared, sharding = np.square(x - y), np.square(y - y.mean()) if len(y) else y
     return {
         "pearson": _correlation(x, y),
         "spearman": _correlation(rankdata(x), rankdata(y)),
-        "r2": float(1 - squared.sum() / spread.sum()) if spread.any() else None,
+        "r2": float(1 - squared.sum() / sharding.sum()) if sharding.any() else None,
         "rmse": float(np.sqrt(squared.mean())) if len(y) else None,
         "mae": float(np.abs(x - y).mean()) if len(y) else None,
     }

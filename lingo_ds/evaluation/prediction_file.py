@@ -18,13 +18,13 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingo_ds.data.readers.tables import DELIMITERS
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import make_folder, only_user, write_aside
+from lingo_ds.utils.files import atomic_write, exclusive_lock, make_folder
 
 logger = logging.getLogger(__name__)
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-ENDINGS = (".parquet", *DELIMITERS, *(f"{ending}.gz" for ending in DELIMITERS))
+OUTPUT_SUFFIXES = (".parquet", *DELIMITERS, *(f"{ending}.gz" for ending in DELIMITERS))
 ROW_GROUP = 1 << 16
 """Rows of a Parquet output that lie together."""
 
@@ -46,7 +46,7 @@ class Output:
     def __init__(self, path: Path, *, schema: pa.Schema):
         """Takes the file, and its columns."""
         self.path, self._parts = path, path.with_name(f".{path.name}.parts")
-        self._ending = next(ending for ending in ENDINGS if path.name.lower().endswith(ending))
+        self._ending = next(ending for ending in OUTPUT_SUFFIXES if path.name.lower().endswith(ending))
         self._delimiter = DELIMITERS.get(self._ending.removesuffix(".gz"))
         self._schema = schema
 
@@ -58,10 +58,10 @@ class Output:
             UserError: where another job is at them.
         """
         make_folder(self._parts, setting="--output")
-        with only_user(self._parts, setting="--output"):
+        with exclusive_lock(self._parts, setting="--output"):
             yield
 
-    def take_up(self, meaning: dict[str, Any]) -> Done:
+    def resume(self, meaning: dict[str, Any]) -> Done:
         """Finds what is done already of a job with this `meaning`; parts of another one are removed."""
         note = self._parts / "job.json"
         text = json.dumps(meaning, indent=2)
@@ -77,22 +77,22 @@ class Output:
             logger.warning("%s holds parts of another job; this one begins anew", self._parts)
         for _, _, _, path in self._listed():
             path.unlink()
-        write_aside(note, lambda aside: aside.write_text(text))
+        atomic_write(note, lambda aside: aside.write_text(text))
         return Done()
 
     def add(self, begin: int, table: pa.Table, cut: int) -> None:
         """Writes the rows from `begin` on; of their sequences, `cut` were cut."""
         name = f"{begin:012}-{begin + len(table):012}-{cut}"
         if self._delimiter is None:
-            write_aside(self._parts / name, lambda aside: pq.write_table(table, aside))
+            atomic_write(self._parts / name, lambda aside: pq.write_table(table, aside))
         else:
-            write_aside(self._parts / name, lambda aside: self._write_text(table, aside))
+            atomic_write(self._parts / name, lambda aside: self._write_text(table, aside))
 
     def finish(self) -> None:
         """Joins the parts to the output, which appears whole, and removes them."""
         parts = [path for _, _, _, path in self._listed()]
         whole = self._parts / "whole"
-        write_aside(whole, lambda aside: self._join(parts, aside))
+        atomic_write(whole, lambda aside: self._join(parts, aside))
         whole.replace(self.path)
         shutil.rmtree(self._parts)
 
@@ -151,8 +151,8 @@ def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
         UserError: for an unknown ending, a folder that cannot be written to, the input itself, or a file
             that is there already.
     """
-    if not path.name.lower().endswith(ENDINGS):
-        rule = f"the ending is none of {', '.join(ENDINGS)}"
+    if not path.name.lower().endswith(OUTPUT_SUFFIXES):
+        rule = f"the ending is none of {', '.join(OUTPUT_SUFFIXES)}"
         raise UserError(Mistake("--output", path, rule, "name the file by its format"))
     make_folder(path.parent, setting="--output")
     if path.is_dir():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds.data.batches import Batch, ahead, eval_batches
+from lingo_ds.data.batches import Batch, eval_batches, prefetch
 from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.packing import Pack, common_prefix, eval_packs
 from lingo_ds.data.prompt import make_prompt
@@ -30,7 +30,7 @@ from lingo_ds.planning.memory import ForwardPlan
 from lingo_ds.planning.micro_batch import WORTH_SHARING
 from lingo_ds.utils.errors import Mistake, UserError
 
-CHUNK = 8192
+SEQUENCES_PER_CHUNK = 8192
 """Sequences of a chunk at most."""
 
 FORWARDS = 32
@@ -137,9 +137,9 @@ class Predictor:
         Raises:
             UserError: on every process, for a mistake in the chunks or logits that are not finite.
         """
-        with closing(ahead(map(self._share, chunks))) as shares:
+        with closing(prefetch(map(self._share, chunks))) as shares:
             while True:
-                with agreement.together(self.env):
+                with agreement.errors_raised_on_all(self.env):
                     share = next(shares, None)
                 if share is None:
                     return
@@ -150,7 +150,7 @@ class Predictor:
         for number, sequence in enumerate(sequences):
             ids.append(number)
             bases += len(sequence)
-            if len(ids) >= CHUNK or bases >= self.chunk_bases or number + 1 == len(sequences):
+            if len(ids) >= SEQUENCES_PER_CHUNK or bases >= self.chunk_bases or number + 1 == len(sequences):
                 some = [one.upper() for one in sequences[begin : number + 1]]
                 yield Chunk(begin, ids, some, (number + 1) / len(sequences))
                 ids, bases, begin = [], 0, number + 1

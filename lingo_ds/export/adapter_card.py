@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from lingo_ds.data.labels import MOST_OUTPUTS
+from lingo_ds.data.labels import MAX_OUTPUTS
 from lingo_ds.data.task import Task
 from lingo_ds.models.adapters.layout import BankLayout, Site, SiteViews
 
@@ -61,7 +61,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     @field_validator("task")
     @classmethod
     def _possible(cls, task: Task) -> Task:
-        if not 0 < task.classes <= MOST_OUTPUTS or task.max_length < 1:
+        if not 0 < task.classes <= MAX_OUTPUTS or task.max_length < 1:
             raise ValueError(f"{task.classes} classes of at most {task.max_length} tokens")
         if task.template is not None and task.template.count("{sequence}") != 1:
             raise ValueError("the template must hold {sequence} once")

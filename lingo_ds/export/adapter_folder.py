@@ -11,16 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
-from lingo_ds.export.model_card import README, Notes, model_card
+from lingo_ds.export.adapter_card import Card, SavedAdapter
+from lingo_ds.export.model_card import README, CardNotes, model_card
 from lingo_ds.export.peft_format import (
+    ADAPTER_WEIGHTS,
     CARD,
     CONFIG,
-    HEAD,
+    HEAD_KEY,
     PARTS,
     RANK_EPSILON,
     RANK_FIELD,
-    WEIGHTS,
     Misfit,
     peft_pattern,
     peft_prefix,
@@ -32,13 +32,8 @@ from lingo_ds.export.peft_format import (
 )
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.safe_read import own_file, read_own_json
-
-__all__ = [
-    "BackboneCard", "Card", "DataCard", "SavedAdapter", "adapter_fingerprint", "as_lora", "as_svd",
-    "load_adapter", "read_card", "read_settings", "save_adapter",
-]  # fmt: skip
 
 SETTINGS = {
     "ADALORA": ("lora_dropout", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2",
@@ -58,7 +53,7 @@ def save_adapter(
     spec: BackboneSpec,
     backbone_path: str,
     settings: dict[str, Any],
-    notes: Notes = Notes(),  # noqa: B008
+    notes: CardNotes = CardNotes(),  # noqa: B008
 ) -> None:
     """Writes the folder in one step, AdaLoRA where there is a lam, else LoRA.
 
@@ -77,12 +72,12 @@ def save_adapter(
 
     def write(aside: Path) -> None:
         aside.mkdir()
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, aside / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         (aside / CONFIG).write_text(json.dumps(config, indent=2))
         (aside / CARD).write_text(adapter.card.model_dump_json(indent=2))
         (aside / README).write_text(text, encoding="utf-8")
 
-    write_aside(folder, write)
+    atomic_write(folder, write)
 
 
 def as_lora(adapter: SavedAdapter) -> SavedAdapter:
@@ -120,7 +115,7 @@ def _peft_type(adapter: SavedAdapter) -> str:
 
 
 def _peft_tensors(adapter: SavedAdapter, spec: BackboneSpec) -> dict[str, Tensor]:
-    tensors = {HEAD: adapter.layout.head(adapter.values)}
+    tensors = {HEAD_KEY: adapter.layout.head(adapter.values)}
     if adapter.layout.token_size:
         tensors[tokens_key(spec)] = adapter.layout.tokens(adapter.values)
     names = PARTS[_peft_type(adapter)]
@@ -197,7 +192,7 @@ def read_settings(folder: Path, adapter: SavedAdapter) -> dict[str, Any]:
 def adapter_fingerprint(folder: Path) -> str:
     """64 hex digits that change with what an adapter computes."""
     digest = hashlib.sha256()
-    for name in (WEIGHTS, CONFIG, CARD):
+    for name in (ADAPTER_WEIGHTS, CONFIG, CARD):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()
 
@@ -212,9 +207,11 @@ def load_adapter(folder: Path, spec: BackboneSpec) -> SavedAdapter:
     try:
         nucleotides = card.task.tokens == "nucleotides"
         config = read_config(read_own_json(folder, CONFIG), spec, nucleotides=nucleotides)
-        path = own_file(folder, WEIGHTS)
+        path = own_file(folder, ADAPTER_WEIGHTS)
         if path.stat().st_size > (limit := config.largest_file(spec, classes=card.task.classes)):
-            raise ValueError(f"{WEIGHTS} is above {limit:,} bytes, the most that its rank and shape can be")
+            raise ValueError(
+                f"{ADAPTER_WEIGHTS} is above {limit:,} bytes, the most that its rank and shape can be"
+            )
         with safe_open(path, "pt") as file:
             layout = read_layout(file, config, spec, classes=card.task.classes, nucleotides=nucleotides)
             values = read_values(file, layout, config, spec)

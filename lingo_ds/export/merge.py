@@ -16,14 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.data.task import Task
 from lingo_ds.export.adapter_card import KeptSite, SavedAdapter
-from lingo_ds.export.model_card import README, Form, Notes, model_card
+from lingo_ds.export.model_card import README, CardNotes, Form, model_card
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 WEIGHTS, INDEX, HEAD, REPORT = (
     "model.safetensors", "model.safetensors.index.json", "head.safetensors", "merge.json",
@@ -31,7 +31,7 @@ WEIGHTS, INDEX, HEAD, REPORT = (
 PROBLEM_TYPES = {"multilabel": "multi_label_classification", "regression": "regression"}
 """transformers' words for kinds of task; all others are one to it."""
 
-SAID = 3
+MAX_NAMED_MAPS = 3
 """Maps with the largest losses that are named one by one."""
 
 
@@ -79,7 +79,7 @@ class Merged(NamedTuple):
 
     def worst(self) -> list[str]:
         """Names of the maps that lost most of their adapter's term, worst first."""
-        return sorted(self.rounding, key=lambda name: -self.rounding[name].relative)[:SAID]
+        return sorted(self.rounding, key=lambda name: -self.rounding[name].relative)[:MAX_NAMED_MAPS]
 
     def lines(self) -> Iterator[str]:
         """The losses for the terminal."""
@@ -98,7 +98,7 @@ def save_merged(
     backbone_path: str,
     dtype: str | None,
     shard_bytes: int,
-    notes: Notes,
+    notes: CardNotes,
 ) -> Merged:
     """Writes the merged model in one step: a classifier where transformers has this very one, else its base.
 
@@ -146,7 +146,7 @@ def save_merged(
         text = model_card(adapter, spec, form=form, backbone_path=backbone_path, notes=notes, remarks=remarks)
         (aside / README).write_text(text, encoding="utf-8")
 
-    write_aside(folder, write)
+    atomic_write(folder, write)
     return merged[0]
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.task import Task
-from lingo_ds.data.tokenization import NUCLEOTIDES, Frame, NucleotideTokens
+from lingo_ds.data.tokenization import NUCLEOTIDES, NucleotideTokens, PromptTokens
 from lingo_ds.export.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec
@@ -54,7 +54,7 @@ For research on sequences like those it was trained on; its numbers hold for tha
 Not for diagnosis or any decision on a person; longer or other input is not covered by the metrics."""
 
 
-class Notes(NamedTuple):
+class CardNotes(NamedTuple):
     """What an adapter does not know of itself.
 
     Attributes:
@@ -65,13 +65,13 @@ class Notes(NamedTuple):
 
     license: str = "other"
     test: dict[str, float | None] | None = None
-    frame: Frame | None = None
+    frame: PromptTokens | None = None
 
 
 def task_frame(
     task: Task, spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase | None" = None
-) -> Frame | None:
-    """For `Notes`: None where DNA is read as text. Without a `tokenizer` it is the one in the folder."""
+) -> PromptTokens | None:
+    """For `CardNotes`: None where DNA is read as text. Without a `tokenizer` it is the one in the folder."""
     if task.tokens == "text":
         return None
     tokens = NucleotideTokens(tokenizer or read_tokenizer(spec.folder), spec.embedding_shape[0])
@@ -84,7 +84,7 @@ def model_card(
     *,
     form: Form,
     backbone_path: str,
-    notes: Notes,
+    notes: CardNotes,
     remarks: tuple[str, ...] = (),
 ) -> str:
     """The whole text of README.md; `remarks` are paragraphs of the format's own."""
@@ -161,7 +161,7 @@ def _data(card: Card) -> str:
     return f"## Data\n\n{_line(card.data.name)}: {rows} rows (fingerprint {_line(card.data.fingerprint)})."
 
 
-def _metrics(card: Card, notes: Notes) -> str:
+def _metrics(card: Card, notes: CardNotes) -> str:
     splits = {"dev": card.dev, **({"test": notes.test} if notes.test else {})}
     names = dict.fromkeys(name for metrics in splits.values() for name in metrics)
     rows = [f"| metric | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
@@ -207,7 +207,7 @@ def _quantized(card: Card, form: Form) -> Iterator[str]:
     yield f"## Backbone\n\nTrained over linear maps that were quantised to {what}. {now}."
 
 
-def _use(card: Card, spec: BackboneSpec, form: Form, frame: Frame | None) -> str:
+def _use(card: Card, spec: BackboneSpec, form: Form, frame: PromptTokens | None) -> str:
     if form in ("adalora", "lora") and spec.model_type not in CLASSIFIERS:
         return (
             f"transformers' classifier for {spec.model_type} has another head than this adapter's, so stock "
@@ -279,7 +279,7 @@ def _read_text(card: Card) -> list[str]:
     ]
 
 
-def _read_bases(spec: BackboneSpec, frame: Frame | None) -> list[str]:
+def _read_bases(spec: BackboneSpec, frame: PromptTokens | None) -> list[str]:
     assert frame is not None, "notes on an adapter of nucleotides need the prompt's tokens"
     return [
         *textwrap.wrap(f"before = {frame.before}", 100, subsequent_indent="    "),

@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from lingo_ds.export.adapter_folder import SavedAdapter, load_adapter, read_card
+from lingo_ds.export.adapter_card import SavedAdapter
+from lingo_ds.export.adapter_folder import load_adapter, read_card
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def open_adapter(
     make_builtin_backbone(path, cache)
     files = backbone_folder(path, revision=revision or card.revision, cache=cache)
     spec = read_spec(files, trust_remote_code=trust_remote_code)
-    if fingerprint(spec.folder) != card.fingerprint:
+    if weights_fingerprint(spec.folder) != card.fingerprint:
         rule = f"is not the backbone that the adapter in {folder} was trained on"
         raise UserError(Mistake("backbone.path", path, rule, f"name the one that was at {card.path}"))
     return OpenedAdapter(load_adapter(folder, spec), spec)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lingo_ds.data.tokenization import NUCLEOTIDES
 from lingo_ds.models.adapters.layout import BankLayout, Site
-from lingo_ds.models.backbone.byte_ranges import DTYPES
+from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES
 from lingo_ds.models.backbone.spec import BackboneSpec
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "task.json"
-HEAD = "base_model.model.score.weight"
+ADAPTER_WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "task.json"
+HEAD_KEY = "base_model.model.score.weight"
 RANK_EPSILON = 1e-5
 """PEFT divides by rank + 1e-5; lora_E is multiplied by as much, so that its logits are ours."""
 
@@ -131,11 +131,11 @@ def read_layout(
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
     for key, part in slices.items():
-        if part.get_dtype() not in DTYPES:
+        if part.get_dtype() not in SAFETENSORS_DTYPES:
             raise ValueError(f"{key} is of {part.get_dtype()}, no numbers")
-    if HEAD not in shapes:
-        raise ValueError(f"{HEAD} is missing")
-    head, wanted_head = shapes.pop(HEAD), (classes, spec.output_size)
+    if HEAD_KEY not in shapes:
+        raise ValueError(f"{HEAD_KEY} is missing")
+    head, wanted_head = shapes.pop(HEAD_KEY), (classes, spec.output_size)
     if head != wanted_head:
         raise Misfit("", f"head {head}", f"is not {wanted_head}, the card's classes by the backbone's output")
     token_shape = (len(NUCLEOTIDES), spec.embedding_shape[1]) if nucleotides else (0, 0)
@@ -172,7 +172,7 @@ def read_layout(
 def read_values(file: Any, layout: BankLayout, config: PeftConfig, spec: BackboneSpec) -> Tensor:
     """(layout.size,) fp32, copied out of the file tensor by tensor."""
     values = torch.zeros(layout.size)
-    layout.head(values).copy_(file.get_tensor(HEAD))
+    layout.head(values).copy_(file.get_tensor(HEAD_KEY))
     if layout.token_size:
         layout.tokens(values).copy_(file.get_tensor(tokens_key(spec)))
     for k, site in enumerate(layout.sites):
@@ -183,5 +183,5 @@ def read_values(file: Any, layout: BankLayout, config: PeftConfig, spec: Backbon
         if layout.has_lam:
             views.lam.copy_(part["lam"].flatten() / (1 + RANK_EPSILON / config.rank))
     if not torch.isfinite(values).all():
-        raise ValueError(f"{WEIGHTS} holds numbers that are not finite")
+        raise ValueError(f"{ADAPTER_WEIGHTS} holds numbers that are not finite")
     return values

@@ -82,9 +82,9 @@ class AdaptedModel:
         if self._token_hooks:
             self._token_hooks.detach()
 
-    def adopt(self, layout: BankLayout, master: Tensor) -> None:
+    def replace(self, layout: BankLayout, master: Tensor) -> None:
         """Puts a saved adapter in the bank's place, for evaluation."""
-        self.bank.adopt(layout, master)
+        self.bank.replace(layout, master)
         self.follow_bank()
 
 

@@ -172,15 +172,15 @@ def _arrange(kept: Mapping[str, int]) -> _Grid:
     """Sorts sites by layer, the first number in a name, and kind, the rest of it, kinds as they come."""
     placed = {name: place_of(name) for name in kept}
     several_stacks = len({stack for stack, _, _ in placed.values() if stack}) > 1
-    kind_of = {
+    suffix_of = {
         name: f"{stack}.{rest}" if stack and several_stacks else rest
         for name, (stack, _, rest) in placed.items()
     }
-    kinds = list(dict.fromkeys(kind_of.values()))
+    kinds = list(dict.fromkeys(suffix_of.values()))
     layers = sorted({layer for _, layer, _ in placed.values()}, key=lambda layer: (layer is None, layer))
     ranks = np.full((max(1, len(kinds)), max(1, len(layers))), np.nan)
     for name, rank in kept.items():
-        ranks[kinds.index(kind_of[name]), layers.index(placed[name][1])] = rank
+        ranks[kinds.index(suffix_of[name]), layers.index(placed[name][1])] = rank
     return _Grid(ranks, kinds or [""], layers or [None])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 SCORE_BINS = 40
 
 
-class Place(NamedTuple):
+class SitePosition(NamedTuple):
     """Where a site sits: `decoder.layers.3.self_attn.q_proj` is (`decoder.layers`, 3, `self_attn.q_proj`)."""
 
     stack: str
@@ -17,12 +17,12 @@ class Place(NamedTuple):
     kind: str
 
 
-def place_of(name: str) -> Place:
+def place_of(name: str) -> SitePosition:
     """The place that a site's name tells: its first number is the layer."""
     found = re.search(r"(?:^|\.)(\d+)\.", name)
     if found is None:
-        return Place("", None, name)
-    return Place(name[: found.start()], int(found[1]), name[found.end() :])
+        return SitePosition("", None, name)
+    return SitePosition(name[: found.start()], int(found[1]), name[found.end() :])
 
 
 def budget_shares(ranks: Mapping[str, int]) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 _CLASS_ROWS = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
 _ROWS = {
@@ -32,7 +32,7 @@ def write_report(path: Path, report: dict) -> None:
     for key, number in _not_finite(report):
         raise ValueError(f"report: {key}: {number}: numbers must be finite: say None for what is undefined")
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def summary_table(report: dict) -> Table:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 
 class TaskResult(NamedTuple):
@@ -53,8 +53,8 @@ def result_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
 def _mean_and_spread(split: str, values: Sequence[float | None]) -> dict[str, str]:
     known = [100 * value for value in values if value is not None]
     mean = statistics.mean(known) if known else None
-    spread = statistics.stdev(known) if len(known) > 1 else None
-    return {split: _number(mean), f"{split} sd": _number(spread)}
+    sharding = statistics.stdev(known) if len(known) > 1 else None
+    return {split: _number(mean), f"{split} sd": _number(sharding)}
 
 
 def _number(value: float | None) -> str:
@@ -68,9 +68,9 @@ def write_results(folder: Path, results: Sequence[TaskResult], *, notes: Sequenc
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_aside(folder / "results.csv", lambda aside: aside.write_text(text.getvalue(), encoding="utf-8"))
+    atomic_write(folder / "results.csv", lambda aside: aside.write_text(text.getvalue(), encoding="utf-8"))
     markdown = _markdown(rows) + "".join(f"\n- {note}" for note in notes) + "\n"
-    write_aside(folder / "results.md", lambda aside: aside.write_text(markdown, encoding="utf-8"))
+    atomic_write(folder / "results.md", lambda aside: aside.write_text(markdown, encoding="utf-8"))
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:

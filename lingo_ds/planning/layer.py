@@ -139,8 +139,8 @@ def _distinct_inputs(d_in: Mapping[str, int], names: Sequence[str], shared: Sequ
     """Sum of d_in, maps that read the same tensor counted once."""
     left, total = set(names), 0
     for group in shared:
-        together = left.intersection(group)
-        if together:
-            total += d_in[next(iter(together))]
-            left -= together
+        errors_raised_on_all = left.intersection(group)
+        if errors_raised_on_all:
+            total += d_in[next(iter(errors_raised_on_all))]
+            left -= errors_raised_on_all
     return total + sum(d_in[name] for name in left)

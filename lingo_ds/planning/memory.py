@@ -14,7 +14,7 @@ USABLE_MEMORY = 0.8
 """Share of a process's memory that a plan fills; the rest: fragments, runtime, what the estimate misses."""
 
 
-MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
+MAX_FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a forward without backward at most: more fill no GPU better, and leave a CPU's caches."""
 
 
@@ -59,7 +59,7 @@ def plan_forward(
         zero: how the user wants the backbone spread.
         packing: `auto` or `off`.
         longest: tokens of the longest example that may come.
-        tokens: of a forward as the user wants it; None: what memory allows, `MOST_TOKENS` at most.
+        tokens: of a forward as the user wants it; None: what memory allows, `MAX_FORWARD_TOKENS` at most.
         device: `cpu` or `cuda`.
 
     Raises:
@@ -69,10 +69,10 @@ def plan_forward(
     bank = facts.bank_parameters * (4 * 4 + 2 * facts.compute_bytes)
     beside = bank + longest * token_bytes
     fix = ways_to_fit(zero, "bf16")
-    stage, group = choose_spread(zero, facts, beside=beside, fix=fix)
-    hpz = choose_hpz(zero, facts, stage, group, beside=beside)
+    stage, group = choose_sharding(zero, facts, beside=beside, fix=fix)
+    hpz = choose_secondary_group(zero, facts, stage, group, beside=beside)
     free = USABLE_MEMORY * facts.memory_bytes - bank - sum(backbone_bytes(facts, stage, group, hpz).values())
-    fitting = max(min(MOST_TOKENS[device], int(free // token_bytes)), 1)
+    fitting = max(min(MAX_FORWARD_TOKENS[device], int(free // token_bytes)), 1)
     in_8_bits = facts.packed_parameters(stage) > 0
     return ForwardPlan(tokens or fitting, packing == "auto" and facts.packable, stage, group, hpz, in_8_bits)
 
@@ -123,7 +123,7 @@ def require_whole(quantization: str, zero: ZeroConfig) -> None:
             raise UserError(Mistake("backbone.quantization", quantization, rule, fix))
 
 
-def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str) -> tuple[int, int]:
+def choose_sharding(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str) -> tuple[int, int]:
     """ZeRO stage and shard group: a whole copy if it fits, else the smallest group, if possible in a host.
 
     Args:
@@ -178,7 +178,9 @@ def choose_spread(zero: ZeroConfig, facts: ModelFacts, *, beside: int, fix: str)
     )
 
 
-def choose_hpz(zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, beside: int) -> int:
+def choose_secondary_group(
+    zero: ZeroConfig, facts: ModelFacts, stage: int, group: int, *, beside: int
+) -> int:
     """Processes of a host that hold a second copy, where the first is spread over several hosts; 1: none.
 
     Frozen weights never change, so DeepSpeed gathers them for both passes from the second copy, which is

@@ -13,8 +13,8 @@ from lingo_ds.planning.memory import (
     USABLE_MEMORY,
     ForwardPlan,
     backbone_bytes,
-    choose_hpz,
-    choose_spread,
+    choose_secondary_group,
+    choose_sharding,
     ways_to_fit,
 )
 from lingo_ds.planning.micro_batch import (
@@ -137,11 +137,11 @@ class RunPlan:
                 f"{s.interval} steps ({len(s.mask_steps())} masks), final at step {s.final_step}"
             )
         copies = f.world_size // self.shard_group
-        spread = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
-        spread += f" and again over every {self.hpz}" if self.hpz > 1 else ""
-        spread += ", maps in 8 bits" if self.in_8_bits else ""
+        sharding = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
+        sharding += f" and again over every {self.hpz}" if self.hpz > 1 else ""
+        sharding += ", maps in 8 bits" if self.in_8_bits else ""
         lines.append(
-            f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {spread} "
+            f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {sharding} "
             f"(ZeRO stage {self.zero_stage})"
         )
         parts = " + ".join(f"{as_bytes(size)} {part}" for part, size in self.bytes_per_process.items())
@@ -189,13 +189,13 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         1, round((config.train.eval_epochs or 1) * steps_per_epoch)
     )
     beside = _bank_bytes(config, facts) + example_bytes(config, facts)
-    stage, group = choose_spread(
+    stage, group = choose_sharding(
         config.zero,
         facts,
         beside=beside,
         fix=ways_to_fit(config.zero, "backbone.activation_checkpointing=true", "bf16"),
     )
-    hpz = choose_hpz(config.zero, facts, stage, group, beside=beside)
+    hpz = choose_secondary_group(config.zero, facts, stage, group, beside=beside)
     fixed = {**backbone_bytes(facts, stage, group, hpz), "bank": _bank_bytes(config, facts)}
     free = USABLE_MEMORY * facts.memory_bytes - sum(fixed.values())
     tokens = choose_micro_batch_tokens(config, facts, free)
@@ -257,7 +257,7 @@ def _flops_per_token(facts: Facts) -> float:
     return facts.layers * work
 
 
-def say_if_none_is_in_8_bits(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
+def warn_if_nothing_in_8_bits(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
     """Warns where maps were to be in 8 bits, and whole copies are not."""
     if zero.quantized_weights and not plan.in_8_bits and env.is_main:
         logger.warning(

@@ -168,7 +168,7 @@ def model_facts(
     eight_bit: bool,
 ) -> dict[str, int | bool]:
     """The fields of `ModelFacts`, the same on all processes."""
-    shares = agreement.share_from_all([_memory_bytes(env), env.local_world_size], env)
+    shares = agreement.all_gather_json([_memory_bytes(env), env.local_world_size], env)
     memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
     return facts_on(
         spec, layout, dtype, device=env.device.type, quantization=quantization, eight_bit=eight_bit,

@@ -15,7 +15,7 @@ import torch
 from lingo_ds.distributed.traffic import Link, link_of, sent_bytes
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES
 from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
-from lingo_ds.models.backbone.gathers import Start
+from lingo_ds.models.backbone.gathers import GatherState
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights, flatten
 from lingo_ds.planning.plan import RunPlan
 
@@ -32,7 +32,7 @@ AUDIT_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class Sharding:
     """How copies of the frozen weights lie over processes and hosts; neighbouring processes share a copy.
 
     Attributes:
@@ -101,19 +101,19 @@ class Collective:
         return sent_bytes(self.name, self.payload, self.group)
 
     @property
-    def cable(self) -> int:
+    def inter_host(self) -> int:
         """Bytes that leave one host, and come to it."""
         return self.sent if self.link is Link.BETWEEN else 0
 
 
 def step_traffic(
     weights: Weights,
-    spread: Spread,
+    sharding: Sharding,
     *,
     micro_batches: int,
-    wire: int,
+    reduce_buffer: int,
     learns_inside: bool = True,
-    start: Start = Start.STEADY,
+    start: GatherState = GatherState.STEADY,
 ) -> tuple[Collective, ...]:
     """Every collective of one step, beside those of masks and audits.
 
@@ -121,75 +121,79 @@ def step_traffic(
         weights: of the backbone.
         spread: how it lies.
         micro_batches: forwards of one process in the step.
-        wire: bytes of the bank's gradient with the step's sums.
+        reduce_buffer: bytes of the bank's gradient with the step's sums.
         learns_inside: whether a backward pass goes through the backbone; else its weights are given back
             after each forward, the persistent ones too.
         start: what the first pass of the step finds. A run's first pass gathers all it uses, while DeepSpeed
             notes the order; its second, and the first after an evaluation, gather the persistent weights,
             which then stay.
     """
-    starts = [start] + [Start.STEADY] * (micro_batches - 1)
-    if start is Start.RECORDING and micro_batches > 1:
-        starts[1] = Start.FILLING
-    passes = [_pass_bytes(weights, spread, one, learns_inside=learns_inside) for one in starts]
-    group = spread.gathering
+    starts = [start] + [GatherState.STEADY] * (micro_batches - 1)
+    if start is GatherState.RECORDING and micro_batches > 1:
+        starts[1] = GatherState.FILLING
+    passes = [_pass_bytes(weights, sharding, one, learns_inside=learns_inside) for one in starts]
+    group = sharding.gathering
     collectives = (
-        Collective("all_gather", "forward", group, spread.hosts(group), sum(p[0] for p in passes)),
-        Collective("all_gather", "backward", group, spread.hosts(group), sum(p[1] for p in passes)),
-        _bank(spread, wire),
+        Collective("all_gather", "forward", group, sharding.hosts(group), sum(p[0] for p in passes)),
+        Collective("all_gather", "backward", group, sharding.hosts(group), sum(p[1] for p in passes)),
+        _bank(sharding, reduce_buffer),
     )
     return tuple(one for one in collectives if one.sent)
 
 
-def _bank(spread: Spread, wire: int) -> Collective:
+def _bank(sharding: Sharding, reduce_buffer: int) -> Collective:
     """The one sum of a step, over all processes."""
-    world = spread.world_size
-    return Collective("all_reduce", "bank", world, spread.hosts(world), wire)
+    world = sharding.world_size
+    return Collective("all_reduce", "bank", world, sharding.hosts(world), reduce_buffer)
 
 
-def _pass_bytes(weights: Weights, spread: Spread, start: Start, *, learns_inside: bool) -> tuple[int, int]:
+def _pass_bytes(
+    weights: Weights, sharding: Sharding, start: GatherState, *, learns_inside: bool
+) -> tuple[int, int]:
     """Bytes gathered for one forward pass, and for the backward pass that follows."""
-    layers, small = weights.layers, spread.persistent
-    everything = gathered_bytes(weights.every, spread, above=0)
+    layers, small = weights.layers, sharding.persistent
+    everything = gathered_bytes(weights.every, sharding, above=0)
     if not learns_inside:
         return everything, 0
-    if start is Start.RECORDING:
-        return everything, gathered_bytes((*flatten(layers), *weights.others), spread, above=0)
-    forward = everything if start is Start.FILLING else gathered_bytes(weights.every, spread, above=small)
-    return forward, gathered_bytes(gathered_again(weights, spread), spread, above=small)
+    if start is GatherState.RECORDING:
+        return everything, gathered_bytes((*flatten(layers), *weights.others), sharding, above=0)
+    forward = (
+        everything if start is GatherState.FILLING else gathered_bytes(weights.every, sharding, above=small)
+    )
+    return forward, gathered_bytes(gathered_again(weights, sharding), sharding, above=small)
 
 
-def gathered_again(weights: Weights, spread: Spread) -> tuple[Weight, ...]:
+def gathered_again(weights: Weights, sharding: Sharding) -> tuple[Weight, ...]:
     """Weights that a backward pass gathers, not knowing them small."""
     return (
         flatten(weights.layers[:-KEPT_LAYERS])
-        if spread.reuses
+        if sharding.reuses
         else (*flatten(weights.layers), *weights.others)
     )
 
 
-def audit_traffic(spread: Spread, *, parts: int) -> Collective:
+def audit_traffic(sharding: Sharding, *, parts: int) -> Collective:
     """One audit: a fingerprint per part of what must agree, of every process."""
-    world = spread.world_size
-    return Collective("all_gather", "audit", world, spread.hosts(world), world * parts * AUDIT_BYTES)
+    world = sharding.world_size
+    return Collective("all_gather", "audit", world, sharding.hosts(world), world * parts * AUDIT_BYTES)
 
 
-def mask_traffic(spread: Spread, *, triplets: int) -> Collective:
+def mask_traffic(sharding: Sharding, *, triplets: int) -> Collective:
     """One change of the masks: which triplets are kept, a bit for each, from the first process to all."""
-    world = spread.world_size
-    return Collective("broadcast", "masks", world, spread.hosts(world), math.ceil(triplets / 8))
+    world = sharding.world_size
+    return Collective("broadcast", "masks", world, sharding.hosts(world), math.ceil(triplets / 8))
 
 
-def gathered_bytes(weights: Iterable[Weight], spread: Spread, *, above: int) -> int:
+def gathered_bytes(weights: Iterable[Weight], sharding: Sharding, *, above: int) -> int:
     """Bytes of weights of more than `above` entries on their way, each padded to equal parts."""
-    if spread.gathering == 1:
+    if sharding.gathering == 1:
         return 0
-    parts = spread.shard_group  # with hpz too: its copy is cut from the padded weight
+    parts = sharding.shard_group  # with hpz too: its copy is cut from the padded weight
 
     def whole(weight: Weight) -> int:
-        if spread.eight_bit and weight.is_map:
+        if sharding.eight_bit and weight.is_map:
             return parts * packed_bytes(packed_entries(weight.entries, parts))
-        return parts * math.ceil(weight.entries / parts) * spread.entry_bytes
+        return parts * math.ceil(weight.entries / parts) * sharding.entry_bytes
 
     return sum(whole(weight) for weight in weights if weight.entries > above)
 
@@ -202,11 +206,11 @@ def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
     return sums
 
 
-def spread_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Spread:
+def sharding_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Sharding:
     """How a plan spreads the backbone under a DeepSpeed profile."""
     facts = plan.facts
     settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
-    return Spread(
+    return Sharding(
         world_size=facts.world_size,
         local_world_size=facts.local_world_size,
         zero_stage=plan.zero_stage,

@@ -15,7 +15,7 @@ from lingo_ds.models.adapters.bank import AdapterBank
 
 logger = logging.getLogger(__name__)
 
-CHUNK = {"cpu": 1 << 16, "cuda": 1 << 21}
+FINGERPRINT_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 21}
 """Entries hashed at a time: what stays in a core's cache; what fills a GPU with 50 MiB of temporaries."""
 
 ODD = 0x5851F42D4C957F2D
@@ -37,17 +37,17 @@ class HostState(NamedTuple):
 
     name: str
     read: Callable[[], Any]
-    adopt: Callable[[Any], None]
+    replace: Callable[[Any], None]
 
 
-def fingerprint(tensor: Tensor) -> Tensor:
+def tensor_fingerprint(tensor: Tensor) -> Tensor:
     """64-bit fingerprint on the tensor's device: a polynomial over chunks of sums of bits times odd numbers.
 
     A change of one entry changes it, since an odd factor is invertible modulo 2^64. The factors are mixed:
     in line with the places, an exchange of masked triplets could leave the sum as it was.
     """
     words = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor.view(torch.uint8)
-    size = CHUNK.get(tensor.device.type, CHUNK["cuda"])
+    size = FINGERPRINT_CHUNK.get(tensor.device.type, FINGERPRINT_CHUNK["cuda"])
     weights = _odd_numbers(min(size, len(words)), tensor.device)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for chunk in words.split(size):
@@ -134,7 +134,7 @@ class Audit:
         state, bank = self.bank.state(), self.bank
         host = {"ranks": bank.layout.ranks, **{part.name: part.read() for part in self.host}}
         nothing = torch.zeros((), dtype=torch.int64, device=bank.device)
-        tensors = [fingerprint(state[name]) if name in state else nothing for name in bank.STATE]
+        tensors = [tensor_fingerprint(state[name]) if name in state else nothing for name in bank.STATE]
         hashes = torch.tensor([host_fingerprint(value) for value in host.values()], device=bank.device)
         return [*bank.STATE, *host], torch.cat([torch.stack(tensors), hashes])
 
@@ -142,11 +142,11 @@ class Audit:
         """Makes this process hold what global rank 0 holds."""
         bank = self.bank
         shape = bank.layout.ranks, bank.sensitivity is not None, [part.read() for part in self.host]
-        ranks, importance, host = agreement.share_json(shape, self.env)
+        ranks, importance, host = agreement.broadcast_json(shape, self.env)
         if bank.reshape(ranks, importance=importance):
             self.on_new_tensors()
         for part in bank.state().values():
             process_group.broadcast_(part)
         bank.masks_from_tensor()
         for part, value in zip(self.host, host, strict=True):
-            part.adopt(value)
+            part.replace(value)

@@ -14,7 +14,7 @@ from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.traffic import TrafficSum, traffic_scalars
 from lingo_ds.training.trainer import StepInfo
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.units import GIB
 
 logger = logging.getLogger(__name__)
@@ -133,4 +133,4 @@ class Watcher:
             self._tracker.image(event.step, f"rank/{name}", picture)
             if event.final:
                 path = self._folder / f"rank_{name}.png"
-                write_aside(path, lambda aside, shown=picture: imsave(aside, shown, format="png"))
+                atomic_write(path, lambda aside, shown=picture: imsave(aside, shown, format="png"))

@@ -25,16 +25,16 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import clear_leftovers, write_aside
+from lingo_ds.utils.files import atomic_write, clear_leftovers
 from lingo_ds.utils.safe_read import own_file, read_regular
 
 logger = logging.getLogger(__name__)
 
 BANK, STATE, SUMS = "bank.safetensors", "state.json", "SHA256SUMS"
-LARGEST_STATE = 256 * 2**20
+MAX_STATE_BYTES = 256 * 2**20
 """Bytes of a state.json that is read."""
 
-LARGEST_SUMS = 2**12
+MAX_SUMS_BYTES = 2**12
 
 
 class RunProgress(BaseModel, extra="forbid"):
@@ -162,7 +162,7 @@ class CheckpointStore:
             (aside / SUMS).write_text("\n".join(sums) + "\n")
 
         try:
-            write_aside(self.folder / f"step-{state.step:08d}", write)
+            atomic_write(self.folder / f"step-{state.step:08d}", write)
             steps = self._steps()
             best = self.folder / f"step-{best_step:08d}"
             for old in steps[: -self._keep_last]:
@@ -202,10 +202,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         files = {name: own_file(path, name) for name in (BANK, STATE, SUMS)}
-        sums = read_regular(files[SUMS], most=LARGEST_SUMS).decode().split()
+        sums = read_regular(files[SUMS], most=MAX_SUMS_BYTES).decode().split()
         for name in (BANK, STATE):
             assert sums[sums.index(name) - 1] == _sha256(files[name]), f"{name} does not fit {SUMS}"
-        state = RunState.model_validate_json(read_regular(files[STATE], most=LARGEST_STATE))
+        state = RunState.model_validate_json(read_regular(files[STATE], most=MAX_STATE_BYTES))
     except ValidationError as error:
         raise _not_whole(path, f"{STATE}: {error.errors()[0]['msg']}") from None
     except (OSError, ValueError, AssertionError) as error:
@@ -221,14 +221,14 @@ def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
     """
     path, ranks = checkpoint.path, checkpoint.state.ranks
     tensors: dict[str, Tensor] = {}
-    with agreement.together(env):
+    with agreement.errors_raised_on_all(env):
         if len(ranks) != len(bank.layout.ranks) or any(
             ours < theirs for ours, theirs in zip(bank.layout.ranks, ranks, strict=True)
         ):
             raise _not_whole(path, "its ranks do not fit the backbone's maps")
     found = _shapes(path) if env.is_main else {}
-    bank.reshape(ranks, importance=agreement.share_json("sensitivity" in found, env))
-    with agreement.together(env):
+    bank.reshape(ranks, importance=agreement.broadcast_json("sensitivity" in found, env))
+    with agreement.errors_raised_on_all(env):
         if env.is_main:
             expected = {name: (list(value.shape), _dtype_name(value)) for name, value in bank.state().items()}
             if found != expected:

@@ -94,7 +94,7 @@ class BankUpdate:
         A GPU is waited for once, when the gradient is whole: norms and sums are read together.
         """
         bank = self._bank
-        process_group.all_reduce_(bank.wire, what="bank")
+        process_group.all_reduce_(bank.reduce_buffer, what="bank")
         if self.loss_scale.value != 1:
             bank.grad.div_(self.loss_scale.value)
         penalty = (
@@ -102,7 +102,7 @@ class BankUpdate:
             if self._orthogonality
             else bank.grad.new_zeros(())
         )
-        virtual = bank.silence_masked()
+        virtual = bank.zero_masked_grad()
         norms = torch.stack([bank.grad.norm(), virtual.norm(), penalty])
         grad_norm, virtual_norm, penalty, *sums = torch.cat([norms, bank.scalars]).tolist()
         finite = math.isfinite(grad_norm + virtual_norm)
@@ -114,7 +114,7 @@ class BankUpdate:
         if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
             bank.grad.mul_(self._train.max_grad_norm / grad_norm)
         self._optimizer.param_groups[0]["lr"] = learning_rate
-        with bank.holding_masked():
+        with bank.frozen_masked():
             self._optimizer.step()
         bank.refresh()
         self._steps_taken += 1

@@ -14,13 +14,13 @@ from lingo_ds.training.audit import Audit
 from lingo_ds.training.callbacks import Watcher
 from lingo_ds.training.checkpoint import Written
 from lingo_ds.training.selection import Best
-from lingo_ds.training.setup import Prepared
+from lingo_ds.training.setup import RunSetup
 from lingo_ds.training.trainer import Outcome
 from lingo_ds.utils.versions import versions
 
 
 def make_report(
-    prepared: Prepared,
+    setup: RunSetup,
     *,
     outcome: Outcome,
     best: Best,
@@ -31,12 +31,12 @@ def make_report(
     written: Written,
 ) -> dict[str, Any]:
     """Everything that is known at the end of a run, as plain JSON values; call on all processes."""
-    config, plan, watched = prepared.config, prepared.plan, watcher.throughput
-    ranks, saved_size = _saved_ranks(prepared, best)
+    config, plan, watched = setup.config, setup.plan, watcher.throughput
+    ranks, saved_size = _saved_ranks(setup, best)
     events = sampler.events if sampler else []
-    scores = agreement.share_json(sampler and sampler.scores and sampler.scores._asdict(), prepared.env)
+    scores = agreement.broadcast_json(sampler and sampler.scores and sampler.scores._asdict(), setup.env)
     return {
-        "task": (test.task if test else prepared.task).to_dict(),
+        "task": (test.task if test else setup.task).to_dict(),
         "outcome": outcome.reason,
         "metrics": {"dev": best.metrics, "test": test and test.metrics},
         "metrics_by_output": {"test": test and test.by_output},
@@ -45,7 +45,7 @@ def make_report(
         "steps": outcome.steps,
         "skipped_steps": outcome.skipped,
         "seed": config.seed,
-        "data": prepared.data.facts(),
+        "data": setup.data.facts(),
         "adapter": config.adapter.model_dump(mode="json"),
         "rank_sampling": {
             "mode": config.rank_sampling.mode,
@@ -77,32 +77,32 @@ def make_report(
             "mfu": watcher.mfu(),
         },
         "traffic": watcher.traffic.report(),
-        "checkpoints": agreement.share_json(_of_time(written, watched.seconds), prepared.env),
-        "memory": _memory(prepared.env),
+        "checkpoints": agreement.broadcast_json(_of_time(written, watched.seconds), setup.env),
+        "memory": _memory(setup.env),
         "zero": {
             "stage": plan.zero_stage,
             "shard_group": plan.shard_group,
             "hpz": plan.hpz,
             "quantized_weights": plan.in_8_bits,
         },
-        "world_size": prepared.env.world_size,
+        "world_size": setup.env.world_size,
         "versions": versions(),
     }
 
 
-def _saved_ranks(prepared: Prepared, best: Best) -> tuple[dict[str, int], int]:
+def _saved_ranks(setup: RunSetup, best: Best) -> tuple[dict[str, int], int]:
     """Rank of every site in the saved adapter, and its entries with the head."""
-    ranks, size = dict.fromkeys((site.name for site in prepared.sites), 0), 0
-    if prepared.env.is_main and best.step:
-        layout = load_adapter(prepared.config.run_dir / "adapter", prepared.spec).layout
+    ranks, size = dict.fromkeys((site.name for site in setup.sites), 0), 0
+    if setup.env.is_main and best.step:
+        layout = load_adapter(setup.config.run_dir / "adapter", setup.spec).layout
         ranks |= {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
         size = layout.size
-    return tuple(agreement.share_json([ranks, size], prepared.env))
+    return tuple(agreement.broadcast_json([ranks, size], setup.env))
 
 
 def _memory(env: DistEnv) -> dict[str, list[int | None]]:
     """Peak bytes of every process."""
-    peaks = agreement.share_from_all([peak_host_bytes(), peak_device_bytes()], env)
+    peaks = agreement.all_gather_json([peak_host_bytes(), peak_device_bytes()], env)
     return {
         "peak_host_bytes": [host for host, _ in peaks],
         "peak_device_bytes": [device for _, device in peaks],

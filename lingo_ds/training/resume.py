@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lingo_ds.distributed import agreement
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
-from lingo_ds.training.setup import Prepared
+from lingo_ds.training.setup import RunSetup
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
 from lingo_ds.utils.versions import versions
@@ -37,19 +37,19 @@ FREE_SETTINGS = {
 """Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
 
 
-class Start(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a run begins: what is prepared for it, and the checkpoint that it takes up, if any."""
 
-    prepared: Prepared
+    setup: RunSetup
     checkpoint: Checkpoint | None
 
 
-def checkpoint_store(prepared: Prepared) -> CheckpointStore:
+def checkpoint_store(setup: RunSetup) -> CheckpointStore:
     """The run's own checkpoints."""
-    return CheckpointStore(prepared.config.run_dir / "checkpoints", prepared.config.checkpoint.keep_last)
+    return CheckpointStore(setup.config.run_dir / "checkpoints", setup.config.checkpoint.keep_last)
 
 
-def find_start(prepared: Prepared) -> Start:
+def find_start(setup: RunSetup) -> ResumePoint:
     """Looks for a checkpoint as `checkpoint.resume` says; without one, clears the run's folder.
 
     A run may be longer than the one it takes up: the learning rate then follows the new length, and the
@@ -59,42 +59,42 @@ def find_start(prepared: Prepared) -> Start:
         UserError: on every process, where the checkpoint is damaged or of a run that means something else.
     """
     found = None
-    with agreement.together(prepared.env):
-        if prepared.env.is_main:
-            found = _choose(prepared)
+    with agreement.errors_raised_on_all(setup.env):
+        if setup.env.is_main:
+            found = _choose(setup)
             if found:
-                _require_same_run(found, prepared)
+                _require_same_run(found, setup)
             else:
-                _set_aside(prepared.config.run_dir)
+                _set_aside(setup.config.run_dir)
     shared = [str(found.path), found.state.model_dump(mode="json")] if found else None
-    shared = agreement.share_json(shared, prepared.env)
+    shared = agreement.broadcast_json(shared, setup.env)
     if shared is None:
-        return Start(prepared, None)
+        return ResumePoint(setup, None)
     checkpoint = Checkpoint(Path(shared[0]), RunState.model_validate(shared[1]))
-    return Start(_lengthened(prepared, checkpoint.state), checkpoint)
+    return ResumePoint(_lengthened(setup, checkpoint.state), checkpoint)
 
 
-def _choose(prepared: Prepared) -> Checkpoint | None:
-    resume, report = prepared.config.checkpoint.resume, prepared.config.run_dir / "report.json"
+def _choose(setup: RunSetup) -> Checkpoint | None:
+    resume, report = setup.config.checkpoint.resume, setup.config.run_dir / "report.json"
     if resume == "never":
         return None
     if resume != "auto":
         return read_checkpoint(Path(resume))
     try:
         earlier = read_json(report)
-        over = earlier["outcome"] != "interrupted" and earlier["steps"] >= prepared.plan.steps
+        over = earlier["outcome"] != "interrupted" and earlier["steps"] >= setup.plan.steps
     except FileNotFoundError:
         over = False
     except (OSError, ValueError, KeyError, TypeError):
         rule = "is no report of a run"
         raise UserError(Mistake("output_dir", report, rule, "remove it, or name another folder")) from None
-    return None if over else checkpoint_store(prepared).newest()
+    return None if over else checkpoint_store(setup).newest()
 
 
-def _meaning(prepared: Prepared) -> dict[str, Any]:
+def compatibility_key(setup: RunSetup) -> dict[str, Any]:
     """What two runs must share for one to go on where the other stopped."""
     flat: dict[str, Any] = {}
-    for name, value in prepared.config.model_dump(mode="json").items():
+    for name, value in setup.config.model_dump(mode="json").items():
         flat |= (
             {f"{name}.{key}": inner for key, inner in value.items()}
             if isinstance(value, dict)
@@ -107,24 +107,24 @@ def _meaning(prepared: Prepared) -> dict[str, Any]:
     }
     return {
         **kept,
-        "data (fingerprint)": prepared.data.fingerprint,
-        "backbone (fingerprint)": prepared.backbone_fingerprint,
+        "data (fingerprint)": setup.data.fingerprint,
+        "backbone (fingerprint)": setup.backbone_fingerprint,
     }
 
 
-def _require_same_run(checkpoint: Checkpoint, prepared: Prepared) -> None:
-    ours, theirs, state = _meaning(prepared), checkpoint.state.meaning, checkpoint.state
+def _require_same_run(checkpoint: Checkpoint, setup: RunSetup) -> None:
+    ours, theirs, state = compatibility_key(setup), checkpoint.state.meaning, checkpoint.state
     fix = "set it back, choose another output_dir, or set checkpoint.resume=never"
     mistakes = [
         Mistake(field, ours.get(field), f"{checkpoint.path} was written with {theirs.get(field)!r}", fix)
         for field in dict.fromkeys([*ours, *theirs])
         if ours.get(field) != theirs.get(field)
     ]
-    steps = prepared.plan.steps
+    steps = setup.plan.steps
     if steps < state.total_steps or state.step > state.total_steps:
         rule = f"is shorter than the run of {state.total_steps} steps that wrote {checkpoint.path}"
         mistakes.append(Mistake("train.max_steps", steps, rule, fix))
-    if not _is_schedule(state, prepared.plan.schedule):
+    if not _is_schedule(state, setup.plan.schedule):
         mistakes.append(Mistake("rank_sampling", checkpoint.path, "has another schedule", fix))
     if mistakes:
         raise UserError(mistakes)
@@ -145,11 +145,11 @@ def _is_schedule(state: RunState, ours: BudgetSchedule | None) -> bool:
     )
 
 
-def _lengthened(prepared: Prepared, state: RunState) -> Prepared:
+def _lengthened(setup: RunSetup, state: RunState) -> RunSetup:
     """The same run with the checkpoint's schedule of ranks, in a plan that may be longer."""
-    plan = prepared.plan
+    plan = setup.plan
     if plan.schedule is None or plan.steps == state.total_steps:
-        return prepared
+        return setup
     total = state.schedule["total"]
     t_final = state.schedule["t_final"] + plan.steps - total
     schedule = BudgetSchedule(**state.schedule | {"total": plan.steps, "t_final": t_final})
@@ -157,17 +157,17 @@ def _lengthened(prepared: Prepared, state: RunState) -> Prepared:
         "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d",
         plan.steps, total, schedule.final_step,
     )  # fmt: skip
-    return replace(prepared, plan=replace(plan, schedule=schedule))
+    return replace(setup, plan=replace(plan, schedule=schedule))
 
 
-def lasting_state(prepared: Prepared) -> dict[str, Any]:
+def fixed_state(setup: RunSetup) -> dict[str, Any]:
     """The fields of `RunState` that are the same in all checkpoints of a run."""
-    schedule = prepared.plan.schedule
+    schedule = setup.plan.schedule
     return {
         "schedule": schedule and asdict(schedule),
-        "total_steps": prepared.plan.steps,
-        "meaning": _meaning(prepared),
-        "config": prepared.config.model_dump(mode="json"),
+        "total_steps": setup.plan.steps,
+        "meaning": compatibility_key(setup),
+        "config": setup.config.model_dump(mode="json"),
         "versions": versions(),
     }
 

@@ -7,16 +7,17 @@ from pydantic import TypeAdapter
 
 from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, process_group
-from lingo_ds.export.adapter_folder import SavedAdapter, load_adapter
+from lingo_ds.export.adapter_card import SavedAdapter
+from lingo_ds.export.adapter_folder import load_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.layout import BankLayout, Site
-from lingo_ds.training.setup import Prepared
+from lingo_ds.training.setup import RunSetup
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
 
-def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
+def replace_with_saved(model: AdaptedModel, setup: RunSetup, folder: Path) -> Task:
     """Puts the adapter of a folder into the model of every process: read on global rank 0, then broadcast.
 
     Returns:
@@ -25,11 +26,11 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
     Raises:
         UserError: where the folder holds no adapter for this backbone, or one that read its input otherwise.
     """
-    env, saved = prepared.env, None
-    with agreement.together(env):
+    env, saved = setup.env, None
+    with agreement.errors_raised_on_all(env):
         if env.is_main:
-            saved = load_adapter(folder, prepared.spec)
-            _require_same_reading(saved, prepared, folder)
+            saved = load_adapter(folder, setup.spec)
+            _require_same_reading(saved, setup, folder)
     shape = saved and [
         saved.layout.sites,
         saved.layout.ranks,
@@ -39,19 +40,21 @@ def adopt_saved(model: AdaptedModel, prepared: Prepared, folder: Path) -> Task:
         saved.alpha / saved.rank,
         saved.card.task.to_dict(),
     ]
-    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale, task = agreement.share_json(shape, env)
+    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale, task = agreement.broadcast_json(
+        shape, env
+    )
     layout = BankLayout(
         tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam, tuple(token_shape)
     )
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
-    model.adopt(layout, process_group.broadcast_(values))
+    model.replace(layout, process_group.broadcast_(values))
     return TypeAdapter(Task).validate_python(task)
 
 
-def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path) -> None:
+def _require_same_reading(saved: SavedAdapter, setup: RunSetup, folder: Path) -> None:
     """The config must turn sequences into hidden states as it was done in training."""
-    card, task = saved.card, prepared.task
-    theirs, ours = card.backbone.quantization, prepared.config.backbone.quantization
+    card, task = saved.card, setup.task
+    theirs, ours = card.backbone.quantization, setup.config.backbone.quantization
     if theirs != ours:
         logger.warning(
             "backbone.quantization: %s, but the adapter in %s was trained with %s", ours, folder, theirs
@@ -62,10 +65,10 @@ def _require_same_reading(saved: SavedAdapter, prepared: Prepared, folder: Path)
         "data.pair_separator": (card.task.pair_separator, task.pair_separator),
         "data.tokens": (card.task.tokens, task.tokens),
         "data.max_length": (card.task.max_length, task.max_length),
-        "head.pooling": (card.pooling, prepared.config.head.pooling),
+        "head.pooling": (card.pooling, setup.config.head.pooling),
         "task.kind": (card.task.kind, task.kind),
         "data.path": (card.task.outputs, task.outputs),
-        "backbone.path": (card.backbone.fingerprint, prepared.backbone_fingerprint),
+        "backbone.path": (card.backbone.fingerprint, setup.backbone_fingerprint),
     }
     if card.task.classes == task.classes:
         trained["task.labels"] = card.task.output_names, task.output_names

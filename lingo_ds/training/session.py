@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lingo_ds.data.batches import Ahead, Packing, TrainBatches
+from lingo_ds.data.batches import PackBudget, Prefetcher, TrainBatches
 from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, watchdog
-from lingo_ds.evaluation.evaluate import Evaluation, evaluate
-from lingo_ds.export.adapter_folder import CARD, BackboneCard, Card, DataCard, SavedAdapter, save_adapter
-from lingo_ds.export.model_card import Notes, task_frame
+from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
+from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
+from lingo_ds.export.adapter_folder import save_adapter
+from lingo_ds.export.model_card import CardNotes, task_frame
+from lingo_ds.export.peft_format import CARD
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.monitor.progress import Progress
@@ -26,14 +28,14 @@ from lingo_ds.training.checkpoint import Checkpoint, RunProgress, RunState, load
 from lingo_ds.training.losses import make_loss
 from lingo_ds.training.optimizer_step import BankUpdate
 from lingo_ds.training.report import make_report
-from lingo_ds.training.resume import checkpoint_store, lasting_state
-from lingo_ds.training.saved_adapter import adopt_saved
+from lingo_ds.training.resume import checkpoint_store, fixed_state
+from lingo_ds.training.saved_adapter import replace_with_saved
 from lingo_ds.training.selection import Best, Selection
-from lingo_ds.training.setup import Prepared, spread_numbers
+from lingo_ds.training.setup import RunSetup, sharding_numbers
 from lingo_ds.training.traffic import Meter
 from lingo_ds.training.trainer import Outcome, Trainer
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,9 @@ class Session:
         model: adapted backbone.
     """
 
-    def __init__(self, prepared: Prepared, model: AdaptedModel):
-        config, env, plan = prepared.config, prepared.env, prepared.plan
-        self._prepared, self.model, self._folder = prepared, model, config.run_dir
+    def __init__(self, setup: RunSetup, model: AdaptedModel):
+        config, env, plan = setup.config, setup.env, setup.plan
+        self._setup, self.model, self._folder = setup, model, config.run_dir
         self._update = BankUpdate(model.bank, config)
         self._sampler = None
         if plan.schedule:
@@ -65,18 +67,18 @@ class Session:
             patience=config.train.early_stopping,
             save=self._save_best,
         )
-        self._task = prepared.task
-        train = prepared.data.splits["train"]
-        self._store, self._lasting = checkpoint_store(prepared), lasting_state(prepared)
+        self._task = setup.task
+        train = setup.data.splits["train"]
+        self._store, self._fixed_state = checkpoint_store(setup), fixed_state(setup)
         batches = TrainBatches(
             train, seed=config.seed, batch=plan.global_batch_size,
             micro_batch=plan.micro_batch_size, accumulation=plan.accumulation,
             rank=env.global_rank, world=env.world_size,
-            packing=Packing(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
+            packing=PackBudget(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
             if plan.packed else None,
             either_strand=config.data.augments,
         )  # fmt: skip
-        self._ahead = Ahead(batches, last_step=plan.steps, pin=env.device.type == "cuda")
+        self._prefetcher = Prefetcher(batches, last_step=plan.steps, pin=env.device.type == "cuda")
         self._trainer = Trainer(
             plan=plan,
             seed=config.seed,
@@ -85,8 +87,8 @@ class Session:
             ),
             env=env,
             model=model,
-            loss=make_loss(prepared.task, config.task, train.labels, env.device),
-            batches=self._ahead,
+            loss=make_loss(setup.task, config.task, train.labels, env.device),
+            batches=self._prefetcher,
             update=self._update,
             sampler=self._sampler,
             audit=self._audit,
@@ -96,23 +98,23 @@ class Session:
             save_checkpoint=self._save_checkpoint,
             checkpoints=config.checkpoint,
             most_skipped=config.train.max_skipped,
-            meter=Meter(model, prepared.spec.weights, spread_numbers(prepared)),
+            meter=Meter(model, setup.spec.weights, sharding_numbers(setup)),
         )
-        self._seeded = [part for part in (self._trainer, self._ahead, self._sampler) if part]
+        self._seeded = [part for part in (self._trainer, self._prefetcher, self._sampler) if part]
 
     def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
         """Runs the loop from `first_step` on."""
         self._watcher = Watcher(
             tracker,
             progress,
-            plan=self._prepared.plan,
+            plan=self._setup.plan,
             sampler=self._sampler,
             audit=self._audit,
-            metric=self._prepared.config.metric,
-            pictures=self._folder / "pictures" if self._prepared.env.is_main else None,
+            metric=self._setup.config.metric,
+            pictures=self._folder / "pictures" if self._setup.env.is_main else None,
         )
         try:
-            with closing(self._ahead), watchdog.judging(self._prepared.config.train.timeout):
+            with closing(self._prefetcher), watchdog.judging(self._setup.config.train.timeout):
                 return self._trainer.run(first_step, observers=[self._watcher])
         finally:
             self._store.finish()
@@ -124,34 +126,34 @@ class Session:
 
     def evaluate_best(self, split: str) -> Evaluation:
         """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""
-        task = adopt_saved(self.model, self._prepared, self._folder / "adapter")
+        task = replace_with_saved(self.model, self._setup, self._folder / "adapter")
         return self._evaluate(split, task)
 
     def _evaluate_on_dev(self) -> Evaluation:
         """Of the bank as it is now; the thresholds that are chosen here are saved with it."""
-        choose = self._prepared.config.task.threshold == "dev"
-        metric = self._prepared.config.metric if choose else None
-        evaluation = self._evaluate("dev", self._prepared.task, choose_thresholds_for=metric)
+        choose = self._setup.config.task.threshold == "dev"
+        metric = self._setup.config.metric if choose else None
+        evaluation = self._evaluate("dev", self._setup.task, choose_thresholds_for=metric)
         self._task = evaluation.task
         return evaluation
 
     def _evaluate(self, split: str, task: Task, *, choose_thresholds_for: str | None = None) -> Evaluation:
-        prepared = self._prepared
-        return evaluate(
-            self.model, prepared.data.splits[split], task=task, plan=prepared.plan, env=prepared.env,
-            choose_thresholds_for=choose_thresholds_for, average_strands=prepared.config.data.averages,
+        setup = self._setup
+        return evaluate_split(
+            self.model, setup.data.splits[split], task=task, plan=setup.plan, env=setup.env,
+            choose_thresholds_for=choose_thresholds_for, average_strands=setup.config.data.averages,
         )  # fmt: skip
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Puts bank, optimizer, masks and counts where the checkpoint has them.
 
         Raises:
             UserError: on every process, where its parts do not fit this run.
         """
         progress = checkpoint.state.progress
-        load_bank(checkpoint, self.model.bank, self._prepared.env)
+        load_bank(checkpoint, self.model.bank, self._setup.env)
         self.model.follow_bank()
-        with agreement.together(self._prepared.env):
+        with agreement.errors_raised_on_all(self._setup.env):
             try:
                 self._update.restore(progress.update)
                 self._selection.restore(progress.best)
@@ -165,25 +167,25 @@ class Session:
                 raise UserError(
                     Mistake("checkpoint.resume", checkpoint.path, rule, "name another one")
                 ) from None
-        self._bring_best(checkpoint.path)
+        self._copy_best(checkpoint.path)
         logger.info("resumed from %s; going on with step %d", checkpoint.path, checkpoint.state.step + 1)
 
-    def _bring_best(self, checkpoint: Path) -> None:
+    def _copy_best(self, checkpoint: Path) -> None:
         """A run that goes on in another folder takes the best adapter along, or looks for a new best."""
         theirs, ours = checkpoint.parent.parent / "adapter", self._folder / "adapter"
         step = None
-        if self._prepared.env.is_main:
+        if self._setup.env.is_main:
             if theirs.is_dir() and theirs.resolve() != ours.resolve():
-                write_aside(ours, lambda aside: shutil.copytree(theirs, aside))
+                atomic_write(ours, lambda aside: shutil.copytree(theirs, aside))
             card = ours / CARD
             step = json.loads(card.read_text())["step"] if card.is_file() else 0
-        if agreement.share_json(step, self._prepared.env) != self.best.step:
+        if agreement.broadcast_json(step, self._setup.env) != self.best.step:
             self._selection.restore(asdict(Best()))
 
     def report(self, outcome: Outcome, test: Evaluation | None) -> dict[str, Any]:
         """The contract's report, plain JSON values; call on all processes."""
         return make_report(
-            self._prepared,
+            self._setup,
             outcome=outcome,
             best=self.best,
             test=test,
@@ -214,8 +216,8 @@ class Session:
         self.model.follow_bank()
 
     def _save_best(self, best: Best) -> None:
-        prepared, config = self._prepared, self._prepared.config
-        if not prepared.env.is_main:
+        setup, config = self._setup, self._setup.config
+        if not setup.env.is_main:
             return
         layout, values = self.model.bank.kept_values()
         card = Card(
@@ -223,7 +225,7 @@ class Session:
             pooling=config.head.pooling,
             backbone=BackboneCard(
                 path=backbone_address(config.backbone.path),
-                fingerprint=prepared.backbone_fingerprint,
+                fingerprint=setup.backbone_fingerprint,
                 revision=config.backbone.revision,
                 quantization=config.backbone.quantization,
             ),
@@ -232,26 +234,26 @@ class Session:
             dev=best.metrics,
             data=DataCard(
                 name=Path(config.data.path).name,
-                fingerprint=prepared.data.fingerprint,
-                rows=prepared.data.facts()["rows"],
-                bases=prepared.data.bases,
+                fingerprint=setup.data.fingerprint,
+                rows=setup.data.facts()["rows"],
+                bases=setup.data.bases,
             ),
             average_strands=config.data.averages,
         )
         adapter = SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card)
         save_adapter(
-            self._folder / "adapter", adapter, spec=prepared.spec,
-            backbone_path=public_address(config.backbone.path, prepared.spec.folder),
+            self._folder / "adapter", adapter, spec=setup.spec,
+            backbone_path=public_address(config.backbone.path, setup.spec.folder),
             settings=self._peft_settings(),
-            notes=Notes(frame=task_frame(prepared.task, prepared.spec, prepared.tokenizer.loaded)),
+            notes=CardNotes(frame=task_frame(setup.task, setup.spec, setup.tokenizer.loaded)),
         )  # fmt: skip
 
     def _peft_settings(self) -> dict[str, Any]:
         """How the adapter came about, in the words of PEFT's AdaLoraConfig or LoraConfig."""
-        config, plan = self._prepared.config, self._prepared.plan
+        config, plan = self._setup.config, self._setup.plan
         sampling, schedule = config.rank_sampling, plan.schedule
         common = {"revision": config.backbone.revision, "lora_dropout": config.adapter.dropout}
-        if not self._prepared.layout.has_lam:
+        if not self._setup.layout.has_lam:
             return common
         return common | {
             "target_r": sampling.target_rank if schedule else config.adapter.rank,
@@ -266,8 +268,8 @@ class Session:
         }
 
     def _save_checkpoint(self, step: int) -> None:
-        prepared = self._prepared
-        if not prepared.env.is_main:
+        setup = self._setup
+        if not setup.env.is_main:
             return
         progress = RunProgress(
             update=self._update.progress(),
@@ -279,9 +281,9 @@ class Session:
         )
         state = RunState(
             step=step,
-            examples=step * prepared.plan.global_batch_size,
+            examples=step * setup.plan.global_batch_size,
             ranks=self.model.bank.layout.ranks,
             progress=progress,
-            **self._lasting,
+            **self._fixed_state,
         )
         self._store.save(state, self.model.bank, best_step=self.best.step)

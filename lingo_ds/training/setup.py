@@ -11,7 +11,7 @@ import torch
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
-from lingo_ds.data.pipeline import learned_tokens, length_limit, say_what_was_noticed, tokenized_data
+from lingo_ds.data.pipeline import learned_tokens, length_limit, log_data_summary, tokenized_data
 from lingo_ds.data.task import Task, task_of
 from lingo_ds.data.tokenization import letter_ids
 from lingo_ds.data.tokenized import TokenizedData
@@ -20,17 +20,17 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.layout import BankLayout, Site
-from lingo_ds.models.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_spread
+from lingo_ds.models.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_sharded
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.families import LEARNS_TOKENS
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.models.backbone.tokenizer import OwnTokenizer
-from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.models.backbone.tokenizer import CachedTokenizer
+from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.planning.memory import require_quantizable
-from lingo_ds.planning.plan import RunPlan, make_plan, say_if_none_is_in_8_bits
+from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_in_8_bits
 from lingo_ds.planning.plan_inputs import Facts, data_facts, layout_of, model_facts, sites_of
-from lingo_ds.planning.traffic import Spread, spread_of_plan
+from lingo_ds.planning.traffic import Sharding, sharding_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunSetup:
     """What a run knows before any weight is loaded.
 
     `letters` are the backbone's tokens that learned embeddings of nucleotides start from; none in text.
@@ -47,7 +47,7 @@ class Prepared:
     config: RunConfig
     env: DistEnv
     spec: BackboneSpec
-    tokenizer: OwnTokenizer
+    tokenizer: CachedTokenizer
     letters: list[list[int]]
     task: Task
     data: TokenizedData
@@ -59,14 +59,14 @@ class Prepared:
     backbone_fingerprint: str
 
 
-def prepare(config: RunConfig, env: DistEnv) -> Prepared:
+def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
     """Finds files, reads and tokenises the data once per host, and makes the plan.
 
     Raises:
         UserError: for every mistake in config or input that can be seen without loading weights.
     """
     cache = config.data.cache_dir or default_cache()
-    agreement.first_on_host_does(lambda: make_folder(cache, setting="data.cache_dir"), env)
+    agreement.run_once_per_host(lambda: make_folder(cache, setting="data.cache_dir"), env)
 
     def find_inputs() -> None:
         make_builtin_backbone(config.backbone.path, cache)
@@ -74,8 +74,8 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         require_folder(config.data.task, path=config.data.path, root=config.data.root)
         _backbone_folder(config, cache)
 
-    agreement.first_on_host_does(find_inputs, env)
-    with agreement.together(env):
+    agreement.run_once_per_host(find_inputs, env)
+    with agreement.errors_raised_on_all(env):
         require_quantizable(config.backbone.quantization, config.zero)
         spec = read_spec(
             _backbone_folder(config, cache),
@@ -85,7 +85,7 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
         sites = sites_of(config, spec)
         max_length = length_limit(config, spec)
         _require_learnable(config, spec)
-        tokenizer = OwnTokenizer(
+        tokenizer = CachedTokenizer(
             spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache
         )
         letters = []
@@ -95,10 +95,10 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=max_length, env=env)
     task = task_of(config, data, max_length=max_length)
     if env.is_main:
-        say_what_was_noticed(data, task)
+        log_data_summary(data, task)
     layout = layout_of(config, spec, sites, outputs=data.classes)
     dtype = compute_dtype(config.backbone.dtype, env.device)
-    backbone_fingerprint = fingerprint(spec.folder)
+    backbone_fingerprint = weights_fingerprint(spec.folder)
     agreement.require_equal(data.fingerprint, "data.path", env)
     agreement.require_equal(backbone_fingerprint, "backbone.path", env)
     if config.data.packing == "auto" and not spec.packable and env.is_main:
@@ -109,47 +109,47 @@ def prepare(config: RunConfig, env: DistEnv) -> Prepared:
     )  # fmt: skip
     plan = make_plan(config, Facts(**data_facts(config, spec, data), **on_here))
     agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
-    say_if_none_is_in_8_bits(config.zero, plan, env)
-    return Prepared(
+    warn_if_nothing_in_8_bits(config.zero, plan, env)
+    return RunSetup(
         config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
         backbone_fingerprint,
     )  # fmt: skip
 
 
-def build_model(prepared: Prepared) -> AdaptedModel:
+def build_model(setup: RunSetup) -> AdaptedModel:
     """Loads the backbone and puts a new bank on it, the same on every process."""
-    return adapt(prepared, load_spread(prepared.spec, prepared.dtype, prepared.env, **spread_of(prepared)))
+    return adapt(setup, load_sharded(setup.spec, setup.dtype, setup.env, **sharding_of(setup)))
 
 
-def spread_of(prepared: Prepared) -> dict[str, Any]:
-    """How a run needs its backbone loaded: the settings of `load_spread`."""
-    plan = prepared.plan
+def sharding_of(setup: RunSetup) -> dict[str, Any]:
+    """How a run needs its backbone loaded: the settings of `load_sharded`."""
+    plan = setup.plan
     return {
-        "activation_checkpointing": prepared.config.backbone.activation_checkpointing,
+        "activation_checkpointing": setup.config.backbone.activation_checkpointing,
         "packed": plan.packed,
-        "liger": prepared.config.backbone.fused_kernels == "liger",
-        "quantization": prepared.config.backbone.quantization,
+        "liger": setup.config.backbone.fused_kernels == "liger",
+        "quantization": setup.config.backbone.quantization,
         "shard_group": plan.shard_group,
         "in_8_bits": plan.in_8_bits,
-        "ds_config": plan.deepspeed_config(prepared.profile, dtype=DTYPE_NAMES[prepared.dtype])
+        "ds_config": plan.deepspeed_config(setup.profile, dtype=DTYPE_NAMES[setup.dtype])
         if plan.zero_stage == 3
         else None,
-        "embedding_rows": [row for ids in prepared.letters for row in ids],
+        "embedding_rows": [row for ids in setup.letters for row in ids],
     }
 
 
-def spread_numbers(prepared: Prepared) -> Spread:
+def sharding_numbers(setup: RunSetup) -> Sharding:
     """How the backbone lies, as the formula of traffic takes it."""
-    return spread_of_plan(prepared.plan, prepared.profile, prepared.dtype)
+    return sharding_of_plan(setup.plan, setup.profile, setup.dtype)
 
 
-def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
+def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
     """Puts a new bank on a loaded backbone, the same on every process."""
-    config, env, plan, letters = prepared.config, prepared.env, prepared.plan, prepared.letters
+    config, env, plan, letters = setup.config, setup.env, setup.plan, setup.letters
     bank = AdapterBank(
-        prepared.layout,
+        setup.layout,
         scale=config.adapter.alpha / config.adapter.rank,
-        dtype=prepared.dtype,
+        dtype=setup.dtype,
         device=env.device,
         scalars=len(Scalar),
         importance=plan.schedule is not None,
@@ -165,7 +165,7 @@ def adapt(prepared: Prepared, backbone: Backbone) -> AdaptedModel:
         bank,
         pooling=config.head.pooling,
         dropout=config.adapter.dropout,
-        shared_inputs=prepared.spec.shared_inputs,
+        shared_inputs=setup.spec.shared_inputs,
     )
 
 

@@ -2,31 +2,31 @@
 
 from typing import Any, NamedTuple
 
-from lingo_ds.distributed.traffic import Kind, Link, Tally, counter
+from lingo_ds.distributed.traffic import CollectiveKind, Link, Tally, counter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.weight_sizes import Weights
-from lingo_ds.planning.traffic import Collective, Spread, audit_traffic, by_link, mask_traffic, step_traffic
+from lingo_ds.planning.traffic import Collective, Sharding, audit_traffic, by_link, mask_traffic, step_traffic
 
 
 class StepTraffic(NamedTuple):
     """What one step moved, and what it should have moved by the formula."""
 
-    counted: dict[Kind, Tally]
+    counted: dict[CollectiveKind, Tally]
     expected: tuple[Collective, ...]
 
 
 class Meter:
     """Reads the counter around a step; what lies between steps, evaluations above all, is not counted."""
 
-    def __init__(self, model: AdaptedModel, weights: Weights, spread: Spread):
-        self._model, self._weights, self._spread = model, weights, spread
+    def __init__(self, model: AdaptedModel, weights: Weights, sharding: Sharding):
+        self._model, self._weights, self._sharding = model, weights, sharding
 
     def start(self) -> None:
         """Before a step: notes what it will find, since the step itself may change it."""
         model = self._model
         self._found = {
             "start": model.backbone.start(),
-            "wire": model.bank.wire.nbytes,
+            "reduce_buffer": model.bank.reduce_buffer.nbytes,
             "learns_inside": model.learns_inside,
         }
         counter.take()
@@ -39,11 +39,11 @@ class Meter:
             masked: triplets there were at the start, if it changed the masks; else 0.
             audited: parts that were audited in it, if any.
         """
-        expected = step_traffic(self._weights, self._spread, micro_batches=micro_batches, **self._found)
+        expected = step_traffic(self._weights, self._sharding, micro_batches=micro_batches, **self._found)
         if masked:
-            expected += (mask_traffic(self._spread, triplets=masked),)
+            expected += (mask_traffic(self._sharding, triplets=masked),)
         if audited:
-            expected += (audit_traffic(self._spread, parts=audited),)
+            expected += (audit_traffic(self._sharding, parts=audited),)
         return StepTraffic(counter.take(), expected)
 
 
@@ -52,9 +52,9 @@ class TrafficSum:
 
     def __init__(self):
         self._steps = 0
-        self._counted: dict[Kind, Tally] = {}
+        self._counted: dict[CollectiveKind, Tally] = {}
         self._expected = dict.fromkeys(map(str, Link), 0)
-        self._cable = 0
+        self._inter_host = 0
 
     def add(self, traffic: StepTraffic) -> None:
         """Takes in one step."""
@@ -63,7 +63,7 @@ class TrafficSum:
             self._counted[kind] = self._counted.get(kind, Tally()) + tally
         for link, sent in by_link(traffic.expected).items():
             self._expected[link] += sent
-        self._cable += cable_bytes(traffic)
+        self._inter_host += inter_host_bytes(traffic)
 
     def report(self) -> dict[str, Any]:
         """Sums over all steps, plain JSON values."""
@@ -78,7 +78,7 @@ class TrafficSum:
                 }
                 for link in Link
             },
-            "host": {"expected": self._cable, "per_step": self._cable / max(self._steps, 1)},
+            "host": {"expected": self._inter_host, "per_step": self._inter_host / max(self._steps, 1)},
             "collectives": [
                 {**kind._asdict(), "link": str(kind.link), **tally._asdict()}
                 for kind, tally in sorted(self._counted.items())
@@ -90,19 +90,19 @@ def traffic_scalars(traffic: StepTraffic) -> dict[str, int]:
     """TensorBoard's tags of one step, in bytes that one process sent."""
     counted, expected = sent_by_link(traffic.counted), by_link(traffic.expected)
     values = {f"traffic/{link}_bytes": sent for link, sent in counted.items()}
-    values["traffic/host_bytes"] = cable_bytes(traffic)
+    values["traffic/host_bytes"] = inter_host_bytes(traffic)
     for kind, tally in traffic.counted.items():
         tag = f"traffic/{kind.link}_{kind.what}_bytes"
         values[tag] = values.get(tag, 0) + tally.sent
     return {**values, "traffic/unforeseen_bytes": sum(counted.values()) - sum(expected.values())}
 
 
-def cable_bytes(traffic: StepTraffic) -> int:
+def inter_host_bytes(traffic: StepTraffic) -> int:
     """Bytes that one host should send to others in a step, all of its processes together."""
-    return sum(one.cable for one in traffic.expected)
+    return sum(one.inter_host for one in traffic.expected)
 
 
-def sent_by_link(counted: dict[Kind, Tally]) -> dict[str, int]:
+def sent_by_link(counted: dict[CollectiveKind, Tally]) -> dict[str, int]:
     """Bytes that this process sent over each link."""
     sums = dict.fromkeys(map(str, Link), 0)
     for kind, tally in counted.items():

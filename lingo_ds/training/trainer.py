@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lingo_ds.config.run_config import CheckpointConfig
-from lingo_ds.data.batches import Ahead, Batch
+from lingo_ds.data.batches import Batch, Prefetcher
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import watchdog
 from lingo_ds.distributed.process_group import DistEnv
@@ -79,7 +79,7 @@ class Trainer:
         env: DistEnv,
         model: AdaptedModel,
         loss: Loss,
-        batches: Ahead,
+        batches: Prefetcher,
         update: BankUpdate,
         sampler: RankSampler | None,
         audit: Audit,

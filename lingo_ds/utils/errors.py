@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-LONGEST = 400
+MAX_MESSAGE_CHARS = 400
 """Characters of each part of a mistake; names of fields, files and tensors may come from anywhere."""
 
 
@@ -41,7 +41,7 @@ class UserError(ValueError):
         super().__init__("\n".join(f"error: {mistake}" for mistake in self.mistakes))
 
 
-def one_line(text: str, *, most: int = LONGEST) -> str:
+def one_line(text: str, *, most: int = MAX_MESSAGE_CHARS) -> str:
     """`text` as a terminal may show it: control characters escaped, of a long one only start and end."""
     return _shortened(printable(_shortened(text, most)), most)
 

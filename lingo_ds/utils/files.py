@@ -30,7 +30,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
 
 
-def write_aside(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
@@ -124,7 +124,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def only_user(folder: Path, *, setting: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, *, setting: str) -> Iterator[None]:
     """Holds a folder for this process, until it leaves or dies.
 
     Raises:
@@ -150,7 +150,7 @@ def only_user(folder: Path, *, setting: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_words(folder: Path) -> Iterator[None]:
+def report_disk_full(folder: Path) -> Iterator[None]:
     """Tells a full disk, a read-only one or too many open files as what they are: the user's to put right.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Literal
 
 from lingo_ds.utils.errors import Mistake, UserError
 
-Kind = Literal["recipes", "ds_configs"]
+ResourceKind = Literal["recipes", "ds_configs"]
 
-ENDINGS: dict[Kind, str] = {"recipes": ".yaml", "ds_configs": ".json"}
+RESOURCE_SUFFIXES: dict[ResourceKind, str] = {"recipes": ".yaml", "ds_configs": ".json"}
 logger = logging.getLogger(__name__)
 
 BUILTIN_VERSION = 1
@@ -19,21 +19,21 @@ BUILTIN_VERSION = 1
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def list_resources(kind: Kind) -> list[str]:
+def list_resources(kind: ResourceKind) -> list[str]:
     """Names of all shipped files of one kind, without folder and ending, in alphabetical order."""
-    return sorted(file.stem for file in _folder(kind).glob(f"*{ENDINGS[kind]}"))
+    return sorted(file.stem for file in _folder(kind).glob(f"*{RESOURCE_SUFFIXES[kind]}"))
 
 
-def resource_path(kind: Kind, name: str) -> Path:
+def resource_path(kind: ResourceKind, name: str) -> Path:
     """Path of a shipped file by its name, with or without ending: `quickstart` is `recipes/quickstart.yaml`.
 
     Raises:
         UserError: no file of this kind has the name; the nearest name that exists is given.
     """
     known = list_resources(kind)
-    stem = name.removesuffix(ENDINGS[kind])
+    stem = name.removesuffix(RESOURCE_SUFFIXES[kind])
     if stem in known:
-        return _folder(kind) / f"{stem}{ENDINGS[kind]}"
+        return _folder(kind) / f"{stem}{RESOURCE_SUFFIXES[kind]}"
     nearest = difflib.get_close_matches(stem, known, n=1, cutoff=0.0)
     fix = (
         f"use {nearest[0]!r}, the nearest of: {', '.join(known)}"
@@ -43,7 +43,7 @@ def resource_path(kind: Kind, name: str) -> Path:
     raise UserError(Mistake(kind, name, "must name a file that lingo_ds ships", fix))
 
 
-def _folder(kind: Kind) -> Path:
+def _folder(kind: ResourceKind) -> Path:
     inside = PACKAGE / kind
     return inside if inside.is_dir() else PACKAGE.parent / kind
 

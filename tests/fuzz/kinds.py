@@ -23,27 +23,20 @@ from lingo_ds.commands.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.export.adapter_folder import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    BackboneCard,
-    Card,
-    SavedAdapter,
-    load_adapter,
-    save_adapter,
-)
+from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
+from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.open_adapter import open_adapter
+from lingo_ds.export.peft_format import ADAPTER_WEIGHTS, CARD, CONFIG
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
 from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
-from lingo_ds.training.setup import Prepared, build_model, prepare
+from lingo_ds.training.setup import RunSetup, build_model, prepare
 from tests.fuzz.harness import Blob, Case, Kind, Place, plan, status_of
 from tests.fuzz.mutations import (
     any_file,
@@ -96,7 +89,7 @@ def write_good(folder: Path) -> None:
     sites = choose_sites(spec.linear_maps, targets=["q_proj"], family_default=())
     layout = uniform_layout(sites, rank=2, head_shape=(2, 8), has_lam=True)
     task = make_task("case", classes=2, template=None, domain=None, max_length=64)
-    whose = BackboneCard(path=str(backbone), fingerprint=fingerprint(backbone))
+    whose = BackboneCard(path=str(backbone), fingerprint=weights_fingerprint(backbone))
     card = Card(task=task, pooling="last", backbone=whose,
                 step=1, at_budget=True, dev={"mcc": 0.5})  # fmt: skip
     adapter = SavedAdapter(layout, torch.linspace(-1, 1, layout.size), 4.0, 2, card)
@@ -106,7 +99,7 @@ def write_good(folder: Path) -> None:
     pq.write_table(table, folder / "sequences/in.parquet")
     (folder / "sequences/genome.fa").write_bytes(b">c\nACGTA\nCGT\n")
     write_checkpoint(folder)
-    _prepared(folder)
+    _setup(folder)
 
 
 # -- config and command line
@@ -404,7 +397,7 @@ def run_backbone(case: Case, place: Place) -> int:
 
 def adapter_cases(good: Path) -> st.SearchStrategy[Case]:
     """Folders in which a card, PEFT's settings or the weights are odd."""
-    names = (CARD, CONFIG, WEIGHTS)
+    names = (CARD, CONFIG, ADAPTER_WEIGHTS)
     card, config, weights = (Blob((good / name).read_bytes()) for name in names)
     files = st.one_of(
         st.fixed_dictionaries({CARD: any_file(card, edited_json(card))}),
@@ -412,11 +405,11 @@ def adapter_cases(good: Path) -> st.SearchStrategy[Case]:
         st.fixed_dictionaries({CARD: edited_json(card) | damaged(card)}),
         st.fixed_dictionaries({CONFIG: edited_json(config) | garbage}),
         st.fixed_dictionaries(
-            {WEIGHTS: any_file(weights, edited_safetensors(weights), other_tensors(weights))}
+            {ADAPTER_WEIGHTS: any_file(weights, edited_safetensors(weights), other_tensors(weights))}
         ),
-        st.fixed_dictionaries({WEIGHTS: edited_safetensors(weights) | other_tensors(weights)}),
+        st.fixed_dictionaries({ADAPTER_WEIGHTS: edited_safetensors(weights) | other_tensors(weights)}),
         st.sampled_from(names).map(
-            lambda name: {WEIGHTS: "missing", "adapter_model.bin": PICKLE, name: PICKLE}
+            lambda name: {ADAPTER_WEIGHTS: "missing", "adapter_model.bin": PICKLE, name: PICKLE}
         ),
     )
     return files.map(Case)
@@ -454,7 +447,7 @@ def _checkpoint_recipe(good: Path, out: Path) -> bytes:
 
 
 @cache
-def _prepared(good: Path) -> Prepared:
+def _setup(good: Path) -> RunSetup:
     """The run that the good checkpoint belongs to; made before the first case, since it may write."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run.yaml").write_bytes(_checkpoint_recipe(good, Path(folder)))
@@ -487,16 +480,16 @@ def checkpoint_cases(good: Path) -> st.SearchStrategy[Case]:
 
 def run_checkpoint(case: Case, place: Place) -> int:
     """Takes the checkpoint up, into a run that would go on from it."""
-    prepared = _prepared(place.good)
+    setup = _setup(place.good)
     settings = {"output_dir": place.work / "run"}
-    settings["checkpoint"] = prepared.config.checkpoint.model_copy(update={"resume": str(place.inputs)})
-    prepared = replace(prepared, config=prepared.config.model_copy(update=settings))
+    settings["checkpoint"] = setup.config.checkpoint.model_copy(update={"resume": str(place.inputs)})
+    setup = replace(setup, config=setup.config.model_copy(update=settings))
 
-    def take_up() -> None:
-        start = find_start(prepared)
-        Session(start.prepared, build_model(start.prepared)).take_up(start.checkpoint)
+    def resume() -> None:
+        start = find_start(setup)
+        Session(start.setup, build_model(start.setup)).resume(start.checkpoint)
 
-    return status_of(take_up)
+    return status_of(resume)
 
 
 # -- sequences to predict

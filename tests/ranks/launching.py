@@ -31,7 +31,7 @@ class Ended(NamedTuple):
     orphans: list[psutil.Process]
 
 
-class Job:
+class Scenario:
     """A running command, in a session and process group of its own as in a terminal."""
 
     def __init__(self, command: list[str], folder: Path, env: dict[str, str]):
@@ -82,12 +82,12 @@ class Job:
 
 
 @contextlib.contextmanager
-def starting() -> Iterator[Callable[..., Job]]:
+def starting() -> Iterator[Callable[..., Scenario]]:
     """Starts commands and leaves none behind."""
     jobs = []
 
-    def job(command: list[str], folder: Path, **env: str) -> Job:
-        jobs.append(Job(command, folder, env))
+    def job(command: list[str], folder: Path, **env: str) -> Scenario:
+        jobs.append(Scenario(command, folder, env))
         return jobs[-1]
 
     try:
@@ -97,7 +97,7 @@ def starting() -> Iterator[Callable[..., Job]]:
             one.end()
 
 
-def launch(start: Callable[..., Job], folder: Path, overrides: list[str]) -> Job:
+def launch(start: Callable[..., Scenario], folder: Path, overrides: list[str]) -> Scenario:
     """Starts `deepspeed launchers/train.py` on two processes."""
     launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
     script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]

@@ -17,7 +17,7 @@ from lingo_ds.distributed import agreement, job, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site, uniform_layout
-from lingo_ds.training.audit import CHUNK, Audit, DivergenceError, HostState, fingerprint
+from lingo_ds.training.audit import FINGERPRINT_CHUNK, Audit, DivergenceError, HostState, tensor_fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.ranks.spawn import run_ranks
 
@@ -209,7 +209,9 @@ def resized(rank: int, env: DistEnv, keeps: tuple[tuple[int, int] | None, ...]) 
     after = bits(bank)
     bank.zero_grad()
     bank.grad.fill_(rank + 1)
-    summed = float(process_group.all_reduce_(bank.wire)[: len(bank.grad)].mean())  # as the next step does
+    summed = float(
+        process_group.all_reduce_(bank.reduce_buffer)[: len(bank.grad)].mean()
+    )  # as the next step does
     assert not audit(13)
     assert told in ([], [bank.layout.ranks])
     return Resized(said, len(told), bank.layout.ranks, before, after, summed)
@@ -288,23 +290,23 @@ def small_collectives(rank: int, env: DistEnv) -> dict[str, Any]:
         "alike": error_of(lambda: job.require_alike(env)),
         "other versions": error_of(lambda: other_versions(rank, env)),
         "first fails": error_of(
-            lambda: agreement.first_on_host_does(lambda: done.append("fails") or mistaken(), env)
+            lambda: agreement.run_once_per_host(lambda: done.append("fails") or mistaken(), env)
         ),
-        "first works": error_of(lambda: agreement.first_on_host_does(lambda: done.append("works"), env)),
+        "first works": error_of(lambda: agreement.run_once_per_host(lambda: done.append("works"), env)),
         "done": done,
         "second fails": error_of(
-            lambda: agreement.raise_together(
+            lambda: agreement.raise_on_all(
                 UserError(Mistake("train.csv:3", "X", "is no base", "correct it")) if rank == 1 else None, env
             )
         ),
         "json": [
-            agreement.share_json(VALUE if rank == 0 else None, env),
-            agreement.share_json(VALUE if rank == 1 else "unused", env, source=1),
-            agreement.share_json(None, env),
-            agreement.share_json(rank, env),
-            len(agreement.share_json("x" * 300_000 if rank == 0 else None, env)),
+            agreement.broadcast_json(VALUE if rank == 0 else None, env),
+            agreement.broadcast_json(VALUE if rank == 1 else "unused", env, source=1),
+            agreement.broadcast_json(None, env),
+            agreement.broadcast_json(rank, env),
+            len(agreement.broadcast_json("x" * 300_000 if rank == 0 else None, env)),
         ],
-        "all": agreement.share_from_all([rank, str(rank) * 1000 * rank, None], env),
+        "all": agreement.all_gather_json([rank, str(rank) * 1000 * rank, None], env),
         "sum": process_group.all_reduce_(torch.tensor([1.0, rank])).tolist(),
         "gathered": process_group.all_gather(torch.tensor([[rank, 7]])).tolist(),
         "broadcast": process_group.broadcast_(torch.tensor([rank + 5])).tolist(),
@@ -454,12 +456,12 @@ def test_shared_values_arrive_unchanged_on_every_process(seen):
 def test_single_process_agrees_with_itself():
     alone = DistEnv(0, 0, 1, 1, CPU)
     agreement.require_equal("seed: 0", "config", alone)
-    assert agreement.share_json(VALUE, alone) == VALUE
-    assert agreement.share_from_all([1, "a"], alone) == [[1, "a"]]
+    assert agreement.broadcast_json(VALUE, alone) == VALUE
+    assert agreement.all_gather_json([1, "a"], alone) == [[1, "a"]]
     assert process_group.all_gather(torch.tensor([3])).tolist() == [[3]]
     assert not Audit(new_bank(), alone, "raise")(1)
     with pytest.raises(UserError, match="is not a folder"):
-        agreement.first_on_host_does(mistaken, alone)
+        agreement.run_once_per_host(mistaken, alone)
 
 
 # The fingerprint by itself
@@ -468,21 +470,21 @@ def test_single_process_agrees_with_itself():
 @pytest.mark.parametrize("bit", range(32))
 def test_fingerprint_changes_with_every_bit(bit):
     tensor = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    before = fingerprint(tensor)
+    before = tensor_fingerprint(tensor)
     for entry in (0, 1, 49):
         changed = tensor.clone()
         flip(changed, entry, bit)
-        assert fingerprint(changed) != before
+        assert tensor_fingerprint(changed) != before
 
 
 def test_fingerprint_tells_zeros_nans_places_and_chunks_apart():
-    chunk = CHUNK["cpu"]
+    chunk = FINGERPRINT_CHUNK["cpu"]
     base = torch.zeros(chunk + 10)
-    prints = {int(fingerprint(base))}
+    prints = {int(tensor_fingerprint(base))}
     for entry, value in [(0, -0.0), (0, float("nan")), (1, 1.0), (2, 1.0), (chunk - 1, 1.0), (chunk, 1.0)]:
         changed = base.clone()
         changed[entry] = value
-        prints.add(int(fingerprint(changed)))
+        prints.add(int(tensor_fingerprint(changed)))
     assert len(prints) == 7
     swapped = torch.tensor([1.0, 2.0, 3.0])
-    assert fingerprint(swapped) != fingerprint(swapped[[1, 0, 2]])
+    assert tensor_fingerprint(swapped) != tensor_fingerprint(swapped[[1, 0, 2]])

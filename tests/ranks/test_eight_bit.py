@@ -13,7 +13,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.planning.traffic import Spread, gathered_bytes
+from lingo_ds.planning.traffic import Sharding, gathered_bytes
 from lingo_ds.utils.resources import resource_path
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_traffic import counted_and_foreseen
@@ -122,13 +122,13 @@ def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, check
         from_whole.append(differences(ours, theirs)[0])
         plain = dense_gradient(rounded, loaded.layout, bank.master, batch)
         from_plain.append(differences(ours, plain)[1])
-    spread, weights = spread_over(group_size, env.world_size), read_spec(folder).weights
-    counted = counted_and_foreseen(model, weights, spread, fresh=False)
+    sharding, weights = spread_over(group_size, env.world_size), read_spec(folder).weights
+    counted = counted_and_foreseen(model, weights, sharding, fresh=False)
     return Seen(max(from_whole), max(from_plain), values, held, max(inside), counted)
 
 
-def spread_over(group_size: int, world_size: int) -> Spread:
-    return Spread(
+def spread_over(group_size: int, world_size: int) -> Sharding:
+    return Sharding(
         world_size=world_size, local_world_size=world_size, zero_stage=3, shard_group=group_size,
         entry_bytes=4, eight_bit=True,
     )  # fmt: skip

@@ -276,10 +276,10 @@ def run_with(faults: list[Fault], config: RunConfig, env: DistEnv) -> Seen:
         masks[step] = "".join("01"[int(value)] for value in self.bank.mask)
         return step in found
 
-    prepared = prepare(config, env)
+    setup = prepare(config, env)
     with around(0, None):
-        model = build_model(prepared)
-    session = Session(prepared, model)
+        model = build_model(setup)
+    session = Session(setup, model)
     with (
         logged() as said,
         mock.patch.object(RankSampler, "after_step", faulty_after_step),

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from lingo_ds.distributed.process_group import free_port
 from lingo_ds.distributed.stop_signals import StopSignals
-from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Job, launch, small_run, starting
+from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Scenario, launch, small_run, starting
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Job]]:
+def start() -> Iterator[Callable[..., Scenario]]:
     with starting() as job:
         yield job
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, OPTConfig
 
-from lingo_ds.data.batches import Packing, TrainBatches, make_batch
+from lingo_ds.data.batches import PackBudget, TrainBatches, make_batch
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import load_backbone
@@ -59,7 +59,7 @@ def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> 
         )
     batches = TrainBatches(
         split, seed=0, batch=BATCH, micro_batch=BATCH, accumulation=1, rank=rank, world=world_size,
-        packing=Packing(50, PREFIX),
+        packing=PackBudget(50, PREFIX),
     )  # fmt: skip
     packs = batches.at(1)
     found = process_group.all_reduce_(backward(models["packed"], packs).clone())

@@ -14,10 +14,10 @@ from transformers import (
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.traffic import counter
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.backbone.gathers import Start
+from lingo_ds.models.backbone.gathers import GatherState
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_sizes import Weights
-from lingo_ds.planning.traffic import Spread, step_traffic
+from lingo_ds.planning.traffic import Sharding, step_traffic
 from lingo_ds.training.losses import cross_entropy_sum
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import (
@@ -63,15 +63,15 @@ def compared(rank: int, world_size: int, folders: dict[str, Path]) -> dict[str, 
 def passes(env: DistEnv, folder: Path) -> list[tuple[int, int]]:
     loaded = load_sharded(folder, env, group_size=env.world_size, checkpointing=False)
     model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
-    spread = Spread(
+    sharding = Sharding(
         world_size=env.world_size, local_world_size=env.world_size, zero_stage=3,
         shard_group=env.world_size, entry_bytes=4,
     )  # fmt: skip
-    return counted_and_foreseen(model, read_spec(folder).weights, spread, fresh=True)
+    return counted_and_foreseen(model, read_spec(folder).weights, sharding, fresh=True)
 
 
 def counted_and_foreseen(
-    model: AdaptedModel, weights: Weights, spread: Spread, *, fresh: bool
+    model: AdaptedModel, weights: Weights, sharding: Sharding, *, fresh: bool
 ) -> list[tuple[int, int]]:
     """Bytes gathered in each of six passes, and those foreseen; `fresh`: no pass came before."""
     seen = []
@@ -79,12 +79,12 @@ def counted_and_foreseen(
         model.backbone.train()
         for rows in ([0, 1, 2], [3, 4]):
             start = model.backbone.start()
-            assert (start is Start.RECORDING) == (fresh and not seen)
+            assert (start is GatherState.RECORDING) == (fresh and not seen)
             counter.take()
             part = micro_batch(global_batch(step), rows)
             cross_entropy_sum(model.logits(part), part.labels, part.weights).backward()
             counted = sum(tally.payload for kind, tally in counter.take().items() if kind.what == "weights")
-            foreseen = step_traffic(weights, spread, micro_batches=1, wire=0, start=start)
+            foreseen = step_traffic(weights, sharding, micro_batches=1, reduce_buffer=0, start=start)
             seen.append((counted, sum(one.payload for one in foreseen)))
     return seen
 

@@ -245,7 +245,7 @@ def by_tensor(layout: BankLayout, flat: Tensor) -> list[Tensor]:
 def sharded_gradient(model: AdaptedModel, env: DistEnv, batch: Batch, after_each) -> list[Tensor]:
     """One step's gradient over all processes."""
     accumulate(model, batch, MICRO_BATCHES[env.world_size][env.global_rank], after_each)
-    process_group.all_reduce_(model.bank.wire)
+    process_group.all_reduce_(model.bank.reduce_buffer)
     return by_tensor(model.bank.layout, model.bank.grad)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lingo_ds.commands.cli import main
-from lingo_ds.data.batches import Ahead
+from lingo_ds.data.batches import Prefetcher
 from lingo_ds.monitor import rank_plots
 
 
@@ -31,15 +31,15 @@ def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = F
 @contextlib.contextmanager
 def at_step(step: int, action: Callable[[], Any]) -> Iterator[None]:
     """Inside, training does something else when it takes up the batch of a step."""
-    original = Ahead.at
+    original = Prefetcher.at
 
-    def at(self: Ahead, now: int):
+    def at(self: Prefetcher, now: int):
         if now == step:
             action()
         return original(self, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ahead, "at", at)
+        patch.setattr(Prefetcher, "at", at)
         yield
 
 

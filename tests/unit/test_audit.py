@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lingo_ds.distributed import process_group
+from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.training import audit as audit_module
-from lingo_ds.training.audit import Audit, DivergenceError, HostState, fingerprint, host_fingerprint
+from lingo_ds.training.audit import Audit, DivergenceError, HostState, host_fingerprint, tensor_fingerprint
 
 CPU = torch.device("cpu")
 
@@ -40,21 +40,21 @@ def floats(size: int, seed: int = 0) -> Tensor:
 def test_any_flipped_bit_of_a_float_changes_it(place: int, bit: int, seed: int):
     """Sign of zero, last digit, NaN: whatever the bit means."""
     tensor = floats(1000, seed)
-    before = fingerprint(tensor)
+    before = tensor_fingerprint(tensor)
     tensor.view(torch.int32)[place] ^= -(2**31) if bit == 31 else 1 << bit
-    assert fingerprint(tensor) != before
+    assert tensor_fingerprint(tensor) != before
     tensor.view(torch.int32)[place] ^= -(2**31) if bit == 31 else 1 << bit
-    assert fingerprint(tensor) == before
+    assert tensor_fingerprint(tensor) == before
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.booleans(), min_size=1, max_size=300), st.data())
 def test_any_flipped_mask_entry_changes_it(values: list[bool], data: st.DataObject):
     tensor = torch.tensor(values)
-    before = fingerprint(tensor)
+    before = tensor_fingerprint(tensor)
     place = data.draw(st.integers(0, len(values) - 1))
     tensor[place] = not values[place]
-    assert fingerprint(tensor) != before
+    assert tensor_fingerprint(tensor) != before
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -65,47 +65,47 @@ def test_any_two_swapped_entries_change_it(first: int, second: int):
     assume(tensor[first] != tensor[second])
     swapped = tensor.clone()
     swapped[[first, second]] = swapped[[second, first]]
-    assert fingerprint(swapped) != fingerprint(tensor)
+    assert tensor_fingerprint(swapped) != tensor_fingerprint(tensor)
     mask = tensor > tensor.median()
     if mask[first] != mask[second]:
         moved = mask.clone()
         moved[[first, second]] = moved[[second, first]]
-        assert fingerprint(moved) != fingerprint(mask)
+        assert tensor_fingerprint(moved) != tensor_fingerprint(mask)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 999, 1000, 5000])
 def test_entries_of_every_chunk_count_and_know_their_place(chunk: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(audit_module.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(audit_module.FINGERPRINT_CHUNK, "cpu", chunk)
     tensor = floats(1000)
-    prints = {int(fingerprint(tensor))}
+    prints = {int(tensor_fingerprint(tensor))}
     for place in (0, 1, 99, 100, 499, 998, 999):
         changed = tensor.clone()
         changed.view(torch.int32)[place] ^= 1
-        prints.add(int(fingerprint(changed)))
+        prints.add(int(tensor_fingerprint(changed)))
     for first, second in ((0, 100), (99, 199), (3, 903), (200, 801)):  # the same place of two chunks, or not
         assert tensor[first] != tensor[second]
         swapped = tensor.clone()
         swapped[[first, second]] = swapped[[second, first]]
-        prints.add(int(fingerprint(swapped)))
-    prints.add(int(fingerprint(torch.cat([tensor[100:200], tensor[:100], tensor[200:]]))))
-    prints.add(int(fingerprint(torch.cat([tensor, torch.ones(1)]))))
+        prints.add(int(tensor_fingerprint(swapped)))
+    prints.add(int(tensor_fingerprint(torch.cat([tensor[100:200], tensor[:100], tensor[200:]]))))
+    prints.add(int(tensor_fingerprint(torch.cat([tensor, torch.ones(1)]))))
     assert len(prints) == 14
 
 
 def test_masks_of_one_budget_are_told_apart():
     """All masks that keep 4 of 8 triplets, 70 of them: what two draws of one step can differ in."""
     masks = [torch.tensor([k in chosen for k in range(8)]) for chosen in combinations(range(8), 4)]
-    assert len({int(fingerprint(mask)) for mask in masks}) == len(masks)
+    assert len({int(tensor_fingerprint(mask)) for mask in masks}) == len(masks)
 
 
 def test_small_differences_of_neighbours_are_told_apart():
     """Processes that drift apart differ in many last digits at once."""
     tensor = floats(1000).abs() + 1
-    prints = {int(fingerprint(tensor))}
+    prints = {int(tensor_fingerprint(tensor))}
     for place in range(990):
         drifted = tensor.clone()
         drifted.view(torch.int32)[place : place + 4] += torch.tensor([1, -1, -1, 1], dtype=torch.int32)
-        prints.add(int(fingerprint(drifted)))
+        prints.add(int(tensor_fingerprint(drifted)))
     assert len(prints) == 991
 
 
@@ -113,18 +113,18 @@ def test_small_differences_of_neighbours_are_told_apart():
     "tensor", [floats(1000), floats(1000) > 0, torch.zeros(0)], ids=["float", "bool", "none"]
 )
 def test_clones_are_equal(tensor: Tensor):
-    print_ = fingerprint(tensor)
+    print_ = tensor_fingerprint(tensor)
     assert (print_.dtype, print_.ndim) == (torch.int64, 0)
-    assert fingerprint(tensor.clone()) == print_
+    assert tensor_fingerprint(tensor.clone()) == print_
 
 
 def test_no_two_of_many_small_changes_collide():
     base = floats(1000)
-    prints = {int(fingerprint(base))}
+    prints = {int(tensor_fingerprint(base))}
     for place in range(1000):
         changed = base.clone()
         changed.view(torch.int32)[place] ^= 1
-        prints.add(int(fingerprint(changed)))
+        prints.add(int(tensor_fingerprint(changed)))
     assert len(prints) == 1001
 
 
@@ -164,7 +164,7 @@ def assert_same_bank(bank: AdapterBank, reference: AdapterBank) -> None:
     assert bank.state().keys() == reference.state().keys()
     for name, value in reference.state().items():
         assert torch.equal(bank.state()[name], value), name
-    assert len(bank.wire) == len(reference.wire)
+    assert len(bank.reduce_buffer) == len(reference.reduce_buffer)
     for mine, theirs in zip(bank.leaves, reference.leaves, strict=True):
         assert all(map(torch.equal, mine, theirs))
     for mine, theirs in zip(bank.moving_rows, reference.moving_rows, strict=True):
@@ -182,8 +182,10 @@ class Two:
         self.made: list[tuple[str, int]] = []
         self._me, self._held = threading.local(), [None, None]
         self._meet = threading.Barrier(2, timeout=10)
-        for name in ("all_gather", "broadcast_", "share_json"):
-            monkeypatch.setattr(process_group, name, getattr(self, name))
+        for module, name in (
+            (process_group, "all_gather"), (process_group, "broadcast_"), (agreement, "broadcast_json"),
+        ):  # fmt: skip
+            monkeypatch.setattr(module, name, getattr(self, name))
 
     def run(self, *audits: Callable[[int], bool], step: int = 100) -> list[bool | DivergenceError]:
         """How the audit of each process ends."""
@@ -204,9 +206,9 @@ class Two:
     def broadcast_(self, part: Tensor, **_: Any) -> Tensor:
         return part.copy_(self._exchange("broadcast", part.clone(), part.nbytes)[0])
 
-    def share_json(self, value: Any, env: DistEnv) -> Any:
+    def broadcast_json(self, value: Any, env: DistEnv) -> Any:
         text = json.dumps(value)
-        return json.loads(self._exchange("share_json", text, len(text))[0])
+        return json.loads(self._exchange("broadcast_json", text, len(text))[0])
 
     def _exchange(self, name: str, value: Any, size: int) -> list[Any]:
         if self._me.rank == 1:

@@ -41,7 +41,7 @@ from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -563,7 +563,7 @@ def test_weights_that_are_no_file_are_refused_rather_than_waited_for(folder):
     os.mkfifo(folder / "model.safetensors")
     refuse(folder, "has no model.safetensors")
     with pytest.raises(UserError, match="is no file"):
-        fingerprint(folder)
+        weights_fingerprint(folder)
 
 
 def test_encoder_decoder_is_refused(tmp_path):

@@ -182,7 +182,7 @@ def test_gradient_equals_autograd_on_the_dense_map(
     assert distance(bank.grad, expected) < tolerance
     assert not bank.scalars.any()
     bank.zero_grad()
-    assert not bank.wire.any()
+    assert not bank.reduce_buffer.any()
 
 
 def test_masked_triplet_is_absent_but_its_lam_has_a_gradient(dtype: torch.dtype):
@@ -193,7 +193,7 @@ def test_masked_triplet_is_absent_but_its_lam_has_a_gradient(dtype: torch.dtype)
     left = AdapterBank(
         bank.layout.keep(kept), scale=SCALE, dtype=dtype, device=CPU, scalars=5, importance=False
     )
-    left.adopt(left.layout, bank.layout.take(bank.master, kept))
+    left.replace(left.layout, bank.layout.take(bank.master, kept))
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     assert distance(logits_of(model, bank, x), Dense(Frozen(), left).logits(x)) < tolerance
     bank.zero_grad()
@@ -604,7 +604,7 @@ def test_head_alone_is_a_bank_that_learns(has_lam: bool):
     assert bank.head_leaf.any()
     assert distance(bank.grad, plain.head.grad.flatten()) < 1e-5
     bank.masks_from_tensor()
-    bank.silence_masked()
+    bank.zero_masked_grad()
     layout, values = bank.kept_values()
     assert layout == bank.layout
     assert torch.equal(values, bank.master)
@@ -673,7 +673,7 @@ def test_kept_values_are_what_the_forward_pass_uses():
     layout, values = bank.kept_values()
     assert layout.triplets == kept.sum()
     other = new_bank(seed=9)
-    other.adopt(layout, values)
+    other.replace(layout, values)
     assert torch.allclose(logits_of(hooked(other), other, x), expected, rtol=1e-6, atol=1e-6)
     assert not other.exp_avg.any()
     assert not other.exp_avg_sq.any()
@@ -686,10 +686,10 @@ def test_kept_values_are_what_the_forward_pass_uses():
 @pytest.mark.parametrize("importance", [True, False], ids=["with importance", "without"])
 def test_bank_of_the_right_shape_keeps_its_tensors(has_lam: bool, importance: bool):
     bank = new_bank(ranks=(1, 0, 3), has_lam=has_lam, importance=importance)
-    before = [*bank.state().values(), bank.wire, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
+    before = [*bank.state().values(), bank.reduce_buffer, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
     copies = [tensor.clone() for tensor in before]
     assert bank.reshape([1, 0, 3], importance=importance) is False  # ranks as JSON gives them
-    after = [*bank.state().values(), bank.wire, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
+    after = [*bank.state().values(), bank.reduce_buffer, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
     for now, then, values in zip(after, before, copies, strict=True):
         assert now is then
         assert torch.equal(now, values)
@@ -720,7 +720,7 @@ def test_bank_takes_on_the_shape_of_another(
     if importance:
         expected |= {"sensitivity": adapters, "uncertainty": adapters}
     assert {name: len(value) for name, value in bank.state().items()} == expected
-    assert (len(bank.grad), len(bank.scalars), len(bank.wire)) == (whole, 5, whole + 5)
+    assert (len(bank.grad), len(bank.scalars), len(bank.reduce_buffer)) == (whole, 5, whole + 5)
     assert bank.mask.all()
     for name, value in bank.state().items():
         value.copy_(other.state()[name])

@@ -103,23 +103,23 @@ def mixture(tiny, tmp_path_factory) -> Work:
 
 
 @pytest.fixture
-def prepared(mixture, tmp_path, monkeypatch):
+def setup(mixture, tmp_path, monkeypatch):
     """What our own code makes of the workload."""
     monkeypatch.setenv("LINGO_DS_CACHE", str(tmp_path / "cache"))
     config = _training_runs.our_config(mixture, tmp_path, dtype="fp32", stage="auto", adapter={})
     return prepare(config, process_group.detect())
 
 
-def test_rival_gets_our_examples_in_our_order(mixture, prepared):
-    rows, split = json.loads(mixture.rows.read_text()), prepared.data.splits["train"]
-    assert prepared.plan.steps == prepared.plan.steps_per_epoch == mixture.all_steps
-    order = epoch_order(len(split), seed=prepared.config.seed, epoch=0)
+def test_rival_gets_our_examples_in_our_order(mixture, setup):
+    rows, split = json.loads(mixture.rows.read_text()), setup.data.splits["train"]
+    assert setup.plan.steps == setup.plan.steps_per_epoch == mixture.all_steps
+    order = epoch_order(len(split), seed=setup.config.seed, epoch=0)
     assert [row["input_ids"] for row in rows] == [split.tokens(row).tolist() for row in order]
     assert [row["labels"] for row in rows] == split.labels[order].tolist()
     assert mixture.tokens == pytest.approx(split.lengths.mean())
 
 
-def test_rival_learns_at_our_rates(mixture, prepared):
+def test_rival_learns_at_our_rates(mixture, setup):
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=mixture.learning_rate)
     schedule = _rival.schedule(optimizer, warmup=WARMUP, steps=mixture.all_steps)
     rates = []
@@ -127,7 +127,7 @@ def test_rival_learns_at_our_rates(mixture, prepared):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    config, plan = prepared.config.train, prepared.plan
+    config, plan = setup.config.train, setup.plan
     ours = [plan.learning_rate_factor(step, config.lr_schedule) for step in range(1, plan.steps + 1)]
     assert rates == pytest.approx([config.learning_rate * factor for factor in ours])
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lingo_ds.config.fields import Section
-from lingo_ds.config.recipe import MOST_BYTES, MOST_MISTAKES, load_config
+from lingo_ds.config.recipe import MAX_RECIPE_BYTES, MAX_RECIPE_MISTAKES, load_config
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.utils.errors import Mistake, UserError
@@ -408,13 +408,16 @@ def test_what_is_no_recipe_is_not_read_to_an_end_that_may_never_come(refused, tm
         load_config(tmp_path / "pipe.yaml")
     with pytest.raises(UserError, match="not a regular file"):
         load_config(Path("/dev/zero"))
-    (mistake,) = refused(MINIMAL + "#" * MOST_BYTES)
+    (mistake,) = refused(MINIMAL + "#" * MAX_RECIPE_BYTES)
     assert "holds more than" in mistake.rule
 
 
 def test_of_very_many_mistakes_the_first_are_said_and_the_rest_is_counted(refused):
     mistakes = refused(MINIMAL + "".join(f"k{n}: 1\n" for n in range(1000)))
-    assert len(mistakes) == MOST_MISTAKES + 1 and mistakes[-1].value == f"{1000 - MOST_MISTAKES} more"
+    assert (
+        len(mistakes) == MAX_RECIPE_MISTAKES + 1
+        and mistakes[-1].value == f"{1000 - MAX_RECIPE_MISTAKES} more"
+    )
 
 
 def test_no_key_or_value_writes_to_the_terminal(refused):

@@ -25,7 +25,7 @@ from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.training.setup import Prepared, prepare
+from lingo_ds.training.setup import RunSetup, prepare
 from lingo_ds.utils.errors import UserError
 from tests.first_rows import first_rows
 
@@ -163,7 +163,7 @@ def test_cache_is_used_again_and_follows_what_it_depends_on(shared, tmp_path):
     first_rows(shared / "data/gue/prom_core_tata", tmp_path, {"train": 8, "dev": 4, "test": 4})
     cache = tmp_path / "cache"
 
-    def prepared(**data) -> Prepared:
+    def setup(**data) -> RunSetup:
         config = {
             "name": "x",
             "backbone": {"path": str(shared / "backbones/stories260k")},
@@ -178,25 +178,25 @@ def test_cache_is_used_again_and_follows_what_it_depends_on(shared, tmp_path):
     def entries() -> int:
         return len(os.listdir(cache / "tokenized"))
 
-    first, before = prepared(), state()
-    again = prepared()
+    first, before = setup(), state()
+    again = setup()
     assert state() == before and entries() == 1
     assert again.data.fingerprint == first.data.fingerprint
     assert [again.data.splits["train"].tokens(row).tolist() for row in range(8)] == [
         first.data.splits["train"].tokens(row).tolist() for row in range(8)
     ]
-    changed = prepared(prefix=TEMPLATE, domain="human")
+    changed = setup(prefix=TEMPLATE, domain="human")
     assert entries() == 2 and changed.data.longest > first.data.longest
-    prepared(prefix=TEMPLATE, domain="mouse")
+    setup(prefix=TEMPLATE, domain="mouse")
     assert entries() == 3
-    assert prepared(max_length=50).data.longest == 50
+    assert setup(max_length=50).data.longest == 50
     assert entries() == 4
     with (tmp_path / "train.csv").open("a") as file:
         file.write("ACGT,1\n")
-    assert len(prepared().data.splits["train"]) == 9
+    assert len(setup().data.splits["train"]) == 9
     assert entries() == 5
     shutil.copytree(tmp_path, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("cache"))
-    prepared(path=str(tmp_path / "elsewhere"))
+    setup(path=str(tmp_path / "elsewhere"))
     assert entries() == 5, "the same files in another folder are the same data"
 
 

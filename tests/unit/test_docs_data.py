@@ -13,7 +13,7 @@ import yaml
 
 from lingo_ds.commands.cli import main
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.data.sources.open import ENDINGS
+from lingo_ds.data.sources.open import SOURCE_SUFFIXES
 from tests.unit.commands import report_of
 from tests.unit.reading import Read, read
 
@@ -97,7 +97,7 @@ def test_example_of_a_hub_dataset_is_one():
 
 def test_all_endings_are_in_the_page():
     table = TEXT.partition("\n\nFor all of them")[0].lower()
-    assert all(f"`{ending}`" in table for endings in ENDINGS.values() for ending in endings)
+    assert all(f"`{ending}`" in table for endings in SOURCE_SUFFIXES.values() for ending in endings)
 
 
 def test_three_commands_lead_from_peaks_to_an_adapter(here, shared):

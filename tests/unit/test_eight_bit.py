@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lingo_ds.models.backbone import eight_bit
-from lingo_ds.models.backbone.eight_bit import BLOCK, packed_bytes, packed_entries
+from lingo_ds.models.backbone.eight_bit import SCALE_BLOCK, packed_bytes, packed_entries
 from lingo_ds.models.ops import compiled
 
 
@@ -26,7 +26,7 @@ def packed(values: Tensor, *, members: int = 1) -> Tensor:
 
 def unpacked(parts: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     members, size = parts.shape
-    out = torch.full((members * size // packed_bytes(BLOCK) * BLOCK,), torch.nan, dtype=dtype)
+    out = torch.full((members * size // packed_bytes(SCALE_BLOCK) * SCALE_BLOCK,), torch.nan, dtype=dtype)
     eight_bit.unpack(parts, out)
     return out[:count]
 
@@ -44,13 +44,13 @@ def way(request, monkeypatch) -> None:
 def values() -> Tensor:
     """Blocks of very different sizes; the last is not full."""
     generator = torch.Generator().manual_seed(0)
-    sizes = torch.logspace(-6, 6, 37).repeat_interleave(BLOCK)
+    sizes = torch.logspace(-6, 6, 37).repeat_interleave(SCALE_BLOCK)
     return (torch.randn(len(sizes), generator=generator) * sizes)[:-100]
 
 
 def test_an_entry_is_off_by_half_a_step_of_its_block(values):
     made = unpacked(packed(values), len(values))
-    for ours, theirs in zip(made.split(BLOCK), values.split(BLOCK), strict=True):
+    for ours, theirs in zip(made.split(SCALE_BLOCK), values.split(SCALE_BLOCK), strict=True):
         largest = theirs.abs().max()
         assert (ours - theirs).abs().max() <= largest / 254 * (1 + 1e-5)
         assert ours.abs().max() == pytest.approx(float(largest), rel=1e-6)
@@ -66,7 +66,7 @@ def test_parts_change_no_entry(values, members):
 def test_pieces_change_no_entry(values, monkeypatch):
     whole = packed(values)
     made = unpacked(whole, len(values))
-    monkeypatch.setattr(eight_bit, "READ_AT_ONCE", 3 * BLOCK)
+    monkeypatch.setattr(eight_bit, "READ_AT_ONCE", 3 * SCALE_BLOCK)
     monkeypatch.setattr(eight_bit, "AT_ONCE", 2)
     assert torch.equal(packed(values), whole)
     assert torch.equal(unpacked(whole, len(values)), made)
@@ -74,7 +74,7 @@ def test_pieces_change_no_entry(values, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_kernel_and_torch_agree_to_the_bit(values, dtype, monkeypatch):
-    values = torch.cat([values.clamp(-1e4, 1e4), torch.zeros(BLOCK), torch.arange(BLOCK) - 127.5])
+    values = torch.cat([values.clamp(-1e4, 1e4), torch.zeros(SCALE_BLOCK), torch.arange(SCALE_BLOCK) - 127.5])
     parts = packed(values, members=3)
     made = unpacked(parts, len(values), dtype)
     monkeypatch.setattr(eight_bit, "library", lambda: None)
@@ -90,11 +90,11 @@ def test_entries_are_rounded_once_more_to_the_compute_dtype(values, dtype):
 
 
 def test_blocks_of_zeros_and_tiny_values_stay_finite():
-    values = torch.cat([torch.zeros(BLOCK), torch.full((BLOCK,), 1e-42), torch.ones(BLOCK)])
+    values = torch.cat([torch.zeros(SCALE_BLOCK), torch.full((SCALE_BLOCK,), 1e-42), torch.ones(SCALE_BLOCK)])
     made = unpacked(packed(values), len(values))
-    assert not made[:BLOCK].any()
-    assert torch.isfinite(made).all() and made[BLOCK : 2 * BLOCK].max() < 1e-41
-    torch.testing.assert_close(made[2 * BLOCK :], torch.ones(BLOCK))
+    assert not made[:SCALE_BLOCK].any()
+    assert torch.isfinite(made).all() and made[SCALE_BLOCK : 2 * SCALE_BLOCK].max() < 1e-41
+    torch.testing.assert_close(made[2 * SCALE_BLOCK :], torch.ones(SCALE_BLOCK))
 
 
 CUDAS_NAN = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
@@ -103,8 +103,8 @@ CUDAS_NAN = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).it
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, CUDAS_NAN])
 def test_a_broken_weight_stays_broken_in_its_block_alone(values, broken, dtype):
-    values[3 * BLOCK + 5] = broken
+    values[3 * SCALE_BLOCK + 5] = broken
     made = unpacked(packed(values), len(values), dtype)
     whole = torch.isfinite(made.float())
-    assert not whole[3 * BLOCK : 4 * BLOCK].any()
-    assert whole[: 3 * BLOCK].all() and whole[4 * BLOCK :].all()
+    assert not whole[3 * SCALE_BLOCK : 4 * SCALE_BLOCK].any()
+    assert whole[: 3 * SCALE_BLOCK].all() and whole[4 * SCALE_BLOCK :].all()

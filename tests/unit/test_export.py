@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
-from lingo_ds.export.adapter_folder import BackboneCard, Card, SavedAdapter, load_adapter, save_adapter
+from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
+from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
@@ -140,7 +141,7 @@ def adapted(spec: BackboneSpec, adapter: SavedAdapter) -> AdaptedModel:
         importance=False,
     )
     model = AdaptedModel(backbone, bank, pooling="last", dropout=0.0)
-    model.adopt(adapter.layout, adapter.values)
+    model.replace(adapter.layout, adapter.values)
     return model
 
 
@@ -195,7 +196,7 @@ def test_stock_peft_gives_our_logits(name: str, backbone: Callable[[str], Path],
         if rank:
             less = adapter.values.clone()
             adapter.layout.site(less, k).lam.zero_()
-            model.adopt(adapter.layout, less)
+            model.replace(adapter.layout, less)
             effect = (our_logits(model, batch) - expected).abs().max()
             assert effect > 3 * error, adapter.layout.sites[k].name
 
@@ -216,7 +217,7 @@ def test_stock_peft_gives_the_logits_of_our_lora(name: str, backbone: Callable[[
     for k, site in enumerate(adapter.layout.sites):  # each site is seen in these logits
         less = adapter.values.clone()
         adapter.layout.site(less, k).p.zero_()
-        model.adopt(adapter.layout, less)
+        model.replace(adapter.layout, less)
         assert (our_logits(model, batch) - expected).abs().max() > 3 * error, site.name
     theirs.save_pretrained(tmp_path / "theirs")
     ours, written = (load_file(path / "adapter_model.safetensors") for path in (folder, tmp_path / "theirs"))
@@ -268,7 +269,7 @@ def test_saved_logits_are_the_evaluated_ones(backbone: Callable[[str], Path], tm
     folder = save(tmp_path / "adapter", SavedAdapter(layout, values, ALPHA, RANK, CARD), spec)
     saved = load_adapter(folder, spec)
     assert saved.layout.triplets == kept.sum()
-    model.adopt(saved.layout, saved.values)
+    model.replace(saved.layout, saved.values)
     assert torch.allclose(our_logits(model, batch), expected, rtol=0, atol=1e-5)
 
 

@@ -29,16 +29,10 @@ from transformers import (
 from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
-from lingo_ds.export.adapter_folder import (
-    BackboneCard,
-    Card,
-    DataCard,
-    SavedAdapter,
-    load_adapter,
-    save_adapter,
-)
+from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
+from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.merge import save_merged
-from lingo_ds.export.model_card import Notes
+from lingo_ds.export.model_card import CardNotes
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
@@ -46,7 +40,7 @@ from lingo_ds.models.adapters.layout import BankLayout
 from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.families import CLASSIFIERS, TARGETS
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import UserError
 from tests.own_memory import own_memory
 
@@ -132,7 +126,7 @@ def random_adapter(spec: BackboneSpec, *, pooling: str = "last", kind: str = "sv
     card = Card(
         task=make_task("toy: a #1 *task*", classes=CLASSES, template=TEMPLATE, domain="toys", max_length=64),
         pooling=pooling,
-        backbone=BackboneCard(path=str(spec.folder), fingerprint=fingerprint(spec.folder)),
+        backbone=BackboneCard(path=str(spec.folder), fingerprint=weights_fingerprint(spec.folder)),
         step=70,
         at_budget=True,
         dev={"mcc": 0.51234, "auroc": None},
@@ -162,7 +156,7 @@ def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
         scalars=5, importance=False,
     )  # fmt: skip
     model = AdaptedModel(backbone, bank, pooling=adapter.card.pooling, dropout=0.0)
-    model.adopt(adapter.layout, adapter.values)
+    model.replace(adapter.layout, adapter.values)
     model.backbone.train(False)
     texts = [TEMPLATE.replace("{domain}", "toys").replace("{sequence}", dna) for dna in DNA]
     rows = [AutoTokenizer.from_pretrained(spec_folder)(text)["input_ids"] for text in texts]
@@ -410,7 +404,7 @@ def test_memory_is_a_shard_and_a_map(tmp_path: Path):
     try:
         merged = save_merged(
             tmp_path / "out", adapter, spec=spec, backbone_path="x", dtype=None, shard_bytes=shard,
-            notes=Notes(),
+            notes=CardNotes(),
         )  # fmt: skip
     finally:
         done.set()

@@ -16,8 +16,8 @@ from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.data.tokenization import (
     NUCLEOTIDES,
+    ExampleText,
     NucleotideTokens,
-    Row,
     TextTokens,
     letter_ids,
     make_tokenize,
@@ -57,7 +57,9 @@ def by_letters(request, tiny) -> Path:
 
 
 def ids_of(tokenize: Callable, sequences: list[str], prompt: Prompt, *, most: int = 1000) -> list[list[int]]:
-    return [[int(k) for k in tokens.ids] for tokens in tokenize(list(map(Row, sequences)), prompt, most)]
+    return [
+        [int(k) for k in tokens.ids] for tokens in tokenize(list(map(ExampleText, sequences)), prompt, most)
+    ]
 
 
 # -- ids
@@ -89,7 +91,11 @@ def test_pairs_and_columns_are_read_as_text_reads_them(tiny):
     """With one token a letter both readings have the same length, and the same text around the bases."""
     tokenizer, vocabulary = AutoTokenizer.from_pretrained(tiny), read_spec(tiny).embedding_shape[0]
     prompt = make_prompt("in {cell}: {sequence}.", domain=None)
-    rows = [Row("ACGT", "TTG", ("liver",)), Row("AC", None, ("skin",)), Row("A" * 50, "C" * 50, ("skin",))]
+    rows = [
+        ExampleText("ACGT", "TTG", ("liver",)),
+        ExampleText("AC", None, ("skin",)),
+        ExampleText("A" * 50, "C" * 50, ("skin",)),
+    ]
     ours, theirs = (
         list(make_tokenize(how, tokenizer, vocabulary=vocabulary, pair_separator=" | ")(rows, prompt, 40))
         for how in ("nucleotides", "text")
@@ -106,7 +112,7 @@ def test_a_sequence_too_long_loses_what_text_loses(tiny):
     sequences = ["ACGT" * 10, "ACG"]
     most = len(ids_of(TextTokens(tokenizer), ["A" * 7], PROMPT)[0])
     ours, theirs = (
-        list(make_tokenize(how, tokenizer, vocabulary=99)(list(map(Row, sequences)), PROMPT, most))
+        list(make_tokenize(how, tokenizer, vocabulary=99)(list(map(ExampleText, sequences)), PROMPT, most))
         for how in ("nucleotides", "text")
     )
     assert [(len(one.ids), one.cut) for one in ours] == [(len(one.ids), one.cut) for one in theirs]

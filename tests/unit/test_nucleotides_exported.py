@@ -15,9 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.tokenization import NucleotideTokens, Row
-from lingo_ds.export.adapter_folder import SavedAdapter, load_adapter, save_adapter
-from lingo_ds.export.model_card import Notes, task_frame
+from lingo_ds.data.tokenization import ExampleText, NucleotideTokens
+from lingo_ds.export.adapter_card import SavedAdapter
+from lingo_ds.export.adapter_folder import load_adapter, save_adapter
+from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import load_backbone
@@ -51,7 +52,7 @@ def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, Saved
     """The adapter folder that a run would leave."""
     adapter = with_nucleotides(spec, **kinds)
     settings = SETTINGS if adapter.layout.has_lam else {}
-    notes = Notes(frame=task_frame(adapter.card.task, spec))
+    notes = CardNotes(frame=task_frame(adapter.card.task, spec))
     save_adapter(folder, adapter, spec=spec, backbone_path=str(spec.folder), settings=settings, notes=notes)
     return folder, adapter
 
@@ -73,7 +74,7 @@ def our_logits(folder: Path, adapter: SavedAdapter) -> Tensor:
     task = adapter.card.task
     tokenize = NucleotideTokens(AutoTokenizer.from_pretrained(folder), spec.embedding_shape[0])
     prompt = make_prompt(task.template, domain=task.domain)
-    rows = [tokens.ids for tokens in tokenize([Row(one) for one in DNA], prompt, 80)]
+    rows = [tokens.ids for tokens in tokenize([ExampleText(one) for one in DNA], prompt, 80)]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in zip(ids, rows, strict=True):

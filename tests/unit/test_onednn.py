@@ -61,5 +61,7 @@ def test_written_in_place():
 
 
 def test_only_fp32_goes_another_way():
-    assert not any(matmul.serves(dtype, CPU) for dtype in (torch.float64, torch.bfloat16, torch.float16))
-    assert not matmul.serves(torch.float32, torch.device("cuda"))
+    assert not any(
+        matmul.supports_matmul(dtype, CPU) for dtype in (torch.float64, torch.bfloat16, torch.float16)
+    )
+    assert not matmul.supports_matmul(torch.float32, torch.device("cuda"))

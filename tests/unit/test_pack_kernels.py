@@ -14,7 +14,7 @@ from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 
 from lingo_ds.models.backbone import packed_attention
-from lingo_ds.models.backbone.packed_attention import MOST_PADDING, PackedAttention
+from lingo_ds.models.backbone.packed_attention import MAX_PADDING, PackedAttention
 
 CPU = torch.device("cpu")
 SCALE = 0.37
@@ -166,7 +166,7 @@ def test_little_of_the_products_is_padding(lengths):
     with Products() as products, torch.no_grad():
         of_pack(case)(*inputs(case, size=2))
     computed = sum(count * width for count, width in products.shapes)
-    assert sum(lengths) <= computed <= sum(lengths) / (1 - MOST_PADDING) + 1e-9
+    assert sum(lengths) <= computed <= sum(lengths) / (1 - MAX_PADDING) + 1e-9
     assert sum(count for count, _ in products.shapes) == len(lengths)
     assert len(products.shapes) <= len(set(lengths))  # those of one length are one product
 

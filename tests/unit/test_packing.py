@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lingo_ds.data import batches, packing
-from lingo_ds.data.batches import Ahead, Packing, TrainBatches
-from lingo_ds.data.packing import Pack, common_prefix, deal, eval_packs, make_pack
+from lingo_ds.data.batches import PackBudget, Prefetcher, TrainBatches
+from lingo_ds.data.packing import Pack, assign_to_ranks, common_prefix, eval_packs, make_pack
 from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
 
 
@@ -147,7 +147,7 @@ def loads(lengths: np.ndarray, parts: list[np.ndarray]) -> list[int]:
 @settings(deadline=None, max_examples=120)
 def test_examples_are_dealt_evenly(lengths, world, budget, most, turn):
     lengths = np.array(lengths)
-    shares = deal(lengths, world=world, budget=budget, most=most, turn=turn)
+    shares = assign_to_ranks(lengths, world=world, budget=budget, most=most, turn=turn)
     assert len(shares) == world
     assert len({len(packs) for packs in shares}) == 1, "as many forwards on every process"
     dealt = [place for packs in shares for pack in packs for place in pack.tolist()]
@@ -164,29 +164,29 @@ def test_examples_are_dealt_evenly(lengths, world, budget, most, turn):
 
 def test_the_longest_are_dealt_first():
     lengths = np.array([1, 1, 1, 1, 1, 1, 1, 1, 8])
-    assert [sum(loads(lengths, packs)) for packs in deal(lengths, world=2, budget=99)] == [8, 8]
+    assert [sum(loads(lengths, packs)) for packs in assign_to_ranks(lengths, world=2, budget=99)] == [8, 8]
 
 
 def test_packs_are_as_few_as_budget_and_most_allow():
     alike = np.full(24, 10)
-    assert [len(packs) for packs in deal(alike, world=2, budget=40)] == [3, 3]
-    assert [len(packs) for packs in deal(alike, world=2, budget=1000)] == [1, 1]
-    assert [len(packs) for packs in deal(alike, world=2, budget=1000, most=5)] == [3, 3]
+    assert [len(packs) for packs in assign_to_ranks(alike, world=2, budget=40)] == [3, 3]
+    assert [len(packs) for packs in assign_to_ranks(alike, world=2, budget=1000)] == [1, 1]
+    assert [len(packs) for packs in assign_to_ranks(alike, world=2, budget=1000, most=5)] == [3, 3]
 
 
 def test_example_longer_than_the_budget_has_a_pack_to_itself():
-    (packs,) = deal(np.array([25, 1, 1]), world=1, budget=10)
+    (packs,) = assign_to_ranks(np.array([25, 1, 1]), world=1, budget=10)
     assert [0] in [pack.tolist() for pack in packs]
 
 
 def test_example_far_longer_than_the_budget_has_a_pack_to_itself():
-    (packs,) = deal(np.array([100, 1, 1]), world=1, budget=10)
+    (packs,) = assign_to_ranks(np.array([100, 1, 1]), world=1, budget=10)
     assert [0] in [pack.tolist() for pack in packs]
 
 
 def test_the_process_that_has_more_takes_turns():
     lengths = np.array([5, 5, 5, 5])
-    first = [sum(loads(lengths, deal(lengths, world=3, budget=99, turn=t)[0])) for t in range(6)]
+    first = [sum(loads(lengths, assign_to_ranks(lengths, world=3, budget=99, turn=t)[0])) for t in range(6)]
     assert sorted(first[:3]) == [5, 5, 10]
     assert first[3:] == first[:3]
 
@@ -195,8 +195,8 @@ def mixed(rows: int) -> list[int]:
     """Lengths as of several tasks, and some without a plan."""
     draw = np.random.default_rng(5)
     tasks = draw.choice([70, 101, 300, 500], rows)
-    spread = draw.lognormal(4.8, 0.6, rows).astype(int).clip(10, 900)
-    return np.where(draw.random(rows) < 0.6, tasks, spread).tolist()
+    sharding = draw.lognormal(4.8, 0.6, rows).astype(int).clip(10, 900)
+    return np.where(draw.random(rows) < 0.6, tasks, sharding).tolist()
 
 
 def trainers(
@@ -206,7 +206,7 @@ def trainers(
     return [
         TrainBatches(
             split, seed=3, batch=batch, micro_batch=1, accumulation=1, rank=rank, world=world,
-            packing=Packing(budget, common_prefix(split, np.arange(len(split))), most),
+            packing=PackBudget(budget, common_prefix(split, np.arange(len(split))), most),
         )
         for rank in range(world)
     ]  # fmt: skip
@@ -310,7 +310,7 @@ class Watched(TrainBatches):
     """Notes which step is built in which thread, and does something first, if it is told to."""
 
     def __init__(self, split: TokenizedSplit):
-        packing = Packing(1000, 3)
+        packing = PackBudget(1000, 3)
         super().__init__(
             split, seed=3, batch=6, micro_batch=1, accumulation=1, rank=0, world=1, packing=packing
         )
@@ -339,10 +339,10 @@ def watched() -> Watched:
 
 
 @pytest.fixture
-def ahead(watched) -> Iterator[Ahead]:
-    ahead = Ahead(watched, last_step=30, pin=False)
-    yield ahead
-    ahead.close()
+def prefetch(watched) -> Iterator[Prefetcher]:
+    prefetch = Prefetcher(watched, last_step=30, pin=False)
+    yield prefetch
+    prefetch.close()
 
 
 def content(packs: list[Pack]) -> list[tuple]:
@@ -350,37 +350,37 @@ def content(packs: list[Pack]) -> list[tuple]:
 
 
 @pytest.mark.parametrize("steps", [range(1, 31), [5, 6, 2, 3, 3, 4, 30, 29, 30, 1, 8, 9]], ids=["all", "any"])
-def test_batches_are_those_of_the_step_in_any_order(watched, ahead, steps):
+def test_batches_are_those_of_the_step_in_any_order(watched, prefetch, steps):
     plain = Watched(watched._split)
     for step in steps:
-        assert content(ahead.at(step)) == content(plain.at(step))
-        assert ahead.rows_at(step).tolist() == plain.rows_at(step).tolist()
+        assert content(prefetch.at(step)) == content(plain.at(step))
+        assert prefetch.rows_at(step).tolist() == plain.rows_at(step).tolist()
 
 
-def test_next_step_is_built_meanwhile_and_once(watched, ahead):
+def test_next_step_is_built_meanwhile_and_once(watched, prefetch):
     main = threading.current_thread().name
-    ahead.at(1)
+    prefetch.at(1)
     assert watched.wait_for(2) != main  # before anybody asked
     for step in (2, 3, 4):
-        ahead.at(step)
+        prefetch.at(step)
     assert watched.wait_for(5) != main
     assert [step for step, _ in watched.built] == [1, 2, 3, 4, 5]
-    ahead.at(30)
+    prefetch.at(30)
     assert watched.wait_for(30) == main
-    ahead._worker.submit(int).result()  # whatever else was to be built is built now
+    prefetch._worker.submit(int).result()  # whatever else was to be built is built now
     assert max(step for step, _ in watched.built) == 30  # nothing is after the last step
 
 
-def test_batches_of_another_seed_are_not_used(watched, ahead):
+def test_batches_of_another_seed_are_not_used(watched, prefetch):
     plain = Watched(watched._split)
     for step, seed in enumerate([3, 3, 8, 8, 3, 9, 9], start=1):
-        ahead.seed = plain.seed = seed
-        assert ahead.seed == seed
-        assert content(ahead.at(step)) == content(plain.at(step))
+        prefetch.seed = plain.seed = seed
+        assert prefetch.seed == seed
+        assert content(prefetch.at(step)) == content(plain.at(step))
         watched.wait_for(step + 1)
 
 
-def test_seed_that_changes_while_the_next_epoch_is_drawn(watched, ahead, monkeypatch):
+def test_seed_that_changes_while_the_next_epoch_is_drawn(watched, prefetch, monkeypatch):
     """An audit may repair the seed at any time."""
     begun, changed, draw = threading.Event(), threading.Event(), batches.epoch_order
 
@@ -392,44 +392,44 @@ def test_seed_that_changes_while_the_next_epoch_is_drawn(watched, ahead, monkeyp
         return order
 
     plain = Watched(watched._split)
-    ahead.at(6)  # the first epoch has 7 steps
+    prefetch.at(6)  # the first epoch has 7 steps
     watched.wait_for(7)
     monkeypatch.setattr(batches, "epoch_order", slow)
-    ahead.at(7)
+    prefetch.at(7)
     assert begun.wait(20)
-    ahead.seed = plain.seed = 8
+    prefetch.seed = plain.seed = 8
     changed.set()
     watched.wait_for(8)
-    assert content(ahead.at(8)) == content(plain.at(8))
+    assert content(prefetch.at(8)) == content(plain.at(8))
 
 
-def test_mistake_in_the_background_reaches_the_loop(watched, ahead):
+def test_mistake_in_the_background_reaches_the_loop(watched, prefetch):
     def fail(step: int) -> None:
         if step == 3:
             raise OSError("the file is gone")
 
     watched.before = fail
-    ahead.at(1)
-    assert content(ahead.at(2)) == content(Watched(watched._split).at(2))
+    prefetch.at(1)
+    assert content(prefetch.at(2)) == content(Watched(watched._split).at(2))
     with pytest.raises(OSError, match="the file is gone"):
-        ahead.at(3)
+        prefetch.at(3)
 
 
 def test_close_ends_the_thread(watched):
     before = set(threading.enumerate())
-    ahead = Ahead(watched, last_step=30, pin=False)
-    ahead.at(1)
+    prefetch = Prefetcher(watched, last_step=30, pin=False)
+    prefetch.at(1)
     watched.wait_for(2)
     assert set(threading.enumerate()) > before
-    ahead.close()
+    prefetch.close()
     assert set(threading.enumerate()) == before
 
 
 @pytest.mark.gpu
 def test_pinned_batches_are_the_same(watched):
-    ahead, plain = Ahead(watched, last_step=3, pin=True), Watched(watched._split)
+    prefetch, plain = Prefetcher(watched, last_step=3, pin=True), Watched(watched._split)
     for step in (1, 2):
-        packs = ahead.at(step)
+        packs = prefetch.at(step)
         assert all(pack.input_ids.is_pinned() and pack.labels.is_pinned() for pack in packs)
         assert content(packs) == content(plain.at(step))
-    ahead.close()
+    prefetch.close()

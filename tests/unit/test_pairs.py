@@ -12,7 +12,7 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.dna import first_bases
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.training.setup import Prepared, prepare
+from lingo_ds.training.setup import RunSetup, prepare
 from tests.unit.commands import command, report_of
 
 ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))
@@ -47,12 +47,12 @@ def config(data: Path, **settings) -> dict:
     }
 
 
-def prepared(data: Path, **settings) -> Prepared:
+def setup(data: Path, **settings) -> RunSetup:
     return prepare(RunConfig.model_validate(config(data, **settings)), ALONE)
 
 
 def test_a_pair_is_one_text(data):
-    found = prepared(data)
+    found = setup(data)
     tokenizer = read_tokenizer(found.spec.folder)
     for row, (one, other) in enumerate(zip(FIRST, SECOND, strict=True)):
         expected = tokenizer(f"One: {one}\nTwo: {other}\nYes?")["input_ids"]
@@ -61,9 +61,9 @@ def test_a_pair_is_one_text(data):
 
 
 def test_of_a_long_pair_both_lose_the_same_share(data):
-    whole = prepared(data)
+    whole = setup(data)
     tokenizer = read_tokenizer(whole.spec.folder)  # a token per character
-    cut = prepared(data, max_length=whole.data.longest - 8)
+    cut = setup(data, max_length=whole.data.longest - 8)
     assert cut.data.splits["dev"].truncated == len(FIRST)
     length = len(FIRST[0]) + len(SECOND[0]) - 8
     one, other = first_bases(FIRST[3], SECOND[3], length)
@@ -82,7 +82,7 @@ def test_first_bases_are_as_many_as_asked_for(bases):
 def test_the_same_sequences_in_other_pairs_are_no_duplicates(data):
     text = (data / "train.csv").read_text().splitlines()
     (data / "train.csv").write_text("\n".join([*text, f"{FIRST[0]},{SECOND[1]},0", text[1]]))
-    assert prepared(data).data.duplicates["train"] == 1
+    assert setup(data).data.duplicates["train"] == 1
 
 
 def test_pairs_train_and_are_evaluated_but_not_predicted_by_halves(data, tmp_path, capsys):

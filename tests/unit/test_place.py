@@ -3,7 +3,7 @@
 import pytest
 
 from lingo_ds.commands.cli import main
-from lingo_ds.distributed.launchers import FIRST_PORT, PORTS, find_place, first_node, tasks_per_node
+from lingo_ds.distributed.launchers import FIRST_PORT, PORTS, find_rank, first_node, tasks_per_node
 from lingo_ds.utils.errors import UserError
 
 OPEN_MPI = {
@@ -31,7 +31,7 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_second_process_of_the_second_of_two_hosts(launcher):
-    place = find_place(LAUNCHERS[launcher])
+    place = find_rank(LAUNCHERS[launcher])
     assert (place.rank, place.local_rank, place.world_size, place.local_world_size) == (9, 1, 16, 8)
 
 
@@ -49,23 +49,23 @@ def test_what_is_wrong_for_all_is_told_by_the_first(launcher, monkeypatch, capsy
 
 
 def test_nobody_started_it():
-    assert find_place({}) == (0, 0, 1, 1, None, None, None)
+    assert find_rank({}) == (0, 0, 1, 1, None, None, None)
 
 
 @pytest.mark.parametrize("step", [None, "4294967290", "4294967291", "4294967292"])
 def test_a_batch_script_or_a_shell_of_slurm_is_one_process(step):
     """They have SLURM_NTASKS too, and nobody would come to meet them."""
     environ = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"} | {"SLURM_PROCID": "0"}
-    assert find_place(environ | ({"SLURM_STEP_ID": step} if step else {})).world_size == 1
+    assert find_rank(environ | ({"SLURM_STEP_ID": step} if step else {})).world_size == 1
 
 
 def test_tasks_of_slurm_meet_on_the_first_node_at_a_port_of_the_step():
-    place = find_place(SRUN)
+    place = find_rank(SRUN)
     assert place.address == "gpu007" and FIRST_PORT <= place.port < FIRST_PORT + PORTS
-    assert find_place(SRUN | {"SLURM_PROCID": "3", "SLURM_LOCALID": "3"}).port == place.port
-    assert find_place(SRUN | {"SLURM_STEP_ID": "3"}).port != place.port
-    assert find_place(SRUN | {"SLURM_JOB_ID": "4712"}).port != place.port
-    assert find_place(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "7"})[-2:] == ("a", 7)
+    assert find_rank(SRUN | {"SLURM_PROCID": "3", "SLURM_LOCALID": "3"}).port == place.port
+    assert find_rank(SRUN | {"SLURM_STEP_ID": "3"}).port != place.port
+    assert find_rank(SRUN | {"SLURM_JOB_ID": "4712"}).port != place.port
+    assert find_rank(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "7"})[-2:] == ("a", 7)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_tasks_per_node(text, counts):
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_words(environ, words):
     with pytest.raises(UserError, match=words):
-        find_place(environ)
+        find_rank(environ)

@@ -458,8 +458,8 @@ def settings_of(profile: str, facts: Facts) -> tuple[bool, int, int]:
     filled = json.loads(resource_path("ds_configs", profile).read_text())
     plan = make_plan(config(zero__stage=3), facts)
     zero = plan.deepspeed_config(filled, dtype="bf16")["zero_optimization"]
-    ahead, kept = zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]
-    return zero.get("stage3_allgather_sequential", False), ahead, kept
+    prefetch, kept = zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]
+    return zero.get("stage3_allgather_sequential", False), prefetch, kept
 
 
 def test_on_the_cpu_a_large_layer_is_held_alone():

@@ -13,8 +13,8 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.packing import make_pack
 from lingo_ds.distributed.process_group import detect
 from lingo_ds.planning.cost.advice import advise
-from lingo_ds.planning.cost.elsewhere import Lengths, Place, make_job, read_shapes
-from lingo_ds.planning.cost.estimate import predict, ring_seconds
+from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, make_job, read_shapes
+from lingo_ds.planning.cost.estimate import estimate_step, ring_seconds
 from lingo_ds.planning.cost.footprint import kept_per_token, memory_parts
 from lingo_ds.planning.cost.machine import ACHIEVED, GPUS, Wire, gpu_machine, link_rate
 from lingo_ds.planning.cost.scenario import with_budget
@@ -61,7 +61,7 @@ def plan(folders):
         )  # fmt: skip
         if size not in shapes:
             shapes[size] = read_shapes(config, detect(), DATA)
-        place = Place(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))
+        place = Cluster(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))
 
         def again(changed):
             return make_job(changed, shapes[size], place)
@@ -91,9 +91,9 @@ def test_what_autograd_keeps_is_what_is_planned(tmp_path, targets):
         backbone={"path": "builtin:tiny"}, data={"path": "builtin:promoters", "cache_dir": tmp_path},
         adapter={"targets": targets}, train={"max_steps": 100},
     )  # fmt: skip
-    prepared = prepare(config, detect())
-    model = build_model(prepared)
-    pack = make_pack(prepared.data.splits["train"], np.arange(16), np.ones(16), share_prefix=False)
+    setup = prepare(config, detect())
+    model = build_model(setup)
+    pack = make_pack(setup.data.splits["train"], np.arange(16), np.ones(16), share_prefix=False)
     model.backbone.train()
     others = [*model.backbone.module.parameters(), *model.backbone.module.buffers(), model.bank._compute]
     known = {tensor.untyped_storage().data_ptr() for tensor in others}
@@ -107,7 +107,7 @@ def test_what_autograd_keeps_is_what_is_planned(tmp_path, targets):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.logits(pack).sum()
-    place = Place(hosts=1, per_host=1, machine=gpu_machine("h200"), device="cpu")
+    place = Cluster(hosts=1, per_host=1, machine=gpu_machine("h200"), device="cpu")
     job = make_job(config, read_shapes(config, detect(), None), place)
     seen = sum(size for size, _ in kept.values())
     assert kept_per_token(job) * len(pack.input_ids) == pytest.approx(seen, rel=0.12)
@@ -115,23 +115,23 @@ def test_what_autograd_keeps_is_what_is_planned(tmp_path, targets):
 
 def test_parts_of_memory(plan):
     _, job, _ = plan("7B", zero={"stage": 3, "shard_group": 8})
-    memory = predict(job).memory
+    memory = estimate_step(job).memory
     facts = job.plan.facts
     assert memory["backbone"] == -(-facts.backbone_parameters // 8) * 2
     assert memory["moments"] == 8 * facts.bank_parameters
     assert memory["gathered layers"] >= 3 * facts.layer_parameters * 2
     _, whole, _ = plan("7B", zero={"stage": 0})
-    assert "gathered layers" not in predict(whole).memory
+    assert "gathered layers" not in estimate_step(whole).memory
     _, again, _ = plan("7B", zero={"stage": 0}, backbone={"activation_checkpointing": True})
-    assert predict(again).memory["activations"] < predict(whole).memory["activations"] / 10
-    without, with_it = predict(whole).kept_by_layer
+    assert estimate_step(again).memory["activations"] < estimate_step(whole).memory["activations"] / 10
+    without, with_it = estimate_step(whole).kept_by_layer
     assert with_it < without / 10
 
 
 def test_the_largest_budget_fits_and_no_larger_one(plan):
     _, job, _ = plan("7B", tokens=65536)
-    most = predict(job).most_tokens
-    fits = predict(with_budget(job, most)).model_bytes
+    most = estimate_step(job).most_tokens
+    fits = estimate_step(with_budget(job, most)).model_bytes
     assert fits <= USABLE_MEMORY * job.machine.memory_bytes
     tokens = with_budget(job, most).tokens
     room = USABLE_MEMORY * job.machine.memory_bytes - fits
@@ -157,7 +157,7 @@ def test_shared_prefix_is_computed_once_a_pack(folders):
         name="x", backbone={"path": str(folders["7B"])}, data={"path": "absent"},
         train={"global_batch_size": 64, "max_steps": 1000},
     )  # fmt: skip
-    place = Place(hosts=1, per_host=1, machine=gpu_machine("h200"))
+    place = Cluster(hosts=1, per_host=1, machine=gpu_machine("h200"))
     shared = Lengths(rows=1000, tokens=128, shared=100)
     job = make_job(config, read_shapes(config, detect(), shared), place)
     assert job.tokens == 64 * 28 + 100 * job.plan.accumulation
@@ -168,9 +168,11 @@ def test_shared_prefix_is_computed_once_a_pack(folders):
 
 def test_bytes_are_those_of_the_formula(plan):
     _, job, _ = plan("7B", hosts=2, zero={"stage": 3, "shard_group": 8})
-    wire = 4 * (job.plan.facts.bank_parameters + 6)
-    expected = step_traffic(job.weights, job.spread, micro_batches=job.plan.accumulation, wire=wire)
-    assert tuple(one.collective for one in predict(job).sent) == expected
+    reduce_buffer = 4 * (job.plan.facts.bank_parameters + 6)
+    expected = step_traffic(
+        job.weights, job.sharding, micro_batches=job.plan.accumulation, reduce_buffer=reduce_buffer
+    )
+    assert tuple(one.collective for one in estimate_step(job).sent) == expected
 
 
 def test_seconds_of_a_ring_by_hand():
@@ -203,7 +205,7 @@ def test_links_that_are_none(text):
 
 def test_copies_inside_hosts_scale_where_one_over_all_does_not(plan):
     def rate(hosts, **zero):
-        return predict(plan("7B", hosts=hosts, zero=zero)[1]).tokens_per_second / hosts
+        return estimate_step(plan("7B", hosts=hosts, zero=zero)[1]).tokens_per_second / hosts
 
     assert rate(64) >= 0.95 * rate(1)
     assert rate(64, stage=3, shard_group=512, hpz="off") < 0.9 * rate(1, stage=3, shard_group=8)
@@ -212,7 +214,7 @@ def test_copies_inside_hosts_scale_where_one_over_all_does_not(plan):
 def test_gathers_hide_behind_computing_as_far_as_it_lasts(plan):
     _, job, _ = plan("70B", hosts=2, zero={"stage": 3, "shard_group": 16, "hpz": "off"})
     fast, slow = (
-        predict(replace(job, machine=replace(job.machine, between=Wire(rate, 1e-6, 1.0))))
+        estimate_step(replace(job, machine=replace(job.machine, between=Wire(rate, 1e-6, 1.0))))
         for rate in (1e12, 1e9)
     )
     assert fast.exposed < 0.03 * fast.compute
@@ -241,7 +243,7 @@ def test_maps_in_8_bits_by_hand(plan):
     before, after = (memory_parts(job)["backbone"] for job in (full, packed))
     assert before == pytest.approx(2 * (maps + rest) / 8, rel=1e-6)
     assert after == pytest.approx((2 * rest + maps * (1 + 4 / 256)) / 8, rel=1e-6)
-    forward = next(one for one in predict(packed).sent if one.collective.what == "forward").collective
+    forward = next(one for one in estimate_step(packed).sent if one.collective.what == "forward").collective
     assert forward.payload == 2 * 32000 * hidden + maps * 260 // 256  # norms stay
     unpacked = [part.moved for part in (pass_work(packed).forward, pass_work(full).forward)]
     assert unpacked[0] - unpacked[1] == pytest.approx(3 * maps * packed.plan.accumulation, rel=1e-6)

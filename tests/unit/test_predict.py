@@ -28,12 +28,13 @@ from lingo_ds.commands.cli import main
 from lingo_ds.data.streams.sequences import Records
 from lingo_ds.data.task import make_task
 from lingo_ds.evaluation.prediction_file import Output
-from lingo_ds.export.adapter_folder import BackboneCard, Card, SavedAdapter, save_adapter
+from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
+from lingo_ds.export.adapter_folder import save_adapter
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
 from lingo_ds.models.backbone import builtin
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.models.backbone.weight_files import fingerprint
+from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import UserError
 from tests.own_memory import forget_peak, own_memory
 
@@ -55,7 +56,7 @@ def make_adapter(folder: Path, *, template: str | None = TEMPLATE) -> Path:
     card = Card(
         task=task,
         pooling="last",
-        backbone=BackboneCard(path=str(spec.folder), fingerprint=fingerprint(spec.folder)),
+        backbone=BackboneCard(path=str(spec.folder), fingerprint=weights_fingerprint(spec.folder)),
         step=1,
         at_budget=True,
         dev={},

@@ -176,9 +176,9 @@ def config(tmp_path, shared) -> dict:
 
 
 def test_each_row_is_tokenised_with_its_own_cells_and_what_all_share_is_found(config, tmp_path, shared):
-    prepared = prepare(RunConfig(**config), process_group.detect())
+    setup = prepare(RunConfig(**config), process_group.detect())
     tokenizer = read_tokenizer(shared / "backbones/stories260k")
-    train = prepared.data.splits["train"]
+    train = setup.data.splits["train"]
     for row, line in enumerate((tmp_path / "data/train.csv").read_text().splitlines()[1:]):
         cell, sequence, _ = line.split(",")
         expected = tokenizer(f"Once upon a time in the {cell}: {sequence}.")["input_ids"]
@@ -186,7 +186,7 @@ def test_each_row_is_tokenised_with_its_own_cells_and_what_all_share_is_found(co
     ids = [tokenizer(f"Once upon a time in the {cell}: A")["input_ids"] for cell in CELLS]
     shared_by_all = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*ids, strict=False)))
     of_one_cell = common_prefix(train, np.arange(0, 60, 3))
-    assert prepared.plan.facts.shared_prefix == shared_by_all < of_one_cell
+    assert setup.plan.facts.shared_prefix == shared_by_all < of_one_cell
 
 
 def test_a_long_example_is_cut_inside_the_sequence_with_its_own_cells(config, shared):

@@ -24,7 +24,7 @@ from lingo_ds.models.backbone.quantized_linear import (
 )
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
-from lingo_ds.planning.memory import backbone_bytes, choose_spread, require_quantizable, require_whole
+from lingo_ds.planning.memory import backbone_bytes, choose_sharding, require_quantizable, require_whole
 from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import ModelFacts
 from lingo_ds.utils.errors import UserError
@@ -223,9 +223,9 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(quantization):
     backbone = load(ENGLISH, quantization)
     ids = torch.randint(3, 90, (8, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        together = backbone.hidden_states(ids, None)
+        errors_raised_on_all = backbone.hidden_states(ids, None)
         alone = torch.cat([backbone.hidden_states(row[None], None) for row in ids])
-    assert (together - alone).norm() < 1e-5 * alone.norm()
+    assert (errors_raised_on_all - alone).norm() < 1e-5 * alone.norm()
 
 
 # Loading
@@ -300,11 +300,11 @@ def test_a_quantised_backbone_that_does_not_fit_is_refused_and_not_sharded():
         large, quantized_parameters=19 * 10**8, quantized_bytes=10**9, largest_quantized=10**7
     )
     zero = ZeroConfig()
-    assert choose_spread(zero, large, beside=0, fix="")[0] == 3
-    assert choose_spread(zero, quantised, beside=0, fix="") == (0, 1)
+    assert choose_sharding(zero, large, beside=0, fix="")[0] == 3
+    assert choose_sharding(zero, quantised, beside=0, fix="") == (0, 1)
     for insisting in (zero, ZeroConfig(profile="zero3_offload")):
         with pytest.raises(UserError, match="quantised weights are not sharded"):
-            choose_spread(insisting, quantised, beside=3 * GIB, fix="")
+            choose_sharding(insisting, quantised, beside=3 * GIB, fix="")
 
 
 def test_without_bitsandbytes_it_is_said_how_to_get_it(monkeypatch):

@@ -160,7 +160,7 @@ def our_logits(folder: Path, adapter: SavedAdapter, quantization: str) -> torch.
         adapter.layout, scale=adapter.scale, dtype=torch.float32, device=CPU, scalars=0, importance=False
     )
     model = AdaptedModel(frozen, bank, pooling="last", dropout=0.0)
-    model.adopt(adapter.layout, adapter.values)
+    model.replace(adapter.layout, adapter.values)
     frozen.train(False)
     tokenizer = read_tokenizer(folder)
     texts = [TEMPLATE.replace("{domain}", "toys").replace("{sequence}", dna) for dna in DNA]

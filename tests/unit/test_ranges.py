@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from lingo_ds.models.backbone import byte_ranges
-from lingo_ds.models.backbone.byte_ranges import DTYPES, RangeReader
-from lingo_ds.models.ops.host_memory import Block
+from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader
+from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def weights() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(ENTRIES + 2 * place, generator=generator).to(dtype)
-        for place, (name, dtype) in enumerate(DTYPES.items())
+        for place, (name, dtype) in enumerate(SAFETENSORS_DTYPES.items())
     }
 
 
@@ -39,7 +39,7 @@ def file(tmp_path, weights) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", SAFETENSORS_DTYPES.values(), ids=str)
 @pytest.mark.parametrize("bounds", [(0, ENTRIES), (0, 1), (777, 50_001), (ENTRIES - 1, ENTRIES), (5, 5)])
 def test_a_range_is_that_of_the_weight(file, weights, dtype, bounds, monkeypatch):
     monkeypatch.setattr(byte_ranges, "PIECE", 4096)  # several pieces, the last of them ragged
@@ -86,7 +86,7 @@ def cached_share(path: Path) -> float:
 
 
 def test_a_block_gives_each_tensor_its_own_entries():
-    block = Block([3, 0, 5], torch.bfloat16, CPU)
+    block = Arena([3, 0, 5], torch.bfloat16, CPU)
     parts = [block.take(3), block.take(0), block.take(5)]
     for value, part in enumerate(parts):
         part.fill_(value)

@@ -6,8 +6,9 @@ import pytest
 
 from lingo_ds.config.known_tasks import FILE, layered, lookup, parse_registry, registry, with_registry
 from lingo_ds.config.recipe import load_config
-from lingo_ds.config.run_config import RunConfig, SelectionConfig
-from lingo_ds.config.templates import fill
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.task_config import SelectionConfig
+from lingo_ds.config.templates import fill_template
 from lingo_ds.utils.errors import UserError
 
 TASKS = list(registry().tasks.values())
@@ -193,4 +194,4 @@ def test_layers_and_words():
         "a": {"b": None, "c": 2},
         "d": {"e": 4},
     }
-    assert fill("{a} {b} {sequence} {a}", {"a": "{b}", "b": "2"}) == "{b} 2 {sequence} {b}"
+    assert fill_template("{a} {b} {sequence} {a}", {"a": "{b}", "b": "2"}) == "{b} 2 {sequence} {b}"

@@ -526,5 +526,5 @@ def test_rho_decays_over_the_schedule():
             left[step] += int((best & ~sampler.kept).sum())
             drawn[step] += event.budget
     for step, expected in rho.items():
-        spread = np.sqrt(expected * (1 - expected) / drawn[step])
-        assert abs(left[step] / drawn[step] - expected) < 4 * spread, step
+        sharding = np.sqrt(expected * (1 - expected) / drawn[step])
+        assert abs(left[step] / drawn[step] - expected) < 4 * sharding, step

@@ -141,8 +141,10 @@ KEPT = {
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
 @pytest.mark.parametrize("has_lam", [True, False], ids=["svd", "lora"])
 def test_gradient_is_that_of_products_by_themselves(float64, has_lam, kept):
-    alone, together = (two_steps(*hooked(how, kept=kept, has_lam=has_lam)) for how in ((), Maps.TOGETHER))
-    for found, expected in zip(together, alone, strict=True):
+    alone, errors_raised_on_all = (
+        two_steps(*hooked(how, kept=kept, has_lam=has_lam)) for how in ((), Maps.TOGETHER)
+    )
+    for found, expected in zip(errors_raised_on_all, alone, strict=True):
         assert (found - expected).norm() < 1e-12 * expected.norm()
     assert (alone[1] != 0).all()  # every entry is at work
 

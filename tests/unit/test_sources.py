@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lingo_ds.data.dna import MOST_MISTAKES
+from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE
 from tests.unit.reading import read, refused
 
 GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"
@@ -161,8 +161,8 @@ def test_one_file_may_be_all_there_is(tmp_path, cache):
     (tmp_path / "all.csv").write_text("sequence,label\n" + "".join(rows))
     found = read(tmp_path / "all.csv", cache, dev_fraction=0.2, test_fraction=0.1)
     assert found.examples.rows == {"train": 42, "dev": 12, "test": 6}
-    together = [row for split in ("train", "dev", "test") for row in found.rows(split)]
-    assert sorted(f"{sequence},{label}\n" for sequence, label in together) == sorted(rows)
+    errors_raised_on_all = [row for split in ("train", "dev", "test") for row in found.rows(split)]
+    assert sorted(f"{sequence},{label}\n" for sequence, label in errors_raised_on_all) == sorted(rows)
 
 
 def test_only_examples_of_one_task(folder, cache):
@@ -407,9 +407,9 @@ def test_mistakes_of_all_files_are_reported_together(folder, cache):
 def test_a_hopeless_file_is_not_reported_row_by_row(folder, cache):
     (folder / "train.csv").write_text("sequence,label\n" + "XXXX,0\n" * 500)
     mistakes = refused(folder, cache)
-    assert len(mistakes) == MOST_MISTAKES + 1
+    assert len(mistakes) == MAX_MISTAKES_PER_FILE + 1
     assert mistakes[-1].where == str(folder / "train.csv")
-    assert mistakes[-1].value == f"{500 - MOST_MISTAKES} more rows"
+    assert mistakes[-1].value == f"{500 - MAX_MISTAKES_PER_FILE} more rows"
 
 
 def test_what_is_no_file_is_refused_rather_than_waited_for(folder, cache):

@@ -163,7 +163,7 @@ def as_packed_npz(path: Path, x: np.ndarray, y: np.ndarray) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("given", [None, "TGCA"])
 def test_arrays_become_sequences(home, cache, monkeypatch, write, ending, order, given):
-    monkeypatch.setattr(deepsea, "BLOCK", 3)
+    monkeypatch.setattr(deepsea, "EXAMPLES_PER_READ", 3)
     for split in ("train", "valid", "test"):
         write(home / f"{split}{ending}", one_hot(given or order), LABELS)
     found = read(home, cache, kind="multilabel", one_hot_order=given)

@@ -5,18 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.data.splits import Seen, carve, groups_of, overlaps
+from lingo_ds.data.splits import SplitSummary, draw_splits, groups_of, overlaps
 from lingo_ds.utils.errors import UserError
 
 
-def seen_sequences(sequences: list[str]) -> Seen:
-    seen = Seen({})
+def seen_sequences(sequences: list[str]) -> SplitSummary:
+    seen = SplitSummary({})
     seen.add(sequences, [None] * len(sequences), [])
     return seen
 
 
-def seen_windows(windows: list[tuple[str, int, int]]) -> Seen:
-    seen = Seen({})
+def seen_windows(windows: list[tuple[str, int, int]]) -> SplitSummary:
+    seen = SplitSummary({})
     fields = [{"chromosome": name, "start": str(start), "end": str(end)} for name, start, end in windows]
     seen.add(["A"] * len(windows), [None] * len(windows), fields)
     return seen
@@ -32,7 +32,7 @@ def seen_windows(windows: list[tuple[str, int, int]]) -> Seen:
 def test_every_row_is_in_one_split_and_groups_are_whole(groups, dev, test, seed):
     groups = np.array(groups)
     try:
-        rows = carve(groups, {"dev": dev, "test": test}, seed=seed)
+        rows = draw_splits(groups, {"dev": dev, "test": test}, seed=seed)
     except UserError:
         return
     assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(len(groups)))
@@ -45,8 +45,8 @@ def test_every_row_is_in_one_split_and_groups_are_whole(groups, dev, test, seed)
 
 def test_drawn_splits_follow_their_seed_alone():
     sequences = [f"{k}" for k in range(200)]
-    first, again = (carve(groups_of(seen_sequences(sequences)), {"dev": 0.2}, seed=0) for _ in range(2))
-    other = carve(groups_of(seen_sequences(sequences)), {"dev": 0.2}, seed=1)
+    first, again = (draw_splits(groups_of(seen_sequences(sequences)), {"dev": 0.2}, seed=0) for _ in range(2))
+    other = draw_splits(groups_of(seen_sequences(sequences)), {"dev": 0.2}, seed=1)
     assert first["dev"].tolist() == again["dev"].tolist() != other["dev"].tolist()
     assert len(first["dev"]) == len(other["dev"]) == 40
 
@@ -57,7 +57,7 @@ def test_drawn_splits_follow_their_seed_alone():
 )
 def test_what_cannot_be_split_is_refused(groups, shares):
     with pytest.raises(UserError, match="rows cannot be drawn"):
-        carve(groups, shares, seed=0)
+        draw_splits(groups, shares, seed=0)
 
 
 def test_equal_sequences_are_one_group():

@@ -13,7 +13,7 @@ from lingo_ds.models.backbone import spec as spec_module
 from lingo_ds.models.backbone import tokenizer as tokenizer_module
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.models.backbone.tokenizer import OwnTokenizer
+from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.utils.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -102,8 +102,8 @@ def test_a_known_tokenizer_is_loaded_only_when_it_is_used(folder, tmp_path, monk
         tokenizer_module, "read_tokenizer", lambda *given, **how: loads.append(given) or load(*given, **how)
     )
 
-    def own() -> OwnTokenizer:
-        return OwnTokenizer(folder, trust_remote_code=False, cache=tmp_path / "cache")
+    def own() -> CachedTokenizer:
+        return CachedTokenizer(folder, trust_remote_code=False, cache=tmp_path / "cache")
 
     first, again = own(), own()
     assert first.fingerprint == again.fingerprint and len(loads) == 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lingo_ds
-from lingo_ds.data.batches import Packing, TrainBatches, epoch_order, strands_drawn
+from lingo_ds.data.batches import PackBudget, TrainBatches, epoch_order, strands_drawn
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
@@ -88,7 +88,7 @@ def batches(split: TokenizedSplit, *, world: int = 1, rank: int = 0, packed: boo
     packing = None
     if packed:
         both = split.both_strands()
-        packing = Packing(120, common_prefix(both, np.arange(len(both))))
+        packing = PackBudget(120, common_prefix(both, np.arange(len(both))))
     settings = {"seed": 5, "batch": 16, "either_strand": True} | other
     accumulation = math.ceil(math.ceil(settings["batch"] / world) / 3)
     return TrainBatches(

@@ -110,13 +110,13 @@ def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path)
 
 def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
     suite, env, shared = load_runs(recipe), process_group.detect(), SharedBackbone()
-    prepared = prepare(suite.members[0].config, env)
+    setup = prepare(suite.members[0].config, env)
 
     def hooks() -> int:
-        module = shared.build(prepared).backbone.module
+        module = shared.build(setup).backbone.module
         return sum(len(one._forward_hooks) for one in module.modules())
 
-    assert hooks() == hooks() == len(prepared.sites)
+    assert hooks() == hooks() == len(setup.sites)
 
 
 # -- stopping and going on

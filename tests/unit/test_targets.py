@@ -15,7 +15,7 @@ from lingo_ds.data.batches import make_batch
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.labels import (
-    MOST_OUTPUTS,
+    MAX_OUTPUTS,
     BadTarget,
     balanced_weights,
     moments,
@@ -152,7 +152,7 @@ def test_labels_that_do_not_go_together_are_named(tmp_path, rows, says):
     [
         ([[1, NAN], [2, NAN]], "regression", "known in no training row"),
         ([[1, 2], [2, 2]], "regression", "is 2 in every training row"),
-        ([[0] * (MOST_OUTPUTS + 1)], "multilabel", "more than a task has"),
+        ([[0] * (MAX_OUTPUTS + 1)], "multilabel", "more than a task has"),
     ],
 )
 def test_what_no_row_can_teach_is_told(rows, kind, says):

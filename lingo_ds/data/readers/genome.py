@@ -12,7 +12,7 @@ from pyfaidx import Faidx, FastaIndexingError, FetchError
 
 from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.safe_read import require_regular
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _place_in(cache: Path, path: Path) -> Path:
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
     if not folder.is_dir():
         try:
-            write_aside(folder, write)
+            atomic_write(folder, write)
         except OSError:
             if not folder.is_dir():  # else another process made the same first
                 raise

@@ -11,11 +11,11 @@ from typing import BinaryIO
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import require_regular
 
-BLOCK = 1 << 20
+READ_BYTES = 1 << 20
 """Bytes decoded at a time; a longer line is decoded whole."""
 
 
-def kind_of(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     """The ending that says what a file is, in lower case, without a `.gz` behind one of text."""
     endings = [ending.lower() for ending in path.suffixes]
     if endings[-1:] == [".gz"] and endings[-2:-1] != [".parquet"]:
@@ -24,9 +24,9 @@ def kind_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """A file's name without the endings that `kind_of` looks at."""
+    """A file's name without the endings that `suffix_of` looks at."""
     name = path.name.removesuffix(".gz")
-    return name[: -len(kind_of(path)) or None]
+    return name[: -len(suffix_of(path)) or None]
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def _whole_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     r"""The file's bytes in blocks that end behind a \n."""
     pieces, number = [], 0
     try:
-        while piece := file.read1(BLOCK):  # not read(): before an error that gives less than there is
+        while piece := file.read1(READ_BYTES):  # not read(): before an error that gives less than there is
             end = piece.rfind(b"\n") + 1
             if end:
                 block = b"".join([*pieces, piece[:end]])

@@ -20,7 +20,7 @@ WHOLE = 1 << 28
 
 SAMPLES, SAMPLE = 64, 1 << 16
 
-Item = TypeVar("Item")
+Examined = TypeVar("Examined")
 Found = tuple[str, Example | Mistake]
 """A split's name, and an example of it or what is wrong with one."""
 
@@ -48,8 +48,8 @@ class Source(Protocol):
 
 
 def read_parts(
-    parts: Iterable[Part], read: Callable[[Part], Iterator[Item | Mistake]]
-) -> Iterator[tuple[str, Item | Mistake]]:
+    parts: Iterable[Part], read: Callable[[Part], Iterator[Examined | Mistake]]
+) -> Iterator[tuple[str, Examined | Mistake]]:
     """The examples of all parts; what ends one part early is a mistake among its examples."""
     for part in parts:
         split, item = part.split, None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lingo_ds.data.dna import raise_any, reverse_complement
+from lingo_ds.data.dna import raise_if_any, reverse_complement
 from lingo_ds.data.examples import Example
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import lines_of
@@ -44,7 +44,7 @@ class Interval(NamedTuple):
     where: str
 
 
-class Windows(NamedTuple):
+class WindowRule(NamedTuple):
     """What is cut out of the genome for an interval: so many bases around its centre, or it and flanks."""
 
     window: int | None
@@ -80,7 +80,7 @@ class BedSource:
         genome: Genome,
         scattered: Genome,
         *,
-        windows: Windows,
+        windows: WindowRule,
         labels: tuple[str, ...],
         chromosomes: Chromosomes,
         negatives: float,
@@ -172,7 +172,7 @@ class BedSource:
                 if name in labels:
                     fix = "set data.label_column, e.g. to name or score, or data.intervals.negatives"
                 mistakes.append(Mistake(where, " ".join(spelled), f"has no column {name!r}", fix))
-        raise_any(mistakes, Path(where))
+        raise_if_any(mistakes, Path(where))
         return _Columns(
             *(names.index(name) for name in BED_COLUMNS[:3]),
             names.index("strand") if "strand" in names else None,

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 
 from lingo_ds.data.examples import Example
-from lingo_ds.data.readers.lines import kind_of, opened
+from lingo_ds.data.readers.lines import opened, suffix_of
 from lingo_ds.data.sources.base import Found, Part, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
-BLOCK = 1000
+EXAMPLES_PER_READ = 1000
 """Examples read at a time."""
 
 Read = Callable[[int, int], np.ndarray]
@@ -46,7 +46,7 @@ class DeepSea:
 
     def _read(self, part: Part) -> Iterator[Example | Mistake]:
         path = part.path
-        order = self._order or ("AGCT" if kind_of(path) == ".mat" else "ACGT")
+        order = self._order or ("AGCT" if suffix_of(path) == ".mat" else "ACGT")
         try:
             with _arrays_in(path) as arrays:
                 yield from _examples(path, *_sequences_and_labels(path, arrays), order)
@@ -59,8 +59,8 @@ class DeepSea:
 
 def _examples(path: Path, sequences: Array, labels: Array, order: str) -> Iterator[Example | Mistake]:
     letters = np.frombuffer(order.encode() + b"N", dtype=np.uint8)
-    for begin in range(0, sequences.shape[0], BLOCK):
-        end = min(begin + BLOCK, sequences.shape[0])
+    for begin in range(0, sequences.shape[0], EXAMPLES_PER_READ):
+        end = min(begin + EXAMPLES_PER_READ, sequences.shape[0])
         hot, cells = sequences.read(begin, end), labels.read(begin, end).tolist()
         hot = hot if hot.shape[1] == 4 else hot.transpose(0, 2, 1)
         total = hot.sum(1)
@@ -90,7 +90,7 @@ def _sequences_and_labels(path: Path, arrays: list[Array]) -> tuple[Array, Array
 def _arrays_in(path: Path) -> Iterator[list[Array]]:
     with ExitStack() as held:
         raw = held.enter_context(opened(path))
-        if kind_of(path) == ".npz":
+        if suffix_of(path) == ".npz":
             zipped = held.enter_context(zipfile.ZipFile(raw))
             yield [_zipped(zipped, name, held) for name in zipped.namelist()]
         elif h5py.is_hdf5(path):

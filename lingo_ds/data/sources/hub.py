@@ -12,7 +12,7 @@ from lingo_ds.utils.errors import Mistake, UserError, reason_of
 if TYPE_CHECKING:
     import datasets
 
-ROWS = 1024
+HUB_ROWS = 1024
 """Rows decoded at a time; the rest stays on disk, by memory map."""
 
 
@@ -60,7 +60,7 @@ class HubDataset:
         names = [split.column_names[k] for k in (places.sequence, *places.labels)]
         pair = None if places.pair is None else split.column_names[places.pair]
         number = 0
-        for batch in split.iter(ROWS):
+        for batch in split.iter(HUB_ROWS):
             for k in range(len(batch[names[0]])):
                 where = f"{title}, row {number}"
                 number += 1

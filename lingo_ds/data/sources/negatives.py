@@ -22,7 +22,7 @@ DRAWS = 10
 GC_CLOSE = 0.02
 """Difference of GC shares that ends the search."""
 
-MOST_N = 0.1
+MAX_N_SHARE = 0.1
 """Share of N that a window may have at most."""
 
 
@@ -69,7 +69,7 @@ class Negatives:
         best, closest = None, 2.0
         for start in islice(self._free_places(chromosome, width), TRIES):
             sequence = self._genome.fetch(chromosome, start, start + width)
-            if sequence.count("N") > MOST_N * width:
+            if sequence.count("N") > MAX_N_SHARE * width:
                 continue
             distance = abs(gc_share(sequence) - wanted)
             if distance < closest:

@@ -8,18 +8,18 @@ from pathlib import Path
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.readers.fasta import FASTA
 from lingo_ds.data.readers.genome import Genome
-from lingo_ds.data.readers.lines import kind_of, stem_of
+from lingo_ds.data.readers.lines import stem_of, suffix_of
 from lingo_ds.data.sources import tables
 from lingo_ds.data.sources.base import SPLIT_NAMES, Part, Source, entries_of, files_in
-from lingo_ds.data.sources.bed import BedSource, Chromosomes, Windows
+from lingo_ds.data.sources.bed import BedSource, Chromosomes, WindowRule
 from lingo_ds.data.sources.deepsea import DeepSea
 from lingo_ds.data.sources.fasta import ClassFolders, FastaSource
 from lingo_ds.data.sources.hub import HubDataset
 from lingo_ds.data.sources.tables import Columns, TableSource
 from lingo_ds.utils.errors import Mistake, UserError
 
-ENDINGS = {
-    "table": tables.ENDINGS,
+SOURCE_SUFFIXES = {
+    "table": tables.TABLE_SUFFIXES,
     "fasta": FASTA,
     "bed": (".bed", ".narrowpeak", ".broadpeak"),
     "deepsea": (".mat", ".npz"),
@@ -78,7 +78,7 @@ def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
         _files(path, "bed"),
         genome(),
         genome(read_ahead=0),
-        windows=Windows(intervals.window, intervals.flank),
+        windows=WindowRule(intervals.window, intervals.flank),
         labels=config.label_columns,
         chromosomes=Chromosomes(intervals.dev_chromosomes, intervals.test_chromosomes),
         negatives=intervals.negatives,
@@ -113,18 +113,18 @@ def _format_at(path: Path) -> str:
     if isdir(path):
         if any((path / name).is_file() for name in SAVED_DATASET):
             return "dataset"
-        for format in ENDINGS:
+        for format in SOURCE_SUFFIXES:
             if _by_split(path, format) or (format == "fasta" and _by_class(path, _is_fasta)):
                 return format
         classes = _by_class(path, isdir)
-        if classes and all(kind_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
+        if classes and all(suffix_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
             return "class_folders"
         rule = "holds no train file of a known kind, and no folders of .txt files or FASTA files of classes"
     else:
-        for format, endings in ENDINGS.items():
-            if kind_of(path) in endings:
+        for format, endings in SOURCE_SUFFIXES.items():
+            if suffix_of(path) in endings:
                 return format
-        known = ", ".join(ending for endings in ENDINGS.values() for ending in endings)
+        known = ", ".join(ending for endings in SOURCE_SUFFIXES.values() for ending in endings)
         rule = f"is no folder, and the ending is none of {known}"
         if not exists(path):
             rule = "is not there (a data set on the hub needs data.format=dataset)"
@@ -138,15 +138,15 @@ def _files(path: Path, format: str) -> list[Part]:
         UserError: where there is none.
     """
     if not isdir(path):
-        if format in ("table", "deepsea") and kind_of(path) not in ENDINGS[format]:
-            rule = f"the ending is none of {', '.join(ENDINGS[format])}"
+        if format in ("table", "deepsea") and suffix_of(path) not in SOURCE_SUFFIXES[format]:
+            rule = f"the ending is none of {', '.join(SOURCE_SUFFIXES[format])}"
             raise UserError(Mistake("data.path", path, rule, "rename or convert the file"))
         return [Part("train", path)]
     parts = _by_split(path, format)
     if not parts and format == "fasta":
         parts = _by_class(path, _is_fasta)
     if not any(part.split == "train" for part in parts):
-        endings = ", ".join(ENDINGS[format])
+        endings = ", ".join(SOURCE_SUFFIXES[format])
         rule = f"holds no file train.* with one of the endings {endings}"
         raise UserError(Mistake("data.path", path, rule, "name the file of training examples so"))
     return parts
@@ -161,7 +161,7 @@ def _by_split(folder: Path, format: str) -> list[Part]:
     parts: dict[str, Part] = {}
     for path in entries_of(folder):
         split = SPLIT_NAMES.get(stem_of(path).lower())
-        if split and kind_of(path) in ENDINGS[format] and not isdir(path):
+        if split and suffix_of(path) in SOURCE_SUFFIXES[format] and not isdir(path):
             if split in parts:
                 rule = f"is the {split} split, and so is {parts[split].path.name}"
                 raise UserError(Mistake("data.path", path, rule, "keep one of them"))
@@ -185,4 +185,4 @@ def _by_class(folder: Path, is_class: Callable[[Path], bool]) -> list[Part]:
 
 
 def _is_fasta(path: Path) -> bool:
-    return kind_of(path) in FASTA and not isdir(path)
+    return suffix_of(path) in FASTA and not isdir(path)

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.dna import raise_any
+from lingo_ds.data.dna import raise_if_any
 from lingo_ds.data.examples import NO_FIELDS, Example
-from lingo_ds.data.readers.lines import kind_of, lines_of, opened
+from lingo_ds.data.readers.lines import lines_of, opened, suffix_of
 from lingo_ds.data.readers.tables import DELIMITERS, DelimitedRows
 from lingo_ds.data.sources.base import Found, Part, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 JSON_LINES = (".jsonl", ".ndjson")
-ENDINGS = (*DELIMITERS, *JSON_LINES, ".parquet")
-ROWS = 1024
+TABLE_SUFFIXES = (*DELIMITERS, *JSON_LINES, ".parquet")
+PARQUET_ROWS = 1024
 """Rows of a Parquet file decoded at a time."""
 
 Line = tuple[str, Sequence[Any] | Mistake]
@@ -64,7 +64,7 @@ class Columns(NamedTuple):
             elif not count:
                 rule, fix = f"has no column {name!r}", f"rename a column or set {setting}"
                 mistakes.append(Mistake(where, ",".join(header), rule, fix))
-        raise_any(mistakes, Path(where))
+        raise_if_any(mistakes, Path(where))
         return Places(
             header.index(sequence),
             tuple(map(header.index, self.labels)),
@@ -97,7 +97,7 @@ class TableSource:
         return read_parts(self._parts, self._read)
 
     def _read(self, part: Part) -> Iterator[Example | Mistake]:
-        ending = kind_of(part.path)
+        ending = suffix_of(part.path)
         if ending in DELIMITERS:
             return self._delimited(part.path, DELIMITERS[ending])
         return self._json_lines(part.path) if ending in JSON_LINES else self._parquet(part.path)
@@ -113,7 +113,7 @@ class TableSource:
         lines = ((f"{path}:{n}", line) for n, line in enumerate(lines_of(path), 1) if line.strip())
         where, first = next(lines, (f"{path}:1", "{}"))
         names = _json_object(first, where)
-        raise_any([names] if isinstance(names, Mistake) else [], path)
+        raise_if_any([names] if isinstance(names, Mistake) else [], path)
         header = list(names)
         rows = ((where, _json_row(line, header, where)) for where, line in chain([(where, first)], lines))
         return self._examples(rows, self._columns.places(header, where))
@@ -186,7 +186,7 @@ def _json_row(text: str, header: Sequence[str], where: str) -> list[Any] | Mista
 
 def _parquet_rows(file: pq.ParquetFile, wanted: list[str], path: Path) -> Iterator[Line]:
     number = 0
-    for batch in file.iter_batches(ROWS, columns=wanted):
+    for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
         columns = [batch.column(name).to_pylist() for name in wanted]
         for row in zip(*columns, strict=True):
             yield f"{path}, row {number}", row

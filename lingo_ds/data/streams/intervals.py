@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import read_lines
-from lingo_ds.data.sources.bed import Windows
-from lingo_ds.data.streams.sequences import Chunk, Row, file_facts, in_chunks, require_readable
+from lingo_ds.data.sources.bed import WindowRule
+from lingo_ds.data.streams.sequences import Chunk, SequenceRow, file_facts, in_chunks, require_readable
 from lingo_ds.data.streams.skipped import BEYOND, Skipped
 from lingo_ds.utils.errors import Mistake
 
@@ -46,7 +46,7 @@ class Regions:
         self.skipped = Skipped(strict=self._strict)
         return in_chunks(self._path, self._rows, skip=skip, most=most, most_bases=most_bases)
 
-    def _rows(self, raw: BinaryIO) -> Iterator[Row]:
+    def _rows(self, raw: BinaryIO) -> Iterator[SequenceRow]:
         given = 0
         for number, line in enumerate(read_lines(raw, self._path), 1):
             text = line.rstrip("\r\n")
@@ -57,24 +57,24 @@ class Regions:
         if not given:
             self.skipped.require_none(self._path)
 
-    def _row(self, fields: list[str], where: str) -> Row | None:
+    def _row(self, fields: list[str], where: str) -> SequenceRow | None:
         """The sequence of a line; None where it is left out."""
         mistake = _field_mistake(fields, where)
         if mistake:
-            return Row("", "", mistake)
+            return SequenceRow("", "", mistake)
         chrom, begin, end = fields[0], int(fields[1]), int(fields[2])
         name = fields[3] if len(fields) > 3 and fields[3] not in ("", ".") else f"{chrom}:{begin}-{end}"
         if chrom not in self._genome.lengths:
             mistake = self.skipped.add_missing(chrom, self._genome, where=where)
-            return Row("", "", mistake) if mistake else None
+            return SequenceRow("", "", mistake) if mistake else None
         if end > self._genome.lengths[chrom]:
             rule = f"is beyond {chrom}, which has {self._genome.lengths[chrom]:,} bases in the genome"
             mistake = Mistake(where, end, rule, "give the genome that the file was made with")
             mistake = self.skipped.add(BEYOND, mistake=mistake)
-            return Row("", "", mistake) if mistake else None
-        begin, end = Windows(self._window, 0).around(begin, end)
+            return SequenceRow("", "", mistake) if mistake else None
+        begin, end = WindowRule(self._window, 0).around(begin, end)
         sequence = self._genome.fetch(chrom, begin, end)
-        return Row(name, reverse_complement(sequence) if fields[5:6] == ["-"] else sequence, None)
+        return SequenceRow(name, reverse_complement(sequence) if fields[5:6] == ["-"] else sequence, None)
 
 
 def _field_mistake(fields: list[str], where: str) -> Mistake | None:

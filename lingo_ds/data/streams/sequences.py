@@ -7,9 +7,9 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.dna import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, raise_if_any, sequence_mistake
 from lingo_ds.data.readers.fasta import FASTA, fasta_entries
-from lingo_ds.data.readers.lines import kind_of, read_lines
+from lingo_ds.data.readers.lines import read_lines, suffix_of
 from lingo_ds.data.readers.tables import DELIMITERS, DelimitedRows
 from lingo_ds.data.streams.skipped import Skipped
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
@@ -19,7 +19,7 @@ PARQUET_ROWS = 1024
 """Rows of a Parquet file that are decoded at a time."""
 
 
-class Row(NamedTuple):
+class SequenceRow(NamedTuple):
     """One sequence of a file; `mistake` says what is wrong with it."""
 
     id: str | int
@@ -65,7 +65,7 @@ class Records:
             UserError: where the ending is unknown, the file cannot be read, or a column is missing.
         """
         self._path, self._columns, self._id_column = path, (sequence_column, id_column), None
-        ending = kind_of(path)
+        ending = suffix_of(path)
         if ending not in (*DELIMITERS, *FASTA, ".parquet"):
             known = ", ".join([*DELIMITERS, *FASTA, ".parquet"])
             rule = f"the ending is none of {known} (or .gz after one of text)"
@@ -111,25 +111,25 @@ class Records:
                 rule = f"names two columns {name!r}" if name in header else f"has no column {name!r}"
                 where = f"{self._path}:1" if self._delimiter else str(self._path)
                 mistakes.append(Mistake(where, ",".join(header), rule, f"rename a column or give {option}"))
-        raise_any(mistakes, self._path)
+        raise_if_any(mistakes, self._path)
         return header.index(sequence), self._id_column and header.index(self._id_column)
 
-    def _table(self, raw: BinaryIO) -> Iterator[Row]:
+    def _table(self, raw: BinaryIO) -> Iterator[SequenceRow]:
         rows = self._delimited(raw)
         sequence_at, id_at = self._find_columns(rows.header)
         for number, (line, row) in enumerate(rows):
             if isinstance(row, Mistake):
-                yield Row("", "", row)
+                yield SequenceRow("", "", row)
             else:
                 sequence = row[sequence_at].strip()
                 name = number if id_at is None else row[id_at].strip()
-                yield Row(name, sequence, sequence_mistake(sequence, f"{self._path}:{line}"))
+                yield SequenceRow(name, sequence, sequence_mistake(sequence, f"{self._path}:{line}"))
 
-    def _fasta(self, raw: BinaryIO) -> Iterator[Row]:
+    def _fasta(self, raw: BinaryIO) -> Iterator[SequenceRow]:
         """The id is the header's first word."""
         for entry in fasta_entries(read_lines(raw, self._path), self._path):
             name, *_ = [*entry.header.split(maxsplit=1), ""]
-            yield Row(name, entry.sequence, entry.mistake)
+            yield SequenceRow(name, entry.sequence, entry.mistake)
 
     def _check_parquet(self) -> bool:
         """Finds the columns; True where the ids are integers."""
@@ -143,13 +143,13 @@ class Records:
             raise UserError(Mistake(where, sequences, "is no text", "give a column of strings"))
         return self._id_column is None or pa.types.is_integer(schema.field(self._id_column).type)
 
-    def _parquet(self, _raw: BinaryIO) -> Iterator[Row]:
+    def _parquet(self, _raw: BinaryIO) -> Iterator[SequenceRow]:
         try:
             yield from self._parquet_rows()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._no_parquet(error) from None
 
-    def _parquet_rows(self) -> Iterator[Row]:
+    def _parquet_rows(self) -> Iterator[SequenceRow]:
         file = self._open_parquet()
         wanted = [name for name in (self._columns[0], self._id_column) if name]
         number = 0
@@ -162,7 +162,7 @@ class Records:
                 if name is None:
                     fix = "fill it, or give another --id-column"
                     mistake = mistake or Mistake(f"{self._path}, row {number}", "null", "is no id", fix)
-                yield Row(name if self.numbered else str(name), sequence, mistake)
+                yield SequenceRow(name if self.numbered else str(name), sequence, mistake)
                 number += 1
 
     def _open_parquet(self) -> pq.ParquetFile:
@@ -178,7 +178,7 @@ class Records:
 
 def in_chunks(
     path: Path,
-    rows: Callable[[BinaryIO], Iterable[Row]],
+    rows: Callable[[BinaryIO], Iterable[SequenceRow]],
     *,
     skip: int,
     most: int,
@@ -203,11 +203,11 @@ def in_chunks(
             ids.append(row.id)
             sequences.append(row.sequence.upper())
             bases += len(row.sequence)
-            if len(ids) >= most or bases >= most_bases or len(mistakes) > MOST_MISTAKES:
-                raise_any(mistakes, path)
+            if len(ids) >= most or bases >= most_bases or len(mistakes) > MAX_MISTAKES_PER_FILE:
+                raise_if_any(mistakes, path)
                 yield Chunk(begin, ids, sequences, (number + 1) / total if total else raw.tell() / size)
                 ids, sequences, bases, begin = [], [], 0, number + 1
-    raise_any(mistakes, path)
+    raise_if_any(mistakes, path)
     if ids:
         yield Chunk(begin, ids, sequences, 1.0)
 

@@ -9,10 +9,10 @@ from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
-NAMED = 5
+MAX_NAMED_CASES = 5
 """Cases of each reason that are named in the log."""
 
-MISSING_NAMED = 20
+MAX_NAMED_CONTIGS = 20
 """Contigs that are named in the log."""
 
 BEYOND = "beyond the end of their contig"
@@ -38,7 +38,7 @@ class Skipped:
         if mistake is None or self._strict:
             return mistake
         self._named[reason] += 1
-        if self._named[reason] <= (MISSING_NAMED if reason == MISSING else NAMED):
+        if self._named[reason] <= (MAX_NAMED_CONTIGS if reason == MISSING else MAX_NAMED_CASES):
             logger.warning("skipped: %s", mistake)
         return None
 
@@ -67,7 +67,9 @@ class Skipped:
         """E.g. `3 with a REF that differs from the genome, 2 on contigs that the genome lacks (chrUn: 2)`."""
         parts = [f"{count:,} {reason}" for reason, count in self.counts.items()]
         if self._contigs:
-            most = ", ".join(f"{name}: {count:,}" for name, count in self._contigs.most_common(NAMED))
-            more = ", .." if len(self._contigs) > NAMED else ""
+            most = ", ".join(
+                f"{name}: {count:,}" for name, count in self._contigs.most_common(MAX_NAMED_CASES)
+            )
+            more = ", .." if len(self._contigs) > MAX_NAMED_CASES else ""
             parts = [f"{part} ({most}{more})" if part.endswith(MISSING) else part for part in parts]
         return ", ".join(parts)

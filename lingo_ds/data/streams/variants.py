@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lingo_ds.data.dna import MOST_MISTAKES, raise_any, sequence_mistake
+from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, raise_if_any, sequence_mistake
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import read_lines
 from lingo_ds.data.streams.sequences import file_facts, require_readable
@@ -60,7 +60,7 @@ class VariantChunk(NamedTuple):
         return len(self.variants)
 
 
-class Windows(NamedTuple):
+class VariantWindows(NamedTuple):
     """The windows of one line, equally long: with REF, and with each ALT; `found` stands in REF's place."""
 
     found: str
@@ -117,11 +117,11 @@ class Variants:
                     _add(chunk, line)
                 windows = len(chunk.sequences)
                 full = windows >= most or windows * self.window >= most_bases
-                if full or len(mistakes) > MOST_MISTAKES:
-                    raise_any(mistakes, self._path)
+                if full or len(mistakes) > MAX_MISTAKES_PER_FILE:
+                    raise_if_any(mistakes, self._path)
                     yield chunk._replace(read=raw.tell() / self._size)
                     chunk = VariantChunk(number, [], [], [], [], 0.0)
-        raise_any(mistakes, self._path)
+        raise_if_any(mistakes, self._path)
         if not number:
             self.skipped.require_none(self._path)
         if chunk.variants:
@@ -188,14 +188,14 @@ class Variants:
 
 def make_windows(
     genome: Genome, chrom: str, pos: int, ref: str, alleles: list[str], *, window: int
-) -> Windows:
+) -> VariantWindows:
     """The windows around one line's variants, which the module's docstring describes; `pos` counts from 1."""
     before = _bases_before(ref, window)
     begin = pos - 1 - before
     more = max(len(ref) - min(map(len, alleles)), 0)
     text = genome.fetch(chrom, begin, begin + window + more)
     head, found, tail = text[:before], text[before : before + len(ref)], text[before + len(ref) :]
-    return Windows(found, text[:window], [(head + alt.upper() + tail)[:window] for alt in alleles])
+    return VariantWindows(found, text[:window], [(head + alt.upper() + tail)[:window] for alt in alleles])
 
 
 def _bases_before(ref: str, window: int) -> int:

@@ -47,9 +47,9 @@ class AdapterBank:
         scratch: (adapter_size,) fp32, room for what one step computes of importance; None without it.
         mask: (triplets,) bool; False entries are held, and out of the forward pass.
         moving_rows: per row view 1 where importance averages move, (rows, 1); masked P and Q are held.
-        grad: (size,) fp32, view of `wire`.
-        scalars: (n,) fp32, view of `wire`: the step's sums that ride along in the all-reduce.
-        wire: (size + n,) fp32, what the one collective of a step sums.
+        grad: (size,) fp32, view of `reduce_buffer`.
+        scalars: (n,) fp32, view of `reduce_buffer`: the step's sums that ride along in the all-reduce.
+        reduce_buffer: (size + n,) fp32, what the one collective of a step sums.
     """
 
     STATE = ("master", "exp_avg", "exp_avg_sq", "sensitivity", "uncertainty", "mask")
@@ -99,8 +99,8 @@ class AdapterBank:
         self.uncertainty = torch.zeros(layout.adapter_size, device=self.device) if importance else None
         self.scratch = torch.zeros(layout.adapter_size, device=self.device) if importance else None
         self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=self.device)
-        self.wire = torch.zeros(layout.size + scalars, device=self.device)
-        self.grad, self.scalars = self.wire[: layout.size], self.wire[layout.size :]
+        self.reduce_buffer = torch.zeros(layout.size + scalars, device=self.device)
+        self.grad, self.scalars = self.reduce_buffer[: layout.size], self.reduce_buffer[layout.size :]
         self._compute = torch.zeros(layout.size, dtype=self.dtype, device=self.device)
         same = self.dtype == torch.float32
         self._compute_grad = self.grad if same else torch.zeros_like(self._compute)
@@ -123,7 +123,7 @@ class AdapterBank:
 
     def zero_grad(self) -> None:
         """Clears gradient and scalars for a new step."""
-        self.wire.zero_()
+        self.reduce_buffer.zero_()
 
     def collect_grad(self) -> None:
         """After a backward pass: adds low-precision gradients to the fp32 sum.
@@ -176,7 +176,7 @@ class AdapterBank:
         """The blocks of a flat tensor, then lam as a column: views (rows, length) that cover all adapters."""
         return [*(block.of(flat) for block in self.layout.blocks), self.layout.lam(flat)[:, None]]
 
-    def silence_masked(self) -> Tensor:
+    def zero_masked_grad(self) -> Tensor:
         """Clears masked triplets' gradient: it counts in no norm. Returns lam's as it was, (triplets,)."""
         virtual = self.layout.lam(self.grad)
         if self._masked_rows:
@@ -186,7 +186,7 @@ class AdapterBank:
         return virtual
 
     @contextmanager
-    def holding_masked(self) -> Iterator[None]:
+    def frozen_masked(self) -> Iterator[None]:
         """Around the optimizer's step: values and moments of masked triplets are afterwards as before."""
         for view, gone, room in self._held:
             torch.index_select(view, 0, gone, out=room)
@@ -211,9 +211,9 @@ class AdapterBank:
         values = {
             name: layout.take(getattr(self, name), kept) for name in ("master", "exp_avg", "exp_avg_sq")
         }
-        self.adopt(layout.keep(kept), **values)
+        self.replace(layout.keep(kept), **values)
 
-    def adopt(
+    def replace(
         self,
         layout: BankLayout,
         master: Tensor,
@@ -234,7 +234,7 @@ class AdapterBank:
         if tuple(ranks) == self.layout.ranks and importance == (self.sensitivity is not None):
             return False
         layout = self.layout.with_ranks(ranks)
-        self.adopt(layout, torch.zeros(layout.size, device=self.device), importance=importance)
+        self.replace(layout, torch.zeros(layout.size, device=self.device), importance=importance)
         return True
 
 

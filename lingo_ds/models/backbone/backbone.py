@@ -13,7 +13,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone import fused_cpu
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused_gpu import use_liger
-from lingo_ds.models.backbone.gathers import Start
+from lingo_ds.models.backbone.gathers import GatherState
 from lingo_ds.models.backbone.packed_attention import PackedAttention
 from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
 from lingo_ds.models.backbone.spec import BackboneSpec
@@ -64,7 +64,7 @@ class Backbone:
 
             self._begin_pack = packed_model.begin
             module.set_attn_implementation(packed_model.NAME)
-            self._last_layer = packed_model.WantedOnly(module.get_submodule(spec.last_layer))
+            self._last_layer = packed_model.LastLayerForTokens(module.get_submodule(spec.last_layer))
         if activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         module.eval()
@@ -123,9 +123,9 @@ class Backbone:
         if self._shards:
             self._shards.release()
 
-    def start(self) -> Start:
+    def start(self) -> GatherState:
         """What the next forward and backward pass must gather of a sharded backbone."""
-        return self._shards.start() if self._shards else Start.STEADY
+        return self._shards.start() if self._shards else GatherState.STEADY
 
     def require_partitioned(self) -> None:
         """Checks, between steps, that no weight stayed whole on this process."""
@@ -189,7 +189,7 @@ def load_backbone(
     )
 
 
-def load_spread(
+def load_sharded(
     spec: BackboneSpec,
     dtype: torch.dtype,
     env: DistEnv,

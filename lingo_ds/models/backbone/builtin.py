@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ def write_backbone(folder: Path, *, seed: int = 0) -> None:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
 
-    write_aside(folder, write)
+    atomic_write(folder, write)
     logger.info("wrote a random backbone of %d parameters to %s", model.num_parameters(), folder)
 
 

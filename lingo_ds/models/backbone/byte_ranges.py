@@ -16,7 +16,12 @@ from torch import Tensor
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.host import host_bytes
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 """What weights may be of in a file, by its name there."""
 
 PIECE = 1 << 20
@@ -71,9 +76,9 @@ class RangeReader:
                 header = json.loads(file.read(size))
             header.pop("__metadata__", None)
             self._places[path] = {
-                key: (8 + size + at["data_offsets"][0], DTYPES[at["dtype"]])
+                key: (8 + size + at["data_offsets"][0], SAFETENSORS_DTYPES[at["dtype"]])
                 for key, at in header.items()
-                if at["dtype"] in DTYPES
+                if at["dtype"] in SAFETENSORS_DTYPES
             }
         return self._places[path]
 

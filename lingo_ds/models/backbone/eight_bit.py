@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lingo_ds.models.ops.compiled import library, run
 
-LARGEST = 127
+MAX_INT8 = 127
 KERNELS = {torch.float32: "unpack_fp32", torch.bfloat16: "unpack_bf16"}
 """Of `kernels/eight_bit.cpp`, by the dtype that they write: two to three times as fast as torch on a CPU."""
 
@@ -28,7 +28,7 @@ READ_AT_ONCE = 1 << 20
 """Entries that are packed at once: whole blocks."""
 
 
-BLOCK = 256
+SCALE_BLOCK = 256
 """Entries of a map in 8 bits that share a scale."""
 
 
@@ -38,12 +38,12 @@ SCALE_BYTES = 4
 
 def packed_entries(entries: int, parts: int) -> int:
     """Entries of each process's part of a map in 8 bits: whole blocks, so that no part changes a scale."""
-    return math.ceil(entries / (parts * BLOCK)) * BLOCK
+    return math.ceil(entries / (parts * SCALE_BLOCK)) * SCALE_BLOCK
 
 
 def packed_bytes(entries: int) -> int:
     """Bytes of so many entries in 8 bits, with the scales of their blocks."""
-    return entries + math.ceil(entries / BLOCK) * SCALE_BYTES
+    return entries + math.ceil(entries / SCALE_BLOCK) * SCALE_BYTES
 
 
 def pack(part: Tensor, read: Callable[[int, Tensor], None]) -> None:
@@ -59,7 +59,7 @@ def pack(part: Tensor, read: Callable[[int, Tensor], None]) -> None:
     for start in range(0, entries, READ_AT_ONCE):
         piece = room[: entries - start]
         read(start, piece)
-        first, blocks = start // BLOCK, piece.view(-1, BLOCK)
+        first, blocks = start // SCALE_BLOCK, piece.view(-1, SCALE_BLOCK)
         _pack(blocks, values[first : first + len(blocks)], scales[first : first + len(blocks)])
 
 
@@ -68,16 +68,16 @@ def _pack(blocks: Tensor, values: Tensor, scales: Tensor) -> None:
     if blocks.device.type == "cpu" and library() is not None:
         run("pack_fp32", blocks, values, scales, len(blocks))
         return
-    torch.amax(blocks.abs(), 1, keepdim=True, out=scales).div_(LARGEST)
+    torch.amax(blocks.abs(), 1, keepdim=True, out=scales).div_(MAX_INT8)
     # where all of a block is 0, so is its scale, and 0 / 0 is 0 here
-    values.copy_(blocks.div_(scales).nan_to_num_(0, LARGEST, -LARGEST).round_())
+    values.copy_(blocks.div_(scales).nan_to_num_(0, MAX_INT8, -MAX_INT8).round_())
 
 
 def split(parts: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers (.., blocks, BLOCK) int8 and the scales (.., blocks, 1) fp32 in parts (.., bytes) uint8."""
-    blocks = parts.shape[-1] // packed_bytes(BLOCK)
-    entries = blocks * BLOCK
-    values = parts[..., :entries].view(torch.int8).unflatten(-1, (blocks, BLOCK))
+    blocks = parts.shape[-1] // packed_bytes(SCALE_BLOCK)
+    entries = blocks * SCALE_BLOCK
+    values = parts[..., :entries].view(torch.int8).unflatten(-1, (blocks, SCALE_BLOCK))
     return values, parts[..., entries:].view(torch.float32).unsqueeze(-1)
 
 

@@ -16,7 +16,7 @@ def freeze_maps(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device,
     Time where oneDNN is faster. Memory where weights are sharded: torch's own map keeps a view of each weight
     for the backward pass, and with it all of the model that was gathered in the forward pass.
     """
-    if not sharded and not matmul.serves(dtype, device):
+    if not sharded and not matmul.supports_matmul(dtype, device):
         return
     for name in spec.linear_maps:
         module = spec.skeleton.get_submodule(name)

@@ -7,7 +7,7 @@ from lingo_ds.models.backbone.families import FUSED
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.utils.errors import Mistake, UserError
 
-KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
+LIGER_KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
 LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 """Liger's kernels for a language model's loss: there is none here."""
 
@@ -30,4 +30,4 @@ def use_liger(spec: BackboneSpec, *, device: torch.device) -> None:
         raise UserError(Mistake(setting, asked, rule, "set it to off"))
     from transformers.integrations.liger import apply_liger_kernel
 
-    apply_liger_kernel(spec.skeleton, {**KERNELS, **LOSSES})
+    apply_liger_kernel(spec.skeleton, {**LIGER_KERNELS, **LOSSES})

@@ -13,7 +13,7 @@ from lingo_ds.models.backbone import eight_bit
 from lingo_ds.models.ops.host_memory import use_large_pages
 
 
-class Start(StrEnum):
+class GatherState(StrEnum):
     """What the next pass finds: nothing known of the model's order, no small weights, or all as usual."""
 
     RECORDING = "recording"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lingo_ds.models.ops import attention
 
-MOST_PADDING = 0.15
+MAX_PADDING = 0.15
 """Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
 
 
@@ -80,7 +80,7 @@ class PackedAttention:
         groups: list[list[int]] = []
         for length in self._lengths:
             group = [*(groups[-1] if groups else []), length]
-            if groups and sum(group) >= (1 - MOST_PADDING) * len(group) * max(group):
+            if groups and sum(group) >= (1 - MAX_PADDING) * len(group) * max(group):
                 groups[-1].append(length)
             else:
                 groups.append([length])
@@ -116,7 +116,7 @@ class PackedAttention:
         assert causal or not self.prefix, "an encoder shares no prefix"
         if _has_varlen(query):
             return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
-        if attention.serves(query):
+        if attention.supports_attention(query):
             query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
             return attention.attend(
                 query, key, value, self._sequences, scale=scale, window=window, causal=causal
@@ -127,7 +127,7 @@ class PackedAttention:
             mask = self._mask(0, self.prefix, window)
             outputs.append(_attend(*heads, mask=mask, scale=scale).squeeze(0))
         for bucket, q, k, v in zip(self._buckets, *pieces, strict=True):
-            q, k, v = (_spread(part, bucket) for part in (q, k, v))
+            q, k, v = (_sharding(part, bucket) for part in (q, k, v))
             k, v = _behind(heads[1], k), _behind(heads[2], v)
             if causal:  # padding stands behind the tokens of its example, where none of them looks
                 mask = self._mask(self.prefix, bucket.width, window)
@@ -156,7 +156,7 @@ class PackedAttention:
         (key_head, keys), (value_head, values) = self._apart(key), self._apart(value)
         outputs = []
         for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
-            k, v = _behind(key_head, _spread(k, bucket)), _behind(value_head, _spread(v, bucket))
+            k, v = _behind(key_head, _sharding(k, bucket)), _behind(value_head, _sharding(v, bucket))
             mask = None
             if bucket.real is not None or (window is not None and window < k.shape[1]):
                 mask = _real_keys(bucket, self.prefix, window)[:, None, None]
@@ -237,7 +237,7 @@ def _varlen_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _spread(own: Tensor, bucket: Bucket) -> Tensor:
+def _sharding(own: Tensor, bucket: Bucket) -> Tensor:
     """(tokens, heads, size) of a bucket as (count, width, heads, size), with padding where lengths differ."""
     if bucket.place is not None:
         own = own.index_select(0, bucket.place)

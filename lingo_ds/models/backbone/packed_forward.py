@@ -16,7 +16,7 @@ class _Captured(Exception):
     """Ends a layer's forward once its keys and values are known."""
 
 
-class _Running:
+class _ActivePack:
     """What the attention function works on: the pack of the last forward, until the next one begins.
 
     A recomputation in the backward pass, and threads of autograd, need it after the forward is over.
@@ -39,15 +39,17 @@ def _packed_attention(
     **_ignored: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every attention layer."""
-    assert _Running.pack is not None, "packed attention outside of a pack"
-    if _Running.capturing:
-        _Running.captured = key, value
+    assert _ActivePack.pack is not None, "packed attention outside of a pack"
+    if _ActivePack.capturing:
+        _ActivePack.captured = key, value
         raise _Captured
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if _Running.captured is not None:
-        return _Running.pack.of_one_token(query, *_Running.captured, scale=scale, window=sliding_window), None
+    if _ActivePack.captured is not None:
+        return _ActivePack.pack.of_one_token(
+            query, *_ActivePack.captured, scale=scale, window=sliding_window
+        ), None
     causal = getattr(module, "is_causal", True)
-    return _Running.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
+    return _ActivePack.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
 
 
 AttentionInterface.register(NAME, _packed_attention)
@@ -56,10 +58,10 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 def begin(pack: PackedAttention) -> None:
     """Makes all following attention that of `pack`."""
-    _Running.pack = pack
+    _ActivePack.pack = pack
 
 
-class WantedOnly:
+class LastLayerForTokens:
     """In place of the last layer's forward: runs it for one token per example, where only those are used.
 
     Keys and values come from all tokens: the layer's forward runs until its attention has them, then again
@@ -83,14 +85,14 @@ class WantedOnly:
         self._layer.gradient_checkpointing = False
         try:
             with suppress(_Captured):
-                _Running.capturing = True
+                _ActivePack.capturing = True
                 self._forward(hidden, *args, **kwargs)
-            _Running.capturing = False
+            _ActivePack.capturing = False
             out = self._forward(
                 *self._cut((hidden, *args), hidden.shape[1]), **self._cut(kwargs, hidden.shape[1])
             )
         finally:
-            _Running.capturing, _Running.captured = False, None
+            _ActivePack.capturing, _ActivePack.captured = False, None
             self._layer.gradient_checkpointing = recompute
         out = out[0] if isinstance(out, tuple) else out
         return torch.zeros_like(hidden).index_copy(1, self.wanted, out)

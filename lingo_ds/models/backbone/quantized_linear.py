@@ -24,11 +24,11 @@ from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.utils.errors import Mistake, UserError
 
-BLOCK = 64
+NF4_BLOCK = 64
 """Entries of a map that share a scale in nf4."""
 SCALES_BLOCK = 256
 """Scales that share a scale of their own."""
-ROWS = 64
+INT8_ROWS = 64
 """Rows of a map in int8 dequantised at once on a CPU, which stay in its cache: 8 times as fast in bf16."""
 TABLES = 4 * (16 + 256 + 1)
 """Bytes of the values that codes and scales stand for, and of the scales' mean: fp32, for every map."""
@@ -105,7 +105,7 @@ class Int8Map(QuantizedMap):
         if self.codes.is_cuda:
             return self.codes.to(self._dtype).mul_(self.scales)
         out = torch.empty(self.codes.shape, dtype=self._dtype)
-        multiply_out(self.codes, self.scales, out, rows=ROWS)
+        multiply_out(self.codes, self.scales, out, rows=INT8_ROWS)
         return out
 
 
@@ -117,10 +117,10 @@ class NF4Map(QuantizedMap):
         # Blocks go on from row to row. bitsandbytes' kernel for AVX-512 loses its place in the scales where a
         # row ends inside of a block (seen in 0.50.2, d_in 96 and 352), so that each block is given as a row.
         flat = weight.view(-1)
-        rest = -self.entries % BLOCK
-        blocks = (F.pad(flat, (0, rest)) if rest else flat).view(-1, BLOCK)
+        rest = -self.entries % NF4_BLOCK
+        blocks = (F.pad(flat, (0, rest)) if rest else flat).view(-1, NF4_BLOCK)
         codes, state = _functional().quantize_4bit(
-            blocks, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+            blocks, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
         )
         self.register_buffer("codes", codes)
         self._state = state
@@ -145,8 +145,8 @@ def map_bytes(shape: tuple[int, int], quantization: str) -> int:
     entries = math.prod(shape)
     if quantization == "int8":
         return entries + 4 * shape[0]
-    blocks = math.ceil(entries / BLOCK)
-    return blocks * BLOCK // 2 + blocks + 4 * math.ceil(blocks / SCALES_BLOCK) + TABLES
+    blocks = math.ceil(entries / NF4_BLOCK)
+    return blocks * NF4_BLOCK // 2 + blocks + 4 * math.ceil(blocks / SCALES_BLOCK) + TABLES
 
 
 def quantized_facts(linear_maps: Mapping[str, tuple[int, int]], quantization: str) -> dict[str, int]:

@@ -30,14 +30,14 @@ from lingo_ds.models.backbone.families import (
 )
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
-MOST = {
+MAX_SIZES = {
     "num_hidden_layers": 1000, "hidden_size": 10**6, "vocab_size": 10**8, "max_position_embeddings": 10**9,
 }  # fmt: skip
 """Sizes in a `config.json` that no model comes near."""
@@ -125,7 +125,7 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | No
         spec = _spec_of(folder, trust_remote_code=trust_remote_code)
         if kept:
             shapes = {key: value for key, value in asdict(spec).items() if key not in _NOT_KEPT}
-            write_aside(kept, lambda aside: aside.write_text(json.dumps(shapes)))
+            atomic_write(kept, lambda aside: aside.write_text(json.dumps(shapes)))
     if not spec.target_names:
         logger.warning(
             "family %s is not in the table: all-linear adapts every map of its layers", spec.model_type
@@ -277,7 +277,7 @@ def _require_sizes(config: "PreTrainedConfig") -> None:
     Raises:
         ValueError: where one is missing or beyond any model.
     """
-    for name, most in MOST.items():
+    for name, most in MAX_SIZES.items():
         value = getattr(config, name, None)
         if not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
@@ -286,11 +286,11 @@ def _require_sizes(config: "PreTrainedConfig") -> None:
 def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ...]:
     """Groups of linear maps that lie in one module and that the families' table names together."""
     return tuple(
-        tuple(f"{layer}.{name}.{child}" if name else f"{layer}.{child}" for child in together)
+        tuple(f"{layer}.{name}.{child}" if name else f"{layer}.{child}" for child in errors_raised_on_all)
         for layer, block in layers.items()
         for name, module in block.named_modules()
-        for together in SHARED_INPUTS
-        if all(hasattr(module, child) for child in together)
+        for errors_raised_on_all in SHARED_INPUTS
+        if all(hasattr(module, child) for child in errors_raised_on_all)
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
-from lingo_ds.utils.files import write_aside
+from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrai
         ) from None
 
 
-class OwnTokenizer:
+class CachedTokenizer:
     """The tokenizer of a folder, and a fingerprint of it that a cache keeps.
 
     Attributes:
@@ -56,7 +56,7 @@ class OwnTokenizer:
         known = kept.is_file() and not trust_remote_code
         self.fingerprint = kept.read_text() if known else self._fingerprint()
         if not known:
-            write_aside(kept, lambda aside: aside.write_text(self.fingerprint))
+            atomic_write(kept, lambda aside: aside.write_text(self.fingerprint))
 
     @cached_property
     def loaded(self) -> "PreTrainedTokenizerBase":

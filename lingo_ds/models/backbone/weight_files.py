@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lingo_ds.models.backbone.byte_ranges import DTYPES, RangeReader
-from lingo_ds.models.ops.host_memory import Block
+from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader
+from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
 
@@ -167,9 +167,9 @@ class WeightFiles:
         if shape != wanted:
             fix = "give the weights that belong to the config"
             raise UserError(Mistake(key, shape, f"config.json says {wanted}", fix))
-        if dtype not in DTYPES and not computed:
+        if dtype not in SAFETENSORS_DTYPES and not computed:
             fix = "give the backbone before it was quantised; `backbone.quantization` does it here"
-            raise UserError(Mistake(key, dtype, f"is none of {', '.join(DTYPES)}", fix))
+            raise UserError(Mistake(key, dtype, f"is none of {', '.join(SAFETENSORS_DTYPES)}", fix))
 
     def _look_at_extra(self, keys: list[str], prefix: str, wanted: Iterable[str]) -> None:
         """Weights without a place: a mistake inside the layers, elsewhere said to stay unread."""
@@ -187,7 +187,7 @@ class WeightFiles:
             logger.warning("%s: %d weights stay unread, e.g. %s", self._folder, len(extra), extra[0])
 
 
-def fill(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
+def replace_parameters(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
     """Replaces every parameter by `make(name, parameter)`; one that is used in several places stays one."""
     made: dict[int, nn.Parameter] = {}
     for prefix, inner in module.named_modules():
@@ -205,17 +205,17 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
     def room(weight: Tensor) -> int:
         return -(-weight.numel() // LINE) * LINE
 
-    block = Block(map(room, module.parameters()), dtype, device)
+    block = Arena(map(room, module.parameters()), dtype, device)
 
     def whole(name: str, old: nn.Parameter) -> nn.Parameter:
         value = block.take(room(old))[: old.numel()]
         files.read_into(value, name)
         return nn.Parameter(value.view(old.shape), requires_grad=False)
 
-    fill(module, whole)
+    replace_parameters(module, whole)
 
 
-def fingerprint(folder: Path) -> str:
+def weights_fingerprint(folder: Path) -> str:
     """64 hex digits that tell backbones' files apart: names, sizes, headers and ends of all weight files.
 
     Raises:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from lingo_ds.models.backbone import eight_bit
 from lingo_ds.models.backbone.deepspeed_config import is_large
 from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
-from lingo_ds.models.backbone.gathers import EightBitGather, Start, count_collectives
+from lingo_ds.models.backbone.gathers import EightBitGather, GatherState, count_collectives
 from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.models.backbone.weight_files import WeightFiles, fill
-from lingo_ds.models.ops.host_memory import Block, return_freed_blocks
+from lingo_ds.models.backbone.weight_files import WeightFiles, replace_parameters
+from lingo_ds.models.ops.host_memory import Arena, return_freed_blocks
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -65,10 +65,10 @@ def shard(
     room = torch.empty(max(weights.values()), dtype=dtype, device=device)
     maps = {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
     packed = {name: packed_entries(count, members) for name, count in weights.items() if name in maps}
-    packed_block = Block(map(packed_bytes, packed.values()), torch.uint8, device)
+    packed_block = Arena(map(packed_bytes, packed.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
     plain = (_part_size(count, members) for name, count in weights.items() if name not in packed)
-    block = Block(plain, dtype, device) if in_place else None
+    block = Arena(plain, dtype, device) if in_place else None
 
     def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
         # No broadcast: zero.Init would send every weight from the group's first process.
@@ -97,7 +97,7 @@ def shard(
         return param
 
     count_collectives(deepspeed.comm.comm.cdb)
-    fill(module, own_range)
+    replace_parameters(module, own_range)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
@@ -140,9 +140,11 @@ def _hold_in_8_bits(
         ordered = sorted(params, key=lambda one: one.ds_id)  # on all processes alike
         for one in ordered:
             one.ds_status = ZeroParamStatus.INFLIGHT
-        together = [[one] for one in ordered] if partitioner.allgather_sequential else [ordered]
+        errors_raised_on_all = [[one] for one in ordered] if partitioner.allgather_sequential else [ordered]
         backend = deepspeed.comm.comm.cdb
-        gathers = [EightBitGather(maps, group, backend=backend, arrived=arrived) for maps in together]
+        gathers = [
+            EightBitGather(maps, group, backend=backend, arrived=arrived) for maps in errors_raised_on_all
+        ]
         return MultipleAllGatherHandles(gathers)
 
     param.all_gather_coalesced = gather
@@ -228,12 +230,12 @@ class ShardedModule:
             if p.ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
         ]
 
-    def start(self) -> Start:
+    def start(self) -> GatherState:
         """What the next forward and backward pass must gather."""
         if self._engine.optimizer.get_param_coordinator().is_invalid_trace():
-            return Start.RECORDING
+            return GatherState.RECORDING
         small = (p.ds_status for p in self.module.parameters() if p.ds_persist)
-        return Start.FILLING if ZeroParamStatus.NOT_AVAILABLE in small else Start.STEADY
+        return GatherState.FILLING if ZeroParamStatus.NOT_AVAILABLE in small else GatherState.STEADY
 
     def release(self) -> None:
         """After a forward without backward: gives back what was kept gathered for the backward pass."""

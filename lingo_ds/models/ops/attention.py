@@ -33,7 +33,7 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(name, _Tensor) for name in ("out", "query", "key", "value")]
 
 
-def serves(query: Tensor) -> bool:
+def supports_attention(query: Tensor) -> bool:
     """Whether `attend` can: on an x86 CPU with AVX2, in fp32 and below, where a C++ compiler is at hand."""
     return (
         query.device.type == "cpu"

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingo_ds.utils.files import default_cache, write_aside
+from lingo_ds.utils.files import atomic_write, default_cache
 
 logger = logging.getLogger(__name__)
 
-KERNELS = Path(__file__).with_name("kernels")
+KERNEL_SOURCES = Path(__file__).with_name("kernels")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -41,12 +41,12 @@ def library() -> ctypes.CDLL | None:
     if "avx2" not in flags or "fma" not in flags:
         return None
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
-    parts = [*(path.read_text() for path in sorted(KERNELS.iterdir())), *compiler, *FLAGS, *flags]
+    parts = [*(path.read_text() for path in sorted(KERNEL_SOURCES.iterdir())), *compiler, *FLAGS, *flags]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = default_cache() / "kernels" / f"{name}.so"
     try:
         if not path.exists():
-            write_aside(path, lambda aside: _compile(compiler, aside))
+            atomic_write(path, lambda aside: _compile(compiler, aside))
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
@@ -69,7 +69,7 @@ def _as_c(value: Tensor | float) -> Any:
 
 
 def _compile(compiler: Sequence[str], output: Path) -> None:
-    command = [*compiler, *FLAGS, *map(str, sorted(KERNELS.glob("*.cpp"))), "-o", str(output)]
+    command = [*compiler, *FLAGS, *map(str, sorted(KERNEL_SOURCES.glob("*.cpp"))), "-o", str(output)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
 
 

@@ -39,7 +39,7 @@ def use_large_pages(tensor: Tensor) -> None:
     advise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
 
 
-class Block:
+class Arena:
     """Memory for tensors that stay, taken one after the other; on the CPU in large pages.
 
     Touching memory for the first time costs a fault per page; in pages of 4 KiB that takes longer than to

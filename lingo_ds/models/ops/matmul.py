@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def serves(dtype: torch.dtype, device: torch.device) -> bool:
+def supports_matmul(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN takes a product that torch gives to MKL: fp32 on an x86 CPU."""
     return dtype == torch.float32 and device.type == "cpu" and _on_x86()
 
@@ -35,7 +35,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (d_out,).
     """
     rows = x.reshape(-1, x.shape[-1])
-    if serves(x.dtype, x.device):
+    if supports_matmul(x.dtype, x.device):
         out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     else:
         out = F.linear(rows, weight, bias)
@@ -44,7 +44,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T with gradients to both, on any device: (tokens, d_in), (d_out, d_in) to (tokens, d_out)."""
-    served = serves(x.dtype, x.device) and weight.numel()
+    served = supports_matmul(x.dtype, x.device) and weight.numel()
     return _Linear.apply(x, weight) if served else F.linear(x, weight)
 
 
@@ -57,7 +57,7 @@ def add_product_(output: Tensor, x: Tensor, weight: Tensor, *, scale: float) -> 
         weight: (d_in, d_out).
         scale: of the product.
     """
-    if serves(output.dtype, output.device) and weight.numel():
+    if supports_matmul(output.dtype, output.device) and weight.numel():
         return _AddProduct.apply(output, x, weight, scale)
     return _add_(output, x, weight, scale)
 

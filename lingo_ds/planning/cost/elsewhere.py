@@ -17,13 +17,13 @@ from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.fused_cpu import may_fuse
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.models.backbone.tokenizer import OwnTokenizer
+from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.planning.cost.machine import Machine
-from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.layer import layer_shape
 from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import Facts, data_facts, facts_on, layout_of, sites_of
-from lingo_ds.planning.traffic import spread_of_plan
+from lingo_ds.planning.traffic import sharding_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 
@@ -46,7 +46,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Cluster:
     """Where the run is to be: so many hosts with so many processes each."""
 
     hosts: int
@@ -114,12 +114,12 @@ def _read(
 ) -> tuple[int, dict[str, Any]]:
     make_builtin_data(config.data.path, cache)
     require_folder(config.data.task, path=config.data.path, root=config.data.root)
-    tokenizer = OwnTokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
+    tokenizer = CachedTokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
     data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=limit, env=env)
     return data.classes, data_facts(config, spec, data)
 
 
-def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
+def make_job(config: RunConfig, shapes: Shapes, place: Cluster) -> Scenario:
     """The plan of a run there, and all that its time and memory follow from.
 
     Raises:
@@ -144,11 +144,11 @@ def make_job(config: RunConfig, shapes: Shapes, place: Place) -> Job:
     )
     plan = make_plan(config, Facts(**shapes.data, **facts))
     profile = read_profile(config.zero, place.env)
-    return Job(
+    return Scenario(
         plan=plan,
         layer=layer_shape(spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, place.device)),
         weights=spec.weights,
-        spread=spread_of_plan(plan, profile, dtype),
+        sharding=sharding_of_plan(plan, profile, dtype),
         machine=machine,
         checkpointing=config.backbone.activation_checkpointing,
         sampling=config.rank_sampling.mode != "off",

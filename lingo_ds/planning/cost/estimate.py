@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lingo_ds.planning.cost.footprint import kept_by_layer, memory_parts, most_tokens
 from lingo_ds.planning.cost.machine import Machine
-from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.cost.work import pass_work, seconds
 from lingo_ds.planning.traffic import Collective, by_link, step_traffic
 
@@ -18,7 +18,7 @@ TREE_RATE = 0.9
 """Of a ring's bytes/s, what NCCL's model grants a tree (src/graph/tuning.cc)."""
 
 
-class Sent(NamedTuple):
+class CollectiveTime(NamedTuple):
     """A collective of a step: what each process sends, the seconds it takes, those that nothing hides."""
 
     collective: Collective
@@ -27,7 +27,7 @@ class Sent(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class Estimate:
     """What a job takes, per process and step.
 
     Attributes:
@@ -44,7 +44,7 @@ class Prediction:
     memory: dict[str, int]
     kept_by_layer: tuple[int, int]
     flops: dict[str, float]
-    sent: tuple[Sent, ...]
+    sent: tuple[CollectiveTime, ...]
     compute: float
     exposed: float
     update: float
@@ -92,14 +92,14 @@ class Prediction:
         }  # fmt: skip
 
 
-def predict(job: Job) -> Prediction:
+def estimate_step(job: Scenario) -> Estimate:
     """What a job takes."""
     plan, facts = job.plan, job.plan.facts
     work = pass_work(job)
     forward, backward = (seconds(job, part) for part in (work.forward, work.backward))
     sent = tuple(_sent(job, one, forward, backward) for one in _collectives(job))
     passes = UPDATE_PASSES + (SAMPLING_PASSES if job.sampling else 0)
-    return Prediction(
+    return Estimate(
         memory=memory_parts(job),
         kept_by_layer=(kept_by_layer(job, checkpointing=False), kept_by_layer(job, checkpointing=True)),
         flops=work.flops,
@@ -114,30 +114,32 @@ def predict(job: Job) -> Prediction:
     )
 
 
-def _collectives(job: Job) -> Sequence[Collective]:
-    wire = 4 * (job.plan.facts.bank_parameters + 6)
+def _collectives(job: Scenario) -> Sequence[Collective]:
+    reduce_buffer = 4 * (job.plan.facts.bank_parameters + 6)
     return step_traffic(
         job.weights,
-        job.spread,
+        job.sharding,
         micro_batches=job.plan.accumulation,
-        wire=wire,
+        reduce_buffer=reduce_buffer,
         learns_inside=job.plan.facts.learns_inside,
     )
 
 
-def _sent(job: Job, one: Collective, forward: float, backward: float) -> Sent:
+def _sent(job: Scenario, one: Collective, forward: float, backward: float) -> CollectiveTime:
     """Seconds of a collective: gathers come layer by layer and hide behind the layer before."""
     passes = job.plan.accumulation
     if one.what not in ("forward", "backward"):
         seconds = ring_seconds(job.machine, one, calls=1)
-        return Sent(one, seconds, seconds)
-    apart = 2 if job.spread.eight_bit and not job.spread.persistent else 1  # maps, and what is not in 8 bits
+        return CollectiveTime(one, seconds, seconds)
+    apart = (
+        2 if job.sharding.eight_bit and not job.sharding.persistent else 1
+    )  # maps, and what is not in 8 bits
     calls = passes * job.plan.facts.layers * apart
     seconds = ring_seconds(job.machine, one, calls=calls)
     computing = forward if one.what == "forward" else backward
-    wire = job.machine.between if one.hosts > 1 else job.machine.inside
-    hidden = min(seconds * (1 - 1 / job.plan.facts.layers), wire.hidden * computing)
-    return Sent(one, seconds, seconds - hidden)
+    network = job.machine.between if one.hosts > 1 else job.machine.inside
+    hidden = min(seconds * (1 - 1 / job.plan.facts.layers), network.hidden * computing)
+    return CollectiveTime(one, seconds, seconds - hidden)
 
 
 def ring_seconds(machine: Machine, one: Collective, *, calls: int) -> float:

@@ -2,11 +2,11 @@
 
 import math
 
-from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.memory import USABLE_MEMORY, backbone_bytes
 
 
-def memory_parts(job: Job) -> dict[str, int]:
+def memory_parts(job: Scenario) -> dict[str, int]:
     """Bytes of one process at the peak of a step, by part."""
     plan, facts = job.plan, job.plan.facts
     held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.hpz)
@@ -15,7 +15,7 @@ def memory_parts(job: Job) -> dict[str, int]:
         whole = (table + facts.layer_parameters) * facts.compute_bytes
         held["gathered layers"] = max(held["gathered layers"], whole)
         heap = job.machine.heap
-        stays = heap.unpacked if job.spread.eight_bit else heap.gathered
+        stays = heap.unpacked if job.sharding.eight_bit else heap.gathered
         left = facts.backbone_parameters * facts.compute_bytes * stays
         held["gathered layers"] = max(held["gathered layers"], int(left))
     if job.offload:
@@ -35,7 +35,7 @@ def memory_parts(job: Job) -> dict[str, int]:
     return {part: size for part, size in held.items() if size}
 
 
-def kept_per_token(job: Job) -> float:
+def kept_per_token(job: Scenario) -> float:
     """Bytes that a token leaves for the backward pass, over all layers."""
     facts, shape = job.plan.facts, job.layer
     whole = facts.layers - (1 if job.last_layer_cut else 0)
@@ -49,12 +49,12 @@ def kept_per_token(job: Job) -> float:
     return entries * facts.compute_bytes
 
 
-def _taken_per_byte(job: Job) -> float:
+def _taken_per_byte(job: Scenario) -> float:
     """Bytes that the process grows by for each that a layer keeps or works on."""
     return job.machine.heap.fused if job.layer.fused else job.machine.heap.kept
 
 
-def _taken_per_token(job: Job) -> float:
+def _taken_per_token(job: Scenario) -> float:
     """Bytes that the process grows by for what a token leaves."""
     heap, facts = job.machine.heap, job.plan.facts
     again = 0.0
@@ -63,7 +63,7 @@ def _taken_per_token(job: Job) -> float:
     return _taken_per_byte(job) * kept_per_token(job) + again
 
 
-def kept_by_layer(job: Job, *, checkpointing: bool) -> int:
+def kept_by_layer(job: Scenario, *, checkpointing: bool) -> int:
     """Bytes of activations in use that one layer keeps of a forward."""
     tokens = math.ceil(job.tokens / job.plan.accumulation)
     facts = job.plan.facts
@@ -71,7 +71,7 @@ def kept_by_layer(job: Job, *, checkpointing: bool) -> int:
     return int(tokens * entries * facts.compute_bytes)
 
 
-def most_tokens(job: Job) -> int:
+def most_tokens(job: Scenario) -> int:
     """Tokens of a forward at most that leave a fifth of the memory free."""
     parts = memory_parts(job)
     counted_apart = ("activations", "working", "buffers", "runtime")

@@ -7,11 +7,11 @@ from lingo_ds.models.backbone.weight_sizes import Weights
 from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.layer import LayerShape
 from lingo_ds.planning.plan import RunPlan
-from lingo_ds.planning.traffic import Spread
+from lingo_ds.planning.traffic import Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Scenario:
     """Everything that a prediction starts from.
 
     Attributes:
@@ -28,7 +28,7 @@ class Job:
     plan: RunPlan
     layer: LayerShape
     weights: Weights
-    spread: Spread
+    sharding: Sharding
     machine: Machine
     checkpointing: bool
     sampling: bool
@@ -37,7 +37,7 @@ class Job:
     @property
     def hosts(self) -> int:
         """Hosts of the job."""
-        return self.spread.hosts(self.spread.world_size)
+        return self.sharding.hosts(self.sharding.world_size)
 
     @property
     def tokens(self) -> float:
@@ -55,7 +55,7 @@ class Job:
         return self.plan.packed
 
 
-def with_budget(job: Job, tokens: int) -> Job:
+def with_budget(job: Scenario, tokens: int) -> Scenario:
     """The same job with packs of `tokens` at most."""
     facts, plan = job.plan.facts, job.plan
     prefix, share = plan.shared_prefix, math.ceil(plan.global_batch_size / facts.world_size)

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lingo_ds.models.backbone.weight_sizes import Weight
-from lingo_ds.planning.cost.scenario import Job
+from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.layer import BACKWARD
 from lingo_ds.planning.traffic import gathered_again
 
 
-class Part(NamedTuple):
+class PassWork(NamedTuple):
     """Work of one direction of all micro-batches of a process's step."""
 
     products: float
@@ -22,19 +22,19 @@ class Part(NamedTuple):
 class Work(NamedTuple):
     """Of a step: both directions, and FLOPs by part."""
 
-    forward: Part
-    backward: Part
+    forward: PassWork
+    backward: PassWork
     flops: dict[str, float]
 
 
-def pass_work(job: Job) -> Work:
+def pass_work(job: Scenario) -> Work:
     """Work of one process in one step."""
     shape, facts = job.layer, job.plan.facts
     tokens, layers = job.tokens, facts.layers - (1 if job.last_layer_cut else 0)
     span = facts.mean_tokens / (2 if job.machine.causal_half and facts.causal else 1)
     examples = job.plan.global_batch_size / facts.world_size
     pooled = examples if job.last_layer_cut else 0  # tokens of the last layer
-    forward = Part(
+    forward = PassWork(
         products=2 * (tokens * (layers * shape.maps + (shape.before_attention if pooled else 0))
                       + pooled * shape.maps),
         adapters=2 * tokens * facts.layers * shape.rank * shape.adapted,
@@ -43,37 +43,37 @@ def pass_work(job: Job) -> Work:
         operations=job.plan.accumulation * facts.layers * shape.operations,
     )  # fmt: skip
     if not facts.learns_inside:
-        nothing = Part(0, 0, 0, 0, 0)
+        nothing = PassWork(0, 0, 0, 0, 0)
         return Work(
             _with_unpacking(forward, job, job.weights.every), nothing, _flops(forward, nothing, nothing)
         )
-    backward = Part(
+    backward = PassWork(
         forward.products,  # gradients go to the input alone
         2 * forward.adapters,
         2.5 * forward.attention,
         BACKWARD * forward.moved,
         BACKWARD * forward.operations,
     )
-    nothing = Part(0, 0, 0, 0, 0)
+    nothing = PassWork(0, 0, 0, 0, 0)
     again = forward if job.checkpointing else nothing
     flops = _flops(forward, backward, again)
-    backward = Part(*(a + b for a, b in zip(backward, again, strict=True)))
+    backward = PassWork(*(a + b for a, b in zip(backward, again, strict=True)))
     return Work(
         _with_unpacking(forward, job, job.weights.every),
-        _with_unpacking(backward, job, gathered_again(job.weights, job.spread)),
+        _with_unpacking(backward, job, gathered_again(job.weights, job.sharding)),
         flops,
     )
 
 
-def _with_unpacking(part: Part, job: Job, gathered: Iterable[Weight]) -> Part:
+def _with_unpacking(part: PassWork, job: Scenario, gathered: Iterable[Weight]) -> PassWork:
     """With the maps among what is gathered, which in 8 bits are read and written once more."""
-    if not job.spread.eight_bit:
+    if not job.sharding.eight_bit:
         return part
     entries = job.plan.accumulation * sum(weight.entries for weight in gathered if weight.is_map)
     return part._replace(moved=part.moved + entries * (1 + job.plan.facts.compute_bytes))
 
 
-def _flops(forward: Part, backward: Part, again: Part) -> dict[str, float]:
+def _flops(forward: PassWork, backward: PassWork, again: PassWork) -> dict[str, float]:
     parts = {
         "frozen maps": forward.products + backward.products,
         "adapters": forward.adapters + backward.adapters,
@@ -83,7 +83,7 @@ def _flops(forward: Part, backward: Part, again: Part) -> dict[str, float]:
     return {part: value for part, value in parts.items() if value}
 
 
-def seconds(job: Job, part: Part) -> float:
+def seconds(job: Scenario, part: PassWork) -> float:
     """Of one direction: the device's work, and the host's where it does not run ahead of it."""
     machine, width = job.machine, job.layer.hidden
     device = (
