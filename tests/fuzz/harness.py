@@ -70,7 +70,7 @@ class Case(NamedTuple):
         return f"Case({files!r}, {tuple(Blob(word.encode(errors='replace')) for word in self.settings)!r})"
 
 
-class Cluster(NamedTuple):
+class Place(NamedTuple):
     """Where a case lives.
 
     Attributes:
@@ -89,14 +89,14 @@ class Kind(NamedTuple):
 
     Attributes:
         cases: strategy of the hostile cases.
-        base: folder of `Cluster.good` that a case starts from; None: from nothing.
+        base: folder of `Place.good` that a case starts from; None: from nothing.
         run: takes the program through the case and returns its exit status; 0 is success.
         share: of all cases, as a weight.
     """
 
     cases: SearchStrategy[Case]
     base: str | None
-    run: Callable[[Case, Cluster], int]
+    run: Callable[[Case, Place], int]
     share: int
 
 
@@ -136,7 +136,7 @@ def endure(kind: Kind, case: Case, *, good: Path, cache: Path) -> int:
         Broken: where the contract does not hold.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
-        place = Cluster(Path(root) / "inputs", Path(root) / "work/a/b", good)
+        place = Place(Path(root) / "inputs", Path(root) / "work/a/b", good)
         place.work.mkdir(parents=True)
         _write(case, place, kind.base)
         before = _snapshot(place.inputs)
@@ -182,7 +182,7 @@ def _require_clear(status: int, said: str, logged: str) -> None:
         raise Broken("control characters reach the terminal")
 
 
-def _write(case: Case, place: Cluster, base: str | None) -> None:
+def _write(case: Case, place: Place, base: str | None) -> None:
     if base:
         shutil.copytree(place.good / base, place.inputs)
     place.inputs.mkdir(exist_ok=True)

@@ -21,8 +21,8 @@ from tests.ranks.spawn import run_ranks
 from tests.ranks.test_packed import backward
 from tests.ranks.test_world_sizes import train_on
 from tests.ranks.test_zero import CLASSES, CONFIGS, CPU, SCALE, VOCABULARY, place, zero_config
-from tests.unit.test_nucleotides import LETTERS, distance, examples_of, plain_result
-from tests.unit.test_packing import split_of
+from tests.unit.data.test_packing import split_of
+from tests.unit.models.test_token_embeddings import LETTERS, distance, examples_of, plain_result
 
 FAMILIES = {
     **CONFIGS,

@@ -15,8 +15,8 @@ from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_zero import CPU, new_bank, new_layout, place, random_model, zero_config
-from tests.unit.test_attention import LENGTHS, PREFIX, distance, some_examples
-from tests.unit.test_packing import split_of
+from tests.unit.data.test_packing import split_of
+from tests.unit.models.test_packed_forward import LENGTHS, PREFIX, distance, some_examples
 
 CONFIGS = {
     "llama": LlamaConfig(

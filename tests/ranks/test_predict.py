@@ -13,7 +13,7 @@ from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv, free_port
 from tests.ranks.launching import BIN, starting
 from tests.ranks.spawn import run_ranks
-from tests.unit.test_predict import (
+from tests.unit.commands.test_predict import (
     SMALL_CHUNKS,
     at_part,
     make_adapter,

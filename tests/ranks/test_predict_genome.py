@@ -11,9 +11,9 @@ from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_folder import read_card
 from tests.ranks.spawn import run_ranks
-from tests.unit.test_predict import CLASSES, make_adapter, predict
-from tests.unit.test_predict_genome import COLUMNS, read_variants
-from tests.unit.test_variants import write_fasta, write_vcf
+from tests.unit.commands.test_predict import CLASSES, make_adapter, predict
+from tests.unit.commands.test_predict_genome import COLUMNS, read_variants
+from tests.unit.data.test_variants import write_fasta, write_vcf
 
 
 def predict_variants(

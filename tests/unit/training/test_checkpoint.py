@@ -23,7 +23,7 @@ from lingo_ds.training import checkpoint as checkpoints
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS, read_checkpoint
 from lingo_ds.training.trainer import Trainer
 from lingo_ds.utils.errors import UserError
-from tests.unit.commands import at_step, command, contents, crash, report_of
+from tests.unit.running import at_step, command, contents, crash, report_of
 
 STEPS = 16
 RECIPE = """\

@@ -16,7 +16,7 @@ from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.utils.errors import UserError
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 HEAVY = {
     "torch", "numpy", "transformers", "datasets", "pandas", "pyarrow", "deepspeed", "matplotlib", "scipy",
     "sklearn", "rich", "pydantic", "yaml",

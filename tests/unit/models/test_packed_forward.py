@@ -38,7 +38,7 @@ from lingo_ds.models.backbone.families import PACKABLE
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.training.setup import build_model, prepare
-from tests.unit.test_packing import split_of
+from tests.unit.data.test_packing import split_of
 
 CPU = torch.device("cpu")
 VOCABULARY, CONTEXT, CLASSES, PREFIX = 97, 64, 3, 9

@@ -24,7 +24,7 @@ from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.utils.errors import UserError
-from tests.unit.test_exported import (
+from tests.unit.commands.test_export import (
     DECODERS,
     DNA,
     SETTINGS,

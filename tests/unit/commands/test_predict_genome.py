@@ -11,7 +11,7 @@ import pytest
 
 import lingo_ds
 from lingo_ds.export.adapter_folder import read_card
-from tests.unit.test_predict import (
+from tests.unit.commands.test_predict import (
     CLASSES,
     SMALL_CHUNKS,
     at_part,
@@ -20,7 +20,7 @@ from tests.unit.test_predict import (
     predict,
     read,
 )
-from tests.unit.test_variants import C1, C2, write_fasta, write_vcf
+from tests.unit.data.test_variants import C1, C2, write_fasta, write_vcf
 
 VARIANTS = {
     "c1 9 rs1 A G": ("TTACG", "TTGCG"),

@@ -22,7 +22,7 @@ from lingo_ds.data.tokenization import TextTokens
 from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.evaluation.answers import answers, mean_of_strands
 from lingo_ds.export.adapter_folder import read_card
-from tests.unit.commands import at_step, command, contents, ctrl_c, report_of
+from tests.unit.running import at_step, command, contents, ctrl_c, report_of
 
 TEMPLATE = "DNA {sequence}:"
 

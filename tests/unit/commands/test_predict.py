@@ -38,7 +38,7 @@ from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import UserError
 from tests.own_memory import forget_peak, own_memory
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 CLASSES, MAX_LENGTH = 3, 150
 DOMAIN, TEMPLATE = "core promoters", "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
 SMALL_CHUNKS = "batch_tokens=128"

@@ -15,7 +15,7 @@ import lingo_ds
 from lingo_ds.export.adapter_folder import load_adapter
 from lingo_ds.models.backbone.spec import read_spec
 from tests.first_rows import first_rows
-from tests.unit.commands import at_step, command, contents, crash, report_of
+from tests.unit.running import at_step, command, contents, crash, report_of
 
 STEPS, HIDDEN = 120, 64
 ROWS = {"train": 1600, "dev": 200, "test": 200}

@@ -16,7 +16,7 @@ from lingo_ds.monitor.suite_table import TaskResult, result_rows, write_results
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.first_rows import first_rows
-from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
+from tests.unit.running import at_step, command, contents, crash, ctrl_c, report_of
 
 TASKS, SEEDS = ("prom_core_tata", "mouse_0"), (0, 1)
 RUNS = [(task, seed) for task in TASKS for seed in SEEDS]

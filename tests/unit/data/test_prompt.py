@@ -20,7 +20,7 @@ from lingo_ds.evaluation.load_predictor import make_predictor
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.errors import Mistake, UserError
-from tests.unit.commands import command
+from tests.unit.running import command
 
 PUBLISHED = "Domain: {domain}\nSequence: {sequence}\nAnnotation:"
 HEAD = "name: prompts\nbackbone: {path: builtin:tiny}\n"

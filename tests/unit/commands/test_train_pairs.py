@@ -13,7 +13,7 @@ from lingo_ds.data.dna import first_bases
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.training.setup import RunSetup, prepare
-from tests.unit.commands import command, report_of
+from tests.unit.running import command, report_of
 
 ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))
 FIRST = ["".join(letters) * 3 for letters in itertools.product("ACGT", repeat=2)]

@@ -30,7 +30,7 @@ from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.planning.plan import make_plan
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.units import GIB
-from tests.unit.test_plan import SMALL
+from tests.unit.planning.test_plan import SMALL
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, *given: str):

@@ -7,7 +7,7 @@ import pytest
 from lingo_ds.utils import resources
 from lingo_ds.utils.errors import UserError
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(params=["checkout", "wheel"])

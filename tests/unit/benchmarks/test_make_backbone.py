@@ -16,7 +16,7 @@ from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616, "mistral-7b": 7_241_732_096, "qwen-2.5-0.5b": 494_032_768,
     "qwen-2.5-7b": 7_615_616_512, "opt-350m": 331_196_416, "opt-6.7b": 6_658_473_984,

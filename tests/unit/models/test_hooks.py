@@ -11,7 +11,7 @@ from lingo_ds.models.adapters import hooks
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import SharedProjection, SiteHooks
 from lingo_ds.models.adapters.layout import Site, uniform_layout
-from tests.unit.test_attention import (
+from tests.unit.models.test_packed_forward import (
     CPU,
     LENGTHS,
     folders,

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from lingo_ds.models.ops import attention, compiled
-from tests.unit.test_pack_kernels import Case, assert_alike, inputs, of_pack, oracle, out_and_gradients
+from tests.unit.models.test_packed_attention import (
+    Case,
+    assert_alike,
+    inputs,
+    of_pack,
+    oracle,
+    out_and_gradients,
+)
 
 LENGTHS = [1, 70, 15, 48, 101, 49, 16]
 """Own tokens: below, at and beyond a vector's lanes and a block's queries."""

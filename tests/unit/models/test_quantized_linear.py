@@ -29,14 +29,14 @@ from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import ModelFacts
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import GIB
-from tests.unit.test_backbone import COMMON, GATED, random_model, save, some_input
-from tests.unit.test_plan import LLAMA_7B
+from tests.unit.models.test_backbone import COMMON, GATED, random_model, save, some_input
+from tests.unit.planning.test_plan import LLAMA_7B
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lingo_ds[quant]")
 
 CPU = torch.device("cpu")
 KINDS = ("int8", "nf4")
-ENGLISH = Path(__file__).resolve().parents[2] / "lingo_ds/models/backbone/english"
+ENGLISH = Path(__file__).resolve().parents[3] / "lingo_ds/models/backbone/english"
 IN_TRANSFORMERS = {
     "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},

@@ -27,9 +27,9 @@ from lingo_ds.commands.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.training.trainer import seed_dropout
 from tests.first_rows import first_rows
-from tests.unit.commands import at_step, command, contents, crash, ctrl_c, report_of
+from tests.unit.running import at_step, command, contents, crash, ctrl_c, report_of
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 STEPS = 30
 LEARNING_RATE = 3e-3
 ROWS = {"train": 200, "dev": 40, "test": 40}
