@@ -22,9 +22,9 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import Card
 from lingo_ds.monitor.report import summary_table
 from lingo_ds.utils.errors import UserError
-from tests.unit.running import at_step, contents, ctrl_c
 from tests.unit.commands.test_export import run_snippet
 from tests.unit.kinds_of_task import LABELS, ROWS, TASKS, VALUES, config_of, write_data
+from tests.unit.running import at_step, contents, ctrl_c
 
 ALONE = DistEnv(0, 0, 1, 1, torch.device("cpu"))
 

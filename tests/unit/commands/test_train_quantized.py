@@ -20,8 +20,8 @@ from lingo_ds.models.backbone.backbone import load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from tests.first_rows import first_rows
-from tests.unit.running import at_step, command, contents, ctrl_c, report_of
 from tests.unit.commands.test_export import DNA, TEMPLATE, export, run_snippet, trained, write_tokenizer
+from tests.unit.running import at_step, command, contents, ctrl_c, report_of
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lingo_ds[quant]")
 

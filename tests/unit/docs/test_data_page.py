@@ -14,8 +14,8 @@ import yaml
 from lingo_ds.commands.cli import main
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.sources.open import SOURCE_SUFFIXES
-from tests.unit.running import report_of
 from tests.unit.reading import Read, read
+from tests.unit.running import report_of
 
 TEXT = (Path(__file__).parents[3] / "docs/data.md").read_text()
 BLOCK = re.compile(r"(?:((?:`[^`\n]+`,?\s)*`[^`\n]+`):\n)?```(\w*)\n(.*?)```", re.DOTALL)

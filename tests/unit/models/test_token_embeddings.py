@@ -32,9 +32,9 @@ from lingo_ds.models.backbone.families import LEARNS_TOKENS
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.utils.errors import UserError
-from tests.unit.running import command
 from tests.unit.data.test_packing import split_of
 from tests.unit.models.test_packed_forward import CLASSES, CPU, ENCODERS, FAMILIES, VOCABULARY, folders  # noqa: F401
+from tests.unit.running import command
 
 PROMPT = Prompt("Domain: toys\nSequence: ", "\nAnnotation:")
 NOTHING = Prompt("", "")
