@@ -60,7 +60,7 @@ def trained(tmp_path_factory) -> Callable[[str], Run]:
     """The run of a kind, trained once."""
     known = {}
 
-    def train(kind: str) -> Run:
+    def train_kind(kind: str) -> Run:
         if kind not in known:
             folder = tmp_path_factory.mktemp(kind)
             data = write_data(folder / "data", kind)
@@ -69,7 +69,7 @@ def trained(tmp_path_factory) -> Callable[[str], Run]:
             known[kind] = Run(kind, data, folder / "run", report, table)
         return known[kind]
 
-    return train
+    return train_kind
 
 
 kinds = pytest.mark.parametrize("kind", list(TASKS))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lingo_ds.commands.train import train
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.packing import Pack
@@ -62,8 +63,8 @@ def trained(data, tmp_path_factory) -> Callable[..., Run]:
     """Trains with some settings of `data` and `train`; one without any change is trained once."""
     cache, known = tmp_path_factory.mktemp("cache"), {}
 
-    def train(prefix: bool = True, packing: str = "auto", **train: int) -> Run:
-        key = prefix, packing, *sorted(train.items())
+    def train_packed(prefix: bool = True, packing: str = "auto", **settings: int) -> Run:
+        key = prefix, packing, *sorted(settings.items())
         if key not in known:
             folder = tmp_path_factory.mktemp("run")
             template = "Domain: human promoters\nSequence: {sequence}\nAnnotation:" if prefix else None
@@ -75,7 +76,7 @@ def trained(data, tmp_path_factory) -> Callable[..., Run]:
                     "data": {"path": str(data), "cache_dir": cache, "prefix": template, "packing": packing},
                     "adapter": {"rank": 4},
                     "rank_sampling": {"mode": "off"},
-                    "train": {"global_batch_size": BATCH, "max_steps": STEPS, "eval_steps": 2, **train},
+                    "train": {"global_batch_size": BATCH, "max_steps": STEPS, "eval_steps": 2, **settings},
                 }
             )
             with forwards_noted() as forwards:
@@ -87,7 +88,7 @@ def trained(data, tmp_path_factory) -> Callable[..., Run]:
             known[key] = Run(report, forwards, adapter, table["probability_1"])
         return known[key]
 
-    return train
+    return train_packed
 
 
 @pytest.mark.parametrize(

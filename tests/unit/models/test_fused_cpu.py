@@ -66,12 +66,12 @@ def test_norm(width, make):
 def test_gate(width):
     torch.manual_seed(0)
     gate, up = torch.randn(1, TOKENS * 60, width) * 20, torch.randn(1, TOKENS * 60, width)
-    assert_alike(elementwise._Gated.apply, lambda gate, up: nn.functional.silu(gate) * up, gate, up)
+    assert_alike(elementwise.SiLUGate.apply, lambda gate, up: nn.functional.silu(gate) * up, gate, up)
 
 
 def test_gate_far_out_is_zero_or_the_product():
     gate, up = torch.tensor([[-1e20, -200, -88, 88, 200]]), torch.full((1, 5), 2.0)
-    out, of_gate, of_up = with_gradients(elementwise._Gated.apply, gate, up)
+    out, of_gate, of_up = with_gradients(elementwise.SiLUGate.apply, gate, up)
     assert out.tolist() == [pytest.approx([0, 0, 0, 176, 400])]
     assert of_gate.isfinite().all() and of_up.isfinite().all()
 
@@ -87,7 +87,7 @@ def test_rotary_positions(size, heads, cut):
     def theirs(x: Tensor) -> Tensor:
         return x * cos[:, None] + modeling_llama.rotate_half(x) * sin[:, None]
 
-    assert_alike(lambda x: elementwise._Rotary.apply(x, cos, sin), theirs, x)
+    assert_alike(lambda x: elementwise.Rotary.apply(x, cos, sin), theirs, x)
 
 
 # -- in a model
@@ -124,8 +124,8 @@ def test_a_model_computes_the_same(family, rows, tmp_path):
         ds_config=None, group=None,
     )  # fmt: skip
     out, gradient, steps = out_and_gradient(loaded.module)
-    assert {"_NormBackward", "_GatedBackward"} <= steps and "SiluBackward0" not in steps
-    assert ("_RotaryBackward" in steps) == (rows == 1), "several rows are transformers' own"
+    assert {"RMSNormBackward", "SiLUGateBackward"} <= steps and "SiluBackward0" not in steps
+    assert ("RotaryBackward" in steps) == (rows == 1), "several rows are transformers' own"
     expected, of_expected, _ = out_and_gradient(model.double())
     assert torch.allclose(out.double(), expected, rtol=0, atol=2e-5)
     assert torch.allclose(gradient.double(), of_expected, rtol=0, atol=2e-5 * float(of_expected.abs().max()))
@@ -142,7 +142,7 @@ def steps_behind(out: Tensor) -> set[str]:
     return {type(step).__name__ for step in seen}
 
 
-FUSED_STEPS = {"_NormBackward", "_GatedBackward", "_RotaryBackward"}
+FUSED_STEPS = {"RMSNormBackward", "SiLUGateBackward", "RotaryBackward"}
 
 
 @pytest.mark.parametrize("why", ["dtype", "compiler", "code"])
@@ -152,7 +152,7 @@ def test_elsewhere_the_model_stays_as_it_is(why, tmp_path, monkeypatch):
         monkeypatch.setattr(fused_cpu, "library", lambda: None)
     if why == "code":  # that came with a backbone; another model may have changed the positions before
         monkeypatch.setattr(modeling_llama.LlamaModel, "__module__", "remote.modeling_llama")
-        fused = FUSED_STEPS - {"_RotaryBackward"}
+        fused = FUSED_STEPS - {"RotaryBackward"}
     tiny("llama").save_pretrained(tmp_path)
     loaded = load_backbone(
         read_spec(tmp_path), dtype=dtype, device=CPU, activation_checkpointing=False, ds_config=None,
