@@ -182,7 +182,7 @@ class Llama:
 
     def __call__(self) -> None:
         """One micro-batch."""
-        logits = self._model.logits(self._batch)
+        logits = self._batch.logits(self._model)
         device = logits.device
         cross_entropy_sum(logits, self._batch.labels.to(device), self._batch.weights.to(device)).backward()
 

@@ -5,7 +5,7 @@ Everything follows from (seed, step): resuming needs no state.
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,13 @@ from lingo_ds.data.packing import Pack, assign_to_ranks, make_pack, or_dummy_row
 from lingo_ds.data.tokenized import TokenizedSplit
 
 Prefetched = TypeVar("Prefetched")
+
+
+class PaddedModel(Protocol):
+    """A model that computes padded examples."""
+
+    def padded_logits(self, input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor, /) -> Tensor:
+        """(n, outputs) logits of (n, length) token ids, of which `lengths` (n,) are real."""
 
 
 class Batch(NamedTuple):
@@ -56,6 +63,10 @@ class Batch(NamedTuple):
     def shared_tokens(self) -> int:
         """Real tokens that need no computing: none, without packing."""
         return 0
+
+    def logits(self, model: PaddedModel) -> Tensor:
+        """(n, outputs) logits that `model` computes."""
+        return model.padded_logits(self.input_ids, self.attention_mask, self.lengths)
 
 
 def make_batch(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray) -> Batch:

@@ -5,9 +5,9 @@ change a result. Who computes which example follows from the examples' lengths a
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ from lingo_ds.data.tokenized import TokenizedSplit
 
 ROWS_COMPARED = 4096
 """Examples whose beginnings are compared at a time."""
+
+
+class PackedModel(Protocol):
+    """A model that computes packs."""
+
+    def packed_logits(self, input_ids: Tensor, prefix: int, lengths: Sequence[int], /) -> Tensor:
+        """(n, outputs) logits of a pack: (tokens,) ids, its shared prefix, own tokens of each example."""
 
 
 class Pack(NamedTuple):
@@ -53,6 +60,10 @@ class Pack(NamedTuple):
     def shared_tokens(self) -> int:
         """Real tokens that need no computing, since the prefix stands there once."""
         return self.prefix * max(int(self.weights.count_nonzero()) - 1, 0)
+
+    def logits(self, model: PackedModel) -> Tensor:
+        """(n, outputs) logits that `model` computes."""
+        return model.packed_logits(self.input_ids, self.prefix, self.lengths)
 
 
 def common_prefix(split: TokenizedSplit, rows: np.ndarray) -> int:

@@ -20,7 +20,7 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
     rows, logits = [], []
     for part in forwards:
         watchdog.beat()
-        out = model.logits(part)
+        out = part.logits(model)
         real = part.weights.bool()
         rows.append(part.rows[real])
         logits.append(out[real.to(out.device)])

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingo_ds.data.batches import Batch
-from lingo_ds.data.packing import Pack
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import SiteHooks
 from lingo_ds.models.adapters.layout import BankLayout
@@ -44,33 +42,53 @@ class AdaptedModel:
         """Whether a backward pass must go through the backbone: not where the head alone learns."""
         return any(self.bank.layout.ranks) or self.bank.layout.token_size > 0
 
-    def logits(self, batch: Batch | Pack) -> Tensor:
-        """(n, outputs) fp32 logits of a padded batch or of a pack."""
-        learns_inside = self.learns_inside
-        with torch.set_grad_enabled(learns_inside and torch.is_grad_enabled()):
-            pooled = self._pooled_pack(batch) if isinstance(batch, Pack) else self._pooled_batch(batch)
-        if not learns_inside:
+    def padded_logits(self, input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        """Logits of padded examples, (n, outputs) fp32.
+
+        Args:
+            input_ids: (n, length) token ids, padded on the right.
+            attention_mask: (n, length), 1 on real tokens; None where nothing is padded.
+            lengths: (n,) real tokens.
+        """
+        mask = None if attention_mask is None else self._to_device(attention_mask)
+        with self._backbone_grad():
+            hidden = self.backbone.hidden_states(self._to_device(input_ids), mask)
+            pooled = pool(hidden, self._to_device(lengths), self._pooling)
+        return self._head(pooled)
+
+    def packed_logits(self, input_ids: Tensor, prefix: int, lengths: Sequence[int]) -> Tensor:
+        """Logits of the examples of a pack, (n, outputs) fp32.
+
+        Args:
+            input_ids: (tokens,), the shared prefix, then every example's own tokens.
+            prefix: tokens of the shared prefix, 0 for none.
+            lengths: own tokens of each of the n examples.
+        """
+        with self._backbone_grad():
+            pooled = self._pooled_pack(self._to_device(input_ids), prefix, lengths)
+        return self._head(pooled)
+
+    def _pooled_pack(self, input_ids: Tensor, prefix: int, lengths: Sequence[int]) -> Tensor:
+        only = None if self._pooling == "mean" else self._pooling
+        hidden, packed = self.backbone.packed_states(input_ids, prefix, lengths, only=only)
+        if only:
+            return hidden[getattr(packed, only)]
+        own = torch.stack([part.sum(0) for part in hidden[prefix:].split(list(lengths))])
+        tokens = torch.tensor(lengths, device=hidden.device)[:, None] + prefix
+        return (own + hidden[:prefix].sum(0)) / tokens
+
+    def _backbone_grad(self) -> torch.set_grad_enabled:
+        """Gradients through the backbone, where something learns inside it and the caller wants gradients."""
+        return torch.set_grad_enabled(self.learns_inside and torch.is_grad_enabled())
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        """(n, outputs) fp32 logits of the pooled hidden states, (n, size)."""
+        if not self.learns_inside:
             self.backbone.release()
         return F.linear(pooled.to(self.bank.dtype), self.bank.head_leaf).float()
 
-    def _pooled_batch(self, batch: Batch) -> Tensor:
-        device, mask = self.bank.device, batch.attention_mask
-        hidden = self.backbone.hidden_states(
-            batch.input_ids.to(device, non_blocking=True),
-            None if mask is None else mask.to(device, non_blocking=True),
-        )
-        return pool(hidden, batch.lengths.to(device, non_blocking=True), self._pooling)
-
-    def _pooled_pack(self, pack: Pack) -> Tensor:
-        only = None if self._pooling == "mean" else self._pooling
-        hidden, packed = self.backbone.packed_states(
-            pack.input_ids.to(self.bank.device, non_blocking=True), pack.prefix, pack.lengths, only=only
-        )
-        if only:
-            return hidden[getattr(packed, only)]
-        own = torch.stack([part.sum(0) for part in hidden[pack.prefix :].split(list(pack.lengths))])
-        tokens = torch.tensor(pack.lengths, device=hidden.device)[:, None] + pack.prefix
-        return (own + hidden[: pack.prefix].sum(0)) / tokens
+    def _to_device(self, values: Tensor) -> Tensor:
+        return values.to(self.bank.device, non_blocking=True)
 
     def follow_bank(self) -> None:
         """Hooks the sites anew, after the bank was compacted or replaced."""

@@ -179,7 +179,7 @@ class Trainer:
     def _backward(self, batch: Batch | Pack, examples: int) -> None:
         """Adds one micro-batch's share of the mean loss over `examples` to the gradient."""
         bank = self._model.bank
-        logits = self._model.logits(batch)
+        logits = batch.logits(self._model)
         weights = batch.weights.to(logits.device)
         loss = self._loss(logits, batch.labels.to(logits.device), weights)
         (loss * (self._update.loss_scale.value / examples)).backward()

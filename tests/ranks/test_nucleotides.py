@@ -88,7 +88,7 @@ def sharded(
         backbone.require_partitioned()
         with torch.no_grad():
             backbone.train(False)
-            model.logits(batches.at(step)[0])
+            batches.at(step)[0].logits(model)
             backbone.release()
             backbone.train()
         backbone.require_partitioned()

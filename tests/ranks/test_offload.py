@@ -57,7 +57,7 @@ def train(rank: int, world_size: int, folder: Path, profile: str, disk: Path) ->
         with torch.no_grad():
             loaded.backbone.train(False)
             for rows in ([0, 1], [2, 3, 4], [5]):
-                model.logits(micro_batch(global_batch(step), rows))
+                micro_batch(global_batch(step), rows).logits(model)
             loaded.backbone.release()
         loaded.backbone.require_partitioned()
     module = loaded.backbone.module

@@ -82,7 +82,7 @@ def counted_and_foreseen(
             assert (start is GatherState.RECORDING) == (fresh and not seen)
             counter.take()
             part = micro_batch(global_batch(step), rows)
-            cross_entropy_sum(model.logits(part), part.labels, part.weights).backward()
+            cross_entropy_sum(part.logits(model), part.labels, part.weights).backward()
             counted = sum(tally.payload for kind, tally in counter.take().items() if kind.what == "weights")
             foreseen = step_traffic(weights, sharding, micro_batches=1, reduce_buffer=0, start=start)
             seen.append((counted, sum(one.payload for one in foreseen)))

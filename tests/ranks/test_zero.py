@@ -230,7 +230,7 @@ def accumulate(model: AdaptedModel, batch: Batch, micro_batches: list[list[int]]
     model.bank.zero_grad()
     for rows in micro_batches:
         part = micro_batch(batch, rows)
-        loss = cross_entropy_sum(model.logits(part), part.labels, part.weights)
+        loss = cross_entropy_sum(part.logits(model), part.labels, part.weights)
         (loss / EXAMPLES).backward()
         model.bank.collect_grad()
         after_each()
@@ -321,7 +321,7 @@ def train_two_steps(env: DistEnv, folder: Path, *, group_size: int, checkpointin
         with torch.no_grad():  # an evaluation, with another number of forwards than there were in training
             backbone.train(False)
             for rows in ([0, 1], [2, 3, 4], [5]):
-                model.logits(micro_batch(batch, rows))
+                micro_batch(batch, rows).logits(model)
             backbone.release()
         look()
         bank.master.sub_(0.5 * bank.grad)

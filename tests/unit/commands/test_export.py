@@ -164,7 +164,7 @@ def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in zip(ids, rows, strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
-    return model.logits(Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)))
+    return Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def our_logits(folder: Path, adapter: SavedAdapter) -> Tensor:
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in zip(ids, rows, strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
-    return model.logits(Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)))
+    return Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
 
 
 @pytest.mark.filterwarnings("error::UserWarning:peft")  # e.g. missing keys

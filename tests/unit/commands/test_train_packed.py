@@ -46,15 +46,19 @@ def data(tmp_path_factory) -> Path:
 @contextmanager
 def forwards_noted() -> Iterator[list[tuple[int, int]]]:
     """Inside, training forwards are noted."""
-    seen, original = [], AdaptedModel.logits
+    seen: list[tuple[int, int]] = []
 
-    def logits(self: AdaptedModel, batch: Batch | Pack) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            seen.append((len(batch.rows), batch.computed_tokens))
-        return original(self, batch)
+    def noting(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def logits(self: Batch | Pack, model: AdaptedModel) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                seen.append((len(self.rows), self.computed_tokens))
+            return original(self, model)
+
+        return logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AdaptedModel, "logits", logits)
+        for kind in (Batch, Pack):
+            patch.setattr(kind, "logits", noting(kind.logits))
         yield seen
 
 

@@ -167,7 +167,7 @@ def our_logits(folder: Path, adapter: SavedAdapter, quantization: str) -> torch.
     rows = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return model.logits(Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)))
+    return Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
 
 
 @pytest.mark.parametrize("kind", ["svd", "lora"])

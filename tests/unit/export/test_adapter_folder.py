@@ -156,7 +156,7 @@ def padded_batch() -> Batch:
 @torch.no_grad()
 def our_logits(model: AdaptedModel, batch: Batch) -> Tensor:
     model.backbone.train(False)
-    return model.logits(batch)
+    return batch.logits(model)
 
 
 def in_peft(backbone: Path, folder: Path) -> nn.Module:

@@ -135,7 +135,7 @@ def result(model: AdaptedModel, batch: Batch | Pack) -> Result:
     """Forward and backward, as in training."""
     model.backbone.train()
     model.bank.zero_grad()
-    logits = model.logits(batch)
+    logits = batch.logits(model)
     (cross_entropy_sum(logits, batch.labels, batch.weights) / len(batch.rows)).backward()
     model.bank.collect_grad()
     return Result(logits.detach()[batch.rows.argsort()], model.bank.grad.clone())
@@ -271,7 +271,7 @@ def test_maps_that_are_said_to_share_their_input_do(folders):
                     lambda _m, args, _o, name=name, seen=seen: seen.update({name: args[0]})
                 )
         _, pack = padded_and_packed(some_examples([3, 4]), share_prefix=family not in ENCODERS)
-        model.logits(pack)
+        pack.logits(model)
         for group in groups:
             assert all(seen[name] is seen[group[0]] for name in group), (family, group)
     for (family, layer), names in expected.items():
@@ -321,7 +321,7 @@ def test_family_without_packs_is_padded_and_it_is_said(tmp_path, cache, caplog):
     assert "padded" in found.plan.equations()[0]
     model = build_model(found)
     batch = make_batch(found.data.splits["dev"], np.arange(3), np.ones(3))
-    assert model.logits(batch).shape == (3, 2)
+    assert batch.logits(model).shape == (3, 2)
 
 
 def test_packing_can_be_turned_off(tmp_path, cache, caplog):

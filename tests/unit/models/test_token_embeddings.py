@@ -241,7 +241,7 @@ def backward(model: AdaptedModel, batch: Batch | Pack) -> tuple[Tensor, Tensor]:
     """Logits by row, and the gradient of the whole bank."""
     model.backbone.train()
     model.bank.zero_grad()
-    logits = model.logits(batch)
+    logits = batch.logits(model)
     cross_entropy_sum(logits, batch.labels, batch.weights).backward()
     model.bank.collect_grad()
     return logits.detach()[batch.rows.argsort()], model.bank.grad.clone()
