@@ -43,8 +43,8 @@ WINDOW = {"chromosome", "start", "end"}
 BATCH_ROWS, BATCH_BASES = 8192, 1 << 24
 """A batch ends with so many rows or by so many bases."""
 
-SECONDS_BETWEEN_LOGS = 10.0
-"""Seconds between two lines of progress."""
+CONVERT_LOG_SECONDS = 10.0
+"""Seconds between two log lines of progress."""
 
 
 class SplitFractions(NamedTuple):
@@ -259,7 +259,7 @@ class _Conversion:
         split.seen.add(split.sequences, split.pairs, split.windows)
         split.sequences, split.pairs, split.targets, split.fields = [], [], [], []
         split.windows, split.bases = [], 0
-        if time.monotonic() - self._said > SECONDS_BETWEEN_LOGS:
+        if time.monotonic() - self._said > CONVERT_LOG_SECONDS:
             self._said = time.monotonic()
             rows = sum(len(split.seen) for split in self._splits.values())
             logger.info("converted %s rows, %s rows/s", f"{rows:,}",

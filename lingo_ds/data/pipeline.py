@@ -1,12 +1,13 @@
-"""The data of a run: converted and tokenised once per host, read back by memory map, and checked."""
+"""The data of a run: files -> checked examples -> token ids, each made once per host and cached."""
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import data_folder
 from lingo_ds.data.convert import convert_once
-from lingo_ds.data.examples import read_examples
+from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import read_tokenized, tokenized_fingerprint, write_tokenized
@@ -14,100 +15,148 @@ from lingo_ds.data.tokenization import NUCLEOTIDES, make_tokenize
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.utils.errors import Mistake, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
+class Tokenizer(Protocol):
+    """What the data needs of a backbone's tokenizer.
+
+    Attributes:
+        fingerprint: changes with what the tokenizer does.
+        loaded: the tokenizer itself, which may be loaded at the first access.
+    """
+
+    fingerprint: str
+
+    @property
+    def loaded(self) -> "PreTrainedTokenizerBase": ...
+
+
 def learned_tokens(config: RunConfig) -> int:
-    """Ids behind the backbone's vocabulary that `data.tokens` adds."""
+    """The number of token ids behind the backbone's vocabulary that `data.tokens` adds."""
     return len(NUCLEOTIDES) if config.data.tokens == "nucleotides" else 0
 
 
-def length_limit(config: RunConfig, spec: BackboneSpec) -> int:
-    """Tokens of the longest example.
+def length_limit(config: RunConfig, *, context: int) -> int:
+    """Tokens of the longest example that a run reads; `context` is the backbone's longest input.
 
     Raises:
-        UserError: where it is above the backbone's context.
+        UserError: where `data.max_length` is above the context.
     """
-    asked = config.data.max_length or spec.context
-    if asked > spec.context:
-        raise UserError(
-            Mistake(
-                "data.max_length",
-                asked,
-                f"is above the backbone's context of {spec.context}",
-                "lower it or set null",
-            )
-        )
+    asked = config.data.max_length or context
+    if asked > context:
+        rule, fix = f"is above the backbone's context of {context}", "lower it or set null"
+        raise UserError(Mistake("data.max_length", asked, rule, fix))
     return asked
 
 
 def tokenized_data(
     config: RunConfig,
-    tokenizer: CachedTokenizer,
-    spec: BackboneSpec,
+    tokenizer: Tokenizer,
     *,
-    cache: Path,
+    vocabulary: int,
     max_length: int,
+    cache: Path,
     env: DistEnv,
 ) -> TokenizedData:
-    """The run's data as its backbone reads it; call on all processes.
+    """The token ids of a run's data; call it on all processes.
+
+    Args:
+        config: of the run.
+        tokenizer: of the backbone.
+        vocabulary: rows of the backbone's input embedding.
+        max_length: tokens of the longest example, see `length_limit`.
+        cache: the folder that keeps examples and token ids.
+        env: this process.
 
     Raises:
-        UserError: for mistakes in the data, or where it does not go with the tokenizer.
+        UserError: for mistakes in the data, or where it does not fit the tokenizer.
     """
-    data = config.data
-
-    def converted() -> Path:
-        return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
-
-    made: list[Path] = []
-    agreement.run_once_per_host(lambda: made.append(converted()), env)
-    with agreement.errors_raised_on_all(env):
-        examples = made[0] if made else converted()  # found, as the first process of the host made it
-    settings = {
-        "prefix": data.prefix, "domain": data.domain, "pair_separator": data.pair_separator,
-        "max_length": max_length, "both_strands": (both_strands := data.reverse_complement != "off"),
-    }  # fmt: skip
-    if learned_tokens(config):
-        settings["tokens"] = [data.tokens, NUCLEOTIDES, spec.embedding_shape[0]]
+    examples = _convert_once_per_host(config, cache=cache, env=env)
+    settings = _tokenize_settings(config, vocabulary=vocabulary, max_length=max_length)
     fingerprint = tokenized_fingerprint(examples, tokenizer=tokenizer.fingerprint, settings=settings)
     entry = cache / "tokenized" / fingerprint
 
-    def tokenise() -> None:
+    def tokenize() -> None:
         if not entry.exists():
             rows = read_examples(examples)
-            if both_strands and rows.pairs:
-                rule = "has no meaning for pairs of sequences"
-                fix = "set it to off"
-                raise UserError(Mistake("data.reverse_complement", data.reverse_complement, rule, fix))
-            prompt = make_prompt(data.prefix, domain=data.domain)
-            write_tokenized(
-                entry,
-                rows,
-                tokenize=make_tokenize(
-                    data.tokens,
-                    tokenizer.loaded,
-                    vocabulary=spec.embedding_shape[0],
-                    pair_separator=data.pair_separator,
-                ),
-                prompt=prompt,
-                max_length=max_length,
-                both_strands=both_strands,
-            )
+            _check_strands(config, rows)
+            _tokenize(entry, rows, config, tokenizer, vocabulary=vocabulary, max_length=max_length)
 
-    agreement.run_once_per_host(tokenise, env)
-    tokenized = read_tokenized(entry)
-    _require_tokens(tokenized, spec, learned=learned_tokens(config))
-    return tokenized
+    agreement.run_once_per_host(tokenize, env)
+    data = read_tokenized(entry)
+    _check_token_ids(data, config, rows=vocabulary + learned_tokens(config))
+    return data
 
 
-def _require_tokens(data: TokenizedData, spec: BackboneSpec, *, learned: int) -> None:
-    """The tokenizer must belong to the weights: tokens for every text, a row of the embedding for each."""
-    rows = spec.embedding_shape[0] + learned
+def _convert_once_per_host(config: RunConfig, *, cache: Path, env: DistEnv) -> Path:
+    """The cache entry of the run's examples: one process of each host makes it, then the others find it."""
+
+    def convert() -> Path:
+        data = config.data
+        return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
+
+    with agreement.errors_raised_on_all(env):
+        made = convert() if env.local_rank == 0 else None
+    with agreement.errors_raised_on_all(env):
+        return made or convert()
+
+
+def _tokenize_settings(config: RunConfig, *, vocabulary: int, max_length: int) -> dict[str, Any]:
+    """What token ids depend on beside examples and tokenizer; its JSON names the cache entry."""
+    data = config.data
+    settings: dict[str, Any] = {
+        "prefix": data.prefix,
+        "domain": data.domain,
+        "pair_separator": data.pair_separator,
+        "max_length": max_length,
+        "both_strands": _reads_both_strands(config),
+    }
+    if learned_tokens(config):
+        settings["tokens"] = [data.tokens, NUCLEOTIDES, vocabulary]
+    return settings
+
+
+def _reads_both_strands(config: RunConfig) -> bool:
+    return config.data.reverse_complement != "off"
+
+
+def _check_strands(config: RunConfig, examples: Examples) -> None:
+    if _reads_both_strands(config) and examples.pairs:
+        rule, fix = "has no meaning for pairs of sequences", "set it to off"
+        raise UserError(Mistake("data.reverse_complement", config.data.reverse_complement, rule, fix))
+
+
+def _tokenize(
+    entry: Path,
+    examples: Examples,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    vocabulary: int,
+    max_length: int,
+) -> None:
+    data = config.data
+    tokenize = make_tokenize(
+        data.tokens, tokenizer.loaded, vocabulary=vocabulary, pair_separator=data.pair_separator
+    )
+    write_tokenized(
+        entry,
+        examples,
+        tokenize=tokenize,
+        prompt=make_prompt(data.prefix, domain=data.domain),
+        max_length=max_length,
+        both_strands=_reads_both_strands(config),
+    )
+
+
+def _check_token_ids(data: TokenizedData, config: RunConfig, *, rows: int) -> None:
+    """Checks that each text has a token and each token an embedding: tokenizer and weights fit."""
     problem = None
     if data.largest_id >= rows:
         problem = f"has a tokenizer that gives token {data.largest_id}, and an embedding of {rows} rows"
@@ -115,11 +164,11 @@ def _require_tokens(data: TokenizedData, spec: BackboneSpec, *, learned: int) ->
         problem = "has a tokenizer that gives no token for some sequence"
     if problem:
         fix = "add the tokenizer files that belong to the weights"
-        raise UserError(Mistake("backbone.path", spec.folder, problem, fix))
+        raise UserError(Mistake("backbone.path", config.backbone.path, problem, fix))
 
 
 def log_data_summary(data: TokenizedData, task: Task) -> None:
-    """Logs rows, outputs, and what a user may want to mend."""
+    """Logs rows and outputs, and warns of duplicates and truncated sequences."""
     facts = data.facts()
     logger.info("data: %s rows, %s", facts["rows"], task.outputs)
     if data.class_names:

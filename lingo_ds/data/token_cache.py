@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from lingo_ds.data.convert import SECONDS_BETWEEN_LOGS
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import SPLITS, Examples
 from lingo_ds.data.labels import Target
@@ -25,6 +24,9 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION = 3
 BATCH = 1000
 """Texts tokenised at a time."""
+
+TOKENIZE_LOG_SECONDS = 10.0
+"""Seconds between two log lines of progress."""
 
 
 def tokenized_fingerprint(examples: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:
@@ -100,7 +102,7 @@ def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:
         for table in chain([first], tables):
             stream.write_table(table)
             done += len(table)
-            if time.monotonic() - said > SECONDS_BETWEEN_LOGS:
+            if time.monotonic() - said > TOKENIZE_LOG_SECONDS:
                 said = time.monotonic()
                 logger.info("tokenised %s of %s rows", f"{done:,}", f"{rows:,}")
 

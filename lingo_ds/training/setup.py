@@ -83,7 +83,7 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
             cache=cache,
         )
         sites = sites_of(config, spec)
-        max_length = length_limit(config, spec)
+        max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
         tokenizer = CachedTokenizer(
             spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache
@@ -92,7 +92,9 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, env)
-    data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=max_length, env=env)
+    data = tokenized_data(
+        config, tokenizer, vocabulary=spec.embedding_shape[0], max_length=max_length, cache=cache, env=env
+    )
     task = task_of(config, data, max_length=max_length)
     if env.is_main:
         log_data_summary(data, task)

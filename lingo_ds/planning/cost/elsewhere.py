@@ -89,7 +89,7 @@ def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Sha
     )
     spec = read_spec(folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
     sites = sites_of(config, spec)
-    limit = length_limit(config, spec)
+    limit = length_limit(config, context=spec.context)
     outputs, data = _described(lengths, limit) if lengths else _read(config, spec, cache, limit, env)
     layout = layout_of(config, spec, sites, outputs=outputs)
     return Shapes(spec=spec, sites=tuple(sites), layout=layout, data=data)
@@ -115,7 +115,9 @@ def _read(
     make_builtin_data(config.data.path, cache)
     require_folder(config.data.task, path=config.data.path, root=config.data.root)
     tokenizer = CachedTokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
-    data = tokenized_data(config, tokenizer, spec, cache=cache, max_length=limit, env=env)
+    data = tokenized_data(
+        config, tokenizer, vocabulary=spec.embedding_shape[0], max_length=limit, cache=cache, env=env
+    )
     return data.classes, data_facts(config, spec, data)
 
 
