@@ -1,16 +1,17 @@
 """Adaptive rank sampling (arXiv 2402.08075): the best triplets by score, some exchanged by chance."""
 
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lingo_ds.config.run_config import RankSamplingConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.monitor.rank_statistics import ScoreHistogram, score_histogram
 from lingo_ds.rank_sampling.masks import (
     REFERENCE_DROP,
@@ -23,6 +24,46 @@ from lingo_ds.rank_sampling.masks import (
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 
 logger = logging.getLogger(__name__)
+
+
+class NamedSite(Protocol):
+    """One adapted map, as the sampler knows it."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class TripletLayout(Protocol):
+    """The adapted maps and how many triplets each of them has."""
+
+    @property
+    def sites(self) -> Sequence[NamedSite]: ...
+
+    @property
+    def ranks(self) -> Sequence[int]: ...
+
+
+class TripletBank(Protocol):
+    """What the sampler uses of the bank of adapters: triplets lie site after site, `kept` is (triplets,)."""
+
+    @property
+    def layout(self) -> TripletLayout: ...
+
+    def scores(self) -> Tensor:
+        """Importance of every triplet, (triplets,)."""
+        ...
+
+    def set_mask(self, kept: np.ndarray) -> None:
+        """Masks all triplets but the kept ones; their values stay."""
+        ...
+
+    def zero_lam(self, kept: np.ndarray) -> None:
+        """Sets lam to 0 outside the kept triplets."""
+        ...
+
+    def compact(self, kept: np.ndarray) -> None:
+        """Stores only the kept triplets."""
+        ...
 
 
 class MaskEvent(NamedTuple):
@@ -55,7 +96,7 @@ class RankSampler:
 
     def __init__(
         self,
-        bank: AdapterBank,
+        bank: TripletBank,
         schedule: BudgetSchedule,
         config: RankSamplingConfig,
         *,
@@ -123,8 +164,11 @@ class RankSampler:
 
     def kept_ranks(self) -> dict[str, int]:
         """Triplets of each site that the last change of the masks kept, by the name of its map."""
-        layout = self._initial.keep(self.kept)
-        return {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
+        starts = pairwise([0, *np.cumsum(self._initial.ranks)])
+        return {
+            site.name: int(self.kept[start:end].sum())
+            for site, (start, end) in zip(self._initial.sites, starts, strict=True)
+        }
 
     def state(self) -> list[Any]:
         """What was kept, as text, and all events: for a checkpoint, and for the audit."""

@@ -25,7 +25,7 @@ class BudgetSchedule:
     total: int
     interval: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         mistakes = []
         if self.t_init + self.t_final >= self.total:
             mistakes.append(
