@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slow lint bench clean
+.PHONY: help setup train test slow lint tree picture bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,16 +35,24 @@ test: lint  ## lint, then every test but the slow ones
 slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY)  ## ruff and the rules on imports
+lint: $(READY)  ## ruff, formatting, the import rules, types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+tree: $(READY)  ## write README's tree of files anew, from docstrings
+	$(BIN)/python -m scripts.readme_tree
+
+picture: $(READY)  ## draw docs/pictures/rooms.svg anew, from the import rules
+	$(BIN)/python -m scripts.rooms_picture
 
 bench: $(READY)  ## every benchmark, quickly (BENCH_ARGS= for full length)
 	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename "$$script" .py) $(BENCH_ARGS); done
 
 clean:  ## remove what was built; keeps .venv and runs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # torch comes first: what is built from source later finds it.

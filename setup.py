@@ -64,6 +64,7 @@ setup(
             "mpi4py",
             "mypy",
             "peft",
+            "pre-commit",
             "pytest",
             "pytest-timeout",
             "ruff",
