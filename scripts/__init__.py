@@ -1,0 +1,1 @@
+"""What makes committed files: the embedded backbone, README's tree, the picture of the rooms."""

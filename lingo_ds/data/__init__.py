@@ -1,0 +1,1 @@
+"""From files of DNA to batches of token ids."""

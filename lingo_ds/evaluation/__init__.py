@@ -1,0 +1,1 @@
+"""Forward passes without gradients: metrics of a split, predictions of a file."""

@@ -1,0 +1,1 @@
+"""Adapter folders and merged models in formats that others read."""

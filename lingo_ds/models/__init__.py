@@ -1,0 +1,1 @@
+"""The network: a frozen backbone, whole or sharded; adapters on its linear maps; a head."""

@@ -1,0 +1,1 @@
+"""What a person looks at: TensorBoard, progress bar, plots, throughput, the written report."""

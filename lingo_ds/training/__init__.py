@@ -1,0 +1,1 @@
+"""One run: set up, loop, checkpoint, resume, report."""

@@ -1,0 +1,4 @@
+"""Errors, files, logging and versions: what every room may use.
+
+Knows nothing of models, data or processes.
+"""

@@ -1,0 +1,1 @@
+"""Readers of file formats: lines, tables, FASTA, and stretches of a genome."""

@@ -1,0 +1,1 @@
+"""Unlabelled sequences, intervals and variants to predict, read as streams."""

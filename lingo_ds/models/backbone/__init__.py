@@ -1,0 +1,1 @@
+"""The frozen language model: its files, shapes, shards, quantisation and forward pass on packs."""
