@@ -33,7 +33,7 @@ from lingo_ds.models.backbone.backbone import DTYPES, load_sharded
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.eight_bit import packed_bytes
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.planning.plan_inputs import ModelFacts, model_facts
+from lingo_ds.planning.plan_inputs import gather_processes, model_facts
 from lingo_ds.utils.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,9 +110,10 @@ def load_here(args: argparse.Namespace) -> None:
     spec = read_spec(args.backbone)
     dtype = DTYPES[args.dtype]
     layout = uniform_layout([], rank=1, head_shape=(2, spec.output_size))
-    facts = ModelFacts(**model_facts(spec, layout, dtype, env, quantization="none", eight_bit=args.eight_bit))
+    processes = gather_processes(env)
+    facts = model_facts(spec, layout, dtype, processes, quantization="none", eight_bit=args.eight_bit)
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
-    ds_config = facts.deepspeed_config(profile, micro_batch_size=1, dtype=args.dtype, hpz=1)
+    ds_config = facts.deepspeed_config(profile, micro_batch_size=1, dtype=args.dtype, secondary_group=1)
     sharding = {
         "activation_checkpointing": False,
         "packed": facts.packable,

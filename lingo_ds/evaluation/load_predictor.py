@@ -17,7 +17,7 @@ from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.planning.memory import plan_forward, require_quantizable
 from lingo_ds.planning.plan import warn_if_nothing_in_8_bits
-from lingo_ds.planning.plan_inputs import ModelFacts, model_facts
+from lingo_ds.planning.plan_inputs import gather_processes, model_facts
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
 
@@ -49,11 +49,10 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     if task.pair_separator is not None:
         rule, fix = "was trained on pairs of sequences, which predict does not read", "run evaluate instead"
         raise UserError(Mistake("--adapter", folder, rule, fix), on_all=True)
-    on_here = model_facts(
-        spec, saved.layout, dtype, env,
+    facts = model_facts(
+        spec, saved.layout, dtype, gather_processes(env),
         quantization=quantization, eight_bit=config.zero.quantized_weights,
     )  # fmt: skip
-    facts = ModelFacts(**on_here)
     plan = plan_forward(
         facts, config.zero, packing=config.packing, longest=task.max_length,
         tokens=config.batch_tokens, device=env.device.type,
@@ -62,7 +61,7 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     ds_config = None
     if plan.zero_stage == 3:
         ds_config = facts.deepspeed_config(
-            profile, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], hpz=plan.hpz
+            profile, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], secondary_group=plan.secondary_group
         )
     backbone = load_sharded(
         spec, dtype, env, activation_checkpointing=False, packed=plan.packed,

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lingo_ds.config.fields import resolve_duration
 from lingo_ds.config.run_config import RunConfig, ZeroConfig
@@ -13,6 +13,7 @@ from lingo_ds.planning.memory import (
     USABLE_MEMORY,
     ForwardPlan,
     backbone_bytes,
+    bank_parts,
     choose_secondary_group,
     choose_sharding,
     ways_to_fit,
@@ -51,7 +52,7 @@ class RunPlan:
         schedule: budget of triplets; None without sampling.
         zero_stage: 3 or 0.
         shard_group: processes that share one copy of the backbone.
-        hpz: processes of a host that hold a second copy; 1: there is none.
+        secondary_group: processes of a host that hold a second copy; 1: there is none.
         bytes_per_process: memory by part.
         flops_per_token: forward and backward through the frozen backbone.
     """
@@ -68,7 +69,7 @@ class RunPlan:
     schedule: BudgetSchedule | None
     zero_stage: int
     shard_group: int
-    hpz: int
+    secondary_group: int
     bytes_per_process: dict[str, int]
     flops_per_token: float
 
@@ -104,8 +105,13 @@ class RunPlan:
 
     @property
     def eval_tokens(self) -> int:
-        """Tokens of an evaluation's pack, about."""
-        return EVAL_BATCH_FACTOR * self.micro_batch_tokens
+        """Tokens of an evaluation forward of one process, about."""
+        return EVAL_BATCH_FACTOR * self.forward_tokens
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of a training forward of one process at most."""
+        return self.micro_batch_tokens or self.micro_batch_size * self.facts.longest
 
     def learning_rate_factor(self, step: int, schedule: str) -> float:
         """Factor on the peak learning rate at `step` (1-based).
@@ -138,7 +144,7 @@ class RunPlan:
             )
         copies = f.world_size // self.shard_group
         sharding = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
-        sharding += f" and again over every {self.hpz}" if self.hpz > 1 else ""
+        sharding += f" and again over every {self.secondary_group}" if self.secondary_group > 1 else ""
         sharding += ", maps in 8 bits" if self.in_8_bits else ""
         lines.append(
             f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {sharding} "
@@ -160,13 +166,36 @@ class RunPlan:
         return f", packed to {self.micro_batch_tokens:,} tokens at most{prefix}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        return {**asdict(self), "fraction": self.fraction}
+        """Everything as plain JSON values; the second copy's processes are `hpz` there, like the setting."""
+        fields = {"hpz" if name == "secondary_group" else name: value for name, value in asdict(self).items()}
+        return {**fields, "fraction": self.fraction}
 
     def deepspeed_config(self, profile: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
         """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
-        micro = self.micro_batch_size
-        return self.facts.deepspeed_config(profile, micro_batch_size=micro, dtype=dtype, hpz=self.hpz)
+        return self.facts.deepspeed_config(
+            profile,
+            micro_batch_size=self.micro_batch_size,
+            dtype=dtype,
+            secondary_group=self.secondary_group,
+        )
+
+
+class _Place(NamedTuple):
+    """How the backbone is sharded, and what one process holds of it and of the bank, in bytes by part."""
+
+    zero_stage: int
+    shard_group: int
+    secondary_group: int
+    held: dict[str, int]
+
+
+class _Rhythm(NamedTuple):
+    """Steps of a run, and how they are divided."""
+
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    eval_interval: int
 
 
 def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
@@ -178,51 +207,54 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     """
     batch = config.train.global_batch_size
     if batch < facts.world_size:
-        raise UserError(
-            Mistake(
-                "train.global_batch_size", batch, f"is below the {facts.world_size} processes", "raise it"
-            )
-        )
-    steps_per_epoch = math.ceil(facts.train_rows / batch)
-    steps = config.train.max_steps or math.ceil(config.train.num_epochs * steps_per_epoch)
-    eval_interval = config.train.eval_steps or max(
-        1, round((config.train.eval_epochs or 1) * steps_per_epoch)
-    )
-    beside = _bank_bytes(config, facts) + example_bytes(config, facts)
-    stage, group = choose_sharding(
-        config.zero,
-        facts,
-        beside=beside,
-        fix=ways_to_fit(config.zero, "backbone.activation_checkpointing=true", "bf16"),
-    )
-    hpz = choose_secondary_group(config.zero, facts, stage, group, beside=beside)
-    fixed = {**backbone_bytes(facts, stage, group, hpz), "bank": _bank_bytes(config, facts)}
-    free = USABLE_MEMORY * facts.memory_bytes - sum(fixed.values())
+        rule = f"is below the {facts.world_size} processes"
+        raise UserError(Mistake("train.global_batch_size", batch, rule, "raise it"))
+    rhythm = _rhythm(config, facts)
+    place = _place(config, facts)
+    free = USABLE_MEMORY * facts.memory_bytes - sum(place.held.values())
     tokens = choose_micro_batch_tokens(config, facts, free)
     micro = choose_micro_batch(config, facts, free, tokens)
-    accumulation = math.ceil(math.ceil(batch / facts.world_size) / micro)
+    share = math.ceil(batch / facts.world_size)
+    accumulation = math.ceil(share / micro)
     if not config.train.micro_batch_size:
-        micro = math.ceil(math.ceil(batch / facts.world_size) / accumulation)
+        micro = math.ceil(share / accumulation)
+    activations = (tokens or micro * facts.longest) * token_bytes(config, facts)
     return RunPlan(
         facts=facts,
         global_batch_size=batch,
         micro_batch_size=micro,
         micro_batch_tokens=tokens,
         accumulation=accumulation,
+        schedule=_schedule(config, facts, rhythm.steps),
+        zero_stage=place.zero_stage,
+        shard_group=place.shard_group,
+        secondary_group=place.secondary_group,
+        bytes_per_process={**place.held, "activations": activations},
+        flops_per_token=_flops_per_token(facts),
+        **rhythm._asdict(),
+    )
+
+
+def _rhythm(config: RunConfig, facts: Facts) -> _Rhythm:
+    train = config.train
+    steps_per_epoch = math.ceil(facts.train_rows / train.global_batch_size)
+    steps = train.max_steps or math.ceil(train.num_epochs * steps_per_epoch)
+    return _Rhythm(
         steps_per_epoch=steps_per_epoch,
         steps=steps,
-        warmup_steps=min(resolve_duration(config.train.warmup, total=steps), steps),
-        eval_interval=eval_interval,
-        schedule=_schedule(config, facts, steps),
-        zero_stage=stage,
-        shard_group=group,
-        hpz=hpz,
-        bytes_per_process={
-            **fixed,
-            "activations": (tokens or micro * facts.longest) * token_bytes(config, facts),
-        },
-        flops_per_token=_flops_per_token(facts),
+        warmup_steps=min(resolve_duration(train.warmup, total=steps), steps),
+        eval_interval=train.eval_steps or max(1, round((train.eval_epochs or 1) * steps_per_epoch)),
     )
+
+
+def _place(config: RunConfig, facts: Facts) -> _Place:
+    bank = sum(bank_parts(facts, sampling=config.rank_sampling.mode != "off").values())
+    beside = bank + example_bytes(config, facts)
+    fix = ways_to_fit(config.zero, "backbone.activation_checkpointing=true", "bf16")
+    stage, group = choose_sharding(config.zero, facts, beside=beside, fix=fix)
+    secondary = choose_secondary_group(config.zero, facts, stage, group, beside=beside)
+    held = {**backbone_bytes(facts, stage, group, secondary), "bank": bank}
+    return _Place(stage, group, secondary, held)
 
 
 def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | None:
@@ -237,14 +269,6 @@ def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | N
         total=steps,
         interval=sampling.interval,
     )
-
-
-def _bank_bytes(config: RunConfig, facts: Facts) -> int:
-    # fp32: masters, gradient, two moments; with sampling two averages of importance, their room, and at most
-    # three held copies. Compute copy and, below fp32, its gradient
-    width = facts.compute_bytes
-    floats = 4 if config.rank_sampling.mode == "off" else 10
-    return facts.bank_parameters * (floats * 4 + (width if width == 4 else 2 * width))
 
 
 def _flops_per_token(facts: Facts) -> float:

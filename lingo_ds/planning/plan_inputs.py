@@ -1,9 +1,9 @@
-"""What a plan starts from: facts of the data, of the backbone with its adapters, and of the machine."""
+"""What a plan starts from: facts of the data, of the adapted model, and of the processes that hold it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,28 +24,45 @@ from lingo_ds.utils.host import host_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of a job, the same on all of them.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        world_size: processes of the job.
+        local_world_size: processes of one host; where hosts differ, of the smallest.
+        memory_bytes: memory that one process may use; where they differ, the least.
+    """
+
+    device: str
+    world_size: int
+    local_world_size: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What is known of the adapted model and of the processes that will hold it.
+    """Numbers of the adapted model and of the processes that will hold it.
 
     Attributes:
         backbone_parameters: entries of the frozen weights.
         layer_parameters: entries of the largest decoder layer.
-        layers: decoder layers.
+        layers: number of decoder layers.
         hidden_size, ffn_size: widths of the residual stream and inside the feed-forward part.
-        sites: adapted maps.
+        sites: number of adapted maps.
         bank_parameters: trainable entries of a new bank, head included.
-        head_parameters: of these, the head's.
-        token_parameters: of these, the learned tokens'.
-        kept_in_layer: entries that one token keeps in a decoder layer for the backward pass, with what the
-            allocator takes for them; None: as many as `inside_layer`.
+        head_parameters: entries of the head, part of `bank_parameters`.
+        token_parameters: entries of the learned tokens, part of `bank_parameters`.
+        kept_in_layer: entries that one token keeps in a decoder layer for the backward pass, including the
+            allocator's overhead; None: as many as `inside_layer`.
         compute_bytes: bytes per entry in the compute dtype.
         packable: whether the backbone's attention takes packs.
-        causal: whether a token sees only those before it, so that a prefix can be shared.
+        causal: whether a token attends only to those before it, so that a prefix can be shared.
         world_size: processes of the job.
         local_world_size: processes of one host.
         memory_bytes: memory that one process may use.
-        quantized_parameters: entries of the frozen maps that are held in fewer bits.
-        quantized_bytes: what these take.
+        quantized_parameters: entries of the frozen maps that are held in int8 or nf4.
+        quantized_bytes: bytes that these maps take.
         largest_quantized: entries of the largest of these maps.
         eight_bit_parameters: entries of the frozen maps that are held and gathered in 8 bits wherever the
             backbone is sharded.
@@ -82,9 +99,16 @@ class ModelFacts:
         return self.eight_bit_parameters if stage == 3 else 0
 
     def deepspeed_config(
-        self, profile: Mapping[str, Any], *, micro_batch_size: int, dtype: str, hpz: int
+        self, profile: Mapping[str, Any], *, micro_batch_size: int, dtype: str, secondary_group: int
     ) -> dict[str, Any]:
-        """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16."""
+        """DeepSpeed's settings: the profile with every `auto` filled in.
+
+        Args:
+            profile: DeepSpeed's settings as the profile has them.
+            micro_batch_size: examples per forward of one process.
+            dtype: fp32, bf16 or fp16.
+            secondary_group: processes of a host that hold a second copy; 1: there is none.
+        """
         return fill_profile(
             profile,
             layer_parameters=self.layer_parameters,
@@ -92,7 +116,7 @@ class ModelFacts:
             compute_bytes=self.compute_bytes,
             micro_batch_size=micro_batch_size,
             dtype=dtype,
-            hpz=hpz,
+            secondary_group=secondary_group,
         )
 
     @property
@@ -102,8 +126,8 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts(ModelFacts):
-    """What the plan starts from, beside the model's facts.
+class DataFacts:
+    """Numbers of the data.
 
     Attributes:
         train_rows, dev_rows, test_rows: examples per split.
@@ -118,6 +142,16 @@ class Facts(ModelFacts):
     longest: int
     shared_prefix: int
     mean_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(DataFacts, ModelFacts):
+    """Everything that the plan of a run starts from."""
+
+    @classmethod
+    def of(cls, model: ModelFacts, data: DataFacts) -> Self:
+        """The facts of a model together with those of its data."""
+        return cls(**vars(model), **vars(data))
 
 
 def sites_of(config: RunConfig, spec: BackboneSpec) -> list[Site]:
@@ -143,72 +177,73 @@ def layout_of(config: RunConfig, spec: BackboneSpec, sites: Sequence[Site], *, o
     )
 
 
-def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> dict[str, Any]:
-    """The fields of `Facts` that the data decides."""
+def data_facts(config: RunConfig, spec: BackboneSpec, data: TokenizedData) -> DataFacts:
+    """Counts and lengths of tokenised data."""
     train = data.splits["train"]
     read = train.both_strands() if config.data.augments else train
     shares = config.data.packing == "auto" and spec.packable and spec.causal
-    return {
-        "train_rows": len(train),
-        "dev_rows": len(data.splits["dev"]),
-        "test_rows": len(data.splits["test"]),
-        "longest": data.longest,
-        "shared_prefix": common_prefix(read, np.arange(len(read))) if shares else 0,
-        "mean_tokens": float(train.lengths.mean()),
-    }
+    return DataFacts(
+        train_rows=len(train),
+        dev_rows=len(data.splits["dev"]),
+        test_rows=len(data.splits["test"]),
+        longest=data.longest,
+        shared_prefix=common_prefix(read, np.arange(len(read))) if shares else 0,
+        mean_tokens=float(train.lengths.mean()),
+    )
+
+
+def gather_processes(env: DistEnv) -> Processes:
+    """The processes of this job: each says what it has, and all get the least."""
+    gathered = agreement.all_gather_json([_memory_bytes(env), env.local_world_size], env)
+    memory, local_world_size = (min(values) for values in zip(*gathered, strict=True))
+    return Processes(
+        device=env.device.type,
+        world_size=env.world_size,
+        local_world_size=local_world_size,
+        memory_bytes=memory,
+    )
 
 
 def model_facts(
     spec: BackboneSpec,
     layout: BankLayout,
     dtype: torch.dtype,
-    env: DistEnv,
+    processes: Processes,
     *,
     quantization: str,
     eight_bit: bool,
-) -> dict[str, int | bool]:
-    """The fields of `ModelFacts`, the same on all processes."""
-    shares = agreement.all_gather_json([_memory_bytes(env), env.local_world_size], env)
-    memory, local_world_size = (min(values) for values in zip(*shares, strict=True))
-    return facts_on(
-        spec, layout, dtype, device=env.device.type, quantization=quantization, eight_bit=eight_bit,
-        world_size=env.world_size, local_world_size=local_world_size, memory_bytes=memory,
-    )  # fmt: skip
+) -> ModelFacts:
+    """Sizes of a backbone with its adapters, on the processes that will hold it.
 
-
-def facts_on(
-    spec: BackboneSpec,
-    layout: BankLayout,
-    dtype: torch.dtype,
-    *,
-    device: str,
-    quantization: str,
-    eight_bit: bool,
-    **processes: int,
-) -> dict[str, int | bool]:
-    """The fields of `ModelFacts` on a `device` (`cpu` or `cuda`), with `processes` by their fields.
-
-    `quantization` is that of whole copies, `eight_bit` says whether shards are held in 8 bits.
+    Args:
+        spec: shapes of the backbone.
+        layout: the bank that learns.
+        dtype: the compute dtype.
+        processes: who holds the model.
+        quantization: none, int8 or nf4: how whole copies are held.
+        eight_bit: whether shards are held in 8 bits.
     """
     shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0))
-    return {
-        "backbone_parameters": spec.parameters,
-        "layer_parameters": spec.layer_parameters,
-        "layers": spec.layers,
-        "hidden_size": spec.hidden_size,
-        "ffn_size": spec.ffn_size,
-        "sites": len(layout.sites),
-        "bank_parameters": layout.size,
-        "head_parameters": layout.head_size,
-        "token_parameters": layout.token_size,
-        "kept_in_layer": math.ceil(shape.kept(dtype.itemsize) * HEAPS[device].kept),
-        "compute_bytes": dtype.itemsize,
-        "packable": spec.packable,
-        "causal": spec.causal,
-        "eight_bit_parameters": sum(map(math.prod, spec.linear_maps.values())) if eight_bit else 0,
-        **processes,
+    return ModelFacts(
+        backbone_parameters=spec.parameters,
+        layer_parameters=spec.layer_parameters,
+        layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        ffn_size=spec.ffn_size,
+        sites=len(layout.sites),
+        bank_parameters=layout.size,
+        head_parameters=layout.head_size,
+        token_parameters=layout.token_size,
+        kept_in_layer=math.ceil(shape.kept(dtype.itemsize) * HEAPS[processes.device].kept),
+        compute_bytes=dtype.itemsize,
+        packable=spec.packable,
+        causal=spec.causal,
+        eight_bit_parameters=sum(map(math.prod, spec.linear_maps.values())) if eight_bit else 0,
+        world_size=processes.world_size,
+        local_world_size=processes.local_world_size,
+        memory_bytes=processes.memory_bytes,
         **quantized_facts(spec.linear_maps, quantization),
-    }
+    )
 
 
 def _memory_bytes(env: DistEnv) -> int:

@@ -40,8 +40,8 @@ class Sharding:
         local_world_size: processes of one host.
         zero_stage: 3 or 0.
         shard_group: processes that share one copy.
-        hpz: processes that a second, wider copy is spread over, from which weights are gathered
-            (`zero_hpz_partition_size`); 1: none.
+        secondary_group: processes that a second copy is sharded over, from which weights are gathered
+            (`zero_hpz_partition_size`); 1: there is none.
         entry_bytes: bytes of a weight's entry in the compute dtype.
         eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.models.backbone.eight_bit`.
         persistent: weights of at most so many entries are gathered once and stay.
@@ -52,7 +52,7 @@ class Sharding:
     local_world_size: int
     zero_stage: int
     shard_group: int
-    hpz: int = 1
+    secondary_group: int = 1
     entry_bytes: int
     eight_bit: bool = False
     persistent: int = 0
@@ -63,7 +63,7 @@ class Sharding:
         """Processes that gather a weight together."""
         if self.zero_stage == 0:
             return 1
-        return self.hpz if self.hpz > 1 else self.shard_group
+        return self.secondary_group if self.secondary_group > 1 else self.shard_group
 
     def hosts(self, processes: int) -> int:
         """Hosts that a group of so many neighbouring processes reaches over."""
@@ -215,7 +215,7 @@ def sharding_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype)
         local_world_size=facts.local_world_size,
         zero_stage=plan.zero_stage,
         shard_group=plan.shard_group,
-        hpz=plan.hpz,
+        secondary_group=plan.secondary_group,
         entry_bytes=facts.compute_bytes,
         eight_bit=plan.in_8_bits,
         reuses=settings.get("stage3_max_reuse_distance", 1) != 0,

@@ -82,7 +82,7 @@ def make_report(
         "zero": {
             "stage": plan.zero_stage,
             "shard_group": plan.shard_group,
-            "hpz": plan.hpz,
+            "hpz": plan.secondary_group,
             "quantized_weights": plan.in_8_bits,
         },
         "world_size": setup.env.world_size,

@@ -29,7 +29,14 @@ from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.planning.memory import require_quantizable
 from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_in_8_bits
-from lingo_ds.planning.plan_inputs import Facts, data_facts, layout_of, model_facts, sites_of
+from lingo_ds.planning.plan_inputs import (
+    Facts,
+    data_facts,
+    gather_processes,
+    layout_of,
+    model_facts,
+    sites_of,
+)
 from lingo_ds.planning.traffic import Sharding, sharding_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
@@ -105,11 +112,11 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
     agreement.require_equal(backbone_fingerprint, "backbone.path", env)
     if config.data.packing == "auto" and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
-    on_here = model_facts(
-        spec, layout, dtype, env,
+    facts = model_facts(
+        spec, layout, dtype, gather_processes(env),
         quantization=config.backbone.quantization, eight_bit=config.zero.quantized_weights,
     )  # fmt: skip
-    plan = make_plan(config, Facts(**data_facts(config, spec, data), **on_here))
+    plan = make_plan(config, Facts.of(facts, data_facts(config, spec, data)))
     agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
     warn_if_nothing_in_8_bits(config.zero, plan, env)
     return RunSetup(

@@ -69,7 +69,7 @@ def fill_profile(
     compute_bytes: int,
     micro_batch_size: int,
     dtype: str,
-    hpz: int,
+    secondary_group: int,
 ) -> dict[str, Any]:
     """DeepSpeed's settings: the profile with every `auto` filled in; `dtype` is fp32, bf16 or fp16.
 
@@ -104,8 +104,8 @@ def fill_profile(
         return auto[name]
 
     settings = {key: filled(value, key, "") for key, value in profile.items()}
-    if hpz > 1:
-        settings["zero_optimization"]["zero_hpz_partition_size"] = hpz
+    if secondary_group > 1:
+        settings["zero_optimization"]["zero_hpz_partition_size"] = secondary_group
     return settings
 
 

@@ -115,8 +115,8 @@ def _hpz(config: RunConfig, now: Alternative, plan: Plan) -> Iterator[str]:
     if not with_it.fits:
         need = as_bytes(with_it.estimate.model_bytes)
         yield f"hpZ        leave off: a copy in each host needs {need} per process"
-    elif sharding.hpz > 1:
-        yield f"hpZ        keep over {sharding.hpz} processes: {gain}"
+    elif sharding.secondary_group > 1:
+        yield f"hpZ        keep over {sharding.secondary_group} processes: {gain}"
     else:
         yield f"hpZ        set zero.hpz=auto: {gain}"
 

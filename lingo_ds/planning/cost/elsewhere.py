@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,15 @@ from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.layer import layer_shape
 from lingo_ds.planning.plan import make_plan
-from lingo_ds.planning.plan_inputs import Facts, data_facts, facts_on, layout_of, sites_of
+from lingo_ds.planning.plan_inputs import (
+    DataFacts,
+    Facts,
+    Processes,
+    data_facts,
+    layout_of,
+    model_facts,
+    sites_of,
+)
 from lingo_ds.planning.traffic import sharding_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
@@ -72,7 +79,7 @@ class Shapes:
     spec: BackboneSpec
     sites: tuple[Site, ...]
     layout: BankLayout
-    data: dict[str, Any]
+    data: DataFacts
 
 
 def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Shapes:
@@ -95,7 +102,7 @@ def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Sha
     return Shapes(spec=spec, sites=tuple(sites), layout=layout, data=data)
 
 
-def _described(lengths: Lengths, limit: int) -> tuple[int, dict[str, Any]]:
+def _described(lengths: Lengths, limit: int) -> tuple[int, DataFacts]:
     if lengths.tokens > limit:
         fix = "lower it, or set data.max_length"
         raise UserError(Mistake("--tokens", lengths.tokens, f"is above the limit of {limit} tokens", fix))
@@ -103,15 +110,19 @@ def _described(lengths: Lengths, limit: int) -> tuple[int, dict[str, Any]]:
         rule = f"is not below the {lengths.tokens} tokens of an example"
         raise UserError(Mistake("--shared", lengths.shared, rule, "lower it"))
     held_out = max(1, lengths.rows // 10)
-    return lengths.outputs, {
-        "train_rows": lengths.rows, "dev_rows": held_out, "test_rows": held_out,
-        "longest": lengths.tokens, "shared_prefix": lengths.shared, "mean_tokens": float(lengths.tokens),
-    }  # fmt: skip
+    return lengths.outputs, DataFacts(
+        train_rows=lengths.rows,
+        dev_rows=held_out,
+        test_rows=held_out,
+        longest=lengths.tokens,
+        shared_prefix=lengths.shared,
+        mean_tokens=float(lengths.tokens),
+    )
 
 
 def _read(
     config: RunConfig, spec: BackboneSpec, cache: Path, limit: int, env: DistEnv
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, DataFacts]:
     make_builtin_data(config.data.path, cache)
     require_folder(config.data.task, path=config.data.path, root=config.data.root)
     tokenizer = CachedTokenizer(spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
@@ -130,21 +141,21 @@ def make_job(config: RunConfig, shapes: Shapes, place: Cluster) -> Scenario:
     spec, machine = shapes.spec, place.machine
     name = config.backbone.dtype
     dtype = DTYPES[{"cuda": "bf16", "cpu": "fp32"}[place.device] if name == "auto" else name]
-    processes = {
-        "world_size": place.world_size,
-        "local_world_size": place.per_host,
-        "memory_bytes": machine.memory_bytes,
-    }
-    facts = facts_on(
+    processes = Processes(
+        device=place.device,
+        world_size=place.world_size,
+        local_world_size=place.per_host,
+        memory_bytes=machine.memory_bytes,
+    )
+    facts = model_facts(
         spec,
         shapes.layout,
         dtype,
-        device=place.device,
+        processes,
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
-        **processes,
     )
-    plan = make_plan(config, Facts(**shapes.data, **facts))
+    plan = make_plan(config, Facts.of(facts, shapes.data))
     profile = read_profile(config.zero, place.env)
     return Scenario(
         plan=plan,

@@ -3,13 +3,13 @@
 import math
 
 from lingo_ds.planning.cost.scenario import Scenario
-from lingo_ds.planning.memory import USABLE_MEMORY, backbone_bytes
+from lingo_ds.planning.memory import USABLE_MEMORY, backbone_bytes, bank_parts
 
 
 def memory_parts(job: Scenario) -> dict[str, int]:
     """Bytes of one process at the peak of a step, by part."""
     plan, facts = job.plan, job.plan.facts
-    held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.hpz)
+    held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.secondary_group)
     if plan.zero_stage == 3:
         table = max((weight.entries for weight in job.weights.embeddings), default=0)
         whole = (table + facts.layer_parameters) * facts.compute_bytes
@@ -20,15 +20,11 @@ def memory_parts(job: Scenario) -> dict[str, int]:
         held["gathered layers"] = max(held["gathered layers"], int(left))
     if job.offload:
         held["backbone"] = 0
-    entries, width = facts.bank_parameters, facts.compute_bytes
-    tokens = plan.micro_batch_tokens or plan.micro_batch_size * facts.longest
-    tokens = min(tokens, math.ceil(job.tokens / plan.accumulation))
+    tokens = min(plan.forward_tokens, math.ceil(job.tokens / plan.accumulation))
+    held |= bank_parts(facts, sampling=job.sampling)
     held |= {
-        "bank": entries * (4 + 4 + (0 if width == 4 else 2 * width)) + (entries * 4 if width == 4 else 0),
-        "moments": 8 * entries,
-        "importance": 24 * entries if job.sampling else 0,
         "activations": int(tokens * _taken_per_token(job)),
-        "working": int(_taken_per_byte(job) * tokens * job.layer.working * width),
+        "working": int(_taken_per_byte(job) * tokens * job.layer.working * facts.compute_bytes),
         "buffers": tokens * 3 * 8,
         "runtime": job.machine.runtime_bytes,
     }

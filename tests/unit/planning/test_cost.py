@@ -259,7 +259,7 @@ def test_a_whole_copy_is_not_in_8_bits(plan):
 
 def test_what_is_held_in_8_bits_has_no_second_copy(plan):
     zero = {"stage": 3, "shard_group": 32, "quantized_weights": True}
-    assert plan("7B", hosts=4, zero=zero)[1].plan.hpz == 1
+    assert plan("7B", hosts=4, zero=zero)[1].plan.secondary_group == 1
     with pytest.raises(UserError, match=r"zero.hpz.*zero.shard_group=8"):
         plan("7B", hosts=4, zero=zero | {"hpz": 8})
 

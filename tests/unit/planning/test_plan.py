@@ -371,7 +371,7 @@ def test_a_second_copy_keeps_gathers_inside_a_host_where_there_is_room(fields, m
     plan = make_plan(
         config(**fields, train__global_batch_size=64), job(LLAMA_70B, 16, per_host=8, memory=memory)
     )
-    assert plan.hpz == hpz
+    assert plan.secondary_group == hpz
     filled = plan.deepspeed_config({"zero_optimization": {"stage": 3}}, dtype="bf16")["zero_optimization"]
     assert filled.get("zero_hpz_partition_size", 1) == hpz
     if hpz > 1:

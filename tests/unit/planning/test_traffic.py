@@ -63,7 +63,7 @@ def test_a_head_alone_gathers_for_the_forward_pass_and_keeps_nothing():
     assert alone["forward"].payload == 4 * (3 * (10 + 8) + 10 + 6)
 
 
-@pytest.mark.parametrize("how", [sharding(4, 2, 2), sharding(4, 2, 4, hpz=2)])
+@pytest.mark.parametrize("how", [sharding(4, 2, 2), sharding(4, 2, 4, secondary_group=2)])
 def test_with_groups_inside_hosts_only_the_bank_crosses(how):
     crossing = [name for name, one in step(how).items() if one.link is Link.BETWEEN]
     assert crossing == ["bank"]
