@@ -10,7 +10,7 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.adapters.layout import BankLayout
 from lingo_ds.training.setup import RunSetup
 from lingo_ds.utils.errors import Mistake, UserError
 
@@ -31,24 +31,17 @@ def replace_with_saved(model: AdaptedModel, setup: RunSetup, folder: Path) -> Ta
         if env.is_main:
             saved = load_adapter(folder, setup.spec)
             _require_same_reading(saved, setup, folder)
-    shape = saved and [
-        saved.layout.sites,
-        saved.layout.ranks,
-        saved.layout.head_shape,
-        saved.layout.has_lam,
-        saved.layout.token_shape,
-        saved.alpha / saved.rank,
-        saved.card.task.to_dict(),
-    ]
-    sites, ranks, head_shape, has_lam, token_shape, model.bank.scale, task = agreement.broadcast_json(
-        shape, env
-    )
-    layout = BankLayout(
-        tuple(Site(*site) for site in sites), tuple(ranks), tuple(head_shape), has_lam, tuple(token_shape)
-    )
+    described = saved and {
+        "layout": saved.layout.to_json(),
+        "scale": saved.scale,
+        "task": saved.card.task.to_dict(),
+    }
+    found = agreement.broadcast_json(described, env)
+    layout = BankLayout.from_json(found["layout"])
+    model.bank.scale = found["scale"]
     values = saved.values.to(env.device) if saved else model.bank.master.new_zeros(layout.size)
     model.replace(layout, process_group.broadcast_(values))
-    return TypeAdapter(Task).validate_python(task)
+    return TypeAdapter(Task).validate_python(found["task"])
 
 
 def _require_same_reading(saved: SavedAdapter, setup: RunSetup, folder: Path) -> None:

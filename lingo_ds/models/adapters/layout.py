@@ -6,11 +6,11 @@ with d_in = d, in site order. P is therefore stored transposed, (rank, d_out). A
 is one view and one reduction, whatever the number of sites.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -63,6 +63,23 @@ class BankLayout:
     head_shape: tuple[int, int]
     has_lam: bool = True
     token_shape: tuple[int, int] = (0, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values, see `from_json`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The layout whose `to_json` went through JSON, which knows lists alone."""
+        tokens, size = values["token_shape"]
+        classes, hidden = values["head_shape"]
+        return cls(
+            sites=tuple(Site(*site) for site in values["sites"]),
+            ranks=tuple(values["ranks"]),
+            head_shape=(classes, hidden),
+            has_lam=values["has_lam"],
+            token_shape=(tokens, size),
+        )
 
     @cached_property
     def triplets(self) -> int:
