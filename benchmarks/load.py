@@ -29,7 +29,7 @@ from lingo_ds.config.run_config import ZeroConfig
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapters.layout import uniform_layout
-from lingo_ds.models.backbone.backbone import DTYPES, load_sharded
+from lingo_ds.models.backbone.backbone import DTYPES, BackboneOptions, load_backbone
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.eight_bit import packed_bytes
 from lingo_ds.models.backbone.spec import read_spec
@@ -114,18 +114,12 @@ def load_here(args: argparse.Namespace) -> None:
     facts = model_facts(spec, layout, dtype, processes, quantization="none", eight_bit=args.eight_bit)
     profile = read_profile(ZeroConfig(stage=3, profile=args.profile), env)
     ds_config = facts.deepspeed_config(profile, micro_batch_size=1, dtype=args.dtype, secondary_group=1)
-    sharding = {
-        "activation_checkpointing": False,
-        "packed": facts.packable,
-        "liger": False,
-        "quantization": "none",
-        "in_8_bits": args.eight_bit,
-    }
+    options = BackboneOptions(packed=facts.packable, ds_config=ds_config, eight_bit=args.eight_bit)
     dist.barrier()
     before = anonymous_bytes(os.getpid())
     dist.broadcast = counted
     start = time.perf_counter()
-    backbone = load_sharded(spec, dtype, env, **sharding, shard_group=env.world_size, ds_config=ds_config)
+    backbone = load_backbone(spec, options, dtype=dtype, env=env)
     dist.barrier()
     seconds = time.perf_counter() - start
     dist.broadcast = broadcast

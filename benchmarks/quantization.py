@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from benchmarks._common import parser, show
 from benchmarks.rank_sampling import LLAMA_50M
-from lingo_ds.models.backbone.backbone import DTYPES, load_backbone
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.backbone import DTYPES, BackboneOptions, load_backbone
 from lingo_ds.models.backbone.quantized_linear import FORMS, quantized_facts
 from lingo_ds.models.backbone.spec import read_spec
 
@@ -74,10 +75,9 @@ def measure(folder: str, quantization: str, dtype: str, repeats: int) -> str:
         FORMS[quantization](torch.ones(64, 64), None)  # imports: not the backbone's memory and time
     start = time.perf_counter()
     with Peak() as peak:
-        backbone = load_backbone(
-            spec, dtype=DTYPES[dtype], device=torch.device("cpu"), activation_checkpointing=False,
-            ds_config=None, group=None, quantization=quantization,
-        )  # fmt: skip
+        env = DistEnv(0, 0, 1, 1, torch.device("cpu"))
+        options = BackboneOptions(quantization=quantization)
+        backbone = load_backbone(spec, options, dtype=DTYPES[dtype], env=env)
     seconds = time.perf_counter() - start
     ids = torch.randint(spec.embedding_shape[0], (BATCH, LENGTH))
     backbone.module.get_input_embeddings().register_forward_hook(lambda *args: args[2].requires_grad_())

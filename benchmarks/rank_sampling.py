@@ -31,7 +31,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.models.adapters.lowrank import add_adapter_, project
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
@@ -162,10 +162,7 @@ class Llama:
         with tempfile.TemporaryDirectory() as folder:
             LlamaModel(LlamaConfig(**LLAMA_50M)).save_pretrained(folder)
             spec = read_spec(Path(folder))
-            backbone = load_backbone(
-                spec, dtype=torch.float32, device=env.device, activation_checkpointing=False,
-                ds_config=None, group=None, packed=True,
-            )  # fmt: skip
+            backbone = load_backbone(spec, BackboneOptions(packed=True), dtype=torch.float32, env=env)
         self.parameters = spec.parameters
         self.sites = [Site(name, *shape) for name, shape in spec.linear_maps.items()]
         self.ours = Ours(self.sites, env)

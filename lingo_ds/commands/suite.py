@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.backbone.backbone import Backbone, load_sharded
+from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions, load_backbone
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
-from lingo_ds.training.setup import RunSetup, adapt, prepare, sharding_of
+from lingo_ds.training.setup import RunSetup, adapt, backbone_options, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
@@ -40,24 +41,23 @@ class SharedBackbone:
         if self._last:
             self._last.detach()
         self._last = None
-        sharding = sharding_of(setup)
-        key = setup.backbone_fingerprint, setup.dtype, _without_batch(sharding)
+        options = backbone_options(setup)
+        key = setup.backbone_fingerprint, setup.dtype, _without_batch(options)
         if key != self._key:
             self._backbone = None  # before the next one needs its memory
-            self._backbone = load_sharded(setup.spec, setup.dtype, setup.env, **sharding)
+            self._backbone = load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
             self._key = key
             logger.info("backbone loaded, for all runs that need it in this way")
         self._last = adapt(setup, self._backbone)
         return self._last
 
 
-def _without_batch(sharding: dict[str, Any]) -> dict[str, Any]:
-    """What the shards depend on: DeepSpeed wants to know the micro-batch, and makes nothing of it here."""
-    settings = sharding["ds_config"]
-    if settings is None:
-        return sharding
-    kept = {key: value for key, value in settings.items() if key != "train_micro_batch_size_per_gpu"}
-    return sharding | {"ds_config": kept}
+def _without_batch(options: BackboneOptions) -> BackboneOptions:
+    """The options without the micro-batch, which DeepSpeed's settings must name and nothing here follows."""
+    if options.ds_config is None:
+        return options
+    kept = {key: value for key, value in options.ds_config.items() if key != "train_micro_batch_size_per_gpu"}
+    return replace(options, ds_config=kept)
 
 
 def train_suite(suite: Suite, env: DistEnv) -> None:

@@ -12,11 +12,11 @@ from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.open_adapter import OpenedAdapter, open_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.backbone.backbone import DTYPE_NAMES, compute_dtype, load_sharded
+from lingo_ds.models.backbone.backbone import DTYPE_NAMES, BackboneOptions, compute_dtype, load_backbone
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.planning.memory import plan_forward, require_quantizable
-from lingo_ds.planning.plan import warn_if_nothing_in_8_bits
+from lingo_ds.planning.plan import warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import gather_processes, model_facts
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
@@ -57,17 +57,21 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
         facts, config.zero, packing=config.packing, longest=task.max_length,
         tokens=config.batch_tokens, device=env.device.type,
     )  # fmt: skip
-    warn_if_nothing_in_8_bits(config.zero, plan, env)
+    warn_if_nothing_eight_bit(config.zero, plan, env)
     ds_config = None
     if plan.zero_stage == 3:
         ds_config = facts.deepspeed_config(
             profile, micro_batch_size=1, dtype=DTYPE_NAMES[dtype], secondary_group=plan.secondary_group
         )
-    backbone = load_sharded(
-        spec, dtype, env, activation_checkpointing=False, packed=plan.packed,
-        liger=use.fused_kernels == "liger", quantization=quantization,
-        shard_group=plan.shard_group, in_8_bits=plan.in_8_bits, ds_config=ds_config,
-    )  # fmt: skip
+    options = BackboneOptions(
+        packed=plan.packed,
+        liger=use.fused_kernels == "liger",
+        quantization=quantization,
+        ds_config=ds_config,
+        shard_group=plan.shard_group,
+        eight_bit=plan.eight_bit,
+    )
+    backbone = load_backbone(spec, options, dtype=dtype, env=env)
     bank = AdapterBank(
         saved.layout, scale=saved.alpha / saved.rank, dtype=dtype, device=env.device,
         scalars=0, importance=False,

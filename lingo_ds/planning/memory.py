@@ -40,7 +40,7 @@ class ForwardPlan:
         zero_stage: 3 or 0.
         shard_group: processes that share one copy of the backbone.
         secondary_group: processes of a host that hold a second copy; 1: there is none.
-        in_8_bits: whether the frozen maps are held and gathered in 8 bits.
+        eight_bit: whether the frozen maps are held and gathered in 8 bits.
     """
 
     tokens: int
@@ -48,7 +48,7 @@ class ForwardPlan:
     zero_stage: int
     shard_group: int
     secondary_group: int
-    in_8_bits: bool
+    eight_bit: bool
 
 
 def plan_forward(
@@ -83,7 +83,7 @@ def plan_forward(
         zero_stage=stage,
         shard_group=group,
         secondary_group=secondary,
-        in_8_bits=facts.packed_parameters(stage) > 0,
+        eight_bit=facts.packed_parameters(stage) > 0,
     )
 
 
@@ -116,8 +116,8 @@ def backbone_bytes(facts: ModelFacts, stage: int, group: int, secondary_group: i
     if secondary_group > 1:
         parts["second copy"] = math.ceil(facts.backbone_parameters / secondary_group) * facts.compute_bytes
     if stage == 3:
-        in_8_bits = facts.layer_parameters if packed else 0  # a layer as it arrives, before it is unpacked
-        parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes + in_8_bits
+        packed_layer = facts.layer_parameters if packed else 0  # a layer as it arrives, before it is unpacked
+        parts["gathered layers"] = 3 * facts.layer_parameters * facts.compute_bytes + packed_layer
     return parts
 
 

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from lingo_ds.config.fields import resolve_duration
-from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.config.run_config import BackboneConfig, RunConfig, ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.backbone import BackboneOptions
 from lingo_ds.planning.memory import (
     USABLE_MEMORY,
     ForwardPlan,
@@ -89,7 +90,7 @@ class RunPlan:
         return self.micro_batch_tokens is not None
 
     @property
-    def in_8_bits(self) -> bool:
+    def eight_bit(self) -> bool:
         """Whether the frozen maps are held and gathered in 8 bits: where they are sharded, and it was set."""
         return self.facts.packed_parameters(self.zero_stage) > 0
 
@@ -145,7 +146,7 @@ class RunPlan:
         copies = f.world_size // self.shard_group
         sharding = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
         sharding += f" and again over every {self.secondary_group}" if self.secondary_group > 1 else ""
-        sharding += ", maps in 8 bits" if self.in_8_bits else ""
+        sharding += ", maps in 8 bits" if self.eight_bit else ""
         lines.append(
             f"backbone   {copies} {'copy' if copies == 1 else 'copies'}, each {sharding} "
             f"(ZeRO stage {self.zero_stage})"
@@ -177,6 +178,33 @@ class RunPlan:
             micro_batch_size=self.micro_batch_size,
             dtype=dtype,
             secondary_group=self.secondary_group,
+        )
+
+    def backbone_options(
+        self,
+        backbone: BackboneConfig,
+        profile: Mapping[str, Any],
+        *,
+        dtype: str,
+        embedding_rows: Iterable[int] = (),
+    ) -> BackboneOptions:
+        """How the run's backbone is loaded.
+
+        Args:
+            backbone: its settings.
+            profile: DeepSpeed's settings, as for `deepspeed_config`.
+            dtype: fp32, bf16 or fp16.
+            embedding_rows: rows of the input embedding that every process needs whole.
+        """
+        return BackboneOptions(
+            activation_checkpointing=backbone.activation_checkpointing,
+            packed=self.packed,
+            liger=backbone.fused_kernels == "liger",
+            quantization=backbone.quantization,
+            ds_config=self.deepspeed_config(profile, dtype=dtype) if self.zero_stage == 3 else None,
+            shard_group=self.shard_group,
+            eight_bit=self.eight_bit,
+            embedding_rows=tuple(embedding_rows),
         )
 
 
@@ -281,9 +309,9 @@ def _flops_per_token(facts: Facts) -> float:
     return facts.layers * work
 
 
-def warn_if_nothing_in_8_bits(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
+def warn_if_nothing_eight_bit(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
     """Warns where maps were to be in 8 bits, and whole copies are not."""
-    if zero.quantized_weights and not plan.in_8_bits and env.is_main:
+    if zero.quantized_weights and not plan.eight_bit and env.is_main:
         logger.warning(
             "zero.quantized_weights: no effect, a whole copy fits every process; zero.stage=3 shards it"
         )

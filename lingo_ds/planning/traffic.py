@@ -217,7 +217,7 @@ def sharding_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype)
         shard_group=plan.shard_group,
         secondary_group=plan.secondary_group,
         entry_bytes=facts.compute_bytes,
-        eight_bit=plan.in_8_bits,
+        eight_bit=plan.eight_bit,
         reuses=settings.get("stage3_max_reuse_distance", 1) != 0,
         persistent=int(settings.get("stage3_param_persistence_threshold", PERSISTENT)),
     )

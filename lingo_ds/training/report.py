@@ -83,7 +83,7 @@ def make_report(
             "stage": plan.zero_stage,
             "shard_group": plan.shard_group,
             "hpz": plan.secondary_group,
-            "quantized_weights": plan.in_8_bits,
+            "quantized_weights": plan.eight_bit,
         },
         "world_size": setup.env.world_size,
         "versions": versions(),

@@ -20,7 +20,13 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.layout import BankLayout, Site
-from lingo_ds.models.backbone.backbone import DTYPE_NAMES, Backbone, compute_dtype, load_sharded
+from lingo_ds.models.backbone.backbone import (
+    DTYPE_NAMES,
+    Backbone,
+    BackboneOptions,
+    compute_dtype,
+    load_backbone,
+)
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.families import LEARNS_TOKENS
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
@@ -28,7 +34,7 @@ from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.planning.memory import require_quantizable
-from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_in_8_bits
+from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import (
     Facts,
     data_facts,
@@ -118,7 +124,7 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
     )  # fmt: skip
     plan = make_plan(config, Facts.of(facts, data_facts(config, spec, data)))
     agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
-    warn_if_nothing_in_8_bits(config.zero, plan, env)
+    warn_if_nothing_eight_bit(config.zero, plan, env)
     return RunSetup(
         config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
         backbone_fingerprint,
@@ -127,24 +133,18 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
 
 def build_model(setup: RunSetup) -> AdaptedModel:
     """Loads the backbone and puts a new bank on it, the same on every process."""
-    return adapt(setup, load_sharded(setup.spec, setup.dtype, setup.env, **sharding_of(setup)))
+    backbone = load_backbone(setup.spec, backbone_options(setup), dtype=setup.dtype, env=setup.env)
+    return adapt(setup, backbone)
 
 
-def sharding_of(setup: RunSetup) -> dict[str, Any]:
-    """How a run needs its backbone loaded: the settings of `load_sharded`."""
-    plan = setup.plan
-    return {
-        "activation_checkpointing": setup.config.backbone.activation_checkpointing,
-        "packed": plan.packed,
-        "liger": setup.config.backbone.fused_kernels == "liger",
-        "quantization": setup.config.backbone.quantization,
-        "shard_group": plan.shard_group,
-        "in_8_bits": plan.in_8_bits,
-        "ds_config": plan.deepspeed_config(setup.profile, dtype=DTYPE_NAMES[setup.dtype])
-        if plan.zero_stage == 3
-        else None,
-        "embedding_rows": [row for ids in setup.letters for row in ids],
-    }
+def backbone_options(setup: RunSetup) -> BackboneOptions:
+    """How a run needs its backbone loaded."""
+    return setup.plan.backbone_options(
+        setup.config.backbone,
+        setup.profile,
+        dtype=DTYPE_NAMES[setup.dtype],
+        embedding_rows=[row for ids in setup.letters for row in ids],
+    )
 
 
 def sharding_numbers(setup: RunSetup) -> Sharding:

@@ -22,14 +22,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingo_ds.commands.cli import main
 from lingo_ds.config.recipe import load_config
 from lingo_ds.data.task import make_task
-from lingo_ds.distributed.process_group import detect
+from lingo_ds.distributed.process_group import DistEnv, detect
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.open_adapter import open_adapter
 from lingo_ds.export.peft_format import ADAPTER_WEIGHTS, CARD, CONFIG
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
@@ -66,6 +66,7 @@ LAST = 8
 """Steps of the run that the good checkpoint belongs to."""
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 CODE = b"open('owned', 'w').close()\nimport os\nos.system('true')\n"
 PICKLE = b"\x80\x04cposix\nsystem\nX\x04\x00\x00\x00true\x85R."
 
@@ -386,8 +387,7 @@ def run_backbone(case: Case, place: Place) -> int:
     config, settings = _plan_here(place, data=place.good / "data", backbone=place.inputs)
 
     def load() -> None:
-        options = {"activation_checkpointing": False, "ds_config": None, "group": None}
-        load_backbone(read_spec(place.inputs), dtype=torch.float32, device=CPU, **options)
+        load_backbone(read_spec(place.inputs), BackboneOptions(), dtype=torch.float32, env=ALONE)
 
     return plan(config, *settings, "data.max_length=null") or status_of(load)
 

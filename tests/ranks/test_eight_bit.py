@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.planning.traffic import Sharding, gathered_bytes
 from lingo_ds.utils.resources import resource_path
@@ -92,7 +92,7 @@ def storage(module) -> int:
 
 
 def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, checkpointing: bool) -> Seen:
-    loaded = load_sharded(folder, env, group_size=group_size, checkpointing=checkpointing, in_8_bits=True)
+    loaded = load_sharded(folder, env, group_size=group_size, checkpointing=checkpointing, eight_bit=True)
     backbone, module, values, held = loaded.backbone, loaded.backbone.module, {}, []
     for site in loaded.layout.sites:
 
@@ -108,10 +108,7 @@ def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, check
     inside = watch_peak(module, lambda: storage(module))
     bank = new_bank(loaded.layout)
     model = AdaptedModel(backbone, bank, pooling="last", dropout=0.0)
-    whole = load_backbone(
-        read_spec(rounded), dtype=torch.float32, device=torch.device("cpu"), activation_checkpointing=False,
-        ds_config=None, group=None,
-    )  # fmt: skip
+    whole = load_backbone(read_spec(rounded), BackboneOptions(), dtype=torch.float32, env=env)
     whole_model = AdaptedModel(whole, new_bank(loaded.layout), pooling="last", dropout=0.0)
     from_whole, from_plain = [], []
     look()
@@ -155,7 +152,7 @@ def in_bf16(rank: int, world_size: int, folder: Path, rounded: Path) -> tuple[Te
     profile["zero_optimization"]["stage3_param_persistence_threshold"] = 30
     loaded = load_sharded(
         folder, env, group_size=world_size, checkpointing=False, dtype=torch.bfloat16, profile=profile,
-        in_8_bits=True,
+        eight_bit=True,
     )  # fmt: skip
     ids = global_batch(1).input_ids[:1]
     with torch.no_grad():

@@ -61,14 +61,14 @@ def gathered(rank: int, world_size: int) -> tuple[list[Tensor], int, int]:
 
 
 def two_steps(
-    rank: int, world_size: int, folder: Path, large: list[int], in_8_bits: bool = False
+    rank: int, world_size: int, folder: Path, large: list[int], eight_bit: bool = False
 ) -> list[Steps]:
     """Training with each of `large`, the bytes from which a layer is large."""
     env = place(rank, world_size)
     made = []
     for limit in large:
         deepspeed_config.LARGE_LAYER = limit
-        loaded = load_sharded(folder, env, group_size=world_size, checkpointing=False, in_8_bits=in_8_bits)
+        loaded = load_sharded(folder, env, group_size=world_size, checkpointing=False, eight_bit=eight_bit)
         model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
         module = loaded.backbone.module
         held = watch_peak(module, lambda module=module: stored_entries(module))

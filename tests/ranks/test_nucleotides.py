@@ -14,7 +14,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from tests.first_rows import first_rows
 from tests.ranks.spawn import run_ranks
@@ -58,18 +58,20 @@ def sharded(
     rank: int, world_size: int, folder: Path, *, packed: bool, checkpointing: bool, adapters: bool
 ) -> dict[str, Any]:
     """The summed gradient on the shards, against a plain model's, and the rows that were read at loading."""
-    place(rank, world_size)
+    env = place(rank, world_size)
     spec = read_spec(folder)
     sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
     layout = uniform_layout(
         sites if adapters else [], rank=4, head_shape=(CLASSES, spec.output_size),
         token_shape=(5, spec.embedding_shape[1]),
     )  # fmt: skip
-    backbone = load_backbone(
-        spec, dtype=torch.float32, device=CPU, activation_checkpointing=checkpointing,
-        ds_config=zero_config(spec, layout, world_size, dtype="fp32"), group=None, packed=packed,
+    options = BackboneOptions(
+        activation_checkpointing=checkpointing,
+        ds_config=zero_config(spec, layout, world_size, dtype="fp32"),
+        packed=packed,
         embedding_rows=LETTERS,
-    )  # fmt: skip
+    )
+    backbone = load_backbone(spec, options, dtype=torch.float32, env=env)
     gathers = gathers_of_the_embedding(backbone)
     bank = AdapterBank(layout, scale=SCALE, dtype=torch.float32, device=CPU, scalars=5, importance=False)
     bank.master.copy_(0.3 * torch.randn(layout.size, generator=torch.Generator().manual_seed(3)))

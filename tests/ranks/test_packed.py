@@ -11,10 +11,10 @@ from transformers import LlamaConfig, OPTConfig
 from lingo_ds.data.batches import PackBudget, TrainBatches, make_batch
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from tests.ranks.spawn import run_ranks
-from tests.ranks.test_zero import CPU, new_bank, new_layout, place, random_model, zero_config
+from tests.ranks.test_zero import new_bank, new_layout, place, random_model, zero_config
 from tests.unit.data.test_packing import split_of
 from tests.unit.models.test_packed_forward import LENGTHS, PREFIX, distance, some_examples
 
@@ -42,17 +42,17 @@ def backward(model: AdaptedModel, batches: list) -> torch.Tensor:
 
 def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> dict[str, float | list[int]]:
     """The summed gradient of packs on the shards, against a whole copy's of all examples padded."""
-    place(rank, world_size)
+    env = place(rank, world_size)
     split = split_of(some_examples(LENGTHS["different"]))
     models = {}
     for name in ("packed", "padded"):
         spec = read_spec(folder)
         layout = new_layout(spec)
         ds_config = zero_config(spec, layout, world_size, dtype="fp32") if name == "packed" else None
-        backbone = load_backbone(
-            spec, dtype=torch.float32, device=CPU, activation_checkpointing=checkpointing,
-            ds_config=ds_config, group=None, packed=name == "packed",
-        )  # fmt: skip
+        options = BackboneOptions(
+            activation_checkpointing=checkpointing, ds_config=ds_config, packed=name == "packed"
+        )
+        backbone = load_backbone(spec, options, dtype=torch.float32, env=env)
         backbone.train()
         models[name] = AdaptedModel(
             backbone, new_bank(layout), pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs

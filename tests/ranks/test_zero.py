@@ -19,7 +19,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, uniform_layout
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.planning.plan import make_plan
@@ -124,7 +124,7 @@ def load_sharded(
     checkpointing: bool,
     dtype: torch.dtype = torch.float32,
     profile: dict | None = None,
-    in_8_bits: bool = False,
+    eight_bit: bool = False,
 ) -> Loaded:
     spec = read_spec(folder)
     layout = new_layout(spec)
@@ -135,23 +135,21 @@ def load_sharded(
         reads.append(Reads(name, start, len(out)))
         files[:] = [self]
 
+    options = BackboneOptions(
+        activation_checkpointing=checkpointing,
+        ds_config=zero_config(
+            spec,
+            layout,
+            env.world_size,
+            dtype="bf16" if dtype == torch.bfloat16 else "fp32",
+            profile=profile,
+        ),
+        shard_group=group_size,
+        eight_bit=eight_bit,
+    )
     WeightFiles.read_into = counted
     try:
-        backbone = load_backbone(
-            spec,
-            dtype=dtype,
-            device=CPU,
-            activation_checkpointing=checkpointing,
-            ds_config=zero_config(
-                spec,
-                layout,
-                env.world_size,
-                dtype="bf16" if dtype == torch.bfloat16 else "fp32",
-                profile=profile,
-            ),
-            group=process_group.shard_group(group_size, env),
-            in_8_bits=in_8_bits,
-        )
+        backbone = load_backbone(spec, options, dtype=dtype, env=env)
     finally:
         WeightFiles.read_into = read
     return Loaded(backbone, layout, reads, files)
@@ -302,14 +300,7 @@ def train_two_steps(env: DistEnv, folder: Path, *, group_size: int, checkpointin
     inside = watch_peak(module, lambda: stored_entries(module))
     bank = new_bank(layout)
     model = AdaptedModel(backbone, bank, pooling="last", dropout=0.0)
-    whole = load_backbone(
-        read_spec(folder),
-        dtype=torch.float32,
-        device=CPU,
-        activation_checkpointing=False,
-        ds_config=None,
-        group=None,
-    )
+    whole = load_backbone(read_spec(folder), BackboneOptions(), dtype=torch.float32, env=env)
     whole_model = AdaptedModel(whole, new_bank(layout), pooling="last", dropout=0.0)
     from_plain, from_whole = [], []
     for step in (1, 2):

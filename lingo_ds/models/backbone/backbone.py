@@ -1,11 +1,11 @@
 """Backbone: the frozen language model as the rest of the project sees it, whole or sharded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lingo_ds.distributed import process_group
@@ -133,91 +133,84 @@ class Backbone:
         assert not whole, f"{len(whole)} weights stayed gathered, e.g. {whole[0]}"
 
 
-def load_backbone(
-    spec: BackboneSpec,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    activation_checkpointing: bool,
-    ds_config: dict[str, Any] | None,
-    group: dist.ProcessGroup | None,
-    packed: bool = False,
-    liger: bool = False,
-    quantization: str = "none",
-    in_8_bits: bool = False,
-    embedding_rows: Sequence[int] = (),
-) -> Backbone:
-    """Loads the weights: a whole copy, or with `ds_config` this process's ranges of it.
+@dataclass(frozen=True)
+class BackboneOptions:
+    """How a backbone is loaded.
 
-    `packed` makes it a model for packs, without padded batches; `liger` gives it liger-kernel's functions.
-    `quantization`, `none`, `int8` or `nf4`, is for whole copies, `in_8_bits` for ranges.
-    `embedding_rows` are rows of the input embedding that are wanted whole here, whoever holds them.
+    Attributes:
+        activation_checkpointing: recompute a layer in the backward pass instead of keeping its activations.
+        packed: load a model for packs, which takes no padded batches.
+        liger: use liger-kernel's functions.
+        quantization: `none`, or `int8` or `nf4` of the linear maps of a whole copy.
+        ds_config: DeepSpeed's settings, without any `auto`: the weights are sharded; None: a whole copy.
+        shard_group: processes that share one copy of sharded weights; None: all.
+        eight_bit: hold and gather sharded maps in 8 bits, see `lingo_ds.models.backbone.eight_bit`.
+        embedding_rows: rows of the input embedding that are wanted whole here, whoever holds them.
+    """
+
+    activation_checkpointing: bool = False
+    packed: bool = False
+    liger: bool = False
+    quantization: str = "none"
+    ds_config: dict[str, Any] | None = None
+    shard_group: int | None = None
+    eight_bit: bool = False
+    embedding_rows: tuple[int, ...] = ()
+
+
+def load_backbone(
+    spec: BackboneSpec, options: BackboneOptions, *, dtype: torch.dtype, env: DistEnv
+) -> Backbone:
+    """Loads the backbone: a whole copy on each process, or each process's ranges of sharded weights.
+
+    Sharded, it is a call that every process makes at the same point, and joins the process group if need be.
 
     Raises:
-        UserError: where the files do not fit the config, or `liger` cannot be.
+        UserError: where the files do not fit the config, or liger-kernel cannot be used.
     """
+    device = env.device
     files = WeightFiles(Path(spec.folder), spec.skeleton)
     for name, buffer in spec.skeleton.named_buffers():
         if name in files.keys:  # persistent buffers come with the checkpoint
             buffer.copy_(files.shaped(name))
-    rows = files.rows(f"{spec.embedding}.weight", embedding_rows)
-    if ds_config is None:
-        if quantization != "none":
-            quantize_maps(spec, files, quantization, dtype=dtype, device=device)
+    embedding_rows = files.rows(f"{spec.embedding}.weight", options.embedding_rows)
+    shards = None
+    if options.ds_config is None:
+        if options.quantization != "none":
+            quantize_maps(spec, files, options.quantization, dtype=dtype, device=device)
         fill_whole(spec.skeleton, files, dtype=dtype, device=device)
-        shards = None
         spec.skeleton.to(device)
     else:
-        assert quantization == "none", "quantised maps are not sharded"
-        from lingo_ds.models.backbone import (
-            zero,  # deepspeed is slow to import, and one process may do without
-        )
-
-        shards = zero.shard(
-            spec, files, ds_config=ds_config, group=group, dtype=dtype, device=device, in_8_bits=in_8_bits
-        )
+        shards = _shard(spec, files, options, dtype=dtype, env=env)
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
-    if liger:
+    if options.liger:
         use_liger(spec, device=device)
     fused_cpu.fuse(spec, dtype=dtype, device=device)
     return Backbone(
         spec,
         shards=shards,
-        activation_checkpointing=activation_checkpointing,
-        packed=packed,
-        embedding_rows=rows,
+        activation_checkpointing=options.activation_checkpointing,
+        packed=options.packed,
+        embedding_rows=embedding_rows,
     )
 
 
-def load_sharded(
-    spec: BackboneSpec,
-    dtype: torch.dtype,
-    env: DistEnv,
-    *,
-    activation_checkpointing: bool,
-    packed: bool,
-    liger: bool,
-    quantization: str,
-    shard_group: int,
-    in_8_bits: bool,
-    ds_config: dict[str, Any] | None,
-    embedding_rows: Sequence[int] = (),
-) -> Backbone:
-    """Loads the backbone on all processes: with `ds_config` as shards, else a whole copy on each."""
-    group = None
-    if ds_config is not None:
-        process_group.start(env)
-        group = process_group.shard_group(shard_group, env)
-    return load_backbone(
+def _shard(
+    spec: BackboneSpec, files: WeightFiles, options: BackboneOptions, *, dtype: torch.dtype, env: DistEnv
+) -> "ShardedModule":
+    """Fills the skeleton with this process's ranges of its shard group's copy."""
+    from lingo_ds.models.backbone import zero  # deepspeed is slow to import: whole copies do without
+
+    assert options.quantization == "none", "quantised maps are not sharded"
+    assert options.ds_config is not None
+    process_group.start(env)
+    group = process_group.shard_group(options.shard_group or env.world_size, env)
+    return zero.shard(
         spec,
+        files,
+        ds_config=options.ds_config,
+        group=group,
         dtype=dtype,
         device=env.device,
-        activation_checkpointing=activation_checkpointing,
-        ds_config=ds_config,
-        group=group,
-        packed=packed,
-        liger=liger,
-        quantization=quantization,
-        in_8_bits=in_8_bits,
-        embedding_rows=embedding_rows,
+        eight_bit=options.eight_bit,
     )

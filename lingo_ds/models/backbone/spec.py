@@ -286,11 +286,11 @@ def _require_sizes(config: "PreTrainedConfig") -> None:
 def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ...]:
     """Groups of linear maps that lie in one module and that the families' table names together."""
     return tuple(
-        tuple(f"{layer}.{name}.{child}" if name else f"{layer}.{child}" for child in errors_raised_on_all)
+        tuple(f"{layer}.{name}.{child}" if name else f"{layer}.{child}" for child in names)
         for layer, block in layers.items()
         for name, module in block.named_modules()
-        for errors_raised_on_all in SHARED_INPUTS
-        if all(hasattr(module, child) for child in errors_raised_on_all)
+        for names in SHARED_INPUTS
+        if all(hasattr(module, child) for child in names)
     )
 
 

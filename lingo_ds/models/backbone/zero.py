@@ -16,9 +16,8 @@ from deepspeed.runtime.zero.partition_parameters import (
 from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 
-from lingo_ds.models.backbone import eight_bit
 from lingo_ds.models.backbone.deepspeed_config import is_large
-from lingo_ds.models.backbone.eight_bit import packed_bytes, packed_entries
+from lingo_ds.models.backbone.eight_bit import pack, packed_bytes, packed_entries, split
 from lingo_ds.models.backbone.gathers import EightBitGather, GatherState, count_collectives
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, replace_parameters
@@ -34,7 +33,7 @@ def shard(
     group: dist.ProcessGroup | None,
     dtype: torch.dtype,
     device: torch.device,
-    in_8_bits: bool,
+    eight_bit: bool,
 ) -> "ShardedModule":
     """Fills the skeleton: each process of `group` holds, and reads from disk, its own range of every weight.
 
@@ -45,7 +44,7 @@ def shard(
         group: processes that share one copy; None: all.
         dtype: of the weights in memory.
         device: where they are used.
-        in_8_bits: whether maps are held and gathered so, see `lingo_ds.models.backbone.eight_bit`.
+        eight_bit: whether maps are held and gathered so, see `lingo_ds.models.backbone.eight_bit`.
 
     Returns:
         The module with DeepSpeed's hooks on it.
@@ -63,7 +62,7 @@ def shard(
     weights = {name: weight.numel() for name, weight in module.named_parameters()}
     # Room for any weight, used for one after the other; of each at most this process's range is written to.
     room = torch.empty(max(weights.values()), dtype=dtype, device=device)
-    maps = {f"{name}.weight" for name in spec.linear_maps} if in_8_bits else set()
+    maps = {f"{name}.weight" for name in spec.linear_maps} if eight_bit else set()
     packed = {name: packed_entries(count, members) for name, count in weights.items() if name in maps}
     packed_block = Arena(map(packed_bytes, packed.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
@@ -78,12 +77,12 @@ def shard(
         if name in packed:
             entries = packed[name]
             part = packed_block.take(packed_bytes(entries))
-            _hold_in_8_bits(param, part, group, partitioner)
+            _hold_eight_bit(param, part, group, partitioner)
 
             def read(start: int, values: Tensor) -> None:
                 _fill_part(values, entries * place + start, old.numel(), name, files)
 
-            eight_bit.pack(part, read)
+            pack(part, read)
             return param
         if block is None:
             own = whole[size * place : size * (place + 1)]
@@ -122,14 +121,14 @@ def _hold(param: nn.Parameter, own: Tensor, entries: int, members: int) -> Tenso
     return own
 
 
-def _hold_in_8_bits(
+def _hold_eight_bit(
     param: nn.Parameter, part: Tensor, group: dist.ProcessGroup | None, partitioner: deepspeed.zero.Init
 ) -> None:
     """Makes `part` (bytes,), yet to be filled, what this process keeps of a map, and says how to gather it.
 
     Maps that DeepSpeed wants at the same time come in one all-gather, large ones one by one.
     """
-    values, scales = eight_bit.split(part)
+    values, scales = split(part)
     _hold(param, part, values.numel(), dist.get_world_size(group))
     part.ds_quant_scale = scales  # DeepSpeed gathers what has scales by itself
 
@@ -140,12 +139,11 @@ def _hold_in_8_bits(
         ordered = sorted(params, key=lambda one: one.ds_id)  # on all processes alike
         for one in ordered:
             one.ds_status = ZeroParamStatus.INFLIGHT
-        errors_raised_on_all = [[one] for one in ordered] if partitioner.allgather_sequential else [ordered]
+        batches = [[one] for one in ordered] if partitioner.allgather_sequential else [ordered]
         backend = deepspeed.comm.comm.cdb
-        gathers = [
-            EightBitGather(maps, group, backend=backend, arrived=arrived) for maps in errors_raised_on_all
-        ]
-        return MultipleAllGatherHandles(gathers)
+        return MultipleAllGatherHandles(
+            [EightBitGather(maps, group, backend=backend, arrived=arrived) for maps in batches]
+        )
 
     param.all_gather_coalesced = gather
     free_param(param)

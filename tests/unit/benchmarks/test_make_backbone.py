@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import make_backbone
 from benchmarks.make_backbone import SHAPES, config_of, make, weights_of
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
@@ -52,10 +53,8 @@ def test_transformers_and_lingo_ds_load_the_folder(tmp_path, shape):
     theirs, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.dtype == torch.float16
-    ours = load_backbone(
-        read_spec(folder), dtype=torch.float32, device=torch.device("cpu"), activation_checkpointing=False,
-        ds_config=None, group=None,
-    )  # fmt: skip
+    env = DistEnv(0, 0, 1, 1, torch.device("cpu"))
+    ours = load_backbone(read_spec(folder), BackboneOptions(), dtype=torch.float32, env=env)
     ids = torch.tensor([read_tokenizer(folder)("ACGT")["input_ids"]])
     hidden = theirs.float().eval().base_model(ids).last_hidden_state
     torch.testing.assert_close(ours.hidden_states(ids, None), hidden)

@@ -29,6 +29,7 @@ from transformers import (
 from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.merge import save_merged
@@ -37,7 +38,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import CLASSIFIERS, TARGETS
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
@@ -147,10 +148,8 @@ def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, Saved
 def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
     """Of the example's texts, through a bank as in evaluation, in fp64: the export alone is what rounds."""
     spec = read_spec(spec_folder)
-    backbone = load_backbone(
-        spec, dtype=torch.float64, device=torch.device("cpu"), activation_checkpointing=False,
-        ds_config=None, group=None,
-    )  # fmt: skip
+    env = DistEnv(0, 0, 1, 1, torch.device("cpu"))
+    backbone = load_backbone(spec, BackboneOptions(), dtype=torch.float64, env=env)
     bank = AdapterBank(
         adapter.layout, scale=adapter.alpha / adapter.rank, dtype=torch.float64, device=torch.device("cpu"),
         scalars=5, importance=False,

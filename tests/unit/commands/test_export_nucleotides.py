@@ -16,12 +16,13 @@ from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokenization import ExampleText, NucleotideTokens
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.utils.errors import UserError
 from tests.unit.commands.test_export import (
@@ -61,9 +62,7 @@ def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, Saved
 def our_logits(folder: Path, adapter: SavedAdapter) -> Tensor:
     """Of the example's sequences, through a bank as in evaluation."""
     spec, device = read_spec(folder), torch.device("cpu")
-    frozen = load_backbone(
-        spec, dtype=torch.float32, device=device, activation_checkpointing=False, ds_config=None, group=None
-    )
+    frozen = load_backbone(spec, BackboneOptions(), dtype=torch.float32, env=DistEnv(0, 0, 1, 1, device))
     bank = AdapterBank(
         adapter.layout, scale=adapter.scale, dtype=torch.float32, device=device, scalars=5, importance=False
     )

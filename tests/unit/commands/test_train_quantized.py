@@ -12,11 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lingo_ds
 from lingo_ds.data.batches import Batch
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import read_card
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from tests.first_rows import first_rows
@@ -28,6 +29,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lin
 from bitsandbytes.autograd._functions import MatMul8bitFp  # noqa: E402
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 STEPS = 12
 RECIPE = """\
 name: small
@@ -152,10 +154,7 @@ def backbone(tmp_path_factory) -> Path:
 @torch.no_grad()
 def our_logits(folder: Path, adapter: SavedAdapter, quantization: str) -> torch.Tensor:
     spec = read_spec(folder)
-    frozen = load_backbone(
-        spec, dtype=torch.float32, device=CPU, activation_checkpointing=False, ds_config=None, group=None,
-        quantization=quantization,
-    )  # fmt: skip
+    frozen = load_backbone(spec, BackboneOptions(quantization=quantization), dtype=torch.float32, env=ALONE)
     bank = AdapterBank(
         adapter.layout, scale=adapter.scale, dtype=torch.float32, device=CPU, scalars=0, importance=False
     )

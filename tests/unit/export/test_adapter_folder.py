@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 from lingo_ds.data.batches import Batch
 from lingo_ds.data.task import make_task
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, Site
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 CLASSES, RANK, ALPHA, PAD = 3, 4, 6.0, 0
 SETTINGS = {"lora_dropout": 0.1, "target_r": 2, "tinit": 3, "tfinal": 4, "deltaT": 5, "beta1": 0.85,
             "beta2": 0.85, "orth_reg_weight": 1e-12, "total_step": 100}  # fmt: skip
@@ -129,9 +131,7 @@ def save(folder: Path, adapter: SavedAdapter, spec: BackboneSpec) -> Path:
 
 def adapted(spec: BackboneSpec, adapter: SavedAdapter) -> AdaptedModel:
     """Our model with this adapter, through a bank as in evaluation."""
-    backbone = load_backbone(
-        spec, dtype=torch.float32, device=CPU, activation_checkpointing=False, ds_config=None, group=None
-    )
+    backbone = load_backbone(spec, BackboneOptions(), dtype=torch.float32, env=ALONE)
     bank = AdapterBank(
         adapter.layout,
         scale=adapter.alpha / adapter.rank,

@@ -34,9 +34,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.backbone import fused_cpu
-from lingo_ds.models.backbone.backbone import Backbone, load_backbone
+from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.models.backbone.spec import read_spec
@@ -45,6 +46,7 @@ from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 VOCABULARY, CONTEXT, PAD = 97, 64, 1
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -106,12 +108,7 @@ def save(model: nn.Module, folder: Path, **how) -> Path:
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Backbone:
     return load_backbone(
-        read_spec(folder),
-        dtype=dtype,
-        device=CPU,
-        activation_checkpointing=checkpointing,
-        ds_config=None,
-        group=None,
+        read_spec(folder), BackboneOptions(activation_checkpointing=checkpointing), dtype=dtype, env=ALONE
     )
 
 
@@ -707,7 +704,4 @@ def test_activation_checkpointing_rests_in_evaluation(tmp_path):
 
 def test_fused_kernels_are_refused_without_a_gpu(folder):
     with pytest.raises(UserError, match=r"backbone\.fused_kernels: 'liger': needs a GPU: set it to off"):
-        load_backbone(
-            read_spec(folder), dtype=torch.float32, device=CPU, activation_checkpointing=False,
-            ds_config=None, group=None, liger=True,
-        )  # fmt: skip
+        load_backbone(read_spec(folder), BackboneOptions(liger=True), dtype=torch.float32, env=ALONE)

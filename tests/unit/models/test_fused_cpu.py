@@ -9,13 +9,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone import fused_cpu
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import FUSED
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.ops import compiled, elementwise
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 TOKENS, WIDTHS = 37, [3, 16, 20, 512]
 """Widths: less than a vector, whole ones, and a rest."""
 
@@ -119,10 +121,7 @@ def test_a_model_computes_the_same(family, rows, tmp_path):
         out.square().sum().backward()
         return out, embedded.grad, steps_behind(out)
 
-    loaded = load_backbone(
-        read_spec(tmp_path), dtype=torch.float32, device=CPU, activation_checkpointing=False,
-        ds_config=None, group=None,
-    )  # fmt: skip
+    loaded = load_backbone(read_spec(tmp_path), BackboneOptions(), dtype=torch.float32, env=ALONE)
     out, gradient, steps = out_and_gradient(loaded.module)
     assert {"RMSNormBackward", "SiLUGateBackward"} <= steps and "SiluBackward0" not in steps
     assert ("RotaryBackward" in steps) == (rows == 1), "several rows are transformers' own"
@@ -154,10 +153,7 @@ def test_elsewhere_the_model_stays_as_it_is(why, tmp_path, monkeypatch):
         monkeypatch.setattr(modeling_llama.LlamaModel, "__module__", "remote.modeling_llama")
         fused = FUSED_STEPS - {"RotaryBackward"}
     tiny("llama").save_pretrained(tmp_path)
-    loaded = load_backbone(
-        read_spec(tmp_path), dtype=dtype, device=CPU, activation_checkpointing=False, ds_config=None,
-        group=None,
-    )  # fmt: skip
+    loaded = load_backbone(read_spec(tmp_path), BackboneOptions(), dtype=dtype, env=ALONE)
     embedded = torch.zeros(1, 4, 24, dtype=dtype, requires_grad=True)
     out = loaded.module(inputs_embeds=embedded, use_cache=False).last_hidden_state
     assert not fused & steps_behind(out)

@@ -32,7 +32,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.families import PACKABLE
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
@@ -41,6 +41,7 @@ from lingo_ds.training.setup import build_model, prepare
 from tests.unit.data.test_packing import split_of
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 VOCABULARY, CONTEXT, CLASSES, PREFIX = 97, 64, 3, 9
 COMMON = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -101,10 +102,8 @@ def model_of(
     bank = AdapterBank(layout, scale=2.0, dtype=dtype, device=CPU, scalars=5, importance=False)
     bank.master.copy_(0.3 * torch.randn(layout.size, generator=torch.Generator().manual_seed(3)))
     bank.refresh()
-    backbone = load_backbone(
-        spec, dtype=dtype, device=CPU, activation_checkpointing=checkpointing, ds_config=None, group=None,
-        packed=packed,
-    )  # fmt: skip
+    options = BackboneOptions(activation_checkpointing=checkpointing, packed=packed)
+    backbone = load_backbone(spec, options, dtype=dtype, env=ALONE)
     shared = spec.shared_inputs if packed else ()
     return AdaptedModel(backbone, bank, pooling=pooling, dropout=0.0, shared_inputs=shared)
 
@@ -303,7 +302,7 @@ def cache(tmp_path_factory) -> Path:
 def prepared_with_log(config: RunConfig, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, logger="lingo_ds"):
         logging.getLogger("lingo_ds").addHandler(caplog.handler)  # wherever an earlier test routed it
-        found = prepare(config, DistEnv(0, 0, 1, 1, CPU))
+        found = prepare(config, ALONE)
         logging.getLogger("lingo_ds").removeHandler(caplog.handler)
     said = {record.getMessage() for record in caplog.records}
     return found, [line for line in said if "takes no packs" in line]

@@ -10,11 +10,12 @@ from transformers import AutoModel, BitsAndBytesConfig, GPT2Config, LlamaConfig,
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
-from lingo_ds.models.backbone.backbone import Backbone, load_backbone
+from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions, load_backbone
 from lingo_ds.models.backbone.quantized_linear import (
     FORMS,
     QuantizedMap,
@@ -35,6 +36,7 @@ from tests.unit.planning.test_plan import LLAMA_7B
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lingo_ds[quant]")
 
 CPU = torch.device("cpu")
+ALONE = DistEnv(0, 0, 1, 1, CPU)
 KINDS = ("int8", "nf4")
 ENGLISH = Path(__file__).resolve().parents[3] / "lingo_ds/models/backbone/english"
 IN_TRANSFORMERS = {
@@ -56,10 +58,10 @@ NF4_CODE = torch.tensor([
 def load(
     folder: Path, quantization: str, *, dtype: torch.dtype = torch.float32, packed: bool = False, **how: bool
 ) -> Backbone:
-    return load_backbone(
-        read_spec(folder), dtype=dtype, device=CPU, activation_checkpointing=how.get("checkpointing", False),
-        ds_config=None, group=None, packed=packed, quantization=quantization,
-    )  # fmt: skip
+    options = BackboneOptions(
+        activation_checkpointing=how.get("checkpointing", False), packed=packed, quantization=quantization
+    )
+    return load_backbone(read_spec(folder), options, dtype=dtype, env=ALONE)
 
 
 def by_hand(weight: torch.Tensor, quantization: str) -> torch.Tensor:

@@ -26,14 +26,14 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
-from lingo_ds.models.backbone.backbone import load_backbone
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.families import LEARNS_TOKENS
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.training.losses import cross_entropy_sum
 from lingo_ds.utils.errors import UserError
 from tests.unit.data.test_packing import split_of
-from tests.unit.models.test_packed_forward import CLASSES, CPU, ENCODERS, FAMILIES, VOCABULARY, folders  # noqa: F401
+from tests.unit.models.test_packed_forward import ALONE, CLASSES, CPU, ENCODERS, FAMILIES, VOCABULARY, folders  # noqa: F401
 from tests.unit.running import command
 
 PROMPT = Prompt("Domain: toys\nSequence: ", "\nAnnotation:")
@@ -199,10 +199,10 @@ def adapted(
     layout = uniform_layout(
         sites(chosen), rank=rank, head_shape=(CLASSES, spec.output_size), token_shape=shape
     )
-    backbone = load_backbone(
-        spec, dtype=dtype, device=CPU, activation_checkpointing=checkpointing, ds_config=None, group=None,
-        packed=packed, embedding_rows=letters_of(folder),
-    )  # fmt: skip
+    options = BackboneOptions(
+        activation_checkpointing=checkpointing, packed=packed, embedding_rows=tuple(letters_of(folder))
+    )
+    backbone = load_backbone(spec, options, dtype=dtype, env=ALONE)
     bank = AdapterBank(layout, scale=SCALE, dtype=dtype, device=CPU, scalars=5, importance=False)
     bank.initialize(0, tokens=backbone.embedding_rows if learned else None)
     own = layout.size - layout.token_size

@@ -403,7 +403,7 @@ def test_maps_in_8_bits_fit_where_they_would_not():
     assert refused(config(), small_gpus)
     packed = replace(small_gpus, eight_bit_parameters=small_gpus.backbone_parameters)
     plan = make_plan(config(zero__quantized_weights=True), packed)
-    assert plan.in_8_bits and (plan.zero_stage, plan.shard_group) == (3, 8)
+    assert plan.eight_bit and (plan.zero_stage, plan.shard_group) == (3, 8)
 
 
 def test_backbone_that_fits_nowhere_is_refused_unless_the_user_insists():
