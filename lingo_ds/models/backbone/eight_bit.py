@@ -1,10 +1,10 @@
-"""Frozen maps in 8 bits, held and gathered: whole numbers from -127 to 127, a scale for a block of entries.
+"""Frozen maps in 8 bits, held and gathered: whole numbers from -127 to 127, and a scale per block of entries.
 
-The weights of ZeRO++ (arXiv 2306.10209, section 3.1) in the form for weights that do not learn: quantised
-once, at loading. Blocks are counted from a weight's first entry and are never cut, so that a weight is the
-same on any number of processes. DeepSpeed 0.19.8 has a GPU kernel for this that is compiled on the spot; its
-blocks follow from the number of processes, and where maps are gathered together its form for frozen weights
-casts them to whole numbers.
+These are the weights of ZeRO++ (arXiv 2306.10209, section 3.1), in a form for weights that do not learn: they
+are quantised once, at loading. Blocks are counted from a weight's first entry and are never cut, so that a
+weight is the same on any number of processes. DeepSpeed 0.19.8 has a GPU kernel for this that is compiled
+where it runs; its blocks follow from the number of processes, and where maps are gathered together its form
+for frozen weights casts them to whole numbers.
 
 A part is one tensor of bytes: the numbers of its entries, then their scales (fp32).
 """
@@ -15,25 +15,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lingo_ds.models.ops.compiled import library, run
-
 MAX_INT8 = 127
-KERNELS = {torch.float32: "unpack_fp32", torch.bfloat16: "unpack_bf16"}
-"""Of `kernels/eight_bit.cpp`, by the dtype that they write: two to three times as fast as torch on a CPU."""
 
-AT_ONCE = 1024
-"""Blocks that torch unpacks at once on a CPU."""
+BLOCKS_PER_UNPACK = 1024
+"""Blocks that are unpacked at a time on a CPU, where they then stay in its cache."""
 
-READ_AT_ONCE = 1 << 20
-"""Entries that are packed at once: whole blocks."""
-
+ENTRIES_PER_READ = 1 << 20
+"""Entries that are read and packed at a time: whole blocks."""
 
 SCALE_BLOCK = 256
 """Entries of a map in 8 bits that share a scale."""
 
-
 SCALE_BYTES = 4
-"""Of such a scale."""
+"""Bytes of such a scale."""
 
 
 def packed_entries(entries: int, parts: int) -> int:
@@ -42,7 +36,7 @@ def packed_entries(entries: int, parts: int) -> int:
 
 
 def packed_bytes(entries: int) -> int:
-    """Bytes of so many entries in 8 bits, with the scales of their blocks."""
+    """Bytes of that many entries in 8 bits, with the scales of their blocks."""
     return entries + math.ceil(entries / SCALE_BLOCK) * SCALE_BYTES
 
 
@@ -51,12 +45,12 @@ def pack(part: Tensor, read: Callable[[int, Tensor], None]) -> None:
 
     Args:
         part: (bytes,) uint8, `packed_bytes` of whole blocks.
-        read: called with (first entry in the part, fp32 tensor to fill).
+        read: function of (first entry in the part, fp32 tensor to fill).
     """
     values, scales = split(part)
     entries = values.numel()
-    room = torch.empty(min(entries, READ_AT_ONCE), device=part.device)
-    for start in range(0, entries, READ_AT_ONCE):
+    room = torch.empty(min(entries, ENTRIES_PER_READ), device=part.device)
+    for start in range(0, entries, ENTRIES_PER_READ):
         piece = room[: entries - start]
         read(start, piece)
         first, blocks = start // SCALE_BLOCK, piece.view(-1, SCALE_BLOCK)
@@ -64,17 +58,18 @@ def pack(part: Tensor, read: Callable[[int, Tensor], None]) -> None:
 
 
 def _pack(blocks: Tensor, values: Tensor, scales: Tensor) -> None:
-    """Fills numbers and scales; overwrites the (blocks, BLOCK) fp32 entries that they are made of."""
-    if blocks.device.type == "cpu" and library() is not None:
-        run("pack_fp32", blocks, values, scales, len(blocks))
-        return
+    """Fills numbers and scales; overwrites the (blocks, SCALE_BLOCK) fp32 entries that they are made of."""
     torch.amax(blocks.abs(), 1, keepdim=True, out=scales).div_(MAX_INT8)
     # where all of a block is 0, so is its scale, and 0 / 0 is 0 here
     values.copy_(blocks.div_(scales).nan_to_num_(0, MAX_INT8, -MAX_INT8).round_())
 
 
 def split(parts: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers (.., blocks, BLOCK) int8 and the scales (.., blocks, 1) fp32 in parts (.., bytes) uint8."""
+    """Numbers and scales of parts (.., bytes) uint8.
+
+    Returns:
+        (.., blocks, SCALE_BLOCK) int8 and (.., blocks, 1) fp32, views of the parts.
+    """
     blocks = parts.shape[-1] // packed_bytes(SCALE_BLOCK)
     entries = blocks * SCALE_BLOCK
     values = parts[..., :entries].view(torch.int8).unflatten(-1, (blocks, SCALE_BLOCK))
@@ -88,12 +83,8 @@ def unpack(parts: Tensor, out: Tensor) -> None:
     if out.is_cuda:
         torch.mul(values, scales, out=out)
         return
-    compiled = out.dtype in KERNELS and library() is not None
     for to, numbers, by in zip(out, values, scales, strict=True):
-        if compiled:
-            run(KERNELS[out.dtype], numbers, by, to, len(numbers))
-        else:
-            multiply_out(numbers, by, to, rows=AT_ONCE)
+        multiply_out(numbers, by, to, rows=BLOCKS_PER_UNPACK)
 
 
 def multiply_out(values: Tensor, scales: Tensor, out: Tensor, *, rows: int) -> None:

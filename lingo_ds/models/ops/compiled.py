@@ -51,9 +51,10 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         logger.warning(
-            "attention, norms, gates and 8 bits on this CPU are torch's, half as fast as the package's own, "
-            "which could not be compiled: %s", reason.strip().splitlines()[0],
-        )  # fmt: skip
+            "attention, norms and gates on this CPU are torch's, half as fast as the package's own kernels, "
+            "which could not be compiled: %s",
+            reason.strip().splitlines()[0],
+        )
         return None
 
 

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from lingo_ds.models.backbone import eight_bit
 from lingo_ds.models.backbone.eight_bit import SCALE_BLOCK, packed_bytes, packed_entries
-from lingo_ds.models.ops import compiled
 
 
 def packed(values: Tensor, *, members: int = 1) -> Tensor:
@@ -29,15 +28,6 @@ def unpacked(parts: Tensor, count: int, dtype: torch.dtype = torch.float32) -> T
     out = torch.full((members * size // packed_bytes(SCALE_BLOCK) * SCALE_BLOCK,), torch.nan, dtype=dtype)
     eight_bit.unpack(parts, out)
     return out[:count]
-
-
-@pytest.fixture(params=["kernel", "torch"], autouse=True)
-def way(request, monkeypatch) -> None:
-    """By the compiled kernel and, as on a machine without a compiler, by torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(eight_bit, "library", lambda: None)
-    elif compiled.library() is None:
-        pytest.skip("no C++ compiler, or no AVX2")
 
 
 @pytest.fixture
@@ -66,20 +56,10 @@ def test_parts_change_no_entry(values, members):
 def test_pieces_change_no_entry(values, monkeypatch):
     whole = packed(values)
     made = unpacked(whole, len(values))
-    monkeypatch.setattr(eight_bit, "READ_AT_ONCE", 3 * SCALE_BLOCK)
-    monkeypatch.setattr(eight_bit, "AT_ONCE", 2)
+    monkeypatch.setattr(eight_bit, "ENTRIES_PER_READ", 3 * SCALE_BLOCK)
+    monkeypatch.setattr(eight_bit, "BLOCKS_PER_UNPACK", 2)
     assert torch.equal(packed(values), whole)
     assert torch.equal(unpacked(whole, len(values)), made)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_kernel_and_torch_agree_to_the_bit(values, dtype, monkeypatch):
-    values = torch.cat([values.clamp(-1e4, 1e4), torch.zeros(SCALE_BLOCK), torch.arange(SCALE_BLOCK) - 127.5])
-    parts = packed(values, members=3)
-    made = unpacked(parts, len(values), dtype)
-    monkeypatch.setattr(eight_bit, "library", lambda: None)
-    assert torch.equal(parts, packed(values, members=3))
-    assert torch.equal(made, unpacked(parts, len(values), dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
