@@ -198,18 +198,18 @@ def test_fifty_kills_at_random_moments_change_nothing(start, settings, place, un
 HANGING = """
 import os, sys, time
 import torch, torch.distributed as dist
-from lingo_ds import distributed, liveness
-env = distributed.detect()
+from lingo_ds.distributed import process_group, watchdog
+env = process_group.detect()
 dist.init_process_group("gloo")
 def look_for_a_file_that_never_comes():
     time.sleep(600)
-with liveness.watching(env), liveness.judging(3):
+with watchdog.watching(env), watchdog.judging(3):
     for step in range(3):
-        liveness.beat()
+        watchdog.beat()
         dist.all_reduce(torch.zeros(1))
     if env.global_rank == 1:
         look_for_a_file_that_never_comes()
-    liveness.beat()
+    watchdog.beat()
     dist.all_reduce(torch.zeros(1))
 """
 

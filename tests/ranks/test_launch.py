@@ -134,10 +134,10 @@ def test_mistake_on_another_host_is_told_in_its_words(start, overrides, tmp_path
 def test_a_process_that_does_not_come_is_told_in_words(start, tmp_path):
     code = (
         "from datetime import timedelta\n"
-        "from lingo_ds import distributed\n"
+        "from lingo_ds.distributed.process_group import detect, start\n"
         "from lingo_ds.utils.errors import UserError\n"
         "try:\n"
-        "    distributed.start(distributed.detect(), arrival=timedelta(seconds=3))\n"
+        "    start(detect(), arrival=timedelta(seconds=3))\n"
         "except UserError as error:\n"
         "    print(error)\n"
     )
