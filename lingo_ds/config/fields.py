@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from lingo_ds.config import yaml as yaml12
@@ -46,8 +46,10 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_boolean_as_number(cls, value: Any, info) -> Any:
-        if isinstance(value, bool) and bool not in (cls.model_fields[info.field_name].annotation,):
+    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = info.field_name
+        assert field is not None  # pydantic names the field to every field validator
+        if isinstance(value, bool) and cls.model_fields[field].annotation is not bool:
             raise rule_error("must not be true or false", "write a number, a name or null")
         return value
 

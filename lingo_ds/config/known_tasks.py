@@ -173,8 +173,10 @@ def _template(prefix: str, task: RegisteredTask | None) -> str | None:
     if task is None and "{" in prefix:
         return prefix  # no name has a brace, and the registry takes a while to read
     named, template = prefix in registry().templates, registry().templates.get(prefix, prefix)
-    if template is None or task:
-        return template and fill_template(template, task.texts)
+    if template is None:
+        return None
+    if task is not None:
+        return fill_template(template, task.texts)
     if named and (lacking := [f"{{{name}}}" for name in TEXTS if f"{{{name}}}" in template]):
         rule = f"needs a known task for {', '.join(lacking)}"
         raise UserError(Mistake("data.prefix", prefix, rule, "set data.task, or write a template"))

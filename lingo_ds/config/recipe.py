@@ -3,11 +3,13 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from lingo_ds.config import yaml as yaml12
 from lingo_ds.config.fields import Section
@@ -25,7 +27,7 @@ MAX_RECIPE_MISTAKES = 30
 Settings = TypeVar("Settings", bound=Section)
 
 
-def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a YAML recipe and lays `section.field=value` overrides over it.
 
     Raises:
@@ -34,7 +36,7 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
     return checked(RunConfig, read_recipe(path, overrides))
 
 
-def load_settings(kind: type[Settings], overrides: list[str]) -> Settings:
+def load_settings(kind: type[Settings], overrides: Sequence[str]) -> Settings:
     """Settings that come from the command line alone, as `section.field=value`.
 
     Raises:
@@ -59,7 +61,7 @@ class Recipe(NamedTuple):
     mistakes: list[Mistake]
 
 
-def read_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, over the one that it extends.
 
     Raises:
@@ -86,7 +88,9 @@ def _read_extended(path: Path, above: list[Path]) -> tuple[dict, dict[tuple[str,
     return layered(below, values), lines_below | lines
 
 
-def _overridden(values: dict, lines: dict[tuple[str, ...], str], overrides: list[str], path: Path) -> Recipe:
+def _overridden(
+    values: dict, lines: dict[tuple[str, ...], str], overrides: Sequence[str], path: Path
+) -> Recipe:
     """Values with `section.field=value` laid over them."""
     mistakes = []
     for override in overrides:
@@ -168,7 +172,7 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or reason_of(error)
         raise UserError(Mistake(where, problem, "is not valid YAML", "correct the syntax there")) from None
-    if not isinstance(values, dict):
+    if not isinstance(node, yaml.MappingNode):
         raise UserError(
             Mistake(str(path), values, "is not a mapping of settings", "begin with `name: my_run`")
         )
@@ -188,7 +192,9 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
     return values, lines
 
 
-def _as_mistake(problem: dict, lines: dict[tuple[str, ...], str], path: Path, kind: type[Section]) -> Mistake:
+def _as_mistake(
+    problem: ErrorDetails, lines: dict[tuple[str, ...], str], path: Path, kind: type[Section]
+) -> Mistake:
     """One of pydantic's findings in the contract's form."""
     context = problem.get("ctx", {})
     field = context["field"].split(".") if context.get("field") else _field_of(problem["loc"], kind)

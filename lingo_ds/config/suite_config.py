@@ -1,6 +1,7 @@
 """A recipe that stands for many runs: tasks and seeds over one backbone."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -76,7 +77,7 @@ class Suite(Section):
         return self
 
 
-def load_runs(path: Path, overrides: list[str] = ()) -> RunConfig | Suite:
+def load_runs(path: Path, overrides: Sequence[str] = ()) -> RunConfig | Suite:
     """Reads a recipe: one run, or with `tasks` or `seeds` a suite of them.
 
     Raises:

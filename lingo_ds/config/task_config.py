@@ -67,7 +67,9 @@ class TaskConfig(Section):
     @property
     def family(self) -> Literal["classes", "multilabel", "regression"]:
         """The key of `METRICS`."""
-        return self.kind if self.kind in METRICS else "classes"
+        if self.kind == "multilabel" or self.kind == "regression":
+            return self.kind
+        return "classes"
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def construct_decimal(self, node: yaml.Node) -> int:
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """A whole number; `010` is ten, not eight."""
         try:
             return int(self.construct_scalar(node))

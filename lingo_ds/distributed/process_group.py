@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from lingo_ds.distributed.launchers import find_rank, meet_by_mpi
@@ -73,8 +74,13 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         _take_gpu(env)
     backend = "nccl" if env.device.type == "cuda" else "gloo"
     if not dist.is_initialized():
-        place = {"rank": env.global_rank, "world_size": env.world_size}
-        dist.init_process_group(backend, store=_meet(env, arrival), timeout=timeout, **place)
+        dist.init_process_group(
+            backend,
+            store=_meet(env, arrival),
+            timeout=timeout,
+            rank=env.global_rank,
+            world_size=env.world_size,
+        )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     if backend == "gloo":
         atexit.unregister(_let_go)  # of an earlier group
@@ -83,7 +89,7 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
     counter.place(hosts_of(local))
 
 
-def _meet(env: DistEnv, arrival: timedelta) -> dist.Store:
+def _meet(env: DistEnv, arrival: timedelta) -> Store:
     """The store of the job's processes, once all have come."""
     address, port = _meeting_place(env)
     os.environ.update(

@@ -14,7 +14,7 @@ class StopSignals:
 
     HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
@@ -25,7 +25,7 @@ class StopSignals:
         def request(number: int, _frame: object) -> None:
             self.requested = True
             if number == signal.SIGINT:
-                signal.signal(number, before[number])
+                signal.signal(number, before[signal.SIGINT])
 
         for number in before:
             signal.signal(number, request)

@@ -70,14 +70,15 @@ class Tally(NamedTuple):
     payload: int = 0
     sent: int = 0
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def plus(self, other: "Tally") -> "Tally":
+        """The sums of both."""
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Counter:
     """Adds up bytes by kind; a call costs two look-ups in a dict, and nothing waits for the device."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._tallies: dict[CollectiveKind, Tally] = {}
         self._host_of: Sequence[int] | None = None
         self._sizes: dict[dist.ProcessGroup | None, tuple[int, int]] = {}
@@ -101,7 +102,7 @@ class Counter:
             self._sizes[group] = self._size(group)
         kind = CollectiveKind(name, what, *self._sizes[group])
         more = Tally(1, payload, sent_bytes(name, payload, kind.group))
-        self._tallies[kind] = self._tallies.get(kind, Tally()) + more
+        self._tallies[kind] = self._tallies.get(kind, Tally()).plus(more)
         return kind
 
     def take(self) -> dict[CollectiveKind, Tally]:

@@ -1,7 +1,7 @@
 """Pictures of where the rank budget went, drawn without a display and without matplotlib's global state."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -47,12 +47,12 @@ def draw_rank_map(kept: Mapping[str, int], *, initial_rank: int, title: str) -> 
     ranks = np.ma.masked_invalid(grid.ranks)
     mesh = axes.pcolormesh(ranks, cmap=colors, vmin=0, vmax=initial_rank, edgecolors="white", linewidth=1)
     if columns <= _MAX_ANNOTATED_LAYERS:
-        style = {"ha": "center", "va": "center", "fontsize": 9 if cell > 0.4 else 7}
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9 if cell > 0.4 else 7}
         for (row, column), rank in np.ma.ndenumerate(ranks):
             ink = "white" if rank > 0.55 * initial_rank else _INK
             axes.text(column + 0.5, row + 0.5, f"{rank:.0f}", color=ink, **style)
     every = 1 if columns <= _MAX_NAMED_LAYERS else 4
-    shown = ["-" if layer is None else layer for layer in grid.layers]
+    shown = ["-" if layer is None else str(layer) for layer in grid.layers]
     axes.set_xticks(np.arange(columns)[::every] + 0.5, shown[::every])
     axes.set_yticks(np.arange(rows) + 0.5, grid.kinds)
     axes.invert_yaxis()
@@ -152,7 +152,7 @@ def draw_scores(scores: ScoreHistogram) -> np.ndarray:
     figure = Figure(figsize=(6.4, 2.8), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     edges, widths = np.array(scores.edges[:-1]), np.diff(scores.edges)
-    bars = {"align": "edge", "edgecolor": "white", "linewidth": 0.4}
+    bars: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.4}
     axes.bar(edges, scores.pruned, widths, color=_BUDGET, label="pruned", **bars)
     axes.bar(edges, scores.kept, widths, bottom=scores.pruned, color=_KEPT, label="kept", **bars)
     axes.set_xscale("log")

@@ -53,8 +53,8 @@ def result_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
 def _mean_and_spread(split: str, values: Sequence[float | None]) -> dict[str, str]:
     known = [100 * value for value in values if value is not None]
     mean = statistics.mean(known) if known else None
-    sharding = statistics.stdev(known) if len(known) > 1 else None
-    return {split: _number(mean), f"{split} sd": _number(sharding)}
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    return {split: _number(mean), f"{split} sd": _number(spread)}
 
 
 def _number(value: float | None) -> str:

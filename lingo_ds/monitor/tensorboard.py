@@ -71,7 +71,7 @@ class Tracker:
         self._writer = None
 
     def _write(self, write: Callable) -> None:
-        if self._writer is None:
+        if self._writer is None or self._folder is None:
             return
         try:
             # The writer's own thread would meet a missing folder first, and report it by a stray traceback.
@@ -92,13 +92,20 @@ class Tracker:
 
 
 def _let_the_writer_thread_end_in_silence() -> None:
-    """TensorBoard's thread keeps its error for the next call, which tells it: no traceback is needed."""
-    before = threading.excepthook
+    """Replaces `threading.excepthook` for the whole process: TensorBoard's thread prints no traceback.
 
-    def hook(args: threading.ExceptHookArgs) -> None:
+    The thread keeps its error for the next call, which reports it.
+    """
+    if not isinstance(threading.excepthook, _QuietWriterThread):
+        threading.excepthook = _QuietWriterThread(threading.excepthook)
+
+
+class _QuietWriterThread:
+    """An excepthook that leaves out TensorBoard's threads."""
+
+    def __init__(self, before: Callable[[threading.ExceptHookArgs], object]):
+        self._before = before
+
+    def __call__(self, args: threading.ExceptHookArgs) -> None:
         if not type(args.thread).__module__.startswith("tensorboard."):
-            before(args)
-
-    hook.lingo_ds = True
-    if not hasattr(before, "lingo_ds"):
-        threading.excepthook = hook
+            self._before(args)

@@ -44,7 +44,7 @@ class Throughput:
     are that process's. A rate is 0 before the first step.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.examples = 0
         self.real_tokens = 0
         self.total_tokens = 0

@@ -60,7 +60,7 @@ class TrafficSum:
         """Takes in one step."""
         self._steps += 1
         for kind, tally in traffic.counted.items():
-            self._counted[kind] = self._counted.get(kind, Tally()) + tally
+            self._counted[kind] = self._counted.get(kind, Tally()).plus(tally)
         for link, sent in by_link(traffic.expected).items():
             self._expected[link] += sent
         self._inter_host += inter_host_bytes(traffic)

@@ -30,8 +30,13 @@ def default_cache() -> Path:
     return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file or folder beside `path`, syncs it to disk, and puts it in `path`'s place."""
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file or folder under a temporary name, syncs it to disk and renames it to `path`.
+
+    Args:
+        path: the file or folder to write or replace.
+        write: writes the content to the path that it is given; what it returns is ignored.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     aside, old = path.with_name(f".{path.name}.{mark}.new"), path.with_name(f".{path.name}.{mark}.old")
