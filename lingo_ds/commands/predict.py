@@ -23,7 +23,7 @@ from lingo_ds.evaluation.prediction_file import Done, Output, check_output
 from lingo_ds.evaluation.prediction_tables import SequenceTable, VariantTable
 from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
-from lingo_ds.monitor.progress import SequenceProgress
+from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
@@ -142,14 +142,14 @@ def _predict_on(
     """Predicts what is not yet done; False where a signal ended it."""
     env, began, (number, cut) = predictor.env, time.monotonic(), done
     chunks = rows.chunks(skip=number, most=SEQUENCES_PER_CHUNK, most_bases=predictor.chunk_bases)
-    progress = SequenceProgress(enabled=env.is_main, done=number, unit=table.unit, console=logs.console)
+    progress = ProgressBar(None, table.unit, enabled=env.is_main, done=number, console=logs.console)
     stop = StopSignals()
     with stop.installed(), progress, closing(predictor.stream(chunks)) as stream:
         for chunk, answers, cut_here in stream:
             if env.is_main:
                 output.add(chunk.begin, table.rows(chunk, answers), cut_here)
             number, cut = number + chunk.size, cut + cut_here
-            progress.update(number, read=chunk.read)
+            progress.update(number, fraction=chunk.read)
             if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
                 logger.info("interrupted after %s %s; the same command goes on from there",
                             f"{number:,}", table.unit)  # fmt: skip

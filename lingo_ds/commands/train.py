@@ -12,7 +12,7 @@ from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import write_predictions
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.training.resume import find_start
@@ -76,15 +76,14 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
 
 
 @contextmanager
-def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, Progress]]:
+def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, ProgressBar]]:
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = setup.env, setup.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
     tracker.text(first_step, "run/config", f"```yaml\n{setup.config.to_yaml()}```")
-    progress = Progress(
-        setup.plan.steps, enabled=env.is_main, metric=setup.config.metric, done=first_step - 1,
-        console=logs.console,
-    )  # fmt: skip
+    progress = ProgressBar(
+        setup.plan.steps, "step", enabled=env.is_main, done=first_step - 1, console=logs.console
+    )
     try:
         with progress:
             yield tracker, progress

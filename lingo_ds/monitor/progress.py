@@ -1,53 +1,55 @@
-"""Where a run stands, for a person: a bar on a terminal, a line now and then in a log file."""
+"""How far a verb has come, for a person: a bar on a terminal, a log line now and then elsewhere."""
 
 import logging
 import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 logger = logging.getLogger(__name__)
 
 
-class Display:
-    """A bar on a terminal; where stderr is none, log lines. Use it as a context manager.
+class ProgressBar:
+    """Shows work done, time passed and time left. Use it as a context manager.
 
-    Lines are logged at the first and the last state, and every `log_seconds` between them.
+    Where stderr is no terminal, lines are logged instead: at the first and the last update, and every
+    `log_seconds` between them.
     """
 
     def __init__(
         self,
-        total: float,
-        begin: str,
+        total: int | None,
+        unit: str,
         *,
         enabled: bool,
-        done: float = 0,
+        done: int = 0,
         log_seconds: float = 10.0,
         console: Console | None = None,
     ):
-        """Prepares the display.
+        """Prepares the bar.
 
         Args:
-            total: amount of work.
-            begin: what a bar says before the first state.
+            total: units of the whole work, shown as `step 3/100`. None where nobody has counted them:
+                `3 sequences` and their rate are shown, and each update tells the share that is done.
+            unit: the name of what is counted; a singular where `total` is known, else a plural.
             enabled: False (processes other than the first) shows nothing.
-            done: what was already done when this process began, for work that is resumed.
+            done: units that an earlier process did, for work that is resumed.
             log_seconds: least time between two log lines.
-            console: where a bar goes; None is stderr. A log handler that shares it keeps off the bar.
+            console: where the bar is drawn; None: stderr. A log handler that shares it does not overwrite
+                the bar.
         """
-        self._total, self._first = total, done
+        self._total, self._unit, self._done_before = total, unit, done
         self._enabled, self._log_seconds = enabled, log_seconds
         self._began = time.monotonic()
         self._logged: float | None = None
-        self._bar: Bar | None = None
+        self._bar: Progress | None = None
         console = console or Console(stderr=True)
         # isatty as well: FORCE_COLOR, which CI systems set, makes rich take a log file for a terminal.
         if enabled and console.is_interactive and console.file.isatty():
             columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._bar = Bar(*columns, TextColumn("{task.fields[left]} left"), console=console)
-            self._task = self._bar.add_task(begin, total=total, left="-")
+            self._bar = Progress(*columns, TextColumn("{task.fields[left]} left"), console=console)
+            self._task = self._bar.add_task(self._count(done), total=1.0, left="-")
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
@@ -59,77 +61,42 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, done: float, state: str) -> None:
-        """Shows a state in words; `done` counts what an earlier process did, too."""
-        if not self._enabled:
-            return
-        now = time.monotonic()
-        passed, left = _clock(now - self._began), self._left(done, now - self._began)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=state, left=left)
-        elif self._logged is None or done >= self._total or now - self._logged >= self._log_seconds:
-            self._logged = now
-            logger.info("%s  %s passed, %s left", state, passed, left)
-
-    def _left(self, done: float, passed: float) -> str:
-        """Time left at this process's own pace; what was done before a resume took none of its time."""
-        here = done - self._first
-        return _clock(passed / here * (self._total - done)) if here > 0 else "-"
-
-
-class Progress(Display):
-    """Shows step, loss, dev MCC, tokens per second, time passed and time left of a run."""
-
-    def __init__(
-        self,
-        total_steps: int,
-        *,
-        enabled: bool,
-        metric: str = "mcc",
-        done: int = 0,
-        log_seconds: float = 10.0,
-        console: Console | None = None,
-    ):
-        """Takes the steps of the whole run and the name of the dev metric; the rest is `Display`'s."""
-        super().__init__(
-            total_steps, f"step {done}/{total_steps}",
-            enabled=enabled, done=done, log_seconds=log_seconds, console=console,
-        )  # fmt: skip
-        self._metric, self._dev_metric = metric, None
-
-    def update(
-        self, step: int, *, loss: float, tokens_per_second: float, dev_metric: float | None = None
-    ) -> None:
-        """Shows the state after a step.
+    def update(self, done: int, details: str = "", *, fraction: float | None = None) -> None:
+        """Shows the present state.
 
         Args:
-            step: finished steps, the earlier ones of a resumed run included.
-            loss: mean training loss of the step.
-            tokens_per_second: real tokens per second, lately.
-            dev_metric: dev MCC if it was just measured; None goes on showing the last one.
+            done: finished units, those of an earlier process included.
+            details: text after the count, e.g. the loss.
+            fraction: share of the work that they are, 0 to 1; needed where the total is not known.
         """
-        if dev_metric is not None:
-            self._dev_metric = dev_metric
-        dev = "-" if self._dev_metric is None else f"{self._dev_metric:.3f}"
-        speed = f"{tokens_per_second:,.0f} tokens/s"
-        self.show(step, f"step {step}/{self._total}  loss {loss:.4f}  dev {self._metric} {dev}  {speed}")
+        if not self._enabled:
+            return
+        if fraction is None:
+            assert self._total is not None, "without a total, fraction is needed"
+            fraction = done / self._total
+        now = time.monotonic()
+        passed = now - self._began
+        left, state = self._left(done, fraction, passed), "  ".join(self._words(done, details, passed))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=fraction, description=state, left=left)
+        elif self._logged is None or fraction >= 1 or now - self._logged >= self._log_seconds:
+            self._logged = now
+            logger.info("%s  %s passed, %s left", state, _clock(passed), left)
 
+    def _words(self, done: int, details: str, passed: float) -> list[str]:
+        words = [self._count(done)]
+        if self._total is None:
+            rate = (done - self._done_before) / max(passed, 1e-9)
+            words.append(f"{rate:,.0f} {self._unit}/s")
+        return [*words, details] if details else words
 
-class SequenceProgress(Display):
-    """Shows how many sequences of a file were predicted, how fast, time passed and time left."""
+    def _count(self, done: int) -> str:
+        return f"{done:,} {self._unit}" if self._total is None else f"{self._unit} {done}/{self._total}"
 
-    def __init__(
-        self, *, enabled: bool, done: int = 0, unit: str = "sequences", console: Console | None = None
-    ):
-        """Takes the sequences that an earlier process did, and what they are called."""
-        super().__init__(1.0, f"{done:,} {unit}", enabled=enabled, console=console)
-        self._begin, self._unit = done, unit
-
-    def update(self, done: int, *, read: float) -> None:
-        """Shows the state after a chunk: sequences done, and the share of the file that they are, 0 to 1."""
-        self._first = read * self._begin / done  # the share that the earlier process did, about
-        rate = (done - self._begin) / max(time.monotonic() - self._began, 1e-9)
-        self.show(read, f"{done:,} {self._unit}  {rate:,.0f} {self._unit}/s")
+    def _left(self, done: int, fraction: float, passed: float) -> str:
+        """Time left at this process's own pace; what was done before a resume took none of its time."""
+        here = fraction * (1 - self._done_before / max(done, 1))
+        return _clock(passed / here * (1 - fraction)) if here > 0 else "-"
 
 
 def _clock(seconds: float) -> str:

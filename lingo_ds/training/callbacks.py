@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
@@ -34,7 +34,7 @@ class Watcher:
     def __init__(
         self,
         tracker: Tracker,
-        progress: Progress,
+        progress: ProgressBar,
         *,
         plan: RunPlan,
         sampler: RankSampler | None,
@@ -46,6 +46,7 @@ class Watcher:
         self._folder = pictures
         self._tracker, self._progress, self._plan = tracker, progress, plan
         self._sampler, self._audit, self._metric = sampler, audit, metric
+        self._last_dev = "-"
         self.throughput, self.traffic = Throughput(), TrafficSum()
         self._draw_every = max(2, len(plan.schedule.mask_steps()) // PICTURES) if plan.schedule else 0
 
@@ -62,13 +63,7 @@ class Watcher:
         )
         self.traffic.add(info.traffic)
         self._tracker.scalars(info.step, self._scalars(info) | traffic_scalars(info.traffic))
-        dev = info.evaluation.metrics[self._metric] if info.evaluation else None
-        self._progress.update(
-            info.step,
-            loss=stats.loss,
-            dev_metric=dev,
-            tokens_per_second=self.throughput.recent_tokens_per_second,
-        )
+        self._progress.update(info.step, self._details(info))
         if info.mask_event:
             self._record_masks(info.mask_event)
 
@@ -76,6 +71,13 @@ class Watcher:
         """Model FLOP/s over the devices' peak, so far; None on CPU."""
         peak = device_peak_flops()
         return self.throughput.mfu(self._plan.flops_per_token, peak and peak * self._plan.facts.world_size)
+
+    def _details(self, info: StepInfo) -> str:
+        """Loss, the last dev metric and the speed, for the progress bar."""
+        if info.evaluation and (metric := info.evaluation.metrics[self._metric]) is not None:
+            self._last_dev = f"{metric:.3f}"
+        speed = f"{self.throughput.recent_tokens_per_second:,.0f} tokens/s"
+        return f"loss {info.stats.loss:.4f}  dev {self._metric} {self._last_dev}  {speed}"
 
     def _scalars(self, info: StepInfo) -> dict[str, float]:
         stats, plan = info.stats, self._plan

@@ -18,7 +18,7 @@ from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.export.peft_format import CARD
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.hub import backbone_address, public_address
-from lingo_ds.monitor.progress import Progress
+from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.rank_statistics import ScoreHistogram
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.rank_sampling.sampler import RankSampler
@@ -102,7 +102,7 @@ class Session:
         )
         self._seeded = [part for part in (self._trainer, self._prefetcher, self._sampler) if part]
 
-    def train(self, first_step: int, tracker: Tracker, progress: Progress) -> Outcome:
+    def train(self, first_step: int, tracker: Tracker, progress: ProgressBar) -> Outcome:
         """Runs the loop from `first_step` on."""
         self._watcher = Watcher(
             tracker,
