@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks._plan_runs import Setting, config_of
 from benchmarks._training_runs import Work
 from lingo_ds.distributed.process_group import DistEnv, detect
-from lingo_ds.planning.cost.elsewhere import Cluster, make_job, read_shapes
+from lingo_ds.planning.cost.elsewhere import Cluster, make_scenario, read_shapes
 from lingo_ds.planning.cost.estimate import Estimate, estimate_step
 from lingo_ds.planning.cost.machine import Machine, Wire
 from lingo_ds.planning.layer import HEAPS
@@ -53,4 +53,4 @@ def predicted(setting: Setting, work: Work, rates: dict[str, Any], runtime: int,
         machine=machine(rates, runtime, setting.link),
         device="cpu",
     )
-    return estimate_step(make_job(config, read_shapes(config, env, None), place))
+    return estimate_step(make_scenario(config, read_shapes(config, env, None), place))

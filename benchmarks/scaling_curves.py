@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from benchmarks._common import parser, show
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import detect
-from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, Shapes, make_job, read_shapes
+from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, Shapes, make_scenario, read_shapes
 from lingo_ds.planning.cost.estimate import Estimate, estimate_step
 from lingo_ds.planning.cost.machine import gpu_machine
 from lingo_ds.planning.traffic import by_link
@@ -78,7 +78,7 @@ class Scaling:
         place = Cluster(hosts=hosts, per_host=PER_HOST, machine=gpu_machine(self._gpu, link))
         self._shapes = self._shapes or read_shapes(config, detect(), Lengths(rows=10**7, tokens=TOKENS))
         try:
-            return estimate_step(make_job(config, self._shapes, place))
+            return estimate_step(make_scenario(config, self._shapes, place))
         except UserError:
             return None
 

@@ -67,9 +67,10 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     if (args.tokens is None) != (args.rows is None):
         given, other = ("tokens", "rows") if args.rows is None else ("rows", "tokens")
         _refuse(f"--{given}", getattr(args, given), f"stands without --{other}", "give both, or neither")
-    from lingo_ds.commands.plan import plan_elsewhere
+    from lingo_ds.commands.plan import Elsewhere, plan_elsewhere
     from lingo_ds.config.suite_config import load_runs
     from lingo_ds.distributed.process_group import detect
+    from lingo_ds.planning.cost.elsewhere import Lengths
     from lingo_ds.utils import logging as logs
     from lingo_ds.utils.resources import resource_path
 
@@ -78,10 +79,12 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
         path = resource_path("recipes", args.config)
     env = detect()
     logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    plan_elsewhere(
-        load_runs(path, overrides), env, hosts=args.hosts or 1, gpus=args.gpus or 8, gpu=args.gpu,
-        link=args.link, tokens=args.tokens, rows=args.rows, shared=args.shared or 0, json_path=args.json,
-    )  # fmt: skip
+    lengths = None
+    if args.tokens is not None:
+        lengths = Lengths(rows=args.rows, tokens=args.tokens, shared=args.shared or 0)
+    given = {name: getattr(args, name) for name in ("hosts", "gpus", "link") if getattr(args, name)}
+    asked = Elsewhere(gpu=args.gpu, lengths=lengths, json_path=args.json, **given)
+    plan_elsewhere(load_runs(path, overrides), env, asked)
     return 0
 
 
@@ -130,19 +133,37 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _recipe_arguments(parser)
     elsewhere = parser.add_argument_group(
-        "a job elsewhere",
-        "memory, FLOPs, bytes, seconds and advice; of the backbone only config.json is read",
+        "a job on other machines",
+        "Memory, FLOPs, bytes, seconds and advice. Of the backbone only config.json and the tokenizer are "
+        "read; with --tokens and --rows neither tokenizer nor data.",
     )
-    elsewhere.add_argument("--gpu", metavar="NAME", help="e.g. h200, h100, a100, l40s")
-    elsewhere.add_argument("--hosts", type=_count, metavar="N", help="hosts (1)")
-    elsewhere.add_argument("--gpus", type=_count, metavar="N", help="GPUs of a host (8)")
-    elsewhere.add_argument("--link", metavar="RATE", help="network of one host, e.g. 8x400Gb (400Gb)")
+    elsewhere.add_argument("--gpu", metavar="NAME", help="kind of GPU, e.g. h200, h100, a100 or l40s")
+    elsewhere.add_argument("--hosts", type=_count, metavar="N", help="number of hosts (default: 1)")
+    elsewhere.add_argument("--gpus", type=_count, metavar="N", help="GPUs of each host (default: 8)")
     elsewhere.add_argument(
-        "--tokens", type=_count, metavar="N", help="of an example, where the data is absent"
+        "--link", metavar="RATE", help="network of each host, e.g. 8x400Gb for eight cards (default: 400Gb)"
     )
-    elsewhere.add_argument("--rows", type=_count, metavar="N", help="training examples, where it is absent")
-    elsewhere.add_argument("--shared", type=int, metavar="N", help="of --tokens, those all begin with (0)")
-    elsewhere.add_argument("--json", type=Path, metavar="FILE", help="write plan and prediction there")
+    elsewhere.add_argument(
+        "--tokens",
+        type=_count,
+        metavar="N",
+        help="tokens per example, when the data is not on this machine; needs --rows",
+    )
+    elsewhere.add_argument(
+        "--rows",
+        type=_count,
+        metavar="N",
+        help="number of training examples, when the data is not on this machine; needs --tokens",
+    )
+    elsewhere.add_argument(
+        "--shared",
+        type=int,
+        metavar="N",
+        help="how many of the --tokens are a prefix that all examples have in common (default: 0)",
+    )
+    elsewhere.add_argument(
+        "--json", type=Path, metavar="FILE", help="file to write plan, prediction and advice to"
+    )
 
 
 def _count(text: str) -> int:

@@ -1,6 +1,8 @@
 """The plan of a run here; with `--gpu` plan, estimate and advice of a job elsewhere."""
 
 import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lingo_ds.config.run_config import RunConfig
@@ -8,10 +10,10 @@ from lingo_ds.config.suite_config import Suite
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.planning.cost.advice import advise
-from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, make_job, read_shapes
+from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, make_scenario, read_shapes
 from lingo_ds.planning.cost.estimate import estimate_step
 from lingo_ds.planning.cost.machine import DEFAULT_LINK, gpu_machine
-from lingo_ds.planning.cost.show import lines
+from lingo_ds.planning.cost.show import advice_table, lines
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils import logging as logs
@@ -25,7 +27,7 @@ def plan(config: RunConfig, env: DistEnv) -> RunPlan:
 
 
 def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
-    """`plan` inside of a job."""
+    """The plan inside of a job that has begun."""
     setup = prepare(config, env)
     if env.is_main:
         for line in setup.plan.equations():
@@ -33,43 +35,65 @@ def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
     return setup.plan
 
 
-def plan_elsewhere(
-    runs: RunConfig | Suite,
-    env: DistEnv,
-    *,
-    hosts: int,
-    gpus: int,
-    gpu: str,
-    link: str | None,
-    tokens: int | None,
-    rows: int | None,
-    shared: int,
-    json_path: Path | None,
-) -> None:
-    """Prints it; of a suite for every task, or once where `tokens` and `rows` describe the data.
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """The machines that `plan --gpu` plans for, and data that is not on this one.
+
+    Attributes:
+        gpu: a name in `planning.cost.machine.GPUS`.
+        hosts, gpus: number of hosts, and of GPUs in each.
+        link: network of one host in bits per second, e.g. `8x400Gb`.
+        lengths: rows and tokens of the data; None: the data is read.
+        json_path: file for everything that was found.
+    """
+
+    gpu: str
+    hosts: int = 1
+    gpus: int = 8
+    link: str = DEFAULT_LINK
+    lengths: Lengths | None = None
+    json_path: Path | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The hosts; raises UserError for a GPU or a network that is not known."""
+        return Cluster(hosts=self.hosts, per_host=self.gpus, machine=gpu_machine(self.gpu, self.link))
+
+
+def plan_elsewhere(runs: RunConfig | Suite, env: DistEnv, asked: Elsewhere) -> None:
+    """Prints plan, estimate and advice; for every task of a suite, or for one where `lengths` is given.
 
     Raises:
         UserError: for mistakes in config, input or arguments, or where nothing fits.
     """
     logs.quieten_libraries()
-    link = link or DEFAULT_LINK
-    place = Cluster(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))
-    lengths = None if tokens is None else Lengths(rows=rows, tokens=tokens, shared=shared)
-    members = {"": runs}
-    if isinstance(runs, Suite):
-        members = {member.task: member.config for member in runs.members}
-        members = dict(list(members.items())[:1]) if lengths else members
+    cluster = asked.cluster
     found = {}
-    for task, config in members.items():
-        shapes = read_shapes(config, env, lengths)
-        job = make_job(config, shapes, place)
-        estimate = estimate_step(job)
-        advice = advise(config, job, lambda changed, shapes=shapes: make_job(changed, shapes, place))
+    for task, config in _members(runs, asked.lengths).items():
+        shapes = read_shapes(config, env, asked.lengths)
+        plan_there = partial(make_scenario, shapes=shapes, cluster=cluster)
+        scenario = plan_there(config)
+        estimate = estimate_step(scenario)
+        advice = advise(config, scenario, plan_there)
         if task:
             logs.results.print(f"\n{task}", highlight=False)
-        for line in [*job.plan.equations(), *lines(job, estimate, place, link), "advice", *advice]:
+        for line in [*scenario.plan.equations(), *lines(scenario, estimate, cluster, asked.link)]:
             logs.results.print(line, highlight=False, soft_wrap=True)
-        found[task] = {"plan": job.plan.to_dict(), "prediction": estimate.to_dict(), "advice": advice}
-    if json_path:
-        only = found.get("", found)
-        atomic_write(json_path, lambda aside: aside.write_text(json.dumps(only, indent=2)))
+        logs.results.print(advice_table(advice, cluster))
+        rows = [one._asdict() for one in advice]
+        found[task] = {"plan": scenario.plan.to_dict(), "prediction": estimate.to_dict(), "advice": rows}
+    if asked.json_path:
+        text = json.dumps(found.get("", found), indent=2)
+        atomic_write(asked.json_path, lambda aside: _write(aside, text))
+
+
+def _members(runs: RunConfig | Suite, lengths: Lengths | None) -> dict[str, RunConfig]:
+    """Configs by task, a single run's by ""; with `lengths` all tasks of a suite are alike."""
+    if isinstance(runs, RunConfig):
+        return {"": runs}
+    members = [(member.task, member.config) for member in runs.members]
+    return dict(members[:1] if lengths else members)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

@@ -1,7 +1,7 @@
-"""What to set, and why: other ways to run the same job, planned and compared."""
+"""What to set: other ways to run the same job, each planned, its memory and seconds beside one another."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lingo_ds.config.run_config import RunConfig
@@ -9,194 +9,179 @@ from lingo_ds.planning.cost.estimate import Estimate, estimate_step
 from lingo_ds.planning.cost.scenario import Scenario, with_budget
 from lingo_ds.planning.memory import USABLE_MEMORY
 from lingo_ds.utils.errors import UserError
-from lingo_ds.utils.units import as_bytes
 
 WORTH = 0.02
-"""Share of a step that a change must save to be advised."""
+"""Share of a step that a change must save to be advised; 8 bits, which round weights, as much once more."""
 
-Plan = Callable[[RunConfig], Scenario]
-"""The job of a config in the place that is planned for; raises UserError where it cannot be."""
+PlanScenario = Callable[[RunConfig], Scenario]
+"""Plans a config on the machines in question; raises UserError where it cannot run there."""
 
 
 class Alternative(NamedTuple):
-    """One way to run a job."""
+    """One row of the advice.
+
+    Attributes:
+        setting: what would be set; of the first row, what is set.
+        bytes_per_process: memory of the model and its training at the peak; None: no plan can be made.
+        seconds: seconds of one step; None where the estimate does not know them (offloaded weights).
+        exposed: seconds of these in which only communication goes on.
+        fits: whether a fifth of the memory stays free.
+        best: whether to run the job so: the fastest that fits, unless it saves next to nothing.
+    """
 
     setting: str
-    job: Scenario
+    bytes_per_process: int | None
+    seconds: float | None
+    exposed: float | None
+    fits: bool
+    best: bool = False
+
+
+class _Planned(NamedTuple):
+    """One way to run the job, with its estimate."""
+
+    setting: str
+    scenario: Scenario
     estimate: Estimate
 
     @property
     def fits(self) -> bool:
-        """Whether a fifth of the memory stays free."""
-        return self.estimate.model_bytes <= USABLE_MEMORY * self.job.machine.memory_bytes
+        return self.estimate.model_bytes <= USABLE_MEMORY * self.scenario.machine.memory_bytes
+
+    @property
+    def knows_seconds(self) -> bool:
+        """Whether the estimate holds all of a step: it leaves out reading weights from the host's memory."""
+        return not self.scenario.offload
+
+    @property
+    def sharding(self) -> tuple[int, int]:
+        return self.scenario.plan.zero_stage, self.scenario.plan.shard_group
+
+    def row(self, *, best: bool) -> Alternative:
+        seconds = exposed = None
+        if self.knows_seconds:
+            seconds, exposed = self.estimate.seconds, self.estimate.exposed
+        return Alternative(self.setting, self.estimate.model_bytes, seconds, exposed, self.fits, best)
 
 
-def advise(config: RunConfig, job: Scenario, plan: Plan) -> list[str]:
-    """One line for each of stage and shard group, hpZ, 8 bits, checkpointing, offload, tokens and network."""
-    now = Alternative("as it is", job, estimate_step(job))
-    return [
-        _stage_and_group(config, now, plan),
-        *_hpz(config, now, plan),
+def advise(config: RunConfig, scenario: Scenario, plan: PlanScenario) -> list[Alternative]:
+    """The job as it is planned, then other ways to run it; at most one of them is the best."""
+    now = _Planned(_as_planned(scenario), scenario, estimate_step(scenario))
+    ways: list[_Planned | Alternative] = [
+        now,
+        *_shardings(config, now, plan),
+        *_second_copies(config, now, plan),
         *_eight_bit(config, now, plan),
         _checkpointing(config, now, plan),
-        _offload(now),
-        _budget(now),
-        *_network(now),
+        *_offload(config, now, plan),
+        *_larger_packs(now),
     ]
+    best = _best(now, [way for way in ways if isinstance(way, _Planned)])
+    return [way.row(best=way is best) if isinstance(way, _Planned) else way for way in ways]
 
 
-def spreads(config: RunConfig, plan: Plan) -> Iterator[Alternative]:
-    """A whole copy on every process, and every size of a shard group inside a host, whole hosts, and all."""
-    first = _way(config, plan, "zero.stage=0", stage=0, shard_group="auto")
-    if first is None:
-        return
-    yield first
-    facts = first.job.plan.facts
+def _as_planned(scenario: Scenario) -> str:
+    plan = scenario.plan
+    settings = [f"zero.stage={plan.zero_stage}"]
+    settings += [f"zero.shard_group={plan.shard_group}"] if plan.zero_stage else []
+    settings += [f"zero.hpz={plan.secondary_group}"] if plan.secondary_group > 1 else []
+    return f"as planned ({' '.join(settings)})"
+
+
+def _best(now: _Planned, ways: Sequence[_Planned]) -> _Planned | None:
+    """The fastest that fits, where each doubt counts `WORTH` of a step: a change, and rounded weights.
+
+    Ways whose seconds are not known count only where no other fits.
+    """
+
+    def cost(way: _Planned) -> float:
+        rounds = way.scenario.sharding.eight_bit
+        changes = way is not now and rounds == now.scenario.sharding.eight_bit
+        adds_rounding = rounds and not now.scenario.sharding.eight_bit
+        return way.estimate.seconds / (1 - WORTH) ** (rounds + (changes or adds_rounding))
+
+    fitting = [way for way in ways if way.fits]
+    return min([way for way in fitting if way.knows_seconds] or fitting, key=cost, default=None)
+
+
+def _with_zero(config: RunConfig, plan: PlanScenario, setting: str, **zero: Any) -> _Planned | None:
+    """The config with other settings of `zero`; None where it cannot be planned."""
+    changed = config.model_copy(update={"zero": config.zero.model_copy(update=zero)})
+    try:
+        scenario = plan(changed)
+    except UserError:
+        return None
+    return _Planned(setting, scenario, estimate_step(scenario))
+
+
+def _shardings(config: RunConfig, now: _Planned, plan: PlanScenario) -> Iterator[_Planned]:
+    """A whole copy on every process, and every size of a shard group inside a host, two hosts, and all.
+
+    Over all processes of several hosts also without a second copy: that is plain ZeRO-3.
+    """
+    facts = now.scenario.plan.facts
     world, local = facts.world_size, facts.local_world_size
+    whole = _with_zero(config, plan, "zero.stage=0", stage=0, shard_group="auto")
+    if whole is None:
+        return
     groups = [
         g for g in range(2, world + 1) if world % g == 0 and (local % g == 0 or g in (world, 2 * local))
     ]
+    ways = [whole]
     for group in groups:
-        way = _way(config, plan, f"zero.stage=3 zero.shard_group={group}", stage=3, shard_group=group)
-        if way:
-            yield way
+        setting = f"zero.stage=3 zero.shard_group={group}"
+        ways += filter(None, [_with_zero(config, plan, setting, stage=3, shard_group=group)])
+    yield from (way for way in ways if way.sharding != now.sharding)
+    if world > local and now.sharding != (3, world):
+        setting = f"zero.stage=3 zero.shard_group={world} zero.hpz=off"
+        plain = _with_zero(config, plan, setting, stage=3, shard_group=world, hpz="off")
+        yield from filter(None, [plain])
 
 
-def _way(config: RunConfig, plan: Plan, setting: str, **zero: Any) -> Alternative | None:
-    changed = config.model_copy(update={"zero": config.zero.model_copy(update=zero)})
-    try:
-        job = plan(changed)
-    except UserError:
-        return None
-    return Alternative(setting, job, estimate_step(job))
-
-
-def _stage_and_group(config: RunConfig, now: Alternative, plan: Plan) -> str:
-    facts, ways = now.job.plan.facts, list(spreads(config, plan))
-    fitting = [way for way in ways if way.fits]
-    if not fitting:
-        need = min(way.estimate.model_bytes for way in ways) if ways else now.estimate.model_bytes
-        usable = as_bytes(USABLE_MEMORY * now.job.machine.memory_bytes)
-        return f"stage      no spread fits: {as_bytes(need)} at least of {usable} usable; add processes"
-    best = min(fitting, key=lambda way: way.estimate.seconds)
-    why = f"{as_bytes(best.estimate.model_bytes)} per process"
-    smaller = [way for way in ways if way.job.plan.shard_group < best.job.plan.shard_group and not way.fits]
-    if smaller:
-        most = max(smaller, key=lambda way: way.job.plan.shard_group)
-        why += f", where {most.setting} needs {as_bytes(most.estimate.model_bytes)}"
-    plain = _way(config, plan, "", stage=3, shard_group=facts.world_size, hpz="off")
-    if plain and best.job.plan.shard_group != facts.world_size:
-        slower = plain.estimate.seconds / best.estimate.seconds
-        why += f"; plain ZeRO-3 over all {facts.world_size} processes takes {slower:.2f} times as long"
-    same = (best.job.plan.zero_stage, best.job.plan.shard_group) == (
-        now.job.plan.zero_stage, now.job.plan.shard_group,
-    )  # fmt: skip
-    if same or (now.fits and now.estimate.seconds <= (1 + WORTH) * best.estimate.seconds):
-        return (
-            f"stage      keep zero.stage={now.job.plan.zero_stage}, group {now.job.plan.shard_group}: {why}"
-        )
-    gain = "the plan as it is does not fit"
-    if now.fits:
-        gain = f"{1 - best.estimate.seconds / now.estimate.seconds:.0%} less time a step"
-    return f"stage      set {best.setting}: {gain}; {why}"
-
-
-def _hpz(config: RunConfig, now: Alternative, plan: Plan) -> Iterator[str]:
+def _second_copies(config: RunConfig, now: _Planned, plan: PlanScenario) -> Iterator[_Planned]:
     """A second copy inside each host pays where the first reaches over several."""
-    sharding = now.job.sharding
+    sharding = now.scenario.sharding
     inside = math.gcd(sharding.shard_group, sharding.local_world_size)
     if sharding.zero_stage == 0 or sharding.hosts(sharding.shard_group) == 1 or inside == 1:
         return
-    with_it, without = (_way(config, plan, "", hpz=hpz) for hpz in (inside, "off"))
-    if with_it is None or without is None:
-        return
-    saved = 1 - with_it.estimate.seconds / without.estimate.seconds
-    gain = f"gathers stay inside a host, {saved:.0%} less time a step"
-    if not with_it.fits:
-        need = as_bytes(with_it.estimate.model_bytes)
-        yield f"hpZ        leave off: a copy in each host needs {need} per process"
-    elif sharding.secondary_group > 1:
-        yield f"hpZ        keep over {sharding.secondary_group} processes: {gain}"
-    else:
-        yield f"hpZ        set zero.hpz=auto: {gain}"
+    other: int | str = "off" if sharding.secondary_group > 1 else inside
+    yield from filter(None, [_with_zero(config, plan, f"zero.hpz={other}", hpz=other)])
 
 
-def _eight_bit(config: RunConfig, now: Alternative, plan: Plan) -> Iterator[str]:
+def _eight_bit(config: RunConfig, now: _Planned, plan: PlanScenario) -> Iterator[_Planned]:
     """Maps in 8 bits pay where nothing hides their gathers, or where memory is short."""
-    on = now.job.sharding.eight_bit
-    if now.job.sharding.zero_stage == 0:
+    if now.scenario.sharding.zero_stage == 0:
         return
-    other = _way(config, plan, "", quantized_weights=not on)
-    with_it, without = (now, other) if on else (other, now)
-    if with_it is None or with_it.job.sharding.zero_stage == 0 or not with_it.fits:
-        return
-    saved = 0.0 if without is None else 1 - with_it.estimate.seconds / without.estimate.seconds
-    say = "keep" if on else "set"
-    if without is None or not without.fits:
-        need = as_bytes(with_it.estimate.model_bytes)
-        yield f"8 bits     {say} zero.quantized_weights=true: only so it fits, in {need} per process"
-    elif saved >= WORTH:
-        yield f"8 bits     {say} zero.quantized_weights=true: {saved:.0%} less time a step, rounded weights"
-    elif on:
-        yield f"8 bits     set zero.quantized_weights=false: they save only {max(saved, 0):.1%} of a step"
+    on = not now.scenario.sharding.eight_bit
+    setting = f"zero.quantized_weights={str(on).lower()}"
+    yield from filter(None, [_with_zero(config, plan, setting, quantized_weights=on)])
 
 
-def _checkpointing(config: RunConfig, now: Alternative, plan: Plan) -> str:
-    on = not now.job.checkpointing
+def _checkpointing(config: RunConfig, now: _Planned, plan: PlanScenario) -> _Planned | Alternative:
+    """Layers computed again, or not."""
+    on = not now.scenario.checkpointing
+    setting = f"backbone.activation_checkpointing={str(on).lower()}"
     backbone = config.backbone.model_copy(update={"activation_checkpointing": on})
     try:
-        job = plan(config.model_copy(update={"backbone": backbone}))
+        scenario = plan(config.model_copy(update={"backbone": backbone}))
     except UserError:
-        return f"recompute  keep {'on' if now.job.checkpointing else 'off'}: the other way does not fit"
-    other = Alternative("", job, estimate_step(job))
-    saved = 1 - other.estimate.seconds / now.estimate.seconds
-    value = str(on).lower()
-    if other.fits and (saved >= WORTH or not now.fits):
-        gain = f"{saved:.0%} less time a step" if saved >= WORTH else "else it does not fit"
-        return (
-            f"recompute  set backbone.activation_checkpointing={value}: {gain}, "
-            f"{job.plan.accumulation} instead of {now.job.plan.accumulation} forwards"
-        )
-    if on:
-        fitting = as_bytes(now.estimate.model_bytes)
-        return f"recompute  leave off: it would cost {-saved:.0%} of a step, and {fitting} fit"
-    return f"recompute  keep on: without it a step needs {as_bytes(other.estimate.model_bytes)} per process"
+        return Alternative(setting, None, None, None, fits=False)
+    return _Planned(setting, scenario, estimate_step(scenario))
 
 
-def _offload(now: Alternative) -> str:
-    if now.job.offload:
-        return "offload    on: every pass reads the weights from the host's memory; not in the seconds above"
-    if now.fits:
-        return "offload    leave off: the weights fit beside the activations"
-    saved = now.estimate.memory.get("backbone", 0)
-    return (
-        f"offload    set zero.profile=zero3_offload where processes cannot be added: frees {as_bytes(saved)}"
-    )
-
-
-def _budget(now: Alternative) -> str:
-    plan, most = now.job.plan, now.estimate.most_tokens
-    if plan.micro_batch_tokens is None:
-        return f"budget     {most:,} tokens of a forward fit; batches are padded"
-    used = plan.micro_batch_tokens
-    share = f"{used:,} tokens of a forward planned, {most:,} fit"
-    if plan.accumulation == 1 or most <= used:
-        return f"budget     keep: {share}; {plan.accumulation} forwards a step"
-    other = estimate_step(with_budget(now.job, most))
-    saved = 1 - other.seconds / now.estimate.seconds
-    if saved < WORTH:
-        return f"budget     keep: {share}; more would save {max(saved, 0):.1%} of a step"
-    return f"budget     set train.micro_batch_tokens={most}: {share}; {saved:.0%} less time a step"
-
-
-def _network(now: Alternative) -> Iterator[str]:
-    """What nothing hides of a step, and what would: the bank goes once a step, weights with each forward."""
-    share = now.estimate.exposed / now.estimate.seconds
-    if share < 0.05:
+def _offload(config: RunConfig, now: _Planned, plan: PlanScenario) -> Iterator[_Planned]:
+    """Weights in the host's memory, for where the job does not fit and processes cannot be added."""
+    if now.fits or now.scenario.offload:
         return
-    bank = sum(one.exposed for one in now.estimate.sent if one.collective.what == "bank")
-    larger = now.estimate.exposed / now.estimate.compute / 0.05
-    mend = f"{larger:.1f} times the examples of a step would bring it to a twentieth"
-    if bank < now.estimate.exposed / 2:
-        mend = "larger forwards or a copy inside each host would hide it; more forwards a step would not"
-    yield f"network    communication that nothing hides is {share:.0%} of a step; {mend}"
+    setting = "zero.stage=3 zero.profile=zero3_offload"
+    changes = {"stage": 3, "profile": "zero3_offload", "quantized_weights": False}
+    yield from filter(None, [_with_zero(config, plan, setting, **changes)])
+
+
+def _larger_packs(now: _Planned) -> Iterator[_Planned]:
+    """Forwards as large as memory allows, where a step takes several."""
+    plan, most = now.scenario.plan, now.estimate.most_tokens
+    if plan.micro_batch_tokens is None or plan.accumulation == 1 or most <= plan.micro_batch_tokens:
+        return
+    scenario = with_budget(now.scenario, most)
+    yield _Planned(f"train.micro_batch_tokens={most}", scenario, estimate_step(scenario))

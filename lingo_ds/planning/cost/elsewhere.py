@@ -132,19 +132,19 @@ def _read(
     return data.classes, data_facts(config, spec, data)
 
 
-def make_job(config: RunConfig, shapes: Shapes, place: Cluster) -> Scenario:
+def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenario:
     """The plan of a run there, and all that its time and memory follow from.
 
     Raises:
         UserError: as `make_plan`.
     """
-    spec, machine = shapes.spec, place.machine
+    spec, machine = shapes.spec, cluster.machine
     name = config.backbone.dtype
-    dtype = DTYPES[{"cuda": "bf16", "cpu": "fp32"}[place.device] if name == "auto" else name]
+    dtype = DTYPES[{"cuda": "bf16", "cpu": "fp32"}[cluster.device] if name == "auto" else name]
     processes = Processes(
-        device=place.device,
-        world_size=place.world_size,
-        local_world_size=place.per_host,
+        device=cluster.device,
+        world_size=cluster.world_size,
+        local_world_size=cluster.per_host,
         memory_bytes=machine.memory_bytes,
     )
     facts = model_facts(
@@ -156,10 +156,12 @@ def make_job(config: RunConfig, shapes: Shapes, place: Cluster) -> Scenario:
         eight_bit=config.zero.quantized_weights,
     )
     plan = make_plan(config, Facts.of(facts, shapes.data))
-    profile = read_profile(config.zero, place.env)
+    profile = read_profile(config.zero, cluster.env)
     return Scenario(
         plan=plan,
-        layer=layer_shape(spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, place.device)),
+        layer=layer_shape(
+            spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, cluster.device)
+        ),
         weights=spec.weights,
         sharding=sharding_of_plan(plan, profile, dtype),
         machine=machine,

@@ -92,53 +92,56 @@ class Estimate:
         }  # fmt: skip
 
 
-def estimate_step(job: Scenario) -> Estimate:
+def estimate_step(scenario: Scenario) -> Estimate:
     """What a job takes."""
-    plan, facts = job.plan, job.plan.facts
-    work = pass_work(job)
-    forward, backward = (seconds(job, part) for part in (work.forward, work.backward))
-    sent = tuple(_sent(job, one, forward, backward) for one in _collectives(job))
-    passes = UPDATE_PASSES + (SAMPLING_PASSES if job.sampling else 0)
+    plan, facts = scenario.plan, scenario.plan.facts
+    work = pass_work(scenario)
+    forward, backward = (seconds(scenario, part) for part in (work.forward, work.backward))
+    sent = tuple(_sent(scenario, one, forward, backward) for one in _collectives(scenario))
+    passes = UPDATE_PASSES + (SAMPLING_PASSES if scenario.sampling else 0)
     return Estimate(
-        memory=memory_parts(job),
-        kept_by_layer=(kept_by_layer(job, checkpointing=False), kept_by_layer(job, checkpointing=True)),
+        memory=memory_parts(scenario),
+        kept_by_layer=(
+            kept_by_layer(scenario, checkpointing=False),
+            kept_by_layer(scenario, checkpointing=True),
+        ),
         flops=work.flops,
         sent=sent,
         compute=forward + backward,
         exposed=sum(one.exposed for one in sent),
-        update=passes * 4 * facts.bank_parameters / job.machine.memory + 40 * job.machine.dispatch,
+        update=passes * 4 * facts.bank_parameters / scenario.machine.memory + 40 * scenario.machine.dispatch,
         real_tokens=plan.global_batch_size * facts.mean_tokens,
         examples=plan.global_batch_size,
         rows=facts.train_rows,
-        most_tokens=most_tokens(job),
+        most_tokens=most_tokens(scenario),
     )
 
 
-def _collectives(job: Scenario) -> Sequence[Collective]:
-    reduce_buffer = 4 * (job.plan.facts.bank_parameters + 6)
+def _collectives(scenario: Scenario) -> Sequence[Collective]:
+    reduce_buffer = 4 * (scenario.plan.facts.bank_parameters + 6)
     return step_traffic(
-        job.weights,
-        job.sharding,
-        micro_batches=job.plan.accumulation,
+        scenario.weights,
+        scenario.sharding,
+        micro_batches=scenario.plan.accumulation,
         reduce_buffer=reduce_buffer,
-        learns_inside=job.plan.facts.learns_inside,
+        learns_inside=scenario.plan.facts.learns_inside,
     )
 
 
-def _sent(job: Scenario, one: Collective, forward: float, backward: float) -> CollectiveTime:
+def _sent(scenario: Scenario, one: Collective, forward: float, backward: float) -> CollectiveTime:
     """Seconds of a collective: gathers come layer by layer and hide behind the layer before."""
-    passes = job.plan.accumulation
+    passes = scenario.plan.accumulation
     if one.what not in ("forward", "backward"):
-        seconds = ring_seconds(job.machine, one, calls=1)
+        seconds = ring_seconds(scenario.machine, one, calls=1)
         return CollectiveTime(one, seconds, seconds)
     apart = (
-        2 if job.sharding.eight_bit and not job.sharding.persistent else 1
+        2 if scenario.sharding.eight_bit and not scenario.sharding.persistent else 1
     )  # maps, and what is not in 8 bits
-    calls = passes * job.plan.facts.layers * apart
-    seconds = ring_seconds(job.machine, one, calls=calls)
+    calls = passes * scenario.plan.facts.layers * apart
+    seconds = ring_seconds(scenario.machine, one, calls=calls)
     computing = forward if one.what == "forward" else backward
-    network = job.machine.between if one.hosts > 1 else job.machine.inside
-    hidden = min(seconds * (1 - 1 / job.plan.facts.layers), network.hidden * computing)
+    network = scenario.machine.between if one.hosts > 1 else scenario.machine.inside
+    hidden = min(seconds * (1 - 1 / scenario.plan.facts.layers), network.hidden * computing)
     return CollectiveTime(one, seconds, seconds - hidden)
 
 

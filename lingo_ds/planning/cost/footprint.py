@@ -6,72 +6,72 @@ from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.memory import USABLE_MEMORY, backbone_bytes, bank_parts
 
 
-def memory_parts(job: Scenario) -> dict[str, int]:
+def memory_parts(scenario: Scenario) -> dict[str, int]:
     """Bytes of one process at the peak of a step, by part."""
-    plan, facts = job.plan, job.plan.facts
+    plan, facts = scenario.plan, scenario.plan.facts
     held = backbone_bytes(facts, plan.zero_stage, plan.shard_group, plan.secondary_group)
     if plan.zero_stage == 3:
-        table = max((weight.entries for weight in job.weights.embeddings), default=0)
+        table = max((weight.entries for weight in scenario.weights.embeddings), default=0)
         whole = (table + facts.layer_parameters) * facts.compute_bytes
         held["gathered layers"] = max(held["gathered layers"], whole)
-        heap = job.machine.heap
-        stays = heap.unpacked if job.sharding.eight_bit else heap.gathered
+        heap = scenario.machine.heap
+        stays = heap.unpacked if scenario.sharding.eight_bit else heap.gathered
         left = facts.backbone_parameters * facts.compute_bytes * stays
         held["gathered layers"] = max(held["gathered layers"], int(left))
-    if job.offload:
+    if scenario.offload:
         held["backbone"] = 0
-    tokens = min(plan.forward_tokens, math.ceil(job.tokens / plan.accumulation))
-    held |= bank_parts(facts, sampling=job.sampling)
+    tokens = min(plan.forward_tokens, math.ceil(scenario.tokens / plan.accumulation))
+    held |= bank_parts(facts, sampling=scenario.sampling)
     held |= {
-        "activations": int(tokens * _taken_per_token(job)),
-        "working": int(_taken_per_byte(job) * tokens * job.layer.working * facts.compute_bytes),
+        "activations": int(tokens * _taken_per_token(scenario)),
+        "working": int(_taken_per_byte(scenario) * tokens * scenario.layer.working * facts.compute_bytes),
         "buffers": tokens * 3 * 8,
-        "runtime": job.machine.runtime_bytes,
+        "runtime": scenario.machine.runtime_bytes,
     }
     return {part: size for part, size in held.items() if size}
 
 
-def kept_per_token(job: Scenario) -> float:
+def kept_per_token(scenario: Scenario) -> float:
     """Bytes that a token leaves for the backward pass, over all layers."""
-    facts, shape = job.plan.facts, job.layer
-    whole = facts.layers - (1 if job.last_layer_cut else 0)
-    last = (shape.hidden * 3 + shape.inputs // 4 + 2 * shape.keys) if job.last_layer_cut else 0
+    facts, shape = scenario.plan.facts, scenario.layer
+    whole = facts.layers - (1 if scenario.last_layer_cut else 0)
+    last = (shape.hidden * 3 + shape.inputs // 4 + 2 * shape.keys) if scenario.last_layer_cut else 0
     if not facts.learns_inside:
         return shape.kept(facts.compute_bytes) * facts.compute_bytes
-    if job.checkpointing:
+    if scenario.checkpointing:
         entries = facts.layers * shape.hidden + shape.kept(facts.compute_bytes)
     else:
         entries = whole * shape.kept(facts.compute_bytes) + last
     return entries * facts.compute_bytes
 
 
-def _taken_per_byte(job: Scenario) -> float:
+def _taken_per_byte(scenario: Scenario) -> float:
     """Bytes that the process grows by for each that a layer keeps or works on."""
-    return job.machine.heap.fused if job.layer.fused else job.machine.heap.kept
+    return scenario.machine.heap.fused if scenario.layer.fused else scenario.machine.heap.kept
 
 
-def _taken_per_token(job: Scenario) -> float:
+def _taken_per_token(scenario: Scenario) -> float:
     """Bytes that the process grows by for what a token leaves."""
-    heap, facts = job.machine.heap, job.plan.facts
+    heap, facts = scenario.machine.heap, scenario.plan.facts
     again = 0.0
-    if job.checkpointing and facts.learns_inside:
-        again = heap.again * facts.layers * job.layer.kept(facts.compute_bytes) * facts.compute_bytes
-    return _taken_per_byte(job) * kept_per_token(job) + again
+    if scenario.checkpointing and facts.learns_inside:
+        again = heap.again * facts.layers * scenario.layer.kept(facts.compute_bytes) * facts.compute_bytes
+    return _taken_per_byte(scenario) * kept_per_token(scenario) + again
 
 
-def kept_by_layer(job: Scenario, *, checkpointing: bool) -> int:
+def kept_by_layer(scenario: Scenario, *, checkpointing: bool) -> int:
     """Bytes of activations in use that one layer keeps of a forward."""
-    tokens = math.ceil(job.tokens / job.plan.accumulation)
-    facts = job.plan.facts
-    entries = job.layer.hidden if checkpointing else job.layer.kept(facts.compute_bytes)
+    tokens = math.ceil(scenario.tokens / scenario.plan.accumulation)
+    facts = scenario.plan.facts
+    entries = scenario.layer.hidden if checkpointing else scenario.layer.kept(facts.compute_bytes)
     return int(tokens * entries * facts.compute_bytes)
 
 
-def most_tokens(job: Scenario) -> int:
+def most_tokens(scenario: Scenario) -> int:
     """Tokens of a forward at most that leave a fifth of the memory free."""
-    parts = memory_parts(job)
+    parts = memory_parts(scenario)
     counted_apart = ("activations", "working", "buffers", "runtime")
     fixed = sum(size for part, size in parts.items() if part not in counted_apart)
-    working = _taken_per_byte(job) * job.layer.working * job.plan.facts.compute_bytes
-    each = _taken_per_token(job) + working + 24
-    return max(0, int((USABLE_MEMORY * job.machine.memory_bytes - fixed) // each))
+    working = _taken_per_byte(scenario) * scenario.layer.working * scenario.plan.facts.compute_bytes
+    each = _taken_per_token(scenario) + working + 24
+    return max(0, int((USABLE_MEMORY * scenario.machine.memory_bytes - fixed) // each))

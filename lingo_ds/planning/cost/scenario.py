@@ -55,12 +55,13 @@ class Scenario:
         return self.plan.packed
 
 
-def with_budget(job: Scenario, tokens: int) -> Scenario:
+def with_budget(scenario: Scenario, tokens: int) -> Scenario:
     """The same job with packs of `tokens` at most."""
-    facts, plan = job.plan.facts, job.plan
+    facts, plan = scenario.plan.facts, scenario.plan
     prefix, share = plan.shared_prefix, math.ceil(plan.global_batch_size / facts.world_size)
     micro = max(1, min(share, int((tokens - prefix) // (facts.mean_tokens - prefix))))
     accumulation = math.ceil(share / micro)
     return replace(
-        job, plan=replace(plan, micro_batch_tokens=tokens, micro_batch_size=micro, accumulation=accumulation)
+        scenario,
+        plan=replace(plan, micro_batch_tokens=tokens, micro_batch_size=micro, accumulation=accumulation),
     )

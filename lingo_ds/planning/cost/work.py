@@ -27,25 +27,27 @@ class Work(NamedTuple):
     flops: dict[str, float]
 
 
-def pass_work(job: Scenario) -> Work:
+def pass_work(scenario: Scenario) -> Work:
     """Work of one process in one step."""
-    shape, facts = job.layer, job.plan.facts
-    tokens, layers = job.tokens, facts.layers - (1 if job.last_layer_cut else 0)
-    span = facts.mean_tokens / (2 if job.machine.causal_half and facts.causal else 1)
-    examples = job.plan.global_batch_size / facts.world_size
-    pooled = examples if job.last_layer_cut else 0  # tokens of the last layer
+    shape, facts = scenario.layer, scenario.plan.facts
+    tokens, layers = scenario.tokens, facts.layers - (1 if scenario.last_layer_cut else 0)
+    span = facts.mean_tokens / (2 if scenario.machine.causal_half and facts.causal else 1)
+    examples = scenario.plan.global_batch_size / facts.world_size
+    pooled = examples if scenario.last_layer_cut else 0  # tokens of the last layer
     forward = PassWork(
         products=2 * (tokens * (layers * shape.maps + (shape.before_attention if pooled else 0))
                       + pooled * shape.maps),
         adapters=2 * tokens * facts.layers * shape.rank * shape.adapted,
         attention=4 * tokens * layers * shape.queries * span,
         moved=tokens * (layers + (0.3 if pooled else 0)) * shape.moved * facts.compute_bytes,
-        operations=job.plan.accumulation * facts.layers * shape.operations,
+        operations=scenario.plan.accumulation * facts.layers * shape.operations,
     )  # fmt: skip
     if not facts.learns_inside:
         nothing = PassWork(0, 0, 0, 0, 0)
         return Work(
-            _with_unpacking(forward, job, job.weights.every), nothing, _flops(forward, nothing, nothing)
+            _with_unpacking(forward, scenario, scenario.weights.every),
+            nothing,
+            _flops(forward, nothing, nothing),
         )
     backward = PassWork(
         forward.products,  # gradients go to the input alone
@@ -55,22 +57,22 @@ def pass_work(job: Scenario) -> Work:
         BACKWARD * forward.operations,
     )
     nothing = PassWork(0, 0, 0, 0, 0)
-    again = forward if job.checkpointing else nothing
+    again = forward if scenario.checkpointing else nothing
     flops = _flops(forward, backward, again)
     backward = PassWork(*(a + b for a, b in zip(backward, again, strict=True)))
     return Work(
-        _with_unpacking(forward, job, job.weights.every),
-        _with_unpacking(backward, job, gathered_again(job.weights, job.sharding)),
+        _with_unpacking(forward, scenario, scenario.weights.every),
+        _with_unpacking(backward, scenario, gathered_again(scenario.weights, scenario.sharding)),
         flops,
     )
 
 
-def _with_unpacking(part: PassWork, job: Scenario, gathered: Iterable[Weight]) -> PassWork:
+def _with_unpacking(part: PassWork, scenario: Scenario, gathered: Iterable[Weight]) -> PassWork:
     """With the maps among what is gathered, which in 8 bits are read and written once more."""
-    if not job.sharding.eight_bit:
+    if not scenario.sharding.eight_bit:
         return part
-    entries = job.plan.accumulation * sum(weight.entries for weight in gathered if weight.is_map)
-    return part._replace(moved=part.moved + entries * (1 + job.plan.facts.compute_bytes))
+    entries = scenario.plan.accumulation * sum(weight.entries for weight in gathered if weight.is_map)
+    return part._replace(moved=part.moved + entries * (1 + scenario.plan.facts.compute_bytes))
 
 
 def _flops(forward: PassWork, backward: PassWork, again: PassWork) -> dict[str, float]:
@@ -83,9 +85,9 @@ def _flops(forward: PassWork, backward: PassWork, again: PassWork) -> dict[str, 
     return {part: value for part, value in parts.items() if value}
 
 
-def seconds(job: Scenario, part: PassWork) -> float:
+def seconds(scenario: Scenario, part: PassWork) -> float:
     """Of one direction: the device's work, and the host's where it does not run ahead of it."""
-    machine, width = job.machine, job.layer.hidden
+    machine, width = scenario.machine, scenario.layer.hidden
     device = (
         part.products / machine.at_width(machine.products, width)
         + part.adapters / machine.at_width(machine.adapters, width)
