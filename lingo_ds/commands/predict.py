@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lingo_ds.config.run_config import PredictConfig
+from lingo_ds.data.readers.bed import BED_SUFFIXES
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import suffix_of
 from lingo_ds.data.streams.intervals import Regions
@@ -30,7 +31,7 @@ from lingo_ds.utils.files import default_cache
 
 logger = logging.getLogger(__name__)
 
-ON_GENOME = (".vcf", ".bed")
+ON_GENOME = (".vcf", *BED_SUFFIXES)
 """Endings of files that name places of a genome."""
 
 Input = Records | Regions | Variants
@@ -104,7 +105,7 @@ def predict(
 def _refuse_places(source: Path, genome: Path | None, window: int | None, strict: bool) -> None:
     """Options that say nothing about a file of sequences are a misunderstanding."""
     options = {"--genome": genome, "--window": window, "--strict": strict or None}
-    rule, fix = f"is for {' and '.join(ON_GENOME)}, not for {source.name}", "leave it out"
+    rule, fix = f"is for {', '.join(ON_GENOME)}, not for {source.name}", "leave it out"
     mistakes = [Mistake(option, value, rule, fix) for option, value in options.items() if value is not None]
     if mistakes:
         raise UserError(mistakes)
@@ -120,7 +121,7 @@ def _on_genome(
     if window is not None and window < 1:
         raise UserError(Mistake("--window", window, "is no number of bases", "give 1 or more"))
     fasta = Genome(genome, cache=default_cache())
-    if kind == ".bed":
+    if kind in BED_SUFFIXES:
         return Regions(source, genome=fasta, window=window, strict=strict)
     data = read_card(adapter).data
     window = window or (data and data.bases)

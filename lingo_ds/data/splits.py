@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from lingo_ds.data.examples import SPLITS
+from lingo_ds.data.readers.intervals import merge_intervals, overlap_groups
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -54,12 +55,8 @@ def groups_of(seen: SplitSummary) -> np.ndarray:
         _, first, group = np.unique(np.asarray(seen.hashes), return_index=True, return_inverse=True)
         return first[group]  # by first row: hashes are others in another process
     chromosome, start, end = windows
-    order = np.lexsort((start, chromosome))
-    far = 1 << 44  # beyond any chromosome, so that none reaches into the next
-    begin, reach = (chromosome * far + start)[order], np.maximum.accumulate((chromosome * far + end)[order])
-    group = np.empty(len(seen), dtype=np.int64)
-    group[order] = np.cumsum(np.concatenate([[True], begin[1:] >= reach[:-1]])) - 1
-    return group
+    offset = chromosome * (1 << 44)  # beyond any chromosome, so that none reaches into the next
+    return overlap_groups(offset + start, offset + end)
 
 
 def draw_splits(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
@@ -122,10 +119,10 @@ def overlaps(windows: Mapping[str, np.ndarray], chromosomes: Sequence[str]) -> s
     found = []
     for one, other in combinations(windows, 2):
         both = np.intersect1d(windows[one][0], windows[other][0])
-        touching = sum(_touching(_on(windows[one], k), _on(windows[other], k)) for k in both)
-        if touching:
+        shared = sum(_count_overlaps(_on(windows[one], k), _on(windows[other], k)) for k in both)
+        if shared:
             total = windows[other].shape[1]
-            found.append(f"{touching} of {total} windows of {other} overlap windows of {one}")
+            found.append(f"{shared} of {total} windows of {other} overlap windows of {one}")
         if len(both):
             some = ", ".join([chromosomes[k] for k in both[:3]] + [".."] * (len(both) > 3))
             found.append(f"{one} and {other} have {len(both)} chromosomes in common ({some})")
@@ -136,9 +133,6 @@ def _on(windows: np.ndarray, chromosome: int) -> np.ndarray:
     return windows[1:, windows[0] == chromosome]
 
 
-def _touching(one: np.ndarray, other: np.ndarray) -> int:
+def _count_overlaps(one: np.ndarray, other: np.ndarray) -> int:
     """How many of `other`'s windows (2, m) overlap one of `one`'s (2, n)."""
-    order = np.argsort(one[0], kind="stable")
-    starts, reach = one[0][order], np.maximum.accumulate(one[1][order])
-    before = np.searchsorted(starts, other[1]) - 1  # the last that begins before the other's end
-    return int(((before >= 0) & (reach[before] > other[0])).sum())
+    return int(merge_intervals(*one).overlap(*other).sum())

@@ -10,6 +10,7 @@ import numpy as np
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import Example
 from lingo_ds.data.readers.genome import Genome
+from lingo_ds.data.readers.intervals import merge_intervals
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,10 @@ class Negatives:
             starts, ends = bounds.setdefault(chromosome, (array("q"), array("q")))
             starts.append(start)
             ends.append(end)
-        self._occupied = {name: merged(*map(np.asarray, both)) for name, both in bounds.items()}
+        self._occupied = {
+            name: merge_intervals(np.asarray(starts), np.asarray(ends))
+            for name, (starts, ends) in bounds.items()
+        }
 
     def like(self, positive: Example, *, per_interval: float) -> Iterator[Example]:
         """Windows for a positive one: `per_interval` of them, on average where that is no whole number."""
@@ -89,23 +93,13 @@ class Negatives:
 
     def _free_places(self, chromosome: str, width: int) -> Iterator[int]:
         """Starts of windows off all intervals, drawn anew as they are asked for."""
-        starts, ends = self._occupied[chromosome]
         room = self._genome.lengths[chromosome] - width
         for _ in range(DRAWS if room >= 0 else 0):
             drawn = self._rng.integers(0, room + 1, TRIES)
-            before = np.searchsorted(starts, drawn + width) - 1  # the last that begins before our end
-            yield from drawn[(before < 0) | (ends[before] <= drawn)].tolist()
+            yield from drawn[~self._occupied[chromosome].overlap(drawn, drawn + width)].tolist()
 
 
 def gc_share(sequence: str) -> float:
     """G and C among A, C, G and T of upper-case DNA; 0 where there is none of them."""
     gc = sequence.count("G") + sequence.count("C")
     return gc / max(gc + sequence.count("A") + sequence.count("T"), 1)
-
-
-def merged(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted starts and ends of the union of intervals, (n,) each; those that touch become one."""
-    order = np.argsort(starts, kind="stable")
-    starts, reach = starts[order], np.maximum.accumulate(ends[order])
-    first = np.concatenate([[True], starts[1:] > reach[:-1]])
-    return starts[first], reach[np.concatenate([first[1:], [True]])]

@@ -6,12 +6,13 @@ from os.path import exists, isdir  # False, where pathlib raises, for what can b
 from pathlib import Path
 
 from lingo_ds.config.data_config import DataConfig
+from lingo_ds.data.readers.bed import BED_SUFFIXES, WindowRule
 from lingo_ds.data.readers.fasta import FASTA
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import stem_of, suffix_of
 from lingo_ds.data.sources import tables
 from lingo_ds.data.sources.base import SPLIT_NAMES, Part, Source, entries_of, files_in
-from lingo_ds.data.sources.bed import BedSource, Chromosomes, WindowRule
+from lingo_ds.data.sources.bed import BedSource, Chromosomes
 from lingo_ds.data.sources.deepsea import DeepSea
 from lingo_ds.data.sources.fasta import ClassFolders, FastaSource
 from lingo_ds.data.sources.hub import HubDataset
@@ -21,7 +22,7 @@ from lingo_ds.utils.errors import Mistake, UserError
 SOURCE_SUFFIXES = {
     "table": tables.TABLE_SUFFIXES,
     "fasta": FASTA,
-    "bed": (".bed", ".narrowpeak", ".broadpeak"),
+    "bed": BED_SUFFIXES,
     "deepsea": (".mat", ".npz"),
 }
 SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")

@@ -20,7 +20,7 @@ from tests.unit.commands.test_predict import (
     predict,
     read,
 )
-from tests.unit.data.test_variants import C1, C2, write_fasta, write_vcf
+from tests.unit.genomes import C1, C2, write_fasta, write_vcf
 
 VARIANTS = {
     "c1 9 rs1 A G": ("TTACG", "TTGCG"),
@@ -118,13 +118,26 @@ def test_intervals_of_a_bed(adapter, predictor, fasta, tmp_path):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+def test_peaks_are_intervals(adapter, fasta, tmp_path):
+    """Whatever their file is called, and with a header or without."""
+    peaks = "c1\t0\t8\tfirst\t9\t-\t5.1\t3\t2.5\t1\n"
+    (tmp_path / "r.narrowPeak").write_text(peaks)
+    (tmp_path / "r.bed").write_text("chrom\tstrand\tstart\tend\tname\nc1\t-\t0\t8\tfirst\n")
+    for name in ("r.narrowPeak", "r.bed"):
+        options = ("--genome", str(fasta))
+        status, shown = predict(adapter, tmp_path / name, tmp_path / f"{name}.csv", *options)
+        assert status == 0, shown
+    assert (tmp_path / "r.bed.csv").read_text() == (tmp_path / "r.narrowPeak.csv").read_text()
+    assert read(tmp_path / "r.bed.csv")["id"] == ["first"]
+
+
 OPTIONS = {
     "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for .vcf"),
     "absent genome": ("v.vcf", ["--genome", "absent.fa"], "error: --genome: 'absent.fa': cannot be read"),
     "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': is no number of"),
-    "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf and .bed"),
-    "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf and .bed"),
-    "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf and .bed"),
+    "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf, .bed, .na"),
+    "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf, .bed, .na"),
+    "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf, .bed, .na"),
     "strict": ("bad.vcf", ["--genome", "g.fa", "--window", "5", "--strict"], "bad.vcf:4: 'C': is REF, but"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.convert import convert_once
-from lingo_ds.data.sources.negatives import gc_share, merged
+from lingo_ds.data.sources.negatives import gc_share
 from tests.unit.reading import Read, read, refused
 
 
@@ -271,11 +271,6 @@ def test_where_there_is_no_room_it_is_said(tmp_path, genome, cache, caplog):
     assert "2 windows found no place off the intervals" in caplog.text
 
 
-def test_merged_intervals_by_hand():
-    starts, ends = merged(np.array([5, 0, 3, 20, 12]), np.array([9, 2, 6, 21, 20]))
-    assert (starts.tolist(), ends.tolist()) == ([0, 3, 12], [2, 9, 21])
-
-
 # -- mistakes
 
 
@@ -329,7 +324,7 @@ def test_chromosomes_beside_files_of_splits_are_refused(tmp_path, genome, cache)
     for split in ("train", "dev"):
         bed(tmp_path / "b" / f"{split}.bed", "c1 0 9")
     (mistake,) = refused(tmp_path / "b", cache, intervals={"genome": str(genome), "dev_chromosomes": ["c2"]})
-    assert mistake.rule == "stands beside files by split"
+    assert mistake.rule == "cannot be combined with one file per split"
 
 
 # -- size

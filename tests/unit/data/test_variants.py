@@ -1,36 +1,15 @@
-"""Windows around variants and intervals, against a genome that is written out here."""
+"""Windows around variants, against a genome that is written out."""
 
 import gzip
 import logging
 import random
-from pathlib import Path
 
 import pytest
-from Bio import bgzf
 
-from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.readers.genome import Genome
-from lingo_ds.data.streams.intervals import Regions
 from lingo_ds.data.streams.variants import Variants
 from lingo_ds.utils.errors import UserError
-
-C1 = "AACCGGTTACGTACGTTTGG"
-"""Bases 1 to 20: 9 is the A before CGT, 13 the A after it."""
-C2 = "acgtRYNNacgt"
-HEAD = "##fileformat=VCFv4.2\n##contig=<ID=c1>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
-
-
-def write_fasta(path: Path, contigs: dict[str, str], *, width: int = 7) -> Path:
-    lines = []
-    for name, bases in contigs.items():
-        lines += [f">{name} some words", *(bases[k : k + width] for k in range(0, len(bases), width))]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def write_vcf(path: Path, *rows: str) -> Path:
-    path.write_text(HEAD + "".join("\t".join(row.split()) + "\t.\t.\t.\n" for row in rows))
-    return path
+from tests.unit.genomes import C1, C2, HEAD, write_fasta, write_vcf
 
 
 @pytest.fixture
@@ -38,7 +17,7 @@ def genome(tmp_path) -> Genome:
     return Genome(write_fasta(tmp_path / "g.fa", {"c1": C1, "c2": C2}), cache=tmp_path / "cache")
 
 
-def everything(source: Variants | Regions, *, most: int = 1000, skip: int = 0) -> list:
+def everything(source: Variants, *, most: int = 1000, skip: int = 0) -> list:
     return list(source.chunks(most=most, most_bases=10**9, skip=skip))
 
 
@@ -242,161 +221,6 @@ def test_a_file_without_variants_is_none_of_them(genome, tmp_path):
     assert everything(Variants(write_vcf(tmp_path / "v.vcf"), genome=genome, window=5)) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "other"), [("chr2", "2"), ("3", "chr3"), ("chrM", "MT"), ("MT", None), ("c1", None)]
-)
-def test_the_genomes_own_name_for_a_contig(tmp_path, name, other):
-    contigs = {"2": "A", "chr3": "A", **({"MT": "A"} if other else {})}
-    assert Genome(write_fasta(tmp_path / "g.fa", contigs), cache=tmp_path).other_name(name) == other
-
-
-# -- intervals
-
-
-def test_intervals_are_read_on_their_strand(genome, tmp_path):
-    rows = ["track name=x", "# words", "c1\t0\t4", "c1\t8\t12\tcgt\t0\t+", "c1\t0\t4\tminus\t0\t-",
-            "c1 4 8 spaces 0 .", "", "c1\t16\t20\t.\t0\t-"]  # fmt: skip
-    (tmp_path / "r.bed").write_text("\n".join(rows))
-    (chunk,) = everything(Regions(tmp_path / "r.bed", genome=genome))
-    assert dict(zip(chunk.ids, chunk.sequences, strict=True)) == {
-        "c1:0-4": "AACC", "cgt": "ACGT", "minus": "GGTT", "spaces": "GGTT", "c1:16-20": "CCAA",
-    }  # fmt: skip
-
-
-def test_a_window_lies_around_an_intervals_middle(genome, tmp_path):
-    (tmp_path / "r.bed").write_text("c1\t8\t9\ta\nc1\t0\t2\tb\nc1\t8\t9\tc\t0\t-\n")
-    (chunk,) = everything(Regions(tmp_path / "r.bed", genome=genome, window=5))
-    assert chunk.sequences == ["TTACG", "NAACC", "CGTAA"]
-
-
-def test_intervals_beyond_the_genome_are_counted_or_refused(genome, tmp_path):
-    (tmp_path / "r.bed").write_text("c1\t0\t2\nc1\t18\t21\nc9\t0\t1\n")
-    regions = Regions(tmp_path / "r.bed", genome=genome)
-    assert [chunk.ids for chunk in everything(regions)] == [["c1:0-2"]]
-    assert (
-        str(regions.skipped) == "1 beyond the end of their contig, 1 on contigs that the genome lacks (c9: 1)"
-    )
-    with pytest.raises(UserError) as caught:
-        everything(Regions(tmp_path / "r.bed", genome=genome, strict=True))
-    assert [mistake.where[-2:] for mistake in caught.value.mistakes] == [":2", ":3"]
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ("c1\t4", "r.bed:1: '2 columns'"),
-        ("c1\t4\t4", "r.bed:1: '4 4': the end"),
-        ("c1\t-1\t4", "r.bed:1: '-1 4': begin and end are no whole numbers"),
-        ("c1\t1\t4\tx\t0\tforward", "r.bed:1: 'forward': is no strand"),
-    ],
-)
-def test_a_mistake_in_a_bed_is_named(genome, tmp_path, row, words):
-    (tmp_path / "r.bed").write_text(row)
-    with pytest.raises(UserError, match=words):
-        everything(Regions(tmp_path / "r.bed", genome=genome))
-
-
-@pytest.mark.parametrize("sequence", ["ACGT", "GAATTC", "RSY", "KWNWM", ""])
-def test_palindromes_are_their_own_reverse_complement(sequence):
-    assert reverse_complement(sequence) == sequence
-
-
-def test_every_letter_has_its_complement():
-    sets = {"A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT", "K": "GT",
-            "M": "AC", "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "N": "ACGT"}  # fmt: skip
-    of = {"A": "T", "C": "G", "G": "C", "T": "A"}
-    for letter, bases in sets.items():
-        other = {of[base] for base in bases}
-        assert set(sets[reverse_complement(letter)]) == other, letter
-    assert reverse_complement("AACGU") == "ACGTT"
-
-
-# -- the genome
-
-
-def test_any_order_of_places_gives_the_same_bases(tmp_path):
-    draw = random.Random(1)
-    bases = "".join(draw.choices("ACGTacgtN", k=200_000))
-    path = write_fasta(tmp_path / "g.fa", {"a": "AC", "b": bases, "c": "GT"}, width=61)
-    genome = Genome(path, cache=tmp_path)
-    for _ in range(200):
-        begin = draw.randrange(-50, 200_050)
-        end = begin + draw.choice([1, 50, 5000, 70_000])
-        padded = "N" * 100 + bases.upper() + "N" * 100_000
-        assert genome.fetch("b", begin, end) == padded[100 + begin : 100 + end]
-    assert genome.lengths == {"a": 2, "b": 200_000, "c": 2}
-
-
-def test_a_genome_packed_with_bgzip_is_the_same(genome, tmp_path):
-    with bgzf.open(str(tmp_path / "packed.fa.gz"), "wb") as file:
-        file.write(genome.path.read_bytes())
-    packed = Genome(tmp_path / "packed.fa.gz", cache=tmp_path)
-    assert packed.lengths == genome.lengths
-    for begin in range(-3, 22):
-        assert packed.fetch("c1", begin, begin + 6) == genome.fetch("c1", begin, begin + 6)
-
-
-def test_the_genomes_folder_stays_as_it_was(tmp_path):
-    (tmp_path / "genome").mkdir()
-    path = write_fasta(tmp_path / "genome" / "g.fa", {"c1": C1})
-    (tmp_path / "genome").chmod(0o500)
-    Genome(path, cache=tmp_path / "cache")
-    assert [one.name for one in path.parent.iterdir()] == ["g.fa"]
-    (tmp_path / "genome").chmod(0o700)
-
-
-def test_a_genome_that_changed_is_indexed_anew(tmp_path):
-    path = write_fasta(tmp_path / "g.fa", {"c1": C1})
-    Genome(path, cache=tmp_path / "cache")
-    write_fasta(path, {"other": "ACGTACGTACGT"}, width=5)
-    again = Genome(path, cache=tmp_path / "cache")
-    assert again.lengths == {"other": 12} and again.fetch("other", 3, 9) == "TACGTA"
-
-
-GENOMES = {
-    "absent": (None, "No such file"),
-    "empty": ("", "does not contain a valid sequence"),
-    "no header": ("ACGT\n", "before the first sequence"),
-    "ragged": (">a\nACGT\nAC\nACGT\n", "not consistent"),
-    "a name twice": (">a\nAC\n>a\nAC\n", "Duplicate key"),
-}
-
-
-@pytest.mark.parametrize("what", GENOMES)
-def test_a_file_that_is_no_genome_is_refused(tmp_path, what):
-    text, words = GENOMES[what]
-    if text is not None:
-        (tmp_path / "g.fa").write_text(text)
-    with pytest.raises(UserError, match=f"--genome: .*g.fa': cannot be read as a FASTA .*{words}"):
-        Genome(tmp_path / "g.fa", cache=tmp_path)
-
-
-def test_a_genome_packed_with_gzip_is_unpacked_into_the_cache_once(genome, tmp_path):
-    packed = tmp_path / "g.fa.gz"
-    packed.write_bytes(gzip.compress(genome.path.read_bytes()))
-    for _ in range(2):
-        assert Genome(packed, cache=tmp_path / "cache").fetch("c1", 3, 9) == genome.fetch("c1", 3, 9)
-    (copy,) = (tmp_path / "cache").rglob("genome.fa")
-    assert copy.read_bytes() == genome.path.read_bytes()
-    packed.write_bytes(packed.read_bytes()[:-12])
-    with pytest.raises(UserError, match=r"g.fa.gz.*cannot be read as a FASTA"):
-        Genome(packed, cache=tmp_path / "other")
-
-
-def test_letters_that_are_no_bases_are_named_where_they_are_read(tmp_path):
-    genome = Genome(write_fasta(tmp_path / "g.fa", {"c": "ACGTXACGT"}), cache=tmp_path)
-    assert genome.fetch("c", 5, 9) == "ACGT"
-    with pytest.raises(UserError, match=r"g.fa, c:3-7: 'X': position 3 is no IUPAC"):
-        genome.fetch("c", 2, 7)
-
-
-def test_an_index_of_another_genome_is_noticed(tmp_path):
-    path = write_fasta(tmp_path / "g.fa", {"c": "ACGT"})
-    (tmp_path / "g.fa.fai").write_text("c\t400\t3\t60\t61\n")
-    with pytest.raises(UserError, match="index beside the file is wrong"):
-        Genome(path, cache=tmp_path).fetch("c", 0, 200)
-
-
 # -- real files
 
 
@@ -420,11 +244,3 @@ def test_a_vcf_of_another_genome_is_refused(shared, tmp_path):
     genome = Genome(folder / "tangermeme_test.fa", cache=tmp_path)
     with pytest.raises(UserError, match=r"every row': was skipped: 6 on contigs that the genome lacks \(20"):
         everything(Variants(folder / "tangermeme_test.vcf", genome=genome, window=20))
-
-
-def test_yeast_genes_begin_and_end_as_genes_do(shared, tmp_path):
-    folder = shared / "data/yeast_chrI_ref"
-    regions = Regions(folder / "orfs.bed", genome=Genome(folder / "chrI.fa", cache=tmp_path))
-    genes = [one for chunk in everything(regions) for one in chunk.sequences]
-    assert len(genes) == 92
-    assert all(one.startswith("ATG") and one[-3:] in ("TAA", "TAG", "TGA") for one in genes)
