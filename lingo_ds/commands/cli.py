@@ -177,7 +177,8 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, type=Path, help="adapter/ of a run")
     parser.add_argument(
         "--input", required=True, type=Path, dest="source", metavar="FILE",
-        help=".csv .tsv .fa .fasta .fna, also .gz; .parquet; with --genome .vcf .bed .narrowPeak .broadPeak, also .gz",
+        help=".csv .tsv .fa .fasta .fna, also .gz; .parquet; with --genome .vcf .bed .narrowPeak "
+        ".broadPeak, also .gz",
     )  # fmt: skip
     parser.add_argument(
         "--output",

@@ -21,7 +21,7 @@ from lingo_ds.data.sources.base import Source
 from lingo_ds.data.sources.open import open_source
 from lingo_ds.data.splits import SplitSummary, count_duplicates, draw_splits, groups_of, overlaps
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import atomic_write
+from lingo_ds.utils.files import write_once
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +102,7 @@ def write_examples(
         aside.mkdir()
         _Conversion(aside, kind=kind, class_names=class_names, columns=columns).run(source, shares)
 
-    try:
-        atomic_write(folder, write)
-    except OSError:
-        if not folder.is_dir():  # else another host finished the same entry first
-            raise
+    write_once(folder, write)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from lingo_ds.data.labels import Target
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.tokenization import ExampleText, Tokenize
 from lingo_ds.data.tokenized import IDS, SCHEMA, VALUES, TokenizedData, TokenizedSplit
-from lingo_ds.utils.files import atomic_write
+from lingo_ds.utils.files import write_once
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +87,7 @@ def write_tokenized(
         }
         (aside / "facts.json").write_text(json.dumps(facts))
 
-    try:
-        atomic_write(folder, write)
-    except OSError:
-        if not folder.is_dir():  # else another host finished the same entry first
-            raise
+    write_once(folder, write)
 
 
 def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:

@@ -56,6 +56,22 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         _remove(old)
 
 
+def write_once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Writes a folder by `atomic_write` unless it is there; another process may write the same meanwhile.
+
+    Args:
+        folder: the folder, whose name says what is in it, so that whoever finishes first wrote the same.
+        write: makes the folder at the path that it is given.
+    """
+    if folder.is_dir():
+        return
+    try:
+        atomic_write(folder, write)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process finished it first
+            raise
+
+
 def make_folder(path: Path, *, setting: str) -> Path:
     """Makes a folder that a setting names, with those above it.
 

@@ -5,14 +5,13 @@ import hashlib
 import logging
 import shutil
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from pyfaidx import Faidx, FastaIndexingError, FetchError
 
 from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
-from lingo_ds.utils.files import atomic_write
+from lingo_ds.utils.files import write_once
 from lingo_ds.utils.safe_read import require_regular
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ def _unpacked(path: Path, cache: Path) -> Path:
         with gzip.open(path, "rb") as packed, (aside / "genome.fa").open("wb") as out:
             shutil.copyfileobj(packed, out, 1 << 20)
 
-    _make(folder, unpack)
+    write_once(folder, unpack)
     return folder / "genome.fa"
 
 
@@ -111,15 +110,6 @@ def _place_in(cache: Path, path: Path) -> Path:
     facts = path.stat()
     known = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     return cache / "genomes" / hashlib.sha256(known.encode()).hexdigest()[:32]
-
-
-def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    if not folder.is_dir():
-        try:
-            atomic_write(folder, write)
-        except OSError:
-            if not folder.is_dir():  # else another process made the same first
-                raise
 
 
 def _indexes(path: Path, cache: Path) -> dict[str, Path]:
@@ -139,5 +129,5 @@ def _indexes(path: Path, cache: Path) -> dict[str, Path]:
         indexes = {option: aside / f"genome{ending}" for option, ending in endings.items()}
         Faidx(path, **indexes).close()
 
-    _make(folder, build)
+    write_once(folder, build)
     return {option: folder / f"genome{ending}" for option, ending in endings.items()}

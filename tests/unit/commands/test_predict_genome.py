@@ -135,9 +135,9 @@ OPTIONS = {
     "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for .vcf"),
     "absent genome": ("v.vcf", ["--genome", "absent.fa"], "error: --genome: 'absent.fa': cannot be read"),
     "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': is no number of"),
-    "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf, .bed, .na"),
-    "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf, .bed, .na"),
-    "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf, .bed, .na"),
+    "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf, .bed"),
+    "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf, .bed"),
+    "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf, .bed"),
     "strict": ("bad.vcf", ["--genome", "g.fa", "--window", "5", "--strict"], "bad.vcf:4: 'C': is REF, but"),
 }  # fmt: skip
 
