@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from benchmarks import _common
 from benchmarks.make_backbone import SHAPES, config_of, make
-from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.config.backbone_config import ZeroConfig
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapters.layout import uniform_layout

@@ -13,7 +13,7 @@ from lingo_ds.commands.train import train_one
 from lingo_ds.config.known_tasks import missing_folder, registry
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.suite_config import Member, Suite
-from lingo_ds.config.yaml import parse
+from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
@@ -175,7 +175,8 @@ def _report(folder: Path) -> dict[str, Any] | None:
 
 def _same_config(config: RunConfig) -> bool:
     try:
-        return parse((config.run_dir / "config.yaml").read_text(encoding="utf-8")) == parse(config.to_yaml())
+        written = (config.run_dir / "config.yaml").read_text(encoding="utf-8")
+        return parse_yaml(written) == parse_yaml(config.to_yaml())
     except (OSError, ValueError):
         return False
 

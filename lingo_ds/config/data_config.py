@@ -22,19 +22,23 @@ Format = Literal["auto", "table", "fasta", "class_folders", "bed", "deepsea", "d
 class IntervalsConfig(Section):
     """Intervals of a genome (BED) as examples."""
 
-    genome: str = Field(description="FASTA of the reference, plain or gzipped; its index is made if needed.")
+    genome: str = Field(
+        description="FASTA of the reference genome, plain or gzipped; its index is written if there is none."
+    )
     window: Annotated[int, Field(ge=1, le=1 << 24)] | None = Field(
-        None, description="Bases around each interval's centre. null: the interval itself."
+        None,
+        description="Width in bases of a window around each interval's centre. null: the interval itself.",
     )
     flank: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
         0, description="Bases added on both sides of each interval."
     )
     negatives: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0,
-        description="Windows drawn per interval from the same chromosome, of its length and GC share and off "
-        "all intervals. Above 0, intervals are class 1 and these class 0, and no label is read.",
+        description="Number of windows drawn per interval from the same chromosome, of its length and GC "
+        "share and outside of all intervals. Above 0, intervals are class 1, these are class 0, and no label "
+        "is read.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the windows drawn.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the windows that are drawn.")
     dev_chromosomes: tuple[str, ...] = Field((), description="Chromosomes that make up the dev split.")
     test_chromosomes: tuple[str, ...] = Field((), description="Chromosomes that make up the test split.")
 
@@ -42,8 +46,8 @@ class IntervalsConfig(Section):
     def _one_size(self) -> Self:
         if self.window is not None and self.flank:
             raise rule_error(
-                "stands beside data.intervals.window",
-                "keep one of them",
+                "cannot be combined with data.intervals.window",
+                "set only one",
                 field="data.intervals.flank",
                 value=self.flank,
             )
@@ -54,7 +58,7 @@ class IntervalsConfig(Section):
         if both := sorted({*self.dev_chromosomes} & {*self.test_chromosomes}):
             raise rule_error(
                 "is among data.intervals.dev_chromosomes too",
-                "keep it in one of them",
+                "leave it in only one",
                 field="data.intervals.test_chromosomes",
                 value=both[0],
             )
@@ -66,19 +70,21 @@ class DataConfig(Section):
 
     task: str | None = Field(
         None,
-        description="Name of a known task (docs/tasks.md): its folder, domain and metric, as far as the "
-        "recipe does not say them.",
+        description="Name of a known task (docs/tasks.md), which gives folder, domain and metric where the "
+        "recipe does not. null: no known task.",
     )
-    root: str | None = Field(None, description="Folder in which the files of known tasks lie, e.g. GUE's.")
+    root: str | None = Field(
+        None, description="Folder that holds the files of known tasks, e.g. GUE's. null: data.path says it."
+    )
     hyperparameters: str | None = Field(
-        None, description="Published settings for the task, by name: `lingo` or `dnabert2`."
+        None, description="Name of published settings for the task: `lingo` or `dnabert2`. null: none."
     )
     path: str = Field(
         description="File or folder of labelled sequences (docs/data.md), hub id with format `dataset`, "
         "or `builtin:promoters`."
     )
     format: Format = Field(
-        "auto", description="What is at the path. auto: told by the files' endings and folders."
+        "auto", description="Format of what is at the path. auto: as the files' endings and folders show."
     )
     sequence_column: str = Field("sequence", description="Column of a table that holds the DNA.")
     pair_column: str | None = Field(
@@ -88,22 +94,26 @@ class DataConfig(Section):
     )
     pair_separator: str = Field("\n", description="Text between the two sequences of a pair.")
     label_column: str | tuple[str, ...] = Field(
-        "label", description="Column that holds the class, an integer from 0 or a name; or several columns."
+        "label", description="Column that holds the class, an integer from 0 or a name; or a list of columns."
     )
     class_names: tuple[str, ...] | None = Field(
-        None, description="Names in the order of their classes 0, 1, .. null: names found, sorted."
+        None, description="Names of the classes 0, 1, .. in order. null: the names in the data, sorted."
     )
     only_task: str | None = Field(
         None,
-        description="Use only examples of this task: third part of a FASTA header (>id|label|task), or the "
-        "column `task` of a table.",
+        description="Task whose examples alone are used, named in the third part of a FASTA header "
+        "(>id|label|task) or in the column `task` of a table. null: all.",
     )
-    subset: str | None = Field(None, description="Configuration of a dataset on the hub.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a dataset on the hub.")
+    subset: str | None = Field(None, description="Configuration of a dataset on the hub. null: its default.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a dataset on the hub. null: the newest."
+    )
     one_hot_order: str | None = Field(
-        None, description="Bases of one-hot channels. null: AGCT in a .mat (DeepSEA's), ACGT in a .npz."
+        None, description="Order of the one-hot channels. null: AGCT in a .mat (DeepSEA's), ACGT in a .npz."
     )
-    intervals: IntervalsConfig | None = Field(None, description="Genome and windows, for BED.")
+    intervals: IntervalsConfig | None = Field(
+        None, description="Genome and windows of intervals in BED. null: the data is not BED."
+    )
     dev_fraction: Annotated[BelowOne, Field(gt=0)] = Field(
         0.1, description="Share of the training rows that becomes dev where the data has no dev split."
     )
@@ -111,44 +121,47 @@ class DataConfig(Section):
         0.1, description="Share of the training rows that becomes test where the data has no test split."
     )
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="Of the draw of those shares; the run's own seed leaves the splits alone."
+        0,
+        description="Seed with which these shares are drawn; the run's own seed does not change the splits.",
     )
     prefix: str | None = Field(
         None,
-        description="Template around the DNA, with {sequence} and, if wanted, {domain} and {column}s of the "
-        "data; or the name of one: published, rich, none. null: the sequence alone.",
+        description="Template of the text around the DNA, with {sequence} and optionally {domain} and "
+        "{column}s of the data; or the name of one: published, rich, none. null: the sequence alone.",
     )
     domain: str | None = Field(
-        None, description="Text for {domain} in the template, e.g. `human core promoters`."
+        None, description="Text for {domain} in the template, e.g. `human core promoters`. null: none."
     )
     max_length: PositiveInt | None = Field(
         None,
-        description="Longest example in tokens; longer sequences lose their end. "
+        description="Length of the longest example in tokens; longer sequences lose their end. "
         "null: the backbone's context.",
     )
     tokens: Literal["text", "nucleotides"] = Field(
         "text",
-        description="text: the DNA goes through the backbone's tokenizer with the text around it; "
+        description="text: the backbone's tokenizer reads the DNA with the text around it; "
         "nucleotides: one token per base, with learned embeddings of A, C, G, T and N (any other letter; U "
-        "is T) that start from the backbone's own of these letters.",
+        "is T) that start from the backbone's own embeddings of these letters.",
     )
     packing: PackingMode = "auto"
     reverse_complement: Literal["off", "augment", "average", "both"] = Field(
         "off",
-        description="augment: each epoch reads each training example on a strand drawn anew; average: dev, "
-        "test and predictions are mean probabilities over both strands; both: both.",
+        description="off: the strand that is given; augment: each epoch reads each training example on a "
+        "strand drawn anew; average: dev, test and predictions are mean probabilities over both strands; "
+        "both: augment and average.",
     )
     strand_specific: bool = Field(
         False,
-        description="Whether the other strand means something else; reverse_complement is then refused.",
+        description="Whether the label depends on the strand; reverse_complement is then refused.",
     )
     cache_dir: Path | None = Field(
-        None, description="Converted and tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds."
+        None,
+        description="Folder of converted and tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds.",
     )
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """The label columns, one or several."""
+        """The names of the label columns, one or several."""
         return (self.label_column,) if isinstance(self.label_column, str) else self.label_column
 
     @property
@@ -199,11 +212,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_format(self) -> Self:
-        """Settings that only some formats read; with `auto` this is seen when the data is opened."""
+        """Refuses settings that the format does not read; with `auto` this is checked when data is opened."""
         if self.format != "auto":
             for name in self.unread_by(self.format):
                 raise rule_error(
-                    f"means nothing with data.format {self.format}",
+                    f"has no effect with data.format {self.format}",
                     "remove it or set another data.format",
                     field=f"data.{name}",
                     value=getattr(self, name),
@@ -218,7 +231,7 @@ class DataConfig(Section):
         return self
 
     def unread_by(self, format: str) -> list[str]:
-        """Settings that are set although a format does not read them."""
+        """Names of the settings that are set although a format does not read them."""
         readers = {
             "intervals": ("bed",),
             "subset": ("dataset",),
@@ -239,7 +252,7 @@ class DataConfig(Section):
         for name in ("root", "hyperparameters"):
             if self.task is None and getattr(self, name) is not None:
                 raise rule_error(
-                    "means nothing without data.task",
+                    "has no effect without data.task",
                     "set data.task, or remove it",
                     field=f"data.{name}",
                     value=getattr(self, name),

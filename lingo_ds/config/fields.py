@@ -1,15 +1,15 @@
-"""What every section of the config is made of: strict models, and the types of single settings."""
+"""The strict base model of every section of the config, and the types of single settings."""
 
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from lingo_ds.config import yaml as yaml12
+from lingo_ds.config.yaml import dump_yaml
 
 
 def rule_error(rule: str, fix: str, **context: Any) -> PydanticCustomError:
-    """A validation failure with rule and fix; `field` and `value` where pydantic does not know them."""
+    """A validation error with rule and fix; give `field` and `value` where pydantic does not know them."""
     return PydanticCustomError("rule", "{rule}", {"rule": rule, "fix": fix, **context})
 
 
@@ -20,29 +20,34 @@ def _whole_from_one_on(value: int | float) -> int | float:
 
 
 MAX_COUNT = 2**31 - 1
-"""Of any count: beyond it lies no run, and arithmetic with floats goes wrong."""
+"""Largest value of any count: no run is longer, and floats would no longer count exactly."""
 
 Duration = Annotated[int | float, Field(ge=0, le=MAX_COUNT), AfterValidator(_whole_from_one_on)]
 """A number of steps (whole, 1 or more) or a fraction of the run (below 1)."""
 
 PositiveInt = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+"""A count of at least 1."""
+
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
+"""A number of passes over the training split; it need not be whole."""
+
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+"""A share or probability from 0 to below 1."""
 
 
 def resolve_duration(value: Duration, *, total: int) -> int:
-    """Steps that a `Duration` stands for in a run of `total` steps; a fraction goes to the nearest step."""
+    """Steps of a `Duration` in a run of `total` steps; a fraction is rounded to the nearest step."""
     return round(value * total) if value < 1 else int(value)
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are refused, nothing changes after validation."""
+    """A part of the config: unknown keys are refused, and values are frozen after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, defaults included."""
-        return yaml12.dump(self.model_dump(mode="json"))
+        return dump_yaml(self.model_dump(mode="json"))
 
     @field_validator("*", mode="before")
     @classmethod

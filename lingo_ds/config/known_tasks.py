@@ -1,4 +1,4 @@
-"""Tasks that are known by name: where their files lie, what they ask, and what others reached on them."""
+"""Tasks known by name: where their files lie, texts for templates, settings, and published scores."""
 
 import difflib
 import os
@@ -9,30 +9,30 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lingo_ds.config import yaml as yaml12
 from lingo_ds.config.templates import fill_template
+from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.utils.errors import Mistake, UserError
 
-FILE = Path(__file__).with_name("known_tasks.yaml")
-TEXTS = ("organism", "assay", "question")
-"""Of a task, that a template may name beside the domain, the sequence and columns of the data."""
+REGISTRY_FILE = Path(__file__).with_name("known_tasks.yaml")
+TASK_TEXTS = ("organism", "assay", "question")
+"""Texts of a task that a template may name, beside the domain, the sequence and columns of the data."""
 
 
 class _Entry(BaseModel):
-    """A part of the file: unknown keys and other types are the program's fault, and raise."""
+    """A part of the file; an unknown key or another type is a fault of the program, not of the user."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class PublishedModel(_Entry):
-    """Whose scores are known: where they were published, and how they were chosen."""
+    """A model with published scores: where they were published, and how they were chosen."""
 
     source: str
     note: str
 
 
 class Hyperparameters(_Entry):
-    """Settings that were published, as sections of a recipe; what differs by task stands at the task."""
+    """Published settings, as sections of a recipe; what differs by task is in the task's entry."""
 
     source: str
     values: dict[str, dict[str, Any]]
@@ -42,15 +42,15 @@ class RegisteredTask(_Entry):
     """A known task.
 
     Attributes:
-        name: in recipes.
-        folders: places of its files below a root, the first one is GUE's own.
-        kind: of its label.
-        classes: classes, or labels of a multilabel task.
-        bp: bases of a sequence.
-        metric: dev metric by which a step is selected, and the one of `scores`.
+        name: the name in recipes.
+        folders: folders below a root where its files may be; the first one is GUE's own.
+        kind: the kind of its label.
+        classes: number of classes, or of labels of a multilabel task.
+        bp: bases of one sequence.
+        metric: metric by which a step is selected on dev, and the one of `scores`.
         organism, assay, question, domain: texts for templates.
-        settings: what else a recipe needs for it, by section.
-        hyperparameters: by name, what differs from the common ones of that name.
+        settings: other settings that it needs, by section.
+        hyperparameters: settings that differ from the common ones of a name, by that name.
         scores: 100 x the metric on test, by model.
     """
 
@@ -70,17 +70,17 @@ class RegisteredTask(_Entry):
 
     @property
     def texts(self) -> dict[str, str]:
-        """What `TEXTS` stand for."""
-        return {name: getattr(self, name) for name in TEXTS}
+        """The texts named in `TASK_TEXTS`, by name."""
+        return {name: getattr(self, name) for name in TASK_TEXTS}
 
     def folder(self, root: Path) -> Path:
-        """The first of its folders that is there, else where GUE has it."""
+        """The first of its folders that exists, else the one that GUE uses."""
         places = [root / folder for folder in self.folders]
         return next((place for place in places if os.path.isdir(place)), places[0])
 
 
 class Registry(_Entry):
-    """Everything in the file, tasks by name."""
+    """The whole file: templates, models and hyperparameters, and tasks by name."""
 
     templates: dict[str, str | None]
     models: dict[str, PublishedModel]
@@ -91,7 +91,7 @@ class Registry(_Entry):
 @cache
 def registry() -> Registry:
     """The registry that the package ships."""
-    return parse_registry(FILE.read_text(encoding="utf-8"))
+    return parse_registry(REGISTRY_FILE.read_text(encoding="utf-8"))
 
 
 def parse_registry(text: str) -> Registry:
@@ -100,7 +100,7 @@ def parse_registry(text: str) -> Registry:
     Raises:
         ValueError: where a part is missing, unknown or of another type.
     """
-    parts = yaml12.parse(text)
+    parts = parse_yaml(text)
     tasks = {}
     for family in parts.pop("families").values():
         for name, own in family.pop("tasks").items():
@@ -115,7 +115,7 @@ def _with_words(entry: dict[str, Any], words: Mapping[str, str]) -> dict[str, An
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, those of `above` where both have one."""
+    """Merges nested settings; where both set one, `above` wins."""
     merged = {**below, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
@@ -127,17 +127,17 @@ def lookup(name: str) -> RegisteredTask:
     """A task by its name.
 
     Raises:
-        UserError: where none has it, with the nearest.
+        UserError: where no task has this name; the nearest one is given.
     """
     return _named(registry().tasks, name, "data.task")
 
 
 def with_registry(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values with what the registry knows of `data.task` wherever they say nothing.
+    """A recipe's values, completed with what the registry knows of `data.task`.
 
     That is the folder below `data.root`, the text of the domain, the metric, and with `data.hyperparameters`
     a set of published ones. A `data.prefix` that is the name of a template becomes that template, and texts
-    of the task take their places in it. What is no mapping is left for validation to tell.
+    of the task are filled in. A value of another type is left to validation.
 
     Raises:
         UserError: for names that the registry does not know, and where a root or a task is missing.
@@ -154,7 +154,7 @@ def with_registry(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(task: RegisteredTask, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe sections that a task fills."""
+    """The settings that the registry gives for a task."""
     known: dict[str, Any] = {"data": {"domain": task.domain}, "selection": {"metric": task.metric}}
     if "path" not in data:
         if not isinstance(root := data.get("root"), str):
@@ -169,22 +169,22 @@ def _known(task: RegisteredTask, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template(prefix: str, task: RegisteredTask | None) -> str | None:
-    """A template by its name, or as it is written; with the texts of the task."""
+    """A template by its name, or as it is written, with the texts of the task filled in."""
     if task is None and "{" in prefix:
-        return prefix  # no name has a brace, and the registry takes a while to read
+        return prefix  # no name has a brace, and parsing the registry takes a while
     named, template = prefix in registry().templates, registry().templates.get(prefix, prefix)
     if template is None:
         return None
     if task is not None:
         return fill_template(template, task.texts)
-    if named and (lacking := [f"{{{name}}}" for name in TEXTS if f"{{{name}}}" in template]):
+    if named and (lacking := [f"{{{name}}}" for name in TASK_TEXTS if f"{{{name}}}" in template]):
         rule = f"needs a known task for {', '.join(lacking)}"
         raise UserError(Mistake("data.prefix", prefix, rule, "set data.task, or write a template"))
     return template
 
 
 def missing_folder(name: str | None, *, path: str, root: str | None) -> Mistake | None:
-    """What is wrong where `data.path` was found by a task's name, and is no folder."""
+    """The mistake where `data.path` was derived from a task's name and no such folder exists; else None."""
     if name is None or root is None:
         return None
     task = lookup(name)
@@ -195,10 +195,10 @@ def missing_folder(name: str | None, *, path: str, root: str | None) -> Mistake 
 
 
 def require_folder(name: str | None, *, path: str, root: str | None) -> None:
-    """Checks that the data of a task by name is there.
+    """Checks that the data of a known task exists.
 
     Raises:
-        UserError: where it is not, with the places that were looked at.
+        UserError: where it does not, with the folders that were looked for.
     """
     if mistake := missing_folder(name, path=path, root=root):
         raise UserError(mistake)

@@ -1,9 +1,12 @@
-"""Reading a recipe: YAML with line numbers, overrides from the command line, and every mistake at once."""
+"""Reads a recipe: YAML with line numbers, overrides from the command line, and every mistake at once.
+
+Kept on purpose: no library reports all mistakes of a nested config together, each with its file and line.
+"""
 
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -11,58 +14,56 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from lingo_ds.config import yaml as yaml12
 from lingo_ds.config.fields import Section
 from lingo_ds.config.known_tasks import layered, with_registry
-from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.yaml import compose_yaml, parse_yaml
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 from lingo_ds.utils.safe_read import read_regular
 
 MAX_RECIPE_BYTES = 1 << 18
-"""Of a recipe, so that what is none is not read for minutes."""
+"""Bytes of the largest recipe, so that no other large file is parsed for minutes."""
 
 MAX_RECIPE_MISTAKES = 30
 """Mistakes reported for one recipe; the rest is counted."""
 
 Settings = TypeVar("Settings", bound=Section)
 
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML recipe and lays `section.field=value` overrides over it.
-
-    Raises:
-        UserError: with every mistake found, each as field (file:line), value, rule and fix.
-    """
-    return checked(RunConfig, read_recipe(path, overrides))
-
-
-def load_settings(kind: type[Settings], overrides: Sequence[str]) -> Settings:
-    """Settings that come from the command line alone, as `section.field=value`.
-
-    Raises:
-        UserError: as `load_config`.
-    """
-    return checked(kind, _overridden({}, {}, overrides, Path("command line")))
+_Key = tuple[str, ...]
 
 
 class Recipe(NamedTuple):
     """A recipe as it is written, with the overrides laid over it.
 
     Attributes:
-        path: where a setting without a line came from.
-        values: nested, not checked yet.
+        path: the file to name for a setting that has no line.
+        values: nested settings, not validated yet.
         lines: `file:line` of each setting.
-        mistakes: overrides that are none.
+        mistakes: overrides that cannot be read.
     """
 
     path: Path
-    values: dict
-    lines: dict[tuple[str, ...], str]
+    values: dict[str, Any]
+    lines: dict[_Key, str]
     mistakes: list[Mistake]
+
+    def place_of(self, field: _Key) -> str:
+        """Where a setting was written: its own line, else that of what is around or inside it."""
+        around = [field[:n] for n in range(len(field), 0, -1)]
+        inside = [key for key in self.lines if key[: len(field)] == field]
+        return next((self.lines[key] for key in [*around, *inside] if key in self.lines), self.path.name)
+
+
+def load_settings(kind: type[Settings], overrides: Sequence[str]) -> Settings:
+    """Settings that come from the command line alone, as `section.field=value`.
+
+    Raises:
+        UserError: with every mistake found, each as field (file:line), value, rule and fix.
+    """
+    return checked(kind, _overridden({}, {}, overrides, Path("command line")))
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe, over the one that it extends.
+    """Reads a recipe and the ones that it extends, and lays `section.field=value` overrides over them.
 
     Raises:
         UserError: where a file cannot be read, or recipes extend each other in a circle.
@@ -71,36 +72,53 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _overridden(values, lines, overrides, path)
 
 
-def _read_extended(path: Path, above: list[Path]) -> tuple[dict, dict[tuple[str, ...], str]]:
+def checked(kind: type[Settings], recipe: Recipe) -> Settings:
+    """The validated settings of a recipe, with what the registry knows of its task.
+
+    Raises:
+        UserError: with every mistake found, each as field (file:line), value, rule and fix.
+    """
+    mistakes = list(recipe.mistakes)
+    try:
+        values = with_registry(recipe.values)
+    except UserError as error:
+        raise UserError([*mistakes, *(_placed(mistake, recipe) for mistake in error.mistakes)]) from None
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError([*mistakes, *_as_mistakes(error, recipe, kind)]) from None
+    if mistakes:
+        raise UserError(mistakes)
+    return config
+
+
+def _read_extended(path: Path, above: list[Path]) -> tuple[dict[str, Any], dict[_Key, str]]:
     """A file's values over those of the file that its `extends` names, which lies beside it."""
     values, lines = _read_yaml(path)
     if "extends" not in values:
         return values, lines
     name, where = values.pop("extends"), f"extends ({lines.pop(('extends',))})"
     if not isinstance(name, str):
-        raise UserError(Mistake(where, name, "is no file name", "name the recipe below this one"))
+        raise UserError(Mistake(where, name, "is not a file name", "name the recipe to extend"))
     base, above = path.parent / name, [*above, path]
-    if not os.path.isfile(base):  # False, where pathlib raises, for what can be no path
-        raise UserError(Mistake(where, name, "is no file beside this one", "correct the name"))
+    if not os.path.isfile(base):  # False, where pathlib raises, for what cannot be a path
+        raise UserError(Mistake(where, name, "is not a file in this recipe's folder", "correct the name"))
     if any(os.path.samefile(base, one) for one in above):
-        raise UserError(Mistake(where, name, "leads back to itself", "let one of the recipes stand alone"))
+        raise UserError(Mistake(where, name, "leads back to itself", "remove `extends` from one of them"))
     below, lines_below = _read_extended(base, above)
     return layered(below, values), lines_below | lines
 
 
 def _overridden(
-    values: dict, lines: dict[tuple[str, ...], str], overrides: Sequence[str], path: Path
+    values: dict[str, Any], lines: dict[_Key, str], overrides: Sequence[str], path: Path
 ) -> Recipe:
-    """Values with `section.field=value` laid over them."""
+    """Lays `section.field=value` over the values, in place."""
     mistakes = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            mistakes.append(
-                Mistake(
-                    "command line", override, "is not section.field=value", "write e.g. train.max_steps=100"
-                )
-            )
+            rule, fix = "is not section.field=value", "write e.g. train.max_steps=100"
+            mistakes.append(Mistake("command line", override, rule, fix))
             continue
         *sections, name = key.split(".")
         target = values
@@ -112,59 +130,23 @@ def _overridden(
     return Recipe(path, values, lines, mistakes)
 
 
-def checked(kind: type[Settings], recipe: Recipe) -> Settings:
-    """The settings of a recipe, with what the registry knows of its task.
-
-    Raises:
-        UserError: with every mistake found.
-    """
-    path, values, lines, mistakes = recipe
-    mistakes = list(mistakes)
-    try:
-        values = with_registry(values)
-    except UserError as error:
-        mistakes += [_placed(mistake, lines, path) for mistake in error.mistakes]
-        raise UserError(mistakes) from None
-    try:
-        config = kind.model_validate(values)
-    except ValidationError as error:
-        by_setting: dict[str, Mistake] = {}
-        problems = error.errors()
-        for problem in problems[:MAX_RECIPE_MISTAKES]:
-            mistake = _as_mistake(problem, lines, path, kind)
-            by_setting.setdefault(mistake.where, mistake)
-        mistakes += by_setting.values()
-        if (more := len(problems) - MAX_RECIPE_MISTAKES) > 0:
-            mistakes.append(Mistake(str(path), f"{more} more", "are wrong too", "mend those above first"))
-    if mistakes:
-        raise UserError(mistakes)
-    return config
-
-
-def _placed(mistake: Mistake, lines: dict[tuple[str, ...], str], path: Path) -> Mistake:
-    """A mistake in a setting, with the place where it was written."""
-    place = _place_of(tuple(mistake.where.split(".")), lines, path)
-    return mistake._replace(where=f"{mistake.where} ({place})")
-
-
 def _override_value(text: str) -> Any:
-    """A command-line value, by YAML's rules; what only YAML would take for a mapping is text."""
+    """A command-line value, by YAML's rules; `a: b`, which YAML would read as a mapping, is text."""
     try:
-        value = yaml12.parse(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return text
     return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
-def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Key, str]]:
     """The file's values and, for every key path, its `file:line`."""
     try:
         text = read_regular(path, most=MAX_RECIPE_BYTES).decode("utf-8")
-        node, values = yaml12.compose(text), yaml12.parse(text)
+        node, values = compose_yaml(text), parse_yaml(text)
     except OSError as error:
-        raise UserError(
-            Mistake("--config", path, error.strerror or "cannot be read", "give a YAML file")
-        ) from None
+        rule = error.strerror or "cannot be read"
+        raise UserError(Mistake("--config", path, rule, "give a YAML file")) from None
     except UnicodeDecodeError:
         raise UserError(Mistake(str(path), "bytes", "is not UTF-8 text", "save it as UTF-8")) from None
     except yaml.YAMLError as error:
@@ -173,47 +155,66 @@ def _read_yaml(path: Path) -> tuple[dict, dict[tuple[str, ...], str]]:
         problem = getattr(error, "problem", None) or reason_of(error)
         raise UserError(Mistake(where, problem, "is not valid YAML", "correct the syntax there")) from None
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(
-            Mistake(str(path), values, "is not a mapping of settings", "begin with `name: my_run`")
-        )
-    lines: dict[tuple[str, ...], str] = {}
-
-    def walk(mapping: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
-        for key, value in mapping.value:
-            here = (*prefix, str(key.value))
-            if here in lines:
-                where, rule = f"{path}:{key.start_mark.line + 1}", f"stands at {lines[here]} already"
-                raise UserError(Mistake(where, ".".join(here), rule, "write it once"))
-            lines[here] = f"{path.name}:{key.start_mark.line + 1}"
-            if isinstance(value, yaml.MappingNode):
-                walk(value, here)
-
-    walk(node, ())
+        rule, fix = "is not a mapping of settings", "begin with `name: my_run`"
+        raise UserError(Mistake(str(path), values, rule, fix))
+    lines: dict[_Key, str] = {}
+    for key, line in _lines_of(node, ()):
+        if key in lines:
+            rule = f"is set at {lines[key]} already"
+            raise UserError(Mistake(f"{path}:{line}", ".".join(key), rule, "set it once"))
+        lines[key] = f"{path.name}:{line}"
     return values, lines
 
 
-def _as_mistake(
-    problem: ErrorDetails, lines: dict[tuple[str, ...], str], path: Path, kind: type[Section]
-) -> Mistake:
+def _lines_of(mapping: yaml.MappingNode, prefix: _Key) -> Iterator[tuple[_Key, int]]:
+    """Every key path below a mapping with its line, in the order of the file."""
+    for key, value in mapping.value:
+        path = (*prefix, str(key.value))
+        yield path, key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            yield from _lines_of(value, path)
+
+
+def _placed(mistake: Mistake, recipe: Recipe) -> Mistake:
+    """A mistake in a setting, with the place where it was written."""
+    place = recipe.place_of(tuple(mistake.where.split(".")))
+    return mistake._replace(where=f"{mistake.where} ({place})")
+
+
+def _as_mistakes(error: ValidationError, recipe: Recipe, kind: type[Section]) -> list[Mistake]:
+    """What pydantic found, one mistake per setting."""
+    by_setting: dict[str, Mistake] = {}
+    problems = error.errors()
+    for problem in problems[:MAX_RECIPE_MISTAKES]:
+        mistake = _as_mistake(problem, recipe, kind)
+        by_setting.setdefault(mistake.where, mistake)
+    mistakes = list(by_setting.values())
+    if (more := len(problems) - MAX_RECIPE_MISTAKES) > 0:
+        fix = "fix the errors above first"
+        mistakes.append(Mistake(str(recipe.path), f"{more} more", "are wrong too", fix))
+    return mistakes
+
+
+def _as_mistake(problem: ErrorDetails, recipe: Recipe, kind: type[Section]) -> Mistake:
     """One of pydantic's findings in the contract's form."""
     context = problem.get("ctx", {})
     field = context["field"].split(".") if context.get("field") else _field_of(problem["loc"], kind)
-    where = f"{'.'.join(field)} ({_place_of(tuple(field), lines, path)})"
+    where = f"{'.'.join(field)} ({recipe.place_of(tuple(field))})"
     value, rule, fix = problem["input"], problem["msg"], "correct the value"
     if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(tuple(field[:-1]), kind)
-        near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
-        rule = "is not a known setting"
-        fix = (
-            f"did you mean {'.'.join([*field[:-1], *near])}?"
-            if near
-            else f"known here: {', '.join(siblings)}"
-        )
+        rule, fix = "is not a known setting", _nearest_setting(field, kind)
     elif problem["type"] == "missing":
         value, rule, fix = "nothing", "is required", f"set {'.'.join(field)}"
     elif problem["type"] == "rule":
         value, fix = context.get("value", value), context["fix"]
     return Mistake(where, value, rule[0].lower() + rule[1:], fix)
+
+
+def _nearest_setting(field: list[str], kind: type[Section]) -> str:
+    """Advice for an unknown setting: the nearest known one beside it, else all of them."""
+    siblings = _fields_at(tuple(field[:-1]), kind)
+    near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
+    return f"did you mean {'.'.join([*field[:-1], *near])}?" if near else f"known here: {', '.join(siblings)}"
 
 
 def _field_of(location: tuple[str | int, ...], kind: type[Section]) -> list[str]:
@@ -226,14 +227,7 @@ def _field_of(location: tuple[str | int, ...], kind: type[Section]) -> list[str]
     return field
 
 
-def _place_of(field: tuple[str, ...], lines: dict[tuple[str, ...], str], path: Path) -> str:
-    """Where the setting was written: its own line, else that of what is around or inside it."""
-    around = [field[:n] for n in range(len(field), 0, -1)]
-    inside = [key for key in lines if key[: len(field)] == field]
-    return next((lines[key] for key in [*around, *inside] if key in lines), path.name)
-
-
-def _fields_at(field: tuple[str, ...], kind: type[Section]) -> list[str]:
+def _fields_at(field: _Key, kind: type[Section]) -> list[str]:
     """Names of the settings below a section; empty for a plain setting or an unknown name."""
     model: Any = kind
     for name in field:

@@ -1,4 +1,4 @@
-"""A recipe that stands for many runs: tasks and seeds over one backbone."""
+"""Recipes of many runs: each task with each seed, over one backbone."""
 
 import copy
 from collections.abc import Sequence
@@ -17,27 +17,31 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SuiteConfig(Section):
-    """What a recipe of many runs says beside the settings of each."""
+    """Settings of a suite as a whole, beside those of its runs."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(description="Names the suite and its folder.")
-    output_dir: Path | None = Field(None, description="Holds a folder per task and seed. null: runs/<name>.")
-    tasks: tuple[str, ...] | None = Field(
-        None, description="Names of known tasks (docs/tasks.md). null: the recipe's own data."
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(
+        description="Name of the suite and of its folder."
     )
-    seeds: tuple[Seed, ...] = Field((0,), description="Each task is trained with each of these.")
+    output_dir: Path | None = Field(
+        None, description="Folder that holds one folder per task and seed. null: runs/<name>."
+    )
+    tasks: tuple[str, ...] | None = Field(
+        None, description="Names of known tasks (docs/tasks.md) to train. null: the recipe's own data."
+    )
+    seeds: tuple[Seed, ...] = Field((0,), description="Seeds with each of which each task is trained.")
 
     @field_validator("tasks", "seeds", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         if isinstance(value, str | int):
-            raise rule_error("is no list", f"write [{value}]")
+            raise rule_error("is not a list", f"write [{value}]")
         return value
 
     @field_validator("tasks", "seeds")
     @classmethod
     def _each_once(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and (not value or len(set(value)) < len(value)):
-            raise rule_error("must hold something, each once", "write e.g. [first, second]")
+            raise rule_error("must not be empty or repeat an item", "write e.g. [first, second]")
         return value
 
     @field_validator("tasks")
@@ -53,12 +57,12 @@ class SuiteConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """Of all runs and of the table of results."""
+        """Folder of all runs and of the table of results."""
         return self.output_dir or Path("runs") / self.name
 
 
 class Member(NamedTuple):
-    """One run of a suite: a task, by its name in the table, and a seed; `config` is that of a single run."""
+    """One run of a suite: the task's name in the table, the seed, and the config of the run."""
 
     task: str
     seed: int
@@ -66,7 +70,7 @@ class Member(NamedTuple):
 
 
 class Suite(Section):
-    """Many runs over one backbone, in the order in which they are made."""
+    """Many runs over one backbone, in the order in which they are trained."""
 
     config: SuiteConfig
     members: tuple[Member, ...]
@@ -78,7 +82,7 @@ class Suite(Section):
 
 
 def load_runs(path: Path, overrides: Sequence[str] = ()) -> RunConfig | Suite:
-    """Reads a recipe: one run, or with `tasks` or `seeds` a suite of them.
+    """Reads a recipe as one run, or as a suite where it sets `tasks` or `seeds`.
 
     Raises:
         UserError: with every mistake found, of all runs.
@@ -91,8 +95,8 @@ def load_runs(path: Path, overrides: Sequence[str] = ()) -> RunConfig | Suite:
         SuiteConfig,
         recipe._replace(values={key: value for key, value in recipe.values.items() if key in own}),
     )
-    _require_room(recipe)
-    mistakes: dict[str, Mistake] = {}  # by setting: what is wrong with one run mostly is with all
+    _require_free_settings(recipe)
+    mistakes: dict[str, Mistake] = {}  # by setting: a mistake in one run is mostly one in all
     members = []
     for task in config.tasks or (None,):
         for seed in config.seeds:
@@ -107,24 +111,24 @@ def load_runs(path: Path, overrides: Sequence[str] = ()) -> RunConfig | Suite:
     return Suite(config=config, members=tuple(members))
 
 
-def _require_room(recipe: Recipe) -> None:
-    """A suite sets the task and the seed of each run itself."""
+def _require_free_settings(recipe: Recipe) -> None:
+    """Refuses settings that a suite sets for each run itself."""
     data = recipe.values.get("data")
     mistakes = []
     if "seed" in recipe.values and "seeds" in recipe.values:
-        mistakes.append(Mistake("seed", recipe.values["seed"], "stands beside seeds", "keep one of them"))
+        rule = "cannot be combined with seeds"
+        mistakes.append(Mistake("seed", recipe.values["seed"], rule, "set only one"))
     if "tasks" in recipe.values and isinstance(data, dict):
+        rule, fix = "cannot be combined with tasks", "remove it: each task has its own"
         mistakes += [
-            Mistake(f"data.{name}", data[name], "stands beside tasks", "remove it: each task has its own")
-            for name in ("task", "path")
-            if name in data
+            Mistake(f"data.{name}", data[name], rule, fix) for name in ("task", "path") if name in data
         ]
     if mistakes:
         raise UserError(mistakes)
 
 
 def _of_member(recipe: Recipe, config: SuiteConfig, task: str | None, seed: int) -> Recipe:
-    """The recipe of one run, into `<folder>/<task>/seed-<seed>`; of its own data `<folder>/seed-<seed>`."""
+    """The recipe of one run, in `<folder>/<task>/seed-<seed>`; without a task in `<folder>/seed-<seed>`."""
     values = {key: copy.copy(value) for key, value in recipe.values.items() if key not in ("tasks", "seeds")}
     if task and isinstance(values.setdefault("data", {}), dict):
         values["data"]["task"] = task

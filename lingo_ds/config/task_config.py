@@ -1,4 +1,4 @@
-"""What is learned and by which number it is judged: the sections `task` and `selection`."""
+"""What is learned and by which metric it is selected: the sections `task` and `selection`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ METRICS = {
     "multilabel": ("macro_auroc", "macro_auprc", "micro_f1", "micro_mcc"),
     "regression": ("pearson", "spearman", "r2"),
 }
-"""Metrics by which a step can be selected, higher wins, the usual one first; `classes`: the other kinds."""
+"""Metrics by which a step can be selected (higher is better), the default first; `classes`: other kinds."""
 
 
 def distinct_names(names: list[str]) -> list[str]:
-    """The names, which become columns of tables and labels of a model.
+    """Returns the names of outputs, which become columns of tables and labels of a model, once checked.
 
     Raises:
         PydanticCustomError: for a name that occurs twice, is empty, or cannot stand in a list.
@@ -40,15 +40,15 @@ def _is_number(value: Any, *, below: float) -> bool:
 
 
 class TaskConfig(Section):
-    """What a label says, and what a wrong answer costs."""
+    """What a label means, and what a wrong answer costs."""
 
     kind: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = Field(
         "auto",
-        description="auto: classes, binary where there are two; multilabel: any number of labels may be "
-        "true; regression: one or more numbers.",
+        description="auto: binary where the data has two classes, else multiclass; multilabel: any number of "
+        "labels may be true; regression: one or more numbers.",
     )
     labels: Annotated[list[str], AfterValidator(distinct_names)] | None = Field(
-        None, description="Names of the classes, labels or values, in order. null: columns, else numbers."
+        None, description="Names of the classes, labels or values, in order. null: the columns, else numbers."
     )
     class_weights: Literal["none", "balanced"] | list[float] = Field(
         "none",
@@ -56,7 +56,8 @@ class TaskConfig(Section):
         "training rows, n / (classes n_c) for classes, negatives / positives for labels.",
     )
     focal_gamma: Annotated[float, Field(ge=0, le=20)] = Field(
-        0.0, description="Focal loss (arXiv 1708.02002): the loss times (1 - p of the truth)^gamma."
+        0.0,
+        description="Exponent gamma of focal loss (arXiv 1708.02002), the loss times (1 - p(truth))^gamma.",
     )
     threshold: Literal["dev"] | float = Field(
         0.5,
@@ -66,7 +67,7 @@ class TaskConfig(Section):
 
     @property
     def family(self) -> Literal["classes", "multilabel", "regression"]:
-        """The key of `METRICS`."""
+        """The key of this kind in `METRICS`."""
         if self.kind == "multilabel" or self.kind == "regression":
             return self.kind
         return "classes"
@@ -98,20 +99,23 @@ class TaskConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which step's adapter is kept."""
+    """Which step's adapter is exported."""
 
     metric: Literal[
         "auto", "mcc", "accuracy", "macro_f1", "auroc", "auprc",
         "macro_auroc", "macro_auprc", "micro_f1", "micro_mcc", "pearson", "spearman", "r2",
     ] = Field(
         "auto",
-        description="Dev metric, higher wins. auto: mcc; macro_auroc of labels; pearson of values.",
+        description="Metric on dev, higher is better. auto: mcc of classes, macro_auroc of labels, pearson "
+        "of values.",
     )  # fmt: skip
-    after_final_mask: bool = Field(True, description="Choose only among steps that are at the target budget.")
+    after_final_mask: bool = Field(
+        True, description="Whether only steps at the target budget can be selected."
+    )
 
 
 def check_fits(task: TaskConfig, selection: SelectionConfig, label_columns: Sequence[str] | str) -> None:
-    """Checks the kind of task against what other sections say of it.
+    """Checks the kind of task against the other sections.
 
     Raises:
         PydanticCustomError: naming the setting that does not fit.

@@ -1,4 +1,7 @@
-"""YAML with the scalars of version 1.2, reading and writing alike: `off` is a word, `3e-3` is a number."""
+"""Reads and writes YAML with the scalars of version 1.2: `off` is a word, `3e-3` is a number.
+
+PyYAML, which reads it, follows version 1.1, where `off` is false and `3e-3` is text.
+"""
 
 import re
 from collections.abc import Callable
@@ -16,8 +19,8 @@ _RESOLVERS = {
 }
 
 
-DEEPEST = 30
-"""Levels of mappings and lists in each other."""
+MAX_YAML_DEPTH = 30
+"""Most levels to which mappings and lists may be nested."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,17 +28,15 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A node as it is written out: an alias could stand for any number of nodes, a tag for any object."""
+        """Composes a node, without aliases (one could stand for any number of nodes) and without tags."""
         event = self.peek_event()
         problem = None
         if isinstance(event, yaml.AliasEvent):
-            problem = (
-                f"the alias *{event.anchor} stands for what is written elsewhere, which is not read here"
-            )
+            problem = f"the alias *{event.anchor} refers to another place, which is not supported here"
         elif event.tag not in (None, "!"):
-            problem = f"the tag {event.tag} names a type, which is not read here"
-        elif self._depth == DEEPEST:
-            problem = f"more than {DEEPEST} levels lie in each other"
+            problem = f"the tag {event.tag} names a type, which is not supported here"
+        elif self._depth == MAX_YAML_DEPTH:
+            problem = f"more than {MAX_YAML_DEPTH} levels are nested"
         if problem:
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self._depth += 1
@@ -70,27 +71,27 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """The values of a YAML document.
 
     Raises:
-        yaml.YAMLError: where it is none, or holds what could stand for more than is written.
+        yaml.YAMLError: where it is not YAML, or has an alias, a tag or too many levels.
     """
     return _read(text, _Loader.get_single_data)
 
 
-def compose(text: str) -> yaml.Node | None:
-    """The nodes of a YAML document, with their lines; raises as `parse` does."""
+def compose_yaml(text: str) -> yaml.Node | None:
+    """The nodes of a YAML document, with their lines; raises as `parse_yaml` does."""
     return _read(text, _Loader.get_single_node)
 
 
 def _read(text: str, read: Callable[[_Loader], Any]) -> Any:
     try:
         return read(_Loader(text))
-    except ValueError as error:  # PyYAML's own slip: an escape beyond the last character
+    except ValueError as error:  # PyYAML does not catch an escape beyond the last character
         raise yaml.YAMLError(str(error)) from None
 
 
-def dump(values: Any) -> str:
-    """YAML that `parse` reads back as the same values."""
+def dump_yaml(values: Any) -> str:
+    """YAML text that `parse_yaml` reads back as the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.config.backbone_config import ZeroConfig
 from lingo_ds.models.backbone.eight_bit import packed_bytes
 from lingo_ds.models.backbone.quantized_linear import require_bitsandbytes
 from lingo_ds.planning.plan_inputs import ModelFacts

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from lingo_ds.config.backbone_config import BackboneConfig, ZeroConfig
 from lingo_ds.config.fields import resolve_duration
-from lingo_ds.config.run_config import BackboneConfig, RunConfig, ZeroConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.backbone import BackboneOptions
 from lingo_ds.planning.memory import (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.config.run_config import RankSamplingConfig
+from lingo_ds.config.adapter_config import RankSamplingConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.monitor.rank_statistics import ScoreHistogram, score_histogram

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds.config.run_config import CheckpointConfig
+from lingo_ds.config.train_config import CheckpointConfig
 from lingo_ds.data.batches import Batch, Prefetcher
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import watchdog

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lingo_ds.commands.cli import main
-from lingo_ds.config.recipe import load_config
+from lingo_ds.config.suite_config import load_runs
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import DistEnv, detect
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
@@ -451,7 +451,7 @@ def _setup(good: Path) -> RunSetup:
     """The run that the good checkpoint belongs to; made before the first case, since it may write."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run.yaml").write_bytes(_checkpoint_recipe(good, Path(folder)))
-        return prepare(load_config(Path(folder) / "run.yaml"), detect())
+        return prepare(load_runs(Path(folder) / "run.yaml"), detect())
 
 
 def checkpoint_cases(good: Path) -> st.SearchStrategy[Case]:

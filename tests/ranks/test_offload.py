@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.config.backbone_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone import zero

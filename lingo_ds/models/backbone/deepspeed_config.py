@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.config.backbone_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import make_folder

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lingo_ds.commands.cli import main
-from lingo_ds.config.recipe import load_config
+from lingo_ds.config.suite_config import load_runs
 from lingo_ds.training.trainer import seed_dropout
 from tests.first_rows import first_rows
 from tests.unit.running import at_step, command, contents, crash, ctrl_c, report_of
@@ -193,7 +193,7 @@ def test_loss_falls(finished):
 
 
 def test_resolved_config_and_plan_repeat_the_run(finished, recipe):
-    assert load_config(finished / "config.yaml") == load_config(recipe, [f"output_dir={finished}"])
+    assert load_runs(finished / "config.yaml") == load_runs(recipe, [f"output_dir={finished}"])
     plan = json.loads((finished / "plan.json").read_text())
     assert (plan["steps"], plan["steps_per_epoch"], plan["micro_batch_size"]) == (STEPS, 25, 8)
 

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds.config.known_tasks import FILE, layered, lookup, parse_registry, registry, with_registry
-from lingo_ds.config.recipe import load_config
+from lingo_ds.config.known_tasks import (
+    REGISTRY_FILE,
+    layered,
+    lookup,
+    parse_registry,
+    registry,
+    with_registry,
+)
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.suite_config import load_runs
 from lingo_ds.config.task_config import SelectionConfig
 from lingo_ds.config.templates import fill_template
 from lingo_ds.utils.errors import UserError
@@ -39,7 +46,7 @@ def load(tmp_path):
     def load(task: str = "prom_core_tata", *overrides: str, root: Path | str = "gue") -> RunConfig:
         path = tmp_path / "known.yaml"
         path.write_text(RECIPE.format(task=task, root=root))
-        return load_config(path, list(overrides))
+        return load_runs(path, list(overrides))
 
     return load
 
@@ -86,7 +93,7 @@ def test_published_numbers_are_those_of_the_table():
 
 
 def test_a_registry_with_something_unknown_or_of_another_type_is_refused():
-    text = FILE.read_text()
+    text = REGISTRY_FILE.read_text()
     for good, bad in [("bp: 500", "bp: many"), ("bp: 500", "bases: 500"), ("kind: binary", "kind: other")]:
         with pytest.raises(ValueError):
             parse_registry(text.replace(good, bad, 1))
@@ -155,7 +162,7 @@ def test_what_the_recipe_says_wins(load, override, found):
 def test_a_written_config_reads_back_equal(load, tmp_path):
     config = load("EMP_H3", "data.prefix=rich", "data.hyperparameters=lingo")
     (tmp_path / "again.yaml").write_text(config.to_yaml())
-    assert load_config(tmp_path / "again.yaml") == config
+    assert load_runs(tmp_path / "again.yaml") == config
 
 
 def test_published_settings_are_those_of_the_task(load):

@@ -9,8 +9,8 @@ import sklearn.utils.class_weight
 import torch
 
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.config.recipe import load_config
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.suite_config import load_runs
 from lingo_ds.data.batches import make_batch
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
@@ -232,7 +232,7 @@ MINIMAL = "name: x\nbackbone: {path: b}\ndata: {path: d}\n"
 @pytest.fixture
 def load(tmp_path):
     (tmp_path / "run.yaml").write_text(MINIMAL)
-    return lambda *overrides: load_config(tmp_path / "run.yaml", list(overrides))
+    return lambda *overrides: load_runs(tmp_path / "run.yaml", list(overrides))
 
 
 MANY, VALUE = "task.kind=multilabel", "task.kind=regression"

@@ -9,8 +9,8 @@ import pytest
 
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.known_tasks import registry
-from lingo_ds.config.recipe import load_config
 from lingo_ds.config.run_config import PredictConfig, RunConfig
+from lingo_ds.config.suite_config import load_runs
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.packing import common_prefix
@@ -33,7 +33,7 @@ def load(tmp_path):
 
     def load(data: str, *overrides: str) -> RunConfig:
         (tmp_path / "run.yaml").write_text(f"{HEAD}data: {data}\n")
-        return load_config(tmp_path / "run.yaml", list(overrides))
+        return load_runs(tmp_path / "run.yaml", list(overrides))
 
     return load
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lingo_ds.config.run_config import ZeroConfig
+from lingo_ds.config.backbone_config import ZeroConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.utils.errors import UserError

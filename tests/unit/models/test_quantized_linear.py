@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModel, BitsAndBytesConfig, GPT2Config, LlamaConfig, OPTConfig
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.config.run_config import RunConfig, ZeroConfig
+from lingo_ds.config.backbone_config import ZeroConfig
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank

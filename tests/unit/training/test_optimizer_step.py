@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lingo_ds.config.run_config import CheckpointConfig, RunConfig
+from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.train_config import CheckpointConfig
 from lingo_ds.data.batches import Batch
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
