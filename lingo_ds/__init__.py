@@ -1,24 +1,32 @@
-"""Distributed fine-tuning of frozen language models on genomes: adaptive rank sampling (arXiv 2402.08075)."""
+"""Distributed fine-tuning of frozen language models on genomes: adaptive rank sampling (arXiv 2402.08075).
+
+Python code needs two names: `load(..)` makes a saved adapter ready to predict, and `UserError` is raised for
+a mistake of the user. Importing them imports no library.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lingo_ds.utils.errors import UserError
+
 if TYPE_CHECKING:
     from lingo_ds.evaluation.predictor import Predictor
 
+__all__ = ["UserError", "load"]
+
 
 def load(adapter: str | Path, *settings: str) -> "Predictor":
-    """An adapter folder, ready to predict: `load("runs/x/adapter").predict(["ACGT", ..])`.
+    """Loads an adapter folder to predict with it: `load("runs/x/adapter").predict(["ACGT", ..])`.
 
     Where a launcher started several processes, all of them call it, and share the work.
 
     Args:
-        adapter: `adapter/` of a run.
-        *settings: as on the command line of `lingo-ds predict`, e.g. `"backbone.dtype=bf16"`.
+        adapter: the folder `adapter/` of a run.
+        *settings: settings as on the command line of `lingo-ds predict`, e.g. `"backbone.dtype=bf16"`.
 
     Raises:
-        lingo_ds.utils.errors.UserError: where the adapter is damaged, its backbone is missing or another one,
-            or a setting is wrong.
+        UserError: where the adapter is damaged, its backbone is missing or another one, or a setting is
+            wrong.
     """
     from lingo_ds.config.recipe import load_settings
     from lingo_ds.config.run_config import PredictConfig

@@ -1,22 +1,33 @@
-"""`lingo-ds train|evaluate|predict|export|plan`: one entry point for every launcher."""
+"""`lingo-ds train|evaluate|predict|export|plan`: one entry point for every launcher.
+
+Libraries are imported by the functions that need them, so that `--help` and a mistyped option answer at once.
+"""
 
 import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from lingo_ds.utils.errors import Mistake, UserError
+
+if TYPE_CHECKING:
+    from lingo_ds.config.run_config import RunConfig
+    from lingo_ds.config.suite_config import Suite
+    from lingo_ds.distributed.process_group import DistEnv
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
-    args, overrides = _parser().parse_known_args(argv)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told in our words
+    args, settings = _parser().parse_known_args(argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is reported by our own watchdog
     from lingo_ds.distributed.launchers import may_be_rank_zero
-    from lingo_ds.utils.errors import UserError
 
     try:
-        return args.start(args, [word for word in overrides if not word.startswith("--local_rank")])
+        start = VERBS[args.verb].start
+        return start(args, [word for word in settings if not word.startswith("--local_rank")])
     except UserError as error:
         if not error.on_all or may_be_rank_zero(os.environ):
             print(error, file=sys.stderr, flush=True)  # noqa: T201
@@ -26,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def exit_process(status: int) -> NoReturn:
     """Ends a process of a job without Python's own finalisation.
 
-    While that runs, a gloo thread that lets go of the last collective can abort the process (seen in one of
+    While that runs, a gloo thread that releases the last collective can abort the process (seen in one of
     some ten ends on a busy machine), and a job that has done all its work would fail.
     """
     logging.shutdown()
@@ -35,228 +46,265 @@ def exit_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _by_recipe(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Verbs that follow a recipe."""
-    from lingo_ds.config.suite_config import Suite, load_runs
-    from lingo_ds.distributed.process_group import detect
-    from lingo_ds.utils import logging as logs
-    from lingo_ds.utils.resources import resource_path
-
-    path = Path(args.config)
-    if not path.suffix:
-        path = resource_path("recipes", args.config)
-    runs, env = load_runs(path, overrides), detect()
-    logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    from lingo_ds.commands import evaluate, plan, suite, train
-
-    of_run = {"train": train.train, "evaluate": evaluate.evaluate, "plan": plan.plan}
-    of_suite = {"train": suite.train_suite, "evaluate": suite.evaluate_suite, "plan": suite.plan_suite}
-    (of_suite if isinstance(runs, Suite) else of_run)[args.verb](runs, env)
-    return 0
+# -- what each verb starts
 
 
-def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Of this job as `train` would run it, or with `--gpu` of one elsewhere."""
+def _train(args: argparse.Namespace, settings: list[str]) -> int:
+    runs, env = _load_recipe(args.config, settings), _set_up()
+    from lingo_ds.commands import suite, train
+
+    return _start(runs, env, of_run=train.train, of_suite=suite.train_suite)
+
+
+def _evaluate(args: argparse.Namespace, settings: list[str]) -> int:
+    runs, env = _load_recipe(args.config, settings), _set_up()
+    from lingo_ds.commands import evaluate, suite
+
+    return _start(runs, env, of_run=evaluate.evaluate, of_suite=suite.evaluate_suite)
+
+
+def _plan(args: argparse.Namespace, settings: list[str]) -> int:
+    """Plans this job as `train` would run it, or with `--gpu` a job elsewhere."""
+    _check_plan_options(args)
+    runs, env = _load_recipe(args.config, settings), _set_up()
+    from lingo_ds.commands import plan, suite
+
     if args.gpu is None:
-        for name in ("hosts", "gpus", "link", "tokens", "rows", "shared", "json"):
-            if getattr(args, name) is not None:
-                _refuse(
-                    f"--{name}", getattr(args, name), "means nothing without --gpu", "add --gpu, e.g. h200"
-                )
-        return _by_recipe(args, overrides)
-    if (args.tokens is None) != (args.rows is None):
-        given, other = ("tokens", "rows") if args.rows is None else ("rows", "tokens")
-        _refuse(f"--{given}", getattr(args, given), f"stands without --{other}", "give both, or neither")
-    from lingo_ds.commands.plan import Elsewhere, plan_elsewhere
-    from lingo_ds.config.suite_config import load_runs
-    from lingo_ds.distributed.process_group import detect
+        return _start(runs, env, of_run=plan.plan, of_suite=suite.plan_suite)
     from lingo_ds.planning.cost.elsewhere import Lengths
-    from lingo_ds.utils import logging as logs
-    from lingo_ds.utils.resources import resource_path
 
-    path = Path(args.config)
-    if not path.suffix:
-        path = resource_path("recipes", args.config)
-    env = detect()
-    logs.set_up(rank=env.global_rank, is_main=env.is_main)
     lengths = None
     if args.tokens is not None:
         lengths = Lengths(rows=args.rows, tokens=args.tokens, shared=args.shared or 0)
     given = {name: getattr(args, name) for name in ("hosts", "gpus", "link") if getattr(args, name)}
-    asked = Elsewhere(gpu=args.gpu, lengths=lengths, json_path=args.json, **given)
-    plan_elsewhere(load_runs(path, overrides), env, asked)
+    asked = plan.Elsewhere(gpu=args.gpu, lengths=lengths, json_path=args.json, **given)
+    plan.plan_elsewhere(runs, env, asked)
     return 0
 
 
-def _refuse(where: str, value: object, rule: str, fix: str) -> NoReturn:
-    from lingo_ds.utils.errors import Mistake, UserError
-
-    raise UserError(Mistake(where, value, rule, fix))
-
-
-def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
+def _predict(args: argparse.Namespace, settings: list[str]) -> int:
     from lingo_ds.config.recipe import load_settings
     from lingo_ds.config.run_config import PredictConfig
-    from lingo_ds.distributed.process_group import detect
-    from lingo_ds.utils import logging as logs
 
     if args.backbone is not None:
-        overrides = [f"backbone.path={args.backbone}", *overrides]
-    config, env = load_settings(PredictConfig, overrides), detect()
-    logs.set_up(rank=env.global_rank, is_main=env.is_main)
-    from lingo_ds.commands.predict import predict
+        settings = [f"backbone.path={args.backbone}", *settings]
+    config, env = load_settings(PredictConfig, settings), _set_up()
+    from lingo_ds.commands.predict import PredictRequest, predict
 
-    given = {name: value for name, value in vars(args).items() if name not in ("verb", "start", "backbone")}
-    return 0 if predict(config, env, **given) else 1
+    asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
+    return 0 if predict(PredictRequest(**asked), config, env) else 1
 
 
-def _export(args: argparse.Namespace, overrides: list[str]) -> int:
-    from lingo_ds.distributed.process_group import detect
-    from lingo_ds.utils import logging as logs
-    from lingo_ds.utils.errors import Mistake, UserError
-
-    if overrides:
+def _export(args: argparse.Namespace, settings: list[str]) -> int:
+    if settings:
         fix = "see lingo-ds export --help"
-        raise UserError([Mistake("command line", one, "is no option", fix) for one in overrides], on_all=True)
-    env = detect()
-    logs.set_up(rank=env.global_rank, is_main=env.is_main)
+        mistakes = [Mistake("command line", word, "is no option of export", fix) for word in settings]
+        raise UserError(mistakes, on_all=True)
+    env = _set_up()
     from lingo_ds.commands.export import export
 
-    export(env, **{name: value for name, value in vars(args).items() if name not in ("verb", "start")})
+    export(env, **{name: value for name, value in vars(args).items() if name != "verb"})
     return 0
 
 
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped recipe")
+# -- what several of them need
 
 
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _recipe_arguments(parser)
-    elsewhere = parser.add_argument_group(
-        "a job on other machines",
-        "Memory, FLOPs, bytes, seconds and advice. Of the backbone only config.json and the tokenizer are "
-        "read; with --tokens and --rows neither tokenizer nor data.",
-    )
-    elsewhere.add_argument("--gpu", metavar="NAME", help="kind of GPU, e.g. h200, h100, a100 or l40s")
-    elsewhere.add_argument("--hosts", type=_count, metavar="N", help="number of hosts (default: 1)")
-    elsewhere.add_argument("--gpus", type=_count, metavar="N", help="GPUs of each host (default: 8)")
-    elsewhere.add_argument(
-        "--link", metavar="RATE", help="network of each host, e.g. 8x400Gb for eight cards (default: 400Gb)"
-    )
-    elsewhere.add_argument(
-        "--tokens",
-        type=_count,
-        metavar="N",
-        help="tokens per example, when the data is not on this machine; needs --rows",
-    )
-    elsewhere.add_argument(
-        "--rows",
-        type=_count,
-        metavar="N",
-        help="number of training examples, when the data is not on this machine; needs --tokens",
-    )
-    elsewhere.add_argument(
-        "--shared",
-        type=int,
-        metavar="N",
-        help="how many of the --tokens are a prefix that all examples have in common (default: 0)",
-    )
-    elsewhere.add_argument(
-        "--json", type=Path, metavar="FILE", help="file to write plan, prediction and advice to"
-    )
+def _load_recipe(recipe: str, settings: list[str]) -> "RunConfig | Suite":
+    """Reads the recipe at a path, or the shipped one of that name."""
+    from lingo_ds.config.suite_config import load_runs
+    from lingo_ds.utils.resources import resource_path
+
+    path = Path(recipe)
+    return load_runs(path if path.suffix else resource_path("recipes", recipe), settings)
+
+
+def _set_up() -> "DistEnv":
+    """Finds this process's place in the job, and routes its log."""
+    from lingo_ds.distributed.process_group import detect
+    from lingo_ds.utils import logging as logs
+
+    env = detect()
+    logs.set_up(rank=env.global_rank, is_main=env.is_main)
+    return env
+
+
+def _start(
+    runs: "RunConfig | Suite",
+    env: "DistEnv",
+    *,
+    of_run: "Callable[[RunConfig, DistEnv], object]",
+    of_suite: "Callable[[Suite, DistEnv], object]",
+) -> int:
+    from lingo_ds.config.suite_config import Suite
+
+    if isinstance(runs, Suite):
+        of_suite(runs, env)
+    else:
+        of_run(runs, env)
+    return 0
+
+
+def _check_plan_options(args: argparse.Namespace) -> None:
+    """Refuses a description of a job elsewhere where none is planned, and half a description of its data."""
+    names = ("hosts", "gpus", "link", "tokens", "rows", "shared", "json")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if given and args.gpu is None:
+        rule, fix = "has no effect without --gpu", "add --gpu, e.g. h200"
+        raise UserError([Mistake(f"--{name}", value, rule, fix) for name, value in given.items()])
+    for one, other in (("tokens", "rows"), ("rows", "tokens")):
+        if one in given and other not in given:
+            rule = f"cannot be used without --{other}"
+            raise UserError(Mistake(f"--{one}", given[one], rule, "give both, or neither"))
+
+
+# -- the command line
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
 
 
-def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", required=True, type=Path, help="adapter/ of a run")
-    parser.add_argument(
-        "--input", required=True, type=Path, dest="source", metavar="FILE",
-        help=".csv .tsv .fa .fasta .fna, also .gz; .parquet; with --genome .vcf .bed .narrowPeak "
-        ".broadPeak, also .gz",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        dest="target",
-        metavar="FILE",
-        help=".csv .tsv, also .gz; .parquet",
-    )
-    parser.add_argument("--sequence-column", default="sequence", help="column of the DNA (default: sequence)")
-    parser.add_argument("--id-column", help="column of the ids (default: id, else rows are numbered from 0)")
-    parser.add_argument(
-        "--genome", type=Path, metavar="FASTA", help="that the places in a .vcf or .bed are of"
-    )
-    parser.add_argument(
-        "--window", type=int, metavar="BASES",
-        help="around a variant (default: as long as the training sequences), or an interval's middle",
-    )  # fmt: skip
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse rows that do not fit the genome instead of skipping them",
-    )
-    parser.add_argument("--backbone", help="folder or hub id of the backbone, where it has moved")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
+def _recipe_options(parser: argparse.ArgumentParser) -> None:
+    help = "A recipe: a YAML file, or the name of a shipped one, e.g. quickstart."
+    parser.add_argument("--config", required=True, metavar="FILE", help=help)
 
 
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help="adapter/ of a run")
-    parser.add_argument(
-        "--to", required=True, choices=["adalora", "lora", "merged"],
-        help="PEFT's AdaLoRA or LoRA folder, or a whole Hugging Face model",
-    )  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--backbone", metavar="PATH", help="folder or hub id of the backbone, where it has moved"
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    _recipe_options(parser)
+    about = (
+        "Memory, FLOPs, bytes, seconds and advice. Of the backbone only config.json and the tokenizer are "
+        "read; with --tokens and --rows neither tokenizer nor data."
     )
-    parser.add_argument(
-        "--dtype", choices=["fp32", "bf16", "fp16"], help="of merged weights; else the backbone's own"
+    add = parser.add_argument_group("a job on other machines", about).add_argument
+    absent = "when the data is not on this machine"
+    add("--gpu", metavar="NAME", help="The kind of GPU, e.g. h200, h100, a100 or l40s.")
+    add("--hosts", type=_count, metavar="N", help="Number of hosts (default: 1).")
+    add("--gpus", type=_count, metavar="N", help="Number of GPUs in each host (default: 8).")
+    add("--link", metavar="RATE", help="Network of each host, e.g. 8x400Gb for eight cards (default: 400Gb).")
+    add("--tokens", type=_count, metavar="N", help=f"Tokens per example, {absent}; needs --rows.")
+    add("--rows", type=_count, metavar="N", help=f"Number of training examples, {absent}; needs --tokens.")
+    shared = "How many of the --tokens are a prefix that all examples have in common (default: 0)."
+    add("--shared", type=int, metavar="N", help=shared)
+    add("--json", type=Path, metavar="FILE", help="A file to write plan, estimate and advice to.")
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--adapter", required=True, type=Path, metavar="DIR", help="The folder adapter/ of a run.")
+    source = (
+        "Sequences in .csv .tsv .fa .fasta .fna (also .gz) or .parquet; with --genome variants in .vcf or "
+        "intervals in .bed .narrowPeak .broadPeak (also .gz)."
     )
-    parser.add_argument(
-        "--shard-gb", type=float, default=4.0, metavar="GB", help="largest file of a merged model (4)"
+    add("--input", required=True, type=Path, dest="source", metavar="FILE", help=source)
+    target = "The file to write: .csv .tsv (also .gz) or .parquet."
+    add("--output", required=True, type=Path, dest="target", metavar="FILE", help=target)
+    column = "The column that holds the DNA (default: sequence)."
+    add("--sequence-column", default="sequence", metavar="NAME", help=column)
+    column = "The column that holds the ids (default: id if there is one, else rows are numbered from 0)."
+    add("--id-column", metavar="NAME", help=column)
+    genome = "The genome to which the positions of variants or intervals refer."
+    add("--genome", type=Path, metavar="FASTA", help=genome)
+    window = (
+        "Bases to read around each variant (default: as many as the training sequences had), or around the "
+        "middle of each interval (default: the whole interval)."
     )
-    parser.add_argument("--license", default="other", help="for the model card, as the hub names it (other)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    add("--window", type=int, metavar="BASES", help=window)
+    strict = "Refuse a file that has rows which do not fit the genome, instead of skipping these rows."
+    add("--strict", action="store_true", help=strict)
+    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    add("--overwrite", action="store_true", help="Replace the output file if it exists.")
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--adapter", required=True, type=Path, metavar="DIR", help="The folder adapter/ of a run.")
+    to = "The format: an AdaLoRA or LoRA folder of PEFT, or a whole Hugging Face model."
+    add("--to", required=True, choices=["adalora", "lora", "merged"], help=to)
+    add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")
+    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    dtype = "Data type of merged weights (default: the backbone's own)."
+    add("--dtype", choices=["fp32", "bf16", "fp16"], help=dtype)
+    size = "Size of the largest file of a merged model (default: 4)."
+    add("--shard-gb", type=float, default=4.0, metavar="GB", help=size)
+    license = "License for the model card, as the Hugging Face hub names it (default: other)."
+    add("--license", default="other", metavar="NAME", help=license)
+    add("--overwrite", action="store_true", help="Replace an earlier export.")
+
+
+class Verb(NamedTuple):
+    """One verb of the command line.
+
+    Attributes:
+        summary: what it does.
+        add_options: declares its options.
+        start: takes the parsed options and the words that are none; returns the exit status.
+        example: the end of a command that works, for `--help`.
+        settings: whether settings as `section.field=value` may follow the options.
+    """
+
+    summary: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    start: Callable[[argparse.Namespace, list[str]], int]
+    example: str
+    settings: bool = True
 
 
 VERBS = {
-    "train": ("train an adapter, select it on dev, report on test", _recipe_arguments, _by_recipe),
-    "evaluate": ("evaluate a run's saved adapter on its test split", _recipe_arguments, _by_recipe),
-    "predict": (
-        "predict classes, labels or values of new sequences",
-        _predict_arguments,
+    "train": Verb(
+        "Train an adapter, select it on dev, and report on test.",
+        _recipe_options,
+        _train,
+        "--config quickstart output_dir=runs/first train.num_epochs=2",
+    ),
+    "evaluate": Verb(
+        "Evaluate a run's saved adapter on its test split.",
+        _recipe_options,
+        _evaluate,
+        "--config runs/quickstart/config.yaml",
+    ),
+    "predict": Verb(
+        "Predict classes, labels or values of new sequences, or what variants change.",
+        _predict_options,
         _predict,
+        "--adapter runs/quickstart/adapter --input new.fa --output new.csv",
     ),
-    "export": (
-        "write a saved adapter for other software, or merge it into its backbone",
-        _export_arguments,
+    "export": Verb(
+        "Write a saved adapter for other software, or merge it into its backbone.",
+        _export_options,
         _export,
+        "--adapter runs/quickstart/adapter --to merged --output merged",
+        settings=False,
     ),
-    "plan": (
-        "print the arithmetic of a run: batch, steps, parameters, memory; with --gpu its speed elsewhere",
-        _plan_arguments,
+    "plan": Verb(
+        "Print the arithmetic of a run: batch, steps, parameters, memory; with --gpu its speed elsewhere.",
+        _plan_options,
         _plan,
+        "--config quickstart --hosts 2 --gpu h200",
     ),
 }
-"""Per verb: what it does, its arguments, and the function that takes them and returns the exit status."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lingo-ds", description="Fine-tune frozen language models on genomes.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, (text, add_arguments, start) in VERBS.items():
-        sub = verbs.add_parser(
-            verb, help=text, description=text, epilog="Settings follow as section.field=value."
+    for name, verb in VERBS.items():
+        settings = "Settings follow as section.field=value.\n\n" if verb.settings else ""
+        verb.add_options(
+            verbs.add_parser(
+                name,
+                help=verb.summary,
+                description=verb.summary,
+                epilog=f"{settings}example:\n  lingo-ds {name} {verb.example}",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
         )
-        add_arguments(sub)
-        sub.set_defaults(start=start)
     return parser
 
 

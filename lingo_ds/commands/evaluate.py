@@ -1,4 +1,4 @@
-"""A saved adapter on its test split again."""
+"""`lingo-ds evaluate`: a run's saved adapter on its test split again."""
 
 from lingo_ds.commands.train import Build
 from lingo_ds.config.run_config import RunConfig
@@ -12,19 +12,25 @@ from lingo_ds.utils import logging as logs
 
 
 def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
-    """Metrics of the run's saved adapter on its test split; writes `evaluation.json` and the predictions."""
+    """Evaluates the run's saved adapter on its test split; writes `evaluation.json` and the predictions.
+
+    Returns:
+        The metrics by name; None where undefined.
+
+    Raises:
+        UserError: where the run has no adapter, or it does not belong to this recipe.
+    """
     with job(config.to_yaml(), env, output=config.run_dir):
         return evaluate_one(config, env)
 
 
 def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, float | None]:
-    """`evaluate` inside of a job; `build` as in `train_one`."""
+    """Does the work of `evaluate` inside a job; `build` makes the model, as in `train_one`."""
     setup = prepare(config, env)
     model = build(setup)
     task = replace_with_saved(model, setup, config.run_dir / "adapter")
     split = setup.data.splits["test"]
-    averages = config.data.averages
-    test = evaluate_split(model, split, task=task, plan=setup.plan, env=env, average_strands=averages)
+    test = evaluate_split(model, split, task=task, config=config, plan=setup.plan, env=env)
     if env.is_main:
         write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
         report = {"metrics": {"test": test.metrics}, "metrics_by_output": {"test": test.by_output}}

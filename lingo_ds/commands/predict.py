@@ -1,9 +1,12 @@
-"""`lingo-ds predict`: answers for new sequences, or what variants change, from a file into another."""
+"""`lingo-ds predict`: answers for new sequences, or what variants change, from one file into another."""
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -12,17 +15,17 @@ from lingo_ds.data.readers.bed import BED_SUFFIXES
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import suffix_of
 from lingo_ds.data.streams.intervals import Regions
-from lingo_ds.data.streams.sequences import Records
-from lingo_ds.data.streams.variants import Variants
-from lingo_ds.data.task import Task
+from lingo_ds.data.streams.sequences import Chunk, Records
+from lingo_ds.data.streams.skipped import Skipped
+from lingo_ds.data.streams.variants import VariantChunk, Variants
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.load_predictor import make_predictor
-from lingo_ds.evaluation.prediction_file import Done, Output, check_output
-from lingo_ds.evaluation.prediction_tables import SequenceTable, VariantTable
-from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
+from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, check_output
+from lingo_ds.evaluation.prediction_tables import PredictionTable, SequenceTable, VariantTable
+from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, AnyChunk, Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.utils import logging as logs
@@ -31,145 +34,192 @@ from lingo_ds.utils.files import default_cache
 
 logger = logging.getLogger(__name__)
 
-ON_GENOME = (".vcf", *BED_SUFFIXES)
-"""Endings of files that name places of a genome."""
-
-Input = Records | Regions | Variants
+GENOME_SUFFIXES = (".vcf", *BED_SUFFIXES)
+"""Endings of files whose rows are positions of a genome."""
 
 
-def predict(
-    config: PredictConfig,
-    env: DistEnv,
-    *,
-    adapter: Path,
-    source: Path,
-    target: Path,
-    sequence_column: str = "sequence",
-    id_column: str | None = None,
-    genome: Path | None = None,
-    window: int | None = None,
-    strict: bool = False,
-    overwrite: bool = False,
-) -> bool:
-    """Predicts every row of a file into another, or goes on where an unfinished job stopped.
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """What the command line asks for.
 
-    Args:
-        config: how the adapter is computed.
-        env: place of this process.
-        adapter: `adapter/` of a run.
-        source: sequences, or with `genome` a VCF or BED.
+    Attributes:
+        adapter: the folder `adapter/` of a run.
+        source: the file to read: sequences, or with `genome` a VCF or BED.
         target: the file to write.
-        sequence_column, id_column: of a table.
-        genome: FASTA that the places in `source` are of.
-        window: bases around a variant, default the adapter's own; around the middle of an interval of a BED.
-        strict: refuse a VCF or BED that does not fit the genome, instead of skipping such rows.
-        overwrite: replace a `target` that is there.
-
-    Returns:
-        Whether it came to the end; False after Ctrl-C or SIGTERM.
-
-    Raises:
-        UserError: for mistakes in the arguments, the adapter or the file.
+        sequence_column: the column of a table that holds the DNA.
+        id_column: the column of a table that holds the ids; None: `id` where there is one.
+        genome: the FASTA to which the positions in `source` refer.
+        window: bases around a variant, None: as many as the adapter's training sequences had; or around the
+            middle of an interval, None: the whole interval.
+        strict: whether to refuse a VCF or BED that does not fit the genome, instead of skipping such rows.
+        overwrite: whether to replace a `target` that exists.
     """
 
-    def opened() -> Input:
-        if suffix_of(source) not in ON_GENOME:
-            _refuse_places(source, genome, window, strict)
-            return Records(source, sequence_column=sequence_column, id_column=id_column)
-        return _on_genome(source, adapter, genome=genome, window=window, strict=strict)
+    adapter: Path
+    source: Path
+    target: Path
+    sequence_column: str = "sequence"
+    id_column: str | None = None
+    genome: Path | None = None
+    window: int | None = None
+    strict: bool = False
+    overwrite: bool = False
 
-    with job(config.to_yaml(), env, output=target), ExitStack() as held:
-        agreement.run_once_per_host(opened, env)  # makes an index of the genome
+
+ReadChunk = TypeVar("ReadChunk", bound=Chunk | VariantChunk, covariant=True)
+
+
+class ChunkedInput(Protocol[ReadChunk]):
+    """A file of rows to predict, read chunk by chunk."""
+
+    @property
+    def skipped(self) -> Skipped:
+        """What was left out so far."""
+
+    def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[ReadChunk]:
+        """The rows after the first `skip`."""
+
+
+def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> bool:
+    """Predicts every row of a file into another, or resumes a job that was stopped.
+
+    Args:
+        request: which files, and how to read them.
+        config: how the adapter is computed.
+        env: this process's rank and device.
+
+    Returns:
+        Whether the output is complete; False after Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: for mistakes in the request, the adapter or the file.
+    """
+    with job(config.to_yaml(), env, output=request.target):
+        agreement.run_once_per_host(lambda: _open_input(request), env)  # makes an index of the genome
         with agreement.errors_raised_on_all(env):
-            rows = opened()
+            rows = _open_input(request)
             if env.is_main:
-                check_output(target, source=source, overwrite=overwrite)
+                check_output(request.target, source=request.source, overwrite=request.overwrite)
         if isinstance(rows, Variants):
             logger.info("windows of %s bases around each variant", f"{rows.window:,}")
-        predictor = make_predictor(adapter, config, env)
-        table = _table(rows, predictor.task)
-        output = Output(target, schema=table.schema)
+        predictor = make_predictor(request.adapter, config, env)
+        key = {
+            "adapter": adapter_fingerprint(request.adapter),
+            "input": rows.fingerprint(),
+            "settings": config.model_dump(mode="json", exclude={"zero"}),
+            "dtype": predictor.dtype,
+        }
+        if isinstance(rows, Variants):
+            return _predict_rows(predictor, rows, VariantTable(predictor.task), request.target, key)
+        table = SequenceTable(predictor.task, numbered=rows.numbered)
+        return _predict_rows(predictor, rows, table, request.target, key)
+
+
+def _open_input(request: PredictRequest) -> Records | Regions | Variants:
+    suffix = suffix_of(request.source)
+    if suffix not in GENOME_SUFFIXES:
+        _refuse_genome_options(request)
+        return Records(request.source, sequence_column=request.sequence_column, id_column=request.id_column)
+    if request.genome is None:
+        rule = f"is needed for {suffix}"
+        raise UserError(Mistake("--genome", "nothing", rule, "give the FASTA to which its positions refer"))
+    if request.window is not None and request.window < 1:
+        raise UserError(Mistake("--window", request.window, "must be 1 or more", "give a number of bases"))
+    genome = Genome(request.genome, cache=default_cache())
+    if suffix in BED_SUFFIXES:
+        return Regions(request.source, genome=genome, window=request.window, strict=request.strict)
+    window = request.window or _trained_window(request.adapter)
+    return Variants(request.source, genome=genome, window=window, strict=request.strict)
+
+
+def _refuse_genome_options(request: PredictRequest) -> None:
+    """Raises for options that have no effect on a file of sequences: they show a misunderstanding."""
+    options = {"--genome": request.genome, "--window": request.window, "--strict": request.strict or None}
+    rule = f"is for {', '.join(GENOME_SUFFIXES)}, not for {request.source.name}"
+    given = {option: value for option, value in options.items() if value is not None}
+    if given:
+        raise UserError([Mistake(option, value, rule, "remove it") for option, value in given.items()])
+
+
+def _trained_window(adapter: Path) -> int:
+    """As many bases as the adapter's training sequences had."""
+    data = read_card(adapter).data
+    if data is None or not data.bases:
+        rule = "is needed: the adapter does not say how long its training sequences were"
+        raise UserError(Mistake("--window", "nothing", rule, "give a number of bases"))
+    return data.bases
+
+
+def _predict_rows(
+    predictor: Predictor,
+    rows: ChunkedInput[AnyChunk],
+    table: PredictionTable[AnyChunk],
+    target: Path,
+    compatibility_key: dict[str, Any],
+) -> bool:
+    """Predicts what is not finished yet; False where a signal ended it."""
+    env, output = predictor.env, PredictionFile(target, schema=table.schema)
+    with ExitStack() as lock:
         with agreement.errors_raised_on_all(env):
             if env.is_main:
-                held.enter_context(output.held())
-        meaning = {
-            "adapter": adapter_fingerprint(adapter), "input": rows.fingerprint(),
-            "settings": config.model_dump(mode="json", exclude={"zero"}), "dtype": predictor.dtype,
-        }  # fmt: skip
-        done = Done(*agreement.broadcast_json(output.resume(meaning) if env.is_main else None, env))
-        if done.rows:
-            logger.info("going on behind the %s %s that are done", f"{done.rows:,}", table.unit)
-        return _predict_on(predictor, rows, table, output, done)
+                lock.enter_context(output.lock())
+        resumed = output.resume(compatibility_key) if env.is_main else None
+        finished = FinishedParts(*agreement.broadcast_json(resumed, env))
+        if finished.rows:
+            logger.info("resuming after %s finished %s", f"{finished.rows:,}", table.unit)
+        began = time.monotonic()
+        done = _predict_chunks(predictor, rows, table, output, finished)
+        if done is None:
+            return False
+        _warn_of_losses(rows, done.truncated, predictor.task.max_length)
+        if env.is_main:
+            output.finish()
+            seconds = time.monotonic() - began
+            rate = (done.rows - finished.rows) / max(seconds, 1e-9)
+            logs.results.print(
+                f"{done.rows:,} {table.unit}, {rate:,.0f} {table.unit}/s in {seconds:.1f} s: {output.path}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    return True
 
 
-def _refuse_places(source: Path, genome: Path | None, window: int | None, strict: bool) -> None:
-    """Options that say nothing about a file of sequences are a misunderstanding."""
-    options = {"--genome": genome, "--window": window, "--strict": strict or None}
-    rule, fix = f"is for {', '.join(ON_GENOME)}, not for {source.name}", "leave it out"
-    mistakes = [Mistake(option, value, rule, fix) for option, value in options.items() if value is not None]
-    if mistakes:
-        raise UserError(mistakes)
-
-
-def _on_genome(
-    source: Path, adapter: Path, *, genome: Path | None, window: int | None, strict: bool
-) -> Variants | Regions:
-    kind = suffix_of(source)
-    if genome is None:
-        rule = f"is needed for {kind}"
-        raise UserError(Mistake("--genome", "nothing", rule, "give the FASTA that its places are of"))
-    if window is not None and window < 1:
-        raise UserError(Mistake("--window", window, "is no number of bases", "give 1 or more"))
-    fasta = Genome(genome, cache=default_cache())
-    if kind in BED_SUFFIXES:
-        return Regions(source, genome=fasta, window=window, strict=strict)
-    data = read_card(adapter).data
-    window = window or (data and data.bases)
-    if window is None:
-        rule, fix = "is needed: the adapter does not say how long its sequences were", "give it in bases"
-        raise UserError(Mistake("--window", "nothing", rule, fix))
-    return Variants(source, genome=fasta, window=window, strict=strict)
-
-
-def _table(rows: Input, task: Task) -> SequenceTable | VariantTable:
-    if isinstance(rows, Variants):
-        return VariantTable(task)
-    return SequenceTable(task, numbered=rows.numbered)
-
-
-def _predict_on(
-    predictor: Predictor, rows: Input, table: SequenceTable | VariantTable, output: Output, done: Done
-) -> bool:
-    """Predicts what is not yet done; False where a signal ended it."""
-    env, began, (number, cut) = predictor.env, time.monotonic(), done
+def _predict_chunks(
+    predictor: Predictor,
+    rows: ChunkedInput[AnyChunk],
+    table: PredictionTable[AnyChunk],
+    output: PredictionFile,
+    finished: FinishedParts,
+) -> FinishedParts | None:
+    """Writes the part of every chunk after those that are finished; None where a signal ended it."""
+    env, (number, truncated) = predictor.env, finished
     chunks = rows.chunks(skip=number, most=SEQUENCES_PER_CHUNK, most_bases=predictor.chunk_bases)
     progress = ProgressBar(None, table.unit, enabled=env.is_main, done=number, console=logs.console)
     stop = StopSignals()
     with stop.installed(), progress, closing(predictor.stream(chunks)) as stream:
-        for chunk, answers, cut_here in stream:
+        for predicted in stream:
+            chunk = predicted.chunk
             if env.is_main:
-                output.add(chunk.begin, table.rows(chunk, answers), cut_here)
-            number, cut = number + chunk.size, cut + cut_here
+                part = table.rows(chunk, predicted.answers)
+                output.write_part(chunk.begin, part, truncated=predicted.truncated)
+            number, truncated = number + chunk.size, truncated + predicted.truncated
             progress.update(number, fraction=chunk.read)
             if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
-                logger.info("interrupted after %s %s; the same command goes on from there",
-                            f"{number:,}", table.unit)  # fmt: skip
-                return False
-    _say_what_was_noticed(rows, cut, predictor.task.max_length)
-    if env.is_main:
-        output.finish()
-        seconds = time.monotonic() - began
-        rate = (number - done.rows) / max(seconds, 1e-9)
-        logs.results.print(
-            f"{number:,} {table.unit}, {rate:,.0f} {table.unit}/s in {seconds:.1f} s: {output.path}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    return True
+                logger.info(
+                    "interrupted after %s %s; run the same command again to resume from there",
+                    f"{number:,}",
+                    table.unit,
+                )
+                return None
+    return FinishedParts(number, truncated)
 
 
-def _say_what_was_noticed(rows: Input, cut: int, max_length: int) -> None:
+def _warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, max_length: int) -> None:
+    """Warns of rows that were skipped and of sequences that were not read to their end."""
     if rows.skipped.counts:
         logger.warning("skipped: %s", rows.skipped)
-    if cut:
+    if truncated:
         advice = "; give a smaller --window" if isinstance(rows, Variants) else ""
-        logger.warning("%s sequences were cut to the adapter's %d tokens%s", f"{cut:,}", max_length, advice)
+        logger.warning(
+            "%s sequences were truncated to the adapter's %d tokens%s", f"{truncated:,}", max_length, advice
+        )

@@ -1,4 +1,4 @@
-"""Many runs one after the other over one loaded backbone, and the table of what they reached."""
+"""Many runs one after the other over one loaded backbone, and the table of their results."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -29,31 +29,32 @@ logger = logging.getLogger(__name__)
 
 
 class SharedBackbone:
-    """The backbone of all runs: loaded for the first, and again only where one needs it loaded otherwise."""
+    """The backbone of all runs: loaded for the first, and again only where a run needs it in another form."""
 
     def __init__(self) -> None:
+        """Loads nothing yet."""
         self._key: Any = None
         self._backbone: Backbone | None = None
         self._last: AdaptedModel | None = None
 
     def build(self, setup: RunSetup) -> AdaptedModel:
-        """A run's model: the backbone with a new bank, after the last run's bank was taken off."""
+        """Makes a run's model: the backbone with a new bank, in place of the last run's bank."""
         if self._last:
             self._last.detach()
         self._last = None
         options = backbone_options(setup)
         key = setup.backbone_fingerprint, setup.dtype, _without_batch(options)
-        if key != self._key:
-            self._backbone = None  # before the next one needs its memory
+        if self._backbone is None or key != self._key:
+            self._backbone = None  # frees its memory for the next one
             self._backbone = load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
             self._key = key
-            logger.info("backbone loaded, for all runs that need it in this way")
+            logger.info("backbone loaded; all runs that need it in this form share it")
         self._last = adapt(setup, self._backbone)
         return self._last
 
 
 def _without_batch(options: BackboneOptions) -> BackboneOptions:
-    """The options without the micro-batch, which DeepSpeed's settings must name and nothing here follows."""
+    """The options that the shards depend on: DeepSpeed requires a micro-batch, but does not use it here."""
     if options.ds_config is None:
         return options
     kept = {key: value for key, value in options.ds_config.items() if key != "train_micro_batch_size_per_gpu"}
@@ -64,35 +65,34 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
     """Trains what is not finished yet, each run into its own folder, and writes the table after each.
 
     Raises:
-        UserError: for mistakes in the data or the plan of any task, before anything is trained; else as a
-            single run.
+        UserError: for mistakes in the data or the plan of any task, before anything is trained; otherwise as
+            `train` does.
     """
     with _runs(suite, env) as backbone:
         finished = _all_finished(suite, env)
-        _require_plans([one for one, over in zip(suite.members, finished, strict=True) if not over], env)
-        for number, member in enumerate(suite.members, 1):
-            what = f"run {number} of {len(suite.members)}: {member.task}, seed {member.seed}"
-            if finished[number - 1]:
-                logger.info("%s: finished before", what)
+        _check_plans([one for one, skip in zip(suite.members, finished, strict=True) if not skip], env)
+        for number, (member, skip) in enumerate(zip(suite.members, finished, strict=True), 1):
+            run = f"run {number} of {len(suite.members)}: {member.task}, seed {member.seed}"
+            logger.info("%s: already finished" if skip else "%s", run)
+            if skip:
                 continue
-            logger.info("%s", what)
             report = train_one(member.config, env, build=backbone.build)
             if env.is_main:
                 _write_table(suite)
             if report["outcome"] == "interrupted":
-                logger.info("interrupted; the same command goes on there")
+                logger.info("interrupted; run the same command again to resume the suite")
                 break
         if env.is_main:
             logs.results.print(results_table(suite.config.name, _write_table(suite)))
-            where = suite.config.folder / "results.md"
-            logs.results.print(f"table: {where} and .csv", highlight=False, soft_wrap=True)
+            table = suite.config.folder / "results.md"
+            logs.results.print(f"table: {table} and .csv", highlight=False, soft_wrap=True)
 
 
 def evaluate_suite(suite: Suite, env: DistEnv) -> None:
     """Evaluates every run's saved adapter on its test split again.
 
     Raises:
-        UserError: where a run has none.
+        UserError: where a run has no adapter.
     """
     with _runs(suite, env) as backbone:
         for member in suite.members:
@@ -102,7 +102,7 @@ def evaluate_suite(suite: Suite, env: DistEnv) -> None:
 
 
 def plan_suite(suite: Suite, env: DistEnv) -> None:
-    """Prints the plan of every task; its seeds are planned alike."""
+    """Prints the plan of every task; all its seeds have the same plan."""
     with _runs(suite, env):
         for task, config in {member.task: member.config for member in suite.members}.items():
             if env.is_main:
@@ -112,48 +112,51 @@ def plan_suite(suite: Suite, env: DistEnv) -> None:
 
 @contextmanager
 def _runs(suite: Suite, env: DistEnv) -> Iterator[SharedBackbone]:
-    """The job around all runs, with the data of every task there."""
+    """Opens the job around all runs, after checking that the data of every task exists."""
     with job(suite.to_yaml(), env, output=suite.config.folder):
-        agreement.run_once_per_host(lambda: _require_data(suite), env)
+        agreement.run_once_per_host(lambda: _check_data(suite), env)
         yield SharedBackbone()
 
 
-def _require_data(suite: Suite) -> None:
+def _check_data(suite: Suite) -> None:
+    """Raises for every task whose folder is missing."""
     by_task = {member.task: member.config.data for member in suite.members}
     found = [missing_folder(data.task, path=data.path, root=data.root) for data in by_task.values()]
     mistakes = [mistake for mistake in found if mistake]
     if mistakes:
-        there = [name for name, mistake in zip(by_task, found, strict=True) if not mistake]
-        fix = f"set data.root, or choose with tasks=[{','.join(there)}]" if there else "set data.root"
+        existing = [name for name, mistake in zip(by_task, found, strict=True) if not mistake]
+        fix = f"set data.root, or choose with tasks=[{','.join(existing)}]" if existing else "set data.root"
         raise UserError([Mistake(one.where, one.value, one.rule, fix) for one in mistakes])
 
 
-def _require_plans(members: Sequence[Member], env: DistEnv) -> None:
-    """Reads the data of every task and plans its run, since the last one's turn may come in days."""
-    mistakes = {}
+def _check_plans(members: Sequence[Member], env: DistEnv) -> None:
+    """Reads the data of every task and plans its run, since the last run may start in days only."""
+    mistakes: dict[Mistake, None] = {}
     for task, config in {member.task: member.config for member in members}.items():
         logger.info("data and plan of %s", task)
         try:
             prepare(config, env)
-        except UserError as error:  # on all processes alike: so they all go on to the next task
+        except UserError as error:  # raised on all processes, so they all continue with the next task
             mistakes |= dict.fromkeys(error.mistakes)
     if mistakes:
         raise UserError(list(mistakes), on_all=True)
 
 
 def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:
-    """Of each run, as global rank 0 finds it, on every process."""
+    """Whether each run is finished, as global rank 0 sees the folders; the same on every process."""
     finished = None
     with agreement.errors_raised_on_all(env):
         if env.is_main:
-            finished = [_finished(member) for member in suite.members]
+            finished = [_finished_report(member) is not None for member in suite.members]
     return agreement.broadcast_json(finished, env)
 
 
-def _finished(member: Member) -> bool:
-    """Whether this very run has been made: its report says so, and its config is the same."""
+def _finished_report(member: Member) -> dict[str, Any] | None:
+    """The report of this very run; None where it was not finished, or made with another config."""
     report = _report(member.config.run_dir)
-    return bool(report) and report["outcome"] != "interrupted" and _same_config(member.config)
+    if report is None or report["outcome"] == "interrupted" or not _same_config(member.config):
+        return None
+    return report
 
 
 def _report(folder: Path) -> dict[str, Any] | None:
@@ -188,23 +191,24 @@ def _write_table(suite: Suite) -> list[TaskResult]:
 
 
 def _results(suite: Suite) -> list[TaskResult]:
-    """What the finished runs of each task reached, from their reports."""
-    results = {}
+    """The results of each task's finished runs, from their reports."""
+    by_task: dict[str, list[Member]] = {}
     for member in suite.members:
-        metric = member.config.metric
-        known = registry().tasks.get(member.config.data.task)
-        published = known.scores if known and known.metric == metric else {}
-        result = results.setdefault(member.task, TaskResult(member.task, metric, 0, [], [], published))
-        results[member.task] = result._replace(planned=result.planned + 1)
-        if _finished(member):
-            metrics = _report(member.config.run_dir)["metrics"]
-            for split in ("dev", "test"):
-                getattr(result, split).append((metrics[split] or {}).get(metric))
-    return list(results.values())
+        by_task.setdefault(member.task, []).append(member)
+    return [_result(task, members) for task, members in by_task.items()]
+
+
+def _result(task: str, members: Sequence[Member]) -> TaskResult:
+    config = members[0].config
+    known = registry().tasks.get(config.data.task) if config.data.task else None
+    published = known.scores if known and known.metric == config.metric else {}
+    metrics = [report["metrics"] for member in members if (report := _finished_report(member))]
+    dev, test = ([(one[split] or {}).get(config.metric) for one in metrics] for split in ("dev", "test"))
+    return TaskResult(task, config.metric, len(members), dev, test, published)
 
 
 def _notes(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
-    """Where the numbers of the table come from."""
+    """The origin of the numbers of the table, ours first."""
     first = suite.members[0].config
     ours = f"dev, test: {first.backbone.path}, selected on dev, test evaluated once; sd over seeds"
     shown = dict.fromkeys(model for result in results for model in result.published)

@@ -3,7 +3,7 @@
 Everything follows from (seed, step): resuming needs no state.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -218,7 +218,7 @@ def _pinned(batch: Batch | Pack) -> Batch | Pack:
     )
 
 
-def prefetch(items: Iterable[Prefetched]) -> Iterator[Prefetched]:
+def prefetch(items: Iterable[Prefetched]) -> Generator[Prefetched, None, None]:
     """The items in their order, each next one computed in a thread while one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as worker:
         iterator = iter(items)

@@ -1,4 +1,4 @@
-"""From a head's outputs to answers: probabilities or values, and what is decided by them."""
+"""From a head's outputs to answers: probabilities or values, and the decisions that follow from them."""
 
 import math
 
@@ -7,21 +7,22 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from lingo_ds.data.task import Task
-from lingo_ds.evaluation.thresholds import DEFAULT, choose_threshold
+from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD, choose_threshold
 
 
 def answers(logits: np.ndarray, task: Task) -> np.ndarray:
-    """Logits (n, outputs) as probabilities, or as values in the data's units; float64 of the same shape."""
+    """Turns logits (n, outputs) into probabilities, or values in the data's units; float64, same shape."""
     outputs = torch.from_numpy(logits).double()
     if task.kind == "regression":
+        assert task.scale is not None and task.mean is not None  # every regression has them
         return outputs.numpy() * task.scale + task.mean
     return (outputs.sigmoid() if task.kind == "multilabel" else outputs.softmax(1)).numpy()
 
 
 def mean_of_strands(logits: np.ndarray, task: Task) -> np.ndarray:
-    """Logits (n, outputs) whose answers are the means over both strands, of logits (2 n, outputs).
+    """Turns logits (2 n, outputs) into logits (n, outputs) whose answers are the means over both strands.
 
-    Rows k and n + k are the strands of example k.
+    Rows k and n + k of the given logits are the strands of example k.
     """
     one, other = torch.from_numpy(logits).double().chunk(2)
     if task.kind == "regression":
@@ -35,28 +36,28 @@ def mean_of_strands(logits: np.ndarray, task: Task) -> np.ndarray:
 
 
 def decide(probabilities: np.ndarray, task: Task) -> np.ndarray:
-    """int64 classes (n,) of probabilities (n, classes), or whether each label is true, (n, labels) 0 or 1."""
+    """Decides int64 classes (n,) by probabilities (n, classes), or labels (n, labels) 0 or 1 by theirs."""
     if task.kind == "multilabel":
-        return (probabilities > np.array(task.thresholds or DEFAULT)).astype(np.int64)
+        return (probabilities > np.array(task.thresholds or DEFAULT_THRESHOLD)).astype(np.int64)
     if task.thresholds:
         return (probabilities[:, 1] > np.array(task.thresholds)).astype(np.int64)
     return probabilities.argmax(1)
 
 
 def answer_columns(task: Task) -> list[str]:
-    """Names of the columns of a table that hold the answers."""
+    """The names of the columns of a table that hold the answers."""
     what = "value" if task.kind == "regression" else "probability"
     return [f"{what}_{name}" for name in task.output_names]
 
 
 def with_best_thresholds(task: Task, probabilities: np.ndarray, labels: np.ndarray, *, metric: str) -> Task:
-    """The task with the thresholds that are best for these examples, label by label.
+    """The task with the thresholds that score best on these examples, label by label.
 
     Args:
-        task: binary or multilabel.
+        task: a binary or multilabel task.
         probabilities: (n, outputs).
         labels: (n,) classes, or (n, labels) with NaN where unknown.
-        metric: see `choose_threshold`.
+        metric: what is maximised; see `choose_threshold`.
     """
     if task.kind == "binary":
         probabilities, labels = probabilities[:, 1:], labels[:, None]

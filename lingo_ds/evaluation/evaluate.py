@@ -1,4 +1,4 @@
-"""Logits and metrics of a whole split, every row exactly once, however many processes share the work."""
+"""Logits and metrics of a split: every row counts exactly once, however many processes share the work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.batches import Batch, eval_batches
 from lingo_ds.data.packing import Pack, eval_packs
 from lingo_ds.data.task import Task
@@ -23,7 +24,7 @@ from lingo_ds.evaluation.metrics import (
     multilabel_metrics,
     regression_metrics,
 )
-from lingo_ds.evaluation.thresholds import DEFAULT
+from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.utils.errors import Mistake, UserError
@@ -31,13 +32,13 @@ from lingo_ds.utils.files import atomic_write
 
 
 class Evaluation(NamedTuple):
-    """Result on one split, the same on every process.
+    """The result on one split, the same on every process.
 
     Attributes:
-        metrics: by name; None where undefined.
+        metrics: the metrics by name; None where undefined.
         logits: (rows, outputs) float32, in file order.
-        by_output: metrics of each label or value by its name; empty for classes.
-        task: with the thresholds that the metrics go by.
+        by_output: the metrics of each label or value by its name; empty for classes.
+        task: the task, with the thresholds that the metrics are computed with.
     """
 
     metrics: Metrics
@@ -51,33 +52,33 @@ def evaluate_split(
     split: TokenizedSplit,
     *,
     task: Task,
+    config: RunConfig,
     plan: RunPlan,
     env: DistEnv,
     choose_thresholds_for: str | None = None,
-    average_strands: bool = False,
 ) -> Evaluation:
-    """Evaluates a split, in packs or padded batches of examples of like length, as the plan says.
+    """Evaluates a split, in packs or padded batches of examples of similar length, as the plan says.
 
     Args:
-        model: on every process.
-        split: what is evaluated.
+        model: the model, the same on every process.
+        split: the examples.
         task: what the outputs mean.
-        plan: of the run.
-        env: this process's place.
-        choose_thresholds_for: a metric for which thresholds are chosen on this split; None: the task's own.
-        average_strands: whether an example's answers are the means over its two strands.
+        config: the run's settings; `data.reverse_complement` decides whether both strands are read.
+        plan: the run's plan.
+        env: this process's rank and device.
+        choose_thresholds_for: the metric to choose thresholds for on this split; None: keep the task's own.
 
     Raises:
-        UserError: on every process, where the model's weights have diverged.
+        UserError: on every process, where training has diverged.
     """
+    average_strands = config.data.averages
     read = split.both_strands() if average_strands else split
     rows, logits = own_logits(model, _forwards(read, plan, env))
     all_logits = gather_rows(rows.to(env.device), logits, total=len(read), env=env)
     if not np.isfinite(all_logits).all():
-        rule = "training diverged: the model's logits are not finite"
-        raise UserError(
-            Mistake("train.learning_rate", "too high", rule, "lower it, or clip with train.max_grad_norm")
-        )
+        rule = "logits are not finite, training diverged"
+        fix = "lower it, or clip with train.max_grad_norm"
+        raise UserError(Mistake("train.learning_rate", config.train.learning_rate, rule, fix))
     if average_strands:
         all_logits = mean_of_strands(all_logits, task)
     found = None
@@ -92,19 +93,22 @@ def evaluate_split(
 
 
 def score(logits: np.ndarray, labels: np.ndarray, task: Task) -> Scores:
-    """Metrics that fit the kind of task, of logits (n, outputs) and labels (n,) or (n, outputs)."""
+    """Computes the metrics of the kind of task from logits (n, outputs) and labels (n,) or (n, outputs)."""
     if task.kind == "multilabel":
         return multilabel_metrics(
-            answers(logits, task), labels, thresholds=task.thresholds or DEFAULT, names=task.output_names
+            answers(logits, task),
+            labels,
+            thresholds=task.thresholds or DEFAULT_THRESHOLD,
+            names=task.output_names,
         )
     if task.kind == "regression":
         return regression_metrics(answers(logits, task), labels, names=task.output_names)
-    threshold = task.thresholds and task.thresholds[0]
+    threshold = task.thresholds[0] if task.thresholds else None
     return Scores(classification_metrics(logits, labels, threshold=threshold), {})
 
 
 def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Batch] | Iterator[Pack]:
-    """This process's share of a split; as many forwards on every process."""
+    """This process's share of a split, in the same number of forwards on every process."""
     rank, world = env.global_rank, env.world_size
     if not plan.packed:
         return eval_batches(split, batch=plan.eval_batch_size, rank=rank, world=world)
@@ -112,10 +116,10 @@ def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Ba
 
 
 def write_predictions(path: Path, evaluation: Evaluation, labels: np.ndarray) -> None:
-    """Parquet with row, and label, decision and answer for every class, label or value.
+    """Writes a Parquet file with the row, label, decision and answers of every example.
 
-    Classes: label, predicted, and one probability each. Labels: label, predicted and probability of each;
-    values: label and value of each, a label being null where it is unknown.
+    For classes: label, predicted, and the probability of each class. For labels: label, predicted and
+    probability of each. For values: label and value of each. A label is null where it is unknown.
     """
     task, found = evaluation.task, answers(evaluation.logits, evaluation.task)
     columns = {"row": np.arange(len(labels))}

@@ -1,4 +1,4 @@
-"""Logits without gradients: one process's forwards, and all processes' results in order."""
+"""Logits without gradients: the forwards of one process, and the results of all in order."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ from lingo_ds.models.adapted_model import AdaptedModel
 
 @torch.no_grad()
 def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[Tensor, Tensor]:
-    """Rows (n,) of the examples that count, and their logits (n, outputs), in the order of computing."""
+    """Computes the logits (n, outputs) of the examples that count; with their rows (n,), as computed."""
     model.backbone.train(False)
     rows, logits = [], []
     for part in forwards:
@@ -29,7 +29,7 @@ def own_logits(model: AdaptedModel, forwards: Iterable[Batch | Pack]) -> tuple[T
 
 
 def gather_rows(rows: Tensor, logits: Tensor, *, total: int, env: DistEnv) -> np.ndarray:
-    """All processes' logits in file order; shares are filled up with row `total`, which is dropped here."""
+    """Gathers all processes' logits in file order; shares are padded with row `total`, dropped at the end."""
     share = int(process_group.all_gather(torch.tensor([len(rows)], device=env.device)).max())
     table = torch.full((share, logits.shape[1] + 1), float("nan"), dtype=torch.float64, device=env.device)
     table[:, 0] = total

@@ -1,7 +1,7 @@
-"""Predictions on disk: parts while a job goes on, one file at its end.
+"""Predictions on disk: parts while a job runs, one file at its end.
 
-Every finished chunk is a part of its own in a hidden folder beside the output, so a job that was killed goes
-on behind the last of them. What the parts were made from is noted there: they are never mixed with others.
+Every finished chunk is a part of its own in a hidden folder beside the output, so that a job that was killed
+resumes after the last of them. A note there names what the parts were made from: they are never mixed.
 """
 
 import csv
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,106 +24,152 @@ from lingo_ds.utils.files import atomic_write, exclusive_lock, make_folder
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_SUFFIXES = (".parquet", *DELIMITERS, *(f"{ending}.gz" for ending in DELIMITERS))
-ROW_GROUP = 1 << 16
-"""Rows of a Parquet output that lie together."""
+OUTPUT_SUFFIXES = (".parquet", *DELIMITERS, *(f"{suffix}.gz" for suffix in DELIMITERS))
+"""Endings of an output, one per format."""
+
+ROWS_PER_GROUP = 1 << 16
+"""Rows of one row group of a Parquet output."""
 
 
-class Done(NamedTuple):
-    """What the parts of an earlier, unfinished job hold: rows, and how many sequences were cut."""
+class FinishedParts(NamedTuple):
+    """How many rows an unfinished job has written, and how many of their sequences were truncated."""
 
     rows: int = 0
-    cut: int = 0
+    truncated: int = 0
 
 
-class Output:
-    """The file that a job of predicting leaves.
+class _Part(NamedTuple):
+    """A part on disk: its rows from `begin` to `end`, and how many of their sequences were truncated."""
+
+    begin: int
+    end: int
+    truncated: int
+    path: Path
+
+
+class PredictionFile:
+    """The output of a prediction job.
 
     Attributes:
         path: the file.
     """
 
     def __init__(self, path: Path, *, schema: pa.Schema):
-        """Takes the file, and its columns."""
+        """Takes the file, whose ending is one of `OUTPUT_SUFFIXES`, and its columns."""
         self.path, self._parts = path, path.with_name(f".{path.name}.parts")
-        self._ending = next(ending for ending in OUTPUT_SUFFIXES if path.name.lower().endswith(ending))
-        self._delimiter = DELIMITERS.get(self._ending.removesuffix(".gz"))
-        self._schema = schema
+        self._format = _format_of(path.name.lower(), schema)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keeps other jobs away from the parts.
 
         Raises:
-            UserError: where another job is at them.
+            UserError: where another job is writing them.
         """
         make_folder(self._parts, setting="--output")
         with exclusive_lock(self._parts, setting="--output"):
             yield
 
-    def resume(self, meaning: dict[str, Any]) -> Done:
-        """Finds what is done already of a job with this `meaning`; parts of another one are removed."""
-        note = self._parts / "job.json"
-        text = json.dumps(meaning, indent=2)
+    def resume(self, compatibility_key: dict[str, Any]) -> FinishedParts:
+        """Counts what an earlier job with the same key has finished; the parts of another job are removed."""
+        note, text = self._parts / "job.json", json.dumps(compatibility_key, indent=2)
         if note.is_file() and note.read_text() == text:
-            done = Done()
-            for begin, end, cut, path in self._listed():
-                if begin == done.rows:
-                    done = Done(end, done.cut + cut)
-                else:
-                    path.unlink()
-            return done
+            return self._keep_first_parts()
         if note.exists():
-            logger.warning("%s holds parts of another job; this one begins anew", self._parts)
-        for _, _, _, path in self._listed():
-            path.unlink()
+            logger.warning("%s holds parts of another job; this one starts from the beginning", self._parts)
+        for part in self._listed():
+            part.path.unlink()
         atomic_write(note, lambda aside: aside.write_text(text))
-        return Done()
+        return FinishedParts()
 
-    def add(self, begin: int, table: pa.Table, cut: int) -> None:
-        """Writes the rows from `begin` on; of their sequences, `cut` were cut."""
-        name = f"{begin:012}-{begin + len(table):012}-{cut}"
-        if self._delimiter is None:
-            atomic_write(self._parts / name, lambda aside: pq.write_table(table, aside))
-        else:
-            atomic_write(self._parts / name, lambda aside: self._write_text(table, aside))
+    def write_part(self, begin: int, table: pa.Table, *, truncated: int) -> None:
+        """Writes the rows from `begin` on; `truncated` of their sequences were cut to fit."""
+        name = f"{begin:012}-{begin + len(table):012}-{truncated}"
+        atomic_write(self._parts / name, lambda aside: self._format.write(table, aside))
 
     def finish(self) -> None:
         """Joins the parts to the output, which appears whole, and removes them."""
-        parts = [path for _, _, _, path in self._listed()]
+        parts = [part.path for part in self._listed()]
         whole = self._parts / "whole"
-        atomic_write(whole, lambda aside: self._join(parts, aside))
+        atomic_write(whole, lambda aside: self._format.join(parts, aside))
         whole.replace(self.path)
         shutil.rmtree(self._parts)
 
-    def _listed(self) -> list[tuple[int, int, int, Path]]:
-        """(begin, end, cut, path) of every part, in order."""
+    def _keep_first_parts(self) -> FinishedParts:
+        """Counts the parts that follow each other from the first row on, and removes all others."""
+        finished = FinishedParts()
+        for part in self._listed():
+            if part.begin == finished.rows:
+                finished = FinishedParts(part.end, finished.truncated + part.truncated)
+            else:
+                part.path.unlink()
+        return finished
+
+    def _listed(self) -> list[_Part]:
+        """Every part, in order."""
+        paths = sorted(self._parts.glob("[0-9]*-[0-9]*-[0-9]*"))
+        numbers = [map(int, path.name.split("-")) for path in paths]
         return [
-            (*map(int, path.name.split("-")), path)
-            for path in sorted(self._parts.glob("[0-9]*-[0-9]*-[0-9]*"))
+            _Part(begin, end, truncated, path)
+            for (begin, end, truncated), path in zip(numbers, paths, strict=True)
         ]
 
-    def _write_text(self, table: pa.Table, aside: Path) -> None:
+
+class _Format(Protocol):
+    """How parts are written, and joined to one file."""
+
+    def write(self, table: pa.Table, path: Path) -> None: ...
+
+    def join(self, parts: list[Path], path: Path) -> None: ...
+
+
+class _Parquet:
+    """Parts that are Parquet files of their own."""
+
+    def __init__(self, schema: pa.Schema):
+        self._schema = schema
+
+    def write(self, table: pa.Table, path: Path) -> None:
+        pq.write_table(table, path)
+
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Makes row groups of one size, so that the file does not depend on how it was cut into parts."""
+        waiting = self._schema.empty_table()
+        with pq.ParquetWriter(path, self._schema) as writer:
+            for part in parts:
+                waiting = pa.concat_tables([waiting, pq.read_table(part, schema=self._schema)])
+                while len(waiting) >= ROWS_PER_GROUP:
+                    writer.write_table(waiting.slice(0, ROWS_PER_GROUP))
+                    waiting = waiting.slice(ROWS_PER_GROUP)
+            if len(waiting):
+                writer.write_table(waiting)
+
+
+class _Text:
+    """Parts that are lines without a header."""
+
+    def __init__(self, schema: pa.Schema, *, delimiter: str, gzipped: bool):
+        self._schema, self._delimiter, self._gzipped = schema, delimiter, gzipped
+
+    def write(self, table: pa.Table, path: Path) -> None:
         columns = [
-            _in_digits(column.to_pylist(), name) if pa.types.is_floating(column.type) else column.to_pylist()
+            _as_text(column.to_pylist(), name) if pa.types.is_floating(column.type) else column.to_pylist()
             for name, column in zip(table.column_names, table.columns, strict=True)
         ]
-        with aside.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=self._delimiter, lineterminator="\n")
             writer.writerows(zip(*columns, strict=True))
 
-    def _join(self, parts: list[Path], aside: Path) -> None:
-        if self._delimiter is None:
-            self._join_parquet(parts, aside)
-            return
-        with aside.open("wb") as file:
-            if not self._ending.endswith(".gz"):
-                self._join_text(parts, file)
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Writes the header and the lines of all parts; the bytes of a gzip file hold no name and no time."""
+        with path.open("wb") as file:
+            if not self._gzipped:
+                self._join(parts, file)
                 return
             with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-                self._join_text(parts, packed)
+                self._join(parts, packed)
 
-    def _join_text(self, parts: list[Path], file: BinaryIO) -> None:
+    def _join(self, parts: list[Path], file: BinaryIO | gzip.GzipFile) -> None:
         header = io.StringIO()
         csv.writer(header, delimiter=self._delimiter, lineterminator="\n").writerow(self._schema.names)
         file.write(header.getvalue().encode())
@@ -131,17 +177,18 @@ class Output:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file)
 
-    def _join_parquet(self, parts: list[Path], aside: Path) -> None:
-        """Row groups of one size, so that the file does not depend on how it was cut into parts."""
-        waiting = self._schema.empty_table()
-        with pq.ParquetWriter(aside, self._schema) as writer:
-            for part in parts:
-                waiting = pa.concat_tables([waiting, pq.read_table(part, schema=self._schema)])
-                while len(waiting) >= ROW_GROUP:
-                    writer.write_table(waiting.slice(0, ROW_GROUP))
-                    waiting = waiting.slice(ROW_GROUP)
-            if len(waiting):
-                writer.write_table(waiting)
+
+def _format_of(name: str, schema: pa.Schema) -> _Format:
+    for suffix, delimiter in DELIMITERS.items():
+        if name.endswith((suffix, f"{suffix}.gz")):
+            return _Text(schema, delimiter=delimiter, gzipped=name.endswith(".gz"))
+    return _Parquet(schema)
+
+
+def _as_text(numbers: list[float], name: str) -> list[str]:
+    """Seven digits of a probability; nine of a value, from which the same float32 is read back."""
+    digits = 9 if name.startswith("value_") else 7
+    return [f"{number:.{digits}g}" for number in numbers]
 
 
 def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
@@ -149,7 +196,7 @@ def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
 
     Raises:
         UserError: for an unknown ending, a folder that cannot be written to, the input itself, or a file
-            that is there already.
+            that exists already.
     """
     if not path.name.lower().endswith(OUTPUT_SUFFIXES):
         rule = f"the ending is none of {', '.join(OUTPUT_SUFFIXES)}"
@@ -161,9 +208,3 @@ def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
         raise UserError(Mistake("--output", path, "is the input", "name another file"))
     if path.exists() and not overwrite:
         raise UserError(Mistake("--output", path, "exists already", "name another file, or give --overwrite"))
-
-
-def _in_digits(numbers: list[float], name: str) -> list[str]:
-    """Seven digits of a probability; nine of a value, which bring a float32 back as it was."""
-    digits = 9 if name.startswith("value_") else 7
-    return [f"{number:.{digits}g}" for number in numbers]

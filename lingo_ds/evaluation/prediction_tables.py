@@ -1,6 +1,8 @@
-"""What predictions look like in a file: one row per sequence, or one per variant."""
+"""The columns of an output: one row per sequence, or one per variant."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 import pyarrow as pa
@@ -9,54 +11,62 @@ from lingo_ds.data.streams.sequences import Chunk
 from lingo_ds.data.streams.variants import Variant, VariantChunk
 from lingo_ds.data.task import Task
 from lingo_ds.evaluation.answers import answer_columns, decide
+from lingo_ds.evaluation.predictor import AnyChunk
 
 
-class SequenceTable:
-    """Columns id, the decision, and an answer per output.
-
-    The decision is the `label` of a class; of a multilabel task the names of its `labels`, joined by `;`. A
-    regression has values alone.
+class PredictionTable(ABC, Generic[AnyChunk]):
+    """Makes the rows of an output from chunks and their answers.
 
     Attributes:
-        unit: what a row is.
+        unit: the name of what a row stands for, in the plural.
         schema: the columns.
+    """
+
+    unit: ClassVar[str]
+
+    def __init__(self, task: Task, schema: pa.Schema):
+        """Takes the task that the answers belong to, and the columns."""
+        self._task, self.schema = task, schema
+
+    @abstractmethod
+    def rows(self, chunk: AnyChunk, answers: np.ndarray) -> pa.Table:
+        """The rows of a chunk; `answers` is (sequences, outputs) float32."""
+
+
+class SequenceTable(PredictionTable[Chunk]):
+    """Columns id, the decision, and an answer per output.
+
+    The decision is the `label` of a class; in a multilabel task the names of its `labels`, joined by `;`. A
+    regression has values alone.
     """
 
     unit = "sequences"
 
     def __init__(self, task: Task, *, numbered: bool):
-        """Takes what the answers mean, and whether ids are integers."""
-        self._task = task
+        """Takes the task, and whether ids are integers."""
         id_type = pa.int64() if numbered else pa.string()
         answers = [(name, pa.float32()) for name in answer_columns(task)]
-        self.schema = pa.schema([("id", id_type), *_decision_columns(task, [""]), *answers])
+        super().__init__(task, pa.schema([("id", id_type), *_decision_columns(task, [""]), *answers]))
 
     def rows(self, chunk: Chunk, answers: np.ndarray) -> pa.Table:
-        """The rows of a chunk; `answers` is (n, outputs) float32."""
         return _table([chunk.ids, *_decisions(self._task, answers), *answers.T], self.schema)
 
 
-class VariantTable:
-    """Columns of the variant, the decisions for its two windows, and of each output ref, alt and alt - ref.
-
-    Attributes:
-        unit: what a row is.
-        schema: the columns.
-    """
+class VariantTable(PredictionTable[VariantChunk]):
+    """Columns of the variant, the decisions for its two windows, and for each output ref, alt, alt - ref."""
 
     unit = "variants"
 
     def __init__(self, task: Task):
-        """Takes what the answers mean."""
-        self._task = task
+        """Takes the task."""
         text, whole = pa.string(), pa.int64()
         columns = [("chrom", text), ("pos", whole), ("id", text), ("ref", text), ("alt", text)]
         names = [f"{name}_{of}" for name in answer_columns(task) for of in ("ref", "alt", "delta")]
         answers = [(name, pa.float32()) for name in names]
-        self.schema = pa.schema([*columns, *_decision_columns(task, ["_ref", "_alt"]), *answers])
+        decisions = _decision_columns(task, ["_ref", "_alt"])
+        super().__init__(task, pa.schema([*columns, *decisions, *answers]))
 
     def rows(self, chunk: VariantChunk, answers: np.ndarray) -> pa.Table:
-        """The rows of a chunk; `answers` is (windows, outputs) float32."""
         at_ref, at_alt = np.array(chunk.places).T
         ref, alt = answers[at_ref], answers[at_alt]
         variants = [[getattr(one, name) for one in chunk.variants] for name in Variant._fields]
@@ -83,6 +93,6 @@ def _decisions(task: Task, answers: np.ndarray) -> list[np.ndarray | list[str]]:
     return [[";".join(names[row == 1]) for row in decided]]
 
 
-def _table(columns: list, schema: pa.Schema) -> pa.Table:
+def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)

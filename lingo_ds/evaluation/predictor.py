@@ -4,9 +4,9 @@ A process tokenises and computes only its own share of a chunk, and the next sha
 one is computed. What is held does not grow with the number of sequences.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,11 +37,14 @@ FORWARDS = 32
 """Forwards of one process per chunk, about: enough to sort by length, few enough to lose little by a kill."""
 
 
+AnyChunk = TypeVar("AnyChunk", bound=Chunk | VariantChunk)
+
+
 class Predictions(NamedTuple):
-    """What a classifier says of n sequences.
+    """A classifier's answers for n sequences.
 
     Attributes:
-        labels: (n,) int64, the predicted class of each; of a multilabel task (n, labels), 0 or 1.
+        labels: (n,) int64, the predicted class of each; in a multilabel task (n, labels), 0 or 1.
         probabilities: (n, classes) or (n, labels) float32.
     """
 
@@ -50,29 +53,35 @@ class Predictions(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What a regression says of n sequences: (n, values) float32, in the units of the training data."""
+    """A regression's answers for n sequences: (n, values) float32, in the units of the training data."""
 
     values: np.ndarray
 
 
-class Predicted(NamedTuple):
-    """A chunk, its probabilities or values (n, outputs) in its order, and how many sequences were cut."""
+class Predicted(NamedTuple, Generic[AnyChunk]):
+    """A chunk with its answers.
 
-    chunk: Chunk | VariantChunk
+    Attributes:
+        chunk: the chunk.
+        answers: (n, outputs) float32 probabilities or values of its sequences in their order.
+        truncated: how many of its sequences were longer than the adapter reads.
+    """
+
+    chunk: AnyChunk
     answers: np.ndarray
-    cut: int
+    truncated: int
 
 
-class _Share(NamedTuple):
+class _Share(NamedTuple, Generic[AnyChunk]):
     """One process's part of a chunk.
 
     Attributes:
-        chunk: the whole of it.
-        places: (k,) of this process's sequences in the chunk.
-        split: these, tokenised; where there are none, the chunk's first as a filler.
+        chunk: the whole chunk.
+        places: (k,) places of this process's sequences in the chunk.
+        split: these sequences, tokenised; where there are none, the chunk's longest as a dummy.
     """
 
-    chunk: Chunk | VariantChunk
+    chunk: AnyChunk
     places: np.ndarray
     split: TokenizedSplit
 
@@ -131,7 +140,7 @@ class Predictor:
             return Values(found)
         return Predictions(decide(found, self.task), found)
 
-    def stream(self, chunks: Iterable[Chunk | VariantChunk]) -> Iterator[Predicted]:
+    def stream(self, chunks: Iterable[AnyChunk]) -> Generator[Predicted[AnyChunk], None, None]:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
 
         Raises:
@@ -155,7 +164,7 @@ class Predictor:
                 yield Chunk(begin, ids, some, (number + 1) / len(sequences))
                 ids, bases, begin = [], 0, number + 1
 
-    def _share(self, chunk: Chunk | VariantChunk) -> _Share:
+    def _share(self, chunk: AnyChunk) -> _Share[AnyChunk]:
         """Takes every n-th sequence by length, so that no process has much more than another."""
         longest_first = np.argsort([-len(sequence) for sequence in chunk.sequences], kind="stable")
         places = longest_first[self.env.global_rank :: self.env.world_size]
@@ -170,10 +179,11 @@ class Predictor:
         )
         return _Share(chunk, places, split.widest)
 
-    def _predict(self, share: _Share) -> Predicted:
-        cut = share.split.truncated if len(share.places) else 0
-        mine = torch.tensor([self._forwards_needed(share.split), cut], device=self.env.device)
-        needed, cuts = process_group.all_gather(mine).T.tolist()
+    def _predict(self, share: _Share[AnyChunk]) -> Predicted[AnyChunk]:
+        """Computes this process's share, and gathers the answers of all."""
+        truncated = share.split.truncated if len(share.places) else 0
+        mine = torch.tensor([self._forwards_needed(share.split), truncated], device=self.env.device)
+        needed, truncations = process_group.all_gather(mine).T.tolist()
         rows, logits = own_logits(self._model, self._forwards(share.split, max(needed)))
         if not len(share.places):
             rows, logits = rows[:0], logits[:0]
@@ -182,15 +192,20 @@ class Predictor:
             places = torch.cat([places, places + total])
         places, strands = places[rows].to(self.env.device), 1 + self._average_strands
         ordered = gather_rows(places, logits, total=strands * total, env=self.env)
-        bad = ~np.isfinite(ordered).all(1)
+        self._check_finite(ordered, share.chunk)
+        if self._average_strands:
+            ordered = mean_of_strands(ordered, self.task)
+        found = answers(ordered, self.task).astype(np.float32)
+        return Predicted(share.chunk, found, sum(truncations))
+
+    def _check_finite(self, logits: np.ndarray, chunk: Chunk | VariantChunk) -> None:
+        """Raises on every process where logits (n, outputs) overflowed; n may hold both strands."""
+        bad = ~np.isfinite(logits).all(1)
         if bad.any():
-            first = share.chunk.ids[int(bad.argmax()) % total]
+            first = chunk.ids[int(bad.argmax()) % len(chunk.sequences)]
             rule = f"gives logits that are not finite, first for sequence {first}"
             fix = "set backbone.dtype=fp32 or bf16"
             raise UserError(Mistake("backbone.dtype", self.dtype, rule, fix), on_all=True)
-        if self._average_strands:
-            ordered = mean_of_strands(ordered, self.task)
-        return Predicted(share.chunk, answers(ordered, self.task).astype(np.float32), sum(cuts))
 
     def _forwards_needed(self, split: TokenizedSplit) -> int:
         if self.plan.packed:

@@ -1,31 +1,31 @@
-"""The probability above which an example is called positive: pure numbers."""
+"""The probability above which an example is predicted as positive: pure numbers."""
 
 import numpy as np
 
-DEFAULT = 0.5
+DEFAULT_THRESHOLD = 0.5
 
 
 def choose_threshold(probabilities: np.ndarray, positive: np.ndarray, *, metric: str) -> float:
-    """The threshold under which predictions score best; of equally good ones the nearest to 0.5.
+    """The threshold with which predictions score best; of equally good ones the nearest to 0.5.
 
     Args:
         probabilities: (n,).
-        positive: (n,) whether the example is one.
+        positive: (n,) whether the example is positive.
         metric: `accuracy`, `macro_f1` or `micro_f1` (F1 of the positives); MCC for any other name.
 
     Returns:
-        0.5 or a number half way between two of the probabilities; 0.5 where all examples are of one kind.
+        0.5, or a number half way between two of the probabilities; 0.5 where all or no examples are positive.
     """
     positive = positive.astype(bool)
     if positive.all() or not positive.any():
-        return DEFAULT
+        return DEFAULT_THRESHOLD
     ordered = np.sort(probabilities)
-    candidates = np.append((ordered[1:] + ordered[:-1]) / 2, DEFAULT)
+    candidates = np.append((ordered[1:] + ordered[:-1]) / 2, DEFAULT_THRESHOLD)
     tp, fp = (_above(probabilities[of], candidates) for of in (positive, ~positive))
     fn, tn = positive.sum() - tp, (~positive).sum() - fp
     quality = _QUALITIES.get(metric, mcc)(tp, fp, fn, tn)
     best = candidates[np.isclose(quality, quality.max(), rtol=1e-12, atol=1e-12)]
-    return float(best[np.abs(best - DEFAULT).argmin()])
+    return float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()])
 
 
 def _above(probabilities: np.ndarray, candidates: np.ndarray) -> np.ndarray:

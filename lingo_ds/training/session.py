@@ -140,9 +140,14 @@ class Session:
     def _evaluate(self, split: str, task: Task, *, choose_thresholds_for: str | None = None) -> Evaluation:
         setup = self._setup
         return evaluate_split(
-            self.model, setup.data.splits[split], task=task, plan=setup.plan, env=setup.env,
-            choose_thresholds_for=choose_thresholds_for, average_strands=setup.config.data.averages,
-        )  # fmt: skip
+            self.model,
+            setup.data.splits[split],
+            task=task,
+            config=setup.config,
+            plan=setup.plan,
+            env=setup.env,
+            choose_thresholds_for=choose_thresholds_for,
+        )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Puts bank, optimizer, masks and counts where the checkpoint has them.

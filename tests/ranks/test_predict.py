@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lingo_ds
+from lingo_ds.commands.predict import PredictRequest
 from lingo_ds.commands.predict import predict as run_predict
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv, free_port
@@ -37,7 +38,7 @@ def predict_file(
 ) -> bool:
     config = PredictConfig(zero={"stage": stage, "quantized_weights": in_8_bits}, batch_tokens=128)
     env = DistEnv(rank, rank, world_size, world_size, torch.device("cpu"))
-    return run_predict(config, env, adapter=adapter, source=source, target=target)
+    return run_predict(PredictRequest(adapter=adapter, source=source, target=target), config, env)
 
 
 @pytest.mark.parametrize(("processes", "stage"), [(2, 3), pytest.param(3, 0, marks=pytest.mark.slow)])
@@ -74,7 +75,7 @@ def test_a_job_that_one_process_began_goes_on_with_two(adapter, tmp_path):
     before = sorted((tmp_path / ".out.csv.parts").glob("0*"))
     assert len(begun) == len(before) == 2
     output = start_two(adapter, source, tmp_path, SMALL_CHUNKS, "zero.stage=3")
-    assert f"going on behind the {int(before[-1].name.split('-')[1])} sequences" in output
+    assert f"resuming after {int(before[-1].name.split('-')[1])} finished sequences" in output
     assert not (tmp_path / ".out.csv.parts").exists()
     found = read(tmp_path / "out.csv")
     assert found["id"] == [f"s{k}" for k in range(300)]

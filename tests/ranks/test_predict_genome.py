@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lingo_ds.commands.predict import PredictRequest
 from lingo_ds.commands.predict import predict as run_predict
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.distributed.process_group import DistEnv
@@ -21,8 +22,8 @@ def predict_variants(
 ) -> bool:
     config = PredictConfig(zero={"stage": stage}, batch_tokens=128)
     env = DistEnv(rank, rank, world_size, world_size, torch.device("cpu"))
-    files = {"adapter": adapter, "source": source, "target": target, "genome": genome}
-    return run_predict(config, env, **files, window=31)
+    request = PredictRequest(adapter=adapter, source=source, target=target, genome=genome, window=31)
+    return run_predict(request, config, env)
 
 
 @pytest.mark.parametrize(("processes", "stage"), [(2, 3), pytest.param(3, 0, marks=pytest.mark.slow)])

@@ -66,7 +66,7 @@ def test_all_runs_share_one_sharded_backbone_and_are_the_same_as_alone(root):
         assert adapter.keys() == expected.keys()
         assert all(tensor.equal(expected[name]) for name, tensor in adapter.items())
     again = train(root, *suite)
-    assert again.status == 0 and again.output.count("finished before") == 2, again.output
+    assert again.status == 0 and again.output.count("already finished") == 2, again.output
 
 
 def test_missing_data_is_told_once(root):

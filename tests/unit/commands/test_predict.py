@@ -27,7 +27,7 @@ import lingo_ds
 from lingo_ds.commands.cli import main
 from lingo_ds.data.streams.sequences import Records
 from lingo_ds.data.task import make_task
-from lingo_ds.evaluation.prediction_file import Output
+from lingo_ds.evaluation.prediction_file import PredictionFile
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
 from lingo_ds.export.adapter_folder import save_adapter
 from lingo_ds.models.adapters.hooks import choose_sites
@@ -267,7 +267,7 @@ def test_no_rows_give_no_rows(adapter, tmp_path, name, text, out):
 def test_cut_sequences_are_counted(adapter, tmp_path):
     source = write_csv(tmp_path / "in.csv", ["A" * 300, "ACGT", "C" * 200])
     status, shown = predict(adapter, source, tmp_path / "out.csv")
-    assert status == 0 and f"2 sequences were cut to the adapter's {MAX_LENGTH} tokens" in shown
+    assert status == 0 and f"2 sequences were truncated to the adapter's {MAX_LENGTH} tokens" in shown
 
 
 def test_the_template_may_be_absent(tmp_path):
@@ -406,16 +406,16 @@ def many(tmp_path_factory, adapter) -> tuple[Path, dict[str, bytes]]:
 @contextlib.contextmanager
 def at_part(number: int, action: Callable[[], None]) -> Iterator[list[int]]:
     """Inside, something happens after the part of that number; gives where each part began."""
-    original, begun = Output.add, []
+    original, begun = PredictionFile.write_part, []
 
-    def add(self: Output, begin: int, *rest: object) -> None:
-        original(self, begin, *rest)
+    def write_part(self: PredictionFile, begin: int, table: pa.Table, *, truncated: int) -> None:
+        original(self, begin, table, truncated=truncated)
         begun.append(begin)
         if len(begun) == number:
             action()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Output, "add", add)
+        patch.setattr(PredictionFile, "write_part", write_part)
         yield begun
 
 
@@ -424,11 +424,11 @@ def test_a_stopped_job_goes_on(adapter, many, tmp_path, number, out):
     source, whole = many
     with at_part(3, lambda: signal.raise_signal(number)) as first:
         status, shown = predict(adapter, source, tmp_path / out, SMALL_CHUNKS)
-    assert status == 1 and "the same command goes on from there" in shown
+    assert status == 1 and "run the same command again to resume" in shown
     assert len(first) == 3 and not (tmp_path / out).exists()
     with at_part(0, lambda: None) as second:
         status, shown = predict(adapter, source, tmp_path / out, SMALL_CHUNKS)
-    assert status == 0 and "going on behind the" in shown
+    assert status == 0 and "resuming after" in shown
     assert second[0] > first[-1], "nothing is computed twice"
     assert (tmp_path / out).read_bytes() == whole[out]
     assert [path.name for path in tmp_path.iterdir()] == [out]
@@ -465,7 +465,7 @@ def test_parts_of_another_input_are_not_used(adapter, many, tmp_path):
     with at_part(2, lambda: signal.raise_signal(signal.SIGINT)):
         assert predict(adapter, other, tmp_path / "out.csv", SMALL_CHUNKS)[0] == 1
     status, shown = predict(adapter, source, tmp_path / "out.csv", SMALL_CHUNKS)
-    assert status == 0 and "begins anew" in shown
+    assert status == 0 and "starts from the beginning" in shown
     assert (tmp_path / "out.csv").read_bytes() == whole["out.csv"]
 
 

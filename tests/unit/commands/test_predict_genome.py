@@ -134,7 +134,7 @@ def test_peaks_are_intervals(adapter, fasta, tmp_path):
 OPTIONS = {
     "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for .vcf"),
     "absent genome": ("v.vcf", ["--genome", "absent.fa"], "error: --genome: 'absent.fa': cannot be read"),
-    "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': is no number of"),
+    "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': must be 1 or more"),
     "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf, .bed"),
     "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf, .bed"),
     "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf, .bed"),
@@ -156,7 +156,7 @@ def test_options_that_cannot_be_are_refused(adapter, fasta, vcf, tmp_path, monke
 def test_windows_longer_than_the_adapter_reads_are_told(adapter, fasta, vcf, tmp_path):
     more = ("--genome", str(fasta), "--window", "400")
     status, shown = predict(adapter, vcf, tmp_path / "out.csv", *more)
-    assert status == 0 and "7 sequences were cut" in shown and "give a smaller --window" in shown
+    assert status == 0 and "7 sequences were truncated" in shown and "give a smaller --window" in shown
 
 
 # -- stopped and resumed
@@ -187,11 +187,11 @@ def test_a_stopped_job_goes_on(adapter, many, tmp_path, out):
     options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
     with at_part(3, lambda: signal.raise_signal(signal.SIGINT)) as first:
         status, shown = predict(adapter, vcf, tmp_path / out, *options)
-    assert status == 1 and "variants; the same command goes on from there" in shown
+    assert status == 1 and "variants; run the same command again to resume" in shown
     assert len(first) == 3 and not (tmp_path / out).exists()
     with at_part(0, lambda: None) as second:
         status, shown = predict(adapter, vcf, tmp_path / out, *options)
-    assert status == 0 and "going on behind the" in shown
+    assert status == 0 and "resuming after" in shown
     assert second[0] > first[-1], "nothing is computed twice"
     assert (tmp_path / out).read_bytes() == whole[out]
     skipped = [line for line in shown.splitlines() if "skipped: 8" in line]
@@ -218,5 +218,5 @@ def test_parts_of_another_window_or_genome_are_not_used(adapter, many, tmp_path,
         assert predict(adapter, vcf, tmp_path / "out.csv", *options)[0] == 1
     options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
     status, shown = predict(adapter, vcf, tmp_path / "out.csv", *options)
-    assert status == 0 and "begins anew" in shown
+    assert status == 0 and "starts from the beginning" in shown
     assert (tmp_path / "out.csv").read_bytes() == whole["out.csv"]

@@ -130,7 +130,7 @@ def test_a_killed_suite_goes_on_where_it_was(finished, recipe, tmp_path):
     assert rows_of(out)["prom_core_tata"]["runs"] == "1/2" and rows_of(out)["mouse_0"]["runs"] == "0/2"
     status, shown = command("train", recipe, out)
     assert status == 0, shown
-    assert "run 1 of 4: prom_core_tata, seed 0: finished before" in shown
+    assert "run 1 of 4: prom_core_tata, seed 0: already finished" in shown
     assert "going on with step 5" in " ".join(shown.split())
     assert [decided(folder_of(out, *run)) for run in RUNS] == [
         decided(folder_of(finished[0], *run)) for run in RUNS
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_the_suite_and_not_only_the_run(recipe, tmp_path):
     with at_step(3, ctrl_c):
         status, shown = command("train", recipe, out)
     assert status == 0, shown
-    assert "interrupted; the same command goes on there" in shown
+    assert "interrupted; run the same command again" in shown
     assert report_of(folder_of(out, "prom_core_tata", 0))["outcome"] == "interrupted"
     assert not folder_of(out, "prom_core_tata", 1).exists()
     assert rows_of(out)["prom_core_tata"]["runs"] == "0/2"
@@ -154,7 +154,7 @@ def test_what_is_finished_is_not_made_again_unless_it_is_another_run(finished, r
     for settings, said in [((), False), ((), True), (("train.learning_rate=0.001",), False)]:
         status, shown = command("train", recipe, out, *chosen, *settings)
         assert status == 0, shown
-        assert ("finished before" in shown) == said
+        assert ("already finished" in shown) == said
     assert (folder_of(out, "prom_core_tata", 0) / "earlier/1/report.json").is_file()
 
 
