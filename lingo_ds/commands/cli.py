@@ -179,8 +179,8 @@ def _recipe_options(parser: argparse.ArgumentParser) -> None:
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     _recipe_options(parser)
     about = (
-        "Memory, FLOPs, bytes, seconds and advice. Of the backbone only config.json and the tokenizer are "
-        "read; with --tokens and --rows neither tokenizer nor data."
+        "Prints memory, FLOPs, bytes, seconds and advice. Of the backbone only config.json and the\n"
+        "tokenizer are read; with --tokens and --rows neither tokenizer nor data."
     )
     add = parser.add_argument_group("a job on other machines", about).add_argument
     absent = "when the data is not on this machine"
