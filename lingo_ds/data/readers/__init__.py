@@ -1,1 +1,1 @@
-"""Readers of file formats: lines, tables, FASTA, and stretches of a genome."""
+"""Readers of file formats: lines, tables, FASTA, BED, and stretches of a genome."""
