@@ -1,4 +1,4 @@
-"""What processes agree on: a value as JSON, one process's mistake raised on all, equal inputs."""
+"""Agreement between processes: broadcasts JSON, raises one process's mistake on all, compares inputs."""
 
 import hashlib
 import json
@@ -46,10 +46,10 @@ def all_gather_json(value: Any, env: DistEnv) -> list[Any]:
 
 
 def raise_on_all(failure: UserError | None, env: DistEnv) -> None:
-    """Raises on every process, in the same words, where one of them found a user's mistake.
+    """Raises the same error on every process where one of them found a user's mistake.
 
     Raises:
-        UserError: `failure` of the first process that has one.
+        UserError: the `failure` of the first process that has one.
     """
     failed = all_gather(torch.tensor([failure is not None], device=env.device)).flatten().nonzero()
     if len(failed):
@@ -60,10 +60,10 @@ def raise_on_all(failure: UserError | None, env: DistEnv) -> None:
 
 @contextmanager
 def errors_raised_on_all(env: DistEnv) -> Iterator[None]:
-    """Around work that every process does alone, without collectives: one process's mistake ends all of them.
+    """Raises one process's mistake on all; for work that each does alone, without collectives.
 
     Raises:
-        UserError: on every process, in the same words.
+        UserError: on every process, with the same text.
     """
     failure = None
     try:
@@ -74,7 +74,7 @@ def errors_raised_on_all(env: DistEnv) -> Iterator[None]:
 
 
 def run_once_per_host(work: Callable[[], Any], env: DistEnv) -> None:
-    """Runs `work` once per host while the other processes wait; a user's mistake there is raised everywhere.
+    """Runs `work` once per host while the other processes wait; a user's mistake there is raised on all.
 
     Raises:
         UserError: on every process, whichever host found the mistake.
@@ -102,4 +102,4 @@ def require_equal(value: str, what: str, env: DistEnv) -> None:
         hosts = all_gather_json(socket.gethostname(), env)
         where = f"processes {different} ({', '.join(sorted({hosts[rank] for rank in different}))})"
         rule = f"differs from that of process 0 ({hosts[0]})"
-        raise UserError(Mistake(what, where, rule, "make all hosts alike"), on_all=True)
+        raise UserError(Mistake(what, where, rule, "use the same on all hosts"), on_all=True)

@@ -1,4 +1,4 @@
-"""What surrounds every verb: the process group, the watch over it, and a full disk told in words."""
+"""The context of every command: process group, watchdog, equal hosts, and full disks reported."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def job(config_text: str, env: DistEnv, *, output: Path) -> Iterator[None]:
-    """The process group around a verb, with one config on all processes.
+    """Joins the job's processes while inside, and checks that all of them have the same config.
 
     Args:
-        config_text: the resolved config as YAML; the same on all processes, or they end here.
+        config_text: the resolved config as YAML, which must be the same on all processes.
         env: this process's rank and device.
-        output: the file or folder that the verb writes to.
+        output: the file or folder that the command writes to.
 
     Raises:
-        UserError: where hosts or configs differ, or nothing more can be written.
+        UserError: where hosts or configs differ, or nothing more can be written to `output`.
     """
     logs.quieten_libraries()
     if env.world_size > 1:
@@ -43,10 +43,10 @@ def job(config_text: str, env: DistEnv, *, output: Path) -> Iterator[None]:
 
 
 def require_alike(env: DistEnv) -> None:
-    """Compares all hosts with that of global rank 0, and says where a host has more processes than cores.
+    """Compares all hosts with that of global rank 0; warns of hosts with more processes than cores.
 
     Raises:
-        UserError: on every process, where a host has other versions, for each host and library.
+        UserError: on every process, with one mistake per host and library whose version differs.
     """
     if env.world_size == 1:
         return
@@ -71,7 +71,7 @@ def require_alike(env: DistEnv) -> None:
 
 
 def own_facts(env: DistEnv) -> dict[str, Any]:
-    """What this process knows of its host."""
+    """Name, processes, cores and library versions of this process's host."""
     return {
         "host": socket.gethostname(),
         "processes": env.local_world_size,

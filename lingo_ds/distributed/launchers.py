@@ -1,4 +1,4 @@
-"""Which process of a job this is, as each launcher says it: deepspeed, torchrun, SLURM, MPI, or nobody."""
+"""Reads a process's rank and the job's address from its launcher: deepspeed, torchrun, SLURM or MPI."""
 
 import re
 import socket
@@ -9,18 +9,18 @@ from typing import NamedTuple
 from lingo_ds.utils.errors import Mistake, UserError
 
 FIRST_PORT, PORTS = 20_000, 10_000
-"""Where SLURM's jobs meet: below the ports that the system gives out by itself."""
+"""First port and number of ports for SLURM's jobs, below those that the system assigns by itself."""
 _NO_STEP = 0xFFFFFFF0
-"""SLURM's step ids from here on are no `srun`: the batch script, an interactive shell."""
+"""First of SLURM's step ids that are not of an `srun`: the batch script, an interactive shell."""
 
 
 class RankInfo(NamedTuple):
-    """Place of one process, counted from 0, and where the job's processes meet.
+    """Ranks of one process, counted from 0, and the address at which the job's processes meet.
 
     Attributes:
-        launcher: who said so, for messages; None: this process is alone.
-        address: of the host of global rank 0; None: global rank 0 has yet to say it.
-        port: on that host; None: likewise.
+        launcher: the launcher's name, for messages; None: this process is alone.
+        address: address of the host of global rank 0; None: not known yet.
+        port: free port on that host; None: not known yet.
     """
 
     rank: int
@@ -33,13 +33,13 @@ class RankInfo(NamedTuple):
 
 
 def find_rank(environ: Mapping[str, str]) -> RankInfo:
-    """Reads a process's place from what its launcher left in the environment.
+    """Reads a process's ranks from its launcher's environment variables.
 
-    A launcher counts before the scheduler that it runs in: `deepspeed` and `mpirun` inside of a SLURM job
-    start their own processes.
+    A launcher takes precedence over the scheduler that it runs in: `deepspeed` and `mpirun` inside of a SLURM
+    job start their own processes.
 
     Raises:
-        UserError: where the variables are no numbers or contradict each other.
+        UserError: where the variables are not numbers, or contradict each other.
     """
     for find in (_torch, _open_mpi, _slurm, _mpich):
         if (info := find(environ)) is not None:
@@ -49,7 +49,7 @@ def find_rank(environ: Mapping[str, str]) -> RankInfo:
 
 
 def may_be_rank_zero(environ: Mapping[str, str]) -> bool:
-    """Whether this is global rank 0, or may be: its place may be what is wrong."""
+    """Whether this is global rank 0, or may be, where its rank cannot be read."""
     try:
         return find_rank(environ).rank == 0
     except UserError:
@@ -57,7 +57,7 @@ def may_be_rank_zero(environ: Mapping[str, str]) -> bool:
 
 
 def _torch(environ: Mapping[str, str]) -> RankInfo | None:
-    """`deepspeed` and `torchrun`, and whoever else speaks torch's own language."""
+    """A process of `deepspeed`, `torchrun` or any launcher that sets torch's own variables."""
     if "RANK" not in environ:
         return None
     world_size = _number(environ, "WORLD_SIZE", default=1)
@@ -73,7 +73,7 @@ def _torch(environ: Mapping[str, str]) -> RankInfo | None:
 
 
 def _slurm(environ: Mapping[str, str]) -> RankInfo | None:
-    """A task of `srun`: no ssh, and the processes meet on the step's first node."""
+    """A task of `srun`; the processes meet on the step's first node."""
     if "SLURM_PROCID" not in environ or _number(environ, "SLURM_STEP_ID", default=_NO_STEP) >= _NO_STEP:
         return None
     address, port = _meeting(environ)
@@ -120,10 +120,10 @@ def _mpi(
 
 
 def meet_by_mpi(info: RankInfo) -> RankInfo:
-    """Lets MPI carry the address of global rank 0, and a free port there, to all processes of the job.
+    """Broadcasts the address of global rank 0, and a free port there, by MPI.
 
     Raises:
-        UserError: where mpi4py is not installed.
+        UserError: where mpi4py cannot be used.
     """
     try:
         from mpi4py import MPI
@@ -135,15 +135,15 @@ def meet_by_mpi(info: RankInfo) -> RankInfo:
         probe.bind(("", 0))
         mine = (_own_address(), probe.getsockname()[1])
     address, port = MPI.COMM_WORLD.bcast(mine)
-    MPI.Finalize()  # nothing more goes by MPI, and mpirun calls it a fault where a process ends without
+    MPI.Finalize()  # MPI is not used again, and mpirun reports a process that ends without it as failed
     return info._replace(address=address, port=port)
 
 
 def first_node(nodes: str) -> str:
-    """The first name in SLURM's short form of a list: `gpu[007-009,12],login` is `gpu007`.
+    """The first node of a list in SLURM's short form: `gpu007` of `gpu[007-009,12],login`.
 
     Raises:
-        UserError: where there is no name.
+        UserError: where the list names no node.
     """
     found = re.match(r"([^\[\],]+)(?:\[(\w+))?", nodes)
     if not found:
@@ -153,23 +153,23 @@ def first_node(nodes: str) -> str:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form of a count per node: `8(x2),4` is [8, 8, 4].
+    """Counts per node in SLURM's short form: [8, 8, 4] of `8(x2),4`.
 
     Raises:
-        UserError: where it is none.
+        UserError: where the text has another form.
     """
     counts: list[int] = []
     for part in text.split(","):
         if not (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)):
             raise UserError(
-                Mistake("SLURM_STEP_TASKS_PER_NODE", text, "is no list of counts", "start by srun")
+                Mistake("SLURM_STEP_TASKS_PER_NODE", text, "is not a list of counts", "start by srun")
             )
         counts += [int(found[1])] * int(found[2] or 1)
     return counts
 
 
 def _own_address() -> str:
-    """How other hosts reach this one: by its name, where that leads off this machine."""
+    """The address at which other hosts reach this one: its name's, unless that is a loopback address."""
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)
@@ -188,7 +188,7 @@ def _number(environ: Mapping[str, str], name: str, *, default: int | None = None
     if text is None and default is not None:
         return default
     if text is None or not re.fullmatch(r"\d{1,18}", text):
-        raise UserError(Mistake(name, text, "is no number", "start through a launcher"))
+        raise UserError(Mistake(name, text, "is not a number", "start through a launcher"))
     return int(text)
 
 

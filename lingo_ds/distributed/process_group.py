@@ -1,4 +1,4 @@
-"""Who am I among the processes of this job, and the few collectives the project needs."""
+"""This process's rank and device, joining and leaving the job, and the collectives in use."""
 
 import atexit
 import os
@@ -20,7 +20,7 @@ from lingo_ds.utils.errors import Mistake, UserError, one_line
 
 @dataclass(frozen=True)
 class DistEnv:
-    """One process's place in the job. Processes count from 0; a host runs `local_world_size` of them."""
+    """Ranks and device of one process. Ranks count from 0; a host runs `local_world_size` processes."""
 
     global_rank: int
     local_rank: int
@@ -35,7 +35,7 @@ class DistEnv:
 
 
 def detect() -> DistEnv:
-    """This process's place, as its launcher says it, see `find_rank`.
+    """This process's ranks as its launcher sets them (`find_rank`), and its device.
 
     Raises:
         UserError: where the launcher's variables contradict each other.
@@ -47,21 +47,22 @@ def detect() -> DistEnv:
 
 
 ARRIVAL = timedelta(minutes=5)
-"""How long a job's processes wait for the last of them."""
+"""Longest time in which a job's processes wait for the last of them."""
+
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective may take."""
+"""Longest time that a collective may take."""
 
 
 def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TIMEOUT) -> None:
-    """Joins the job's process group: nccl on GPUs, gloo on CPU. A single process makes a group of its own.
+    """Joins the job's process group: nccl on GPUs, gloo on CPUs. A single process makes its own group.
 
     Args:
-        env: this process's place.
-        arrival: how long to wait for the last process.
-        timeout: how long a collective may take.
+        env: ranks and device of this process.
+        arrival: longest time to wait for the last process.
+        timeout: longest time that a collective may take.
 
     Raises:
-        UserError: where there is no GPU for this process, or some process does not come in time.
+        UserError: where there is no GPU for this process, or some process does not join in time.
     """
     import deepspeed  # slow to import, and one process with a whole backbone does without
     from deepspeed.ops import __compatible_ops__
@@ -83,14 +84,14 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     if backend == "gloo":
-        atexit.unregister(_let_go)  # of an earlier group
-        atexit.register(_let_go)
+        atexit.unregister(_leave_at_exit)  # registered for an earlier group
+        atexit.register(_leave_at_exit)
     local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
     counter.place(hosts_of(local))
 
 
 def _meet(env: DistEnv, arrival: timedelta) -> Store:
-    """The store of the job's processes, once all have come."""
+    """The store of the job's processes, once all have joined."""
     address, port = _meeting_place(env)
     os.environ.update(
         RANK=str(env.global_rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size),
@@ -100,7 +101,7 @@ def _meet(env: DistEnv, arrival: timedelta) -> Store:
         return next(rendezvous("env://", timeout=arrival))[0]
     except (dist.DistError, TimeoutError) as error:
         rule = f"not all {env.world_size} processes of the job met there ({one_line(str(error))})"
-        fix = "see that every host is up and reaches this address"
+        fix = "check that every host is up and reaches this address"
         raise UserError(Mistake("MASTER_ADDR", f"{address}:{port}", rule, fix)) from None
 
 
@@ -113,10 +114,10 @@ def _take_gpu(env: DistEnv) -> None:
 
 
 def _meeting_place(env: DistEnv) -> tuple[str, int]:
-    """Where the job's processes meet: as the launcher says, or agreed through MPI.
+    """Address and port at which the job's processes meet, from the launcher or broadcast by MPI.
 
     Raises:
-        UserError: where nobody says it.
+        UserError: where neither gives them.
     """
     place = find_rank(os.environ)
     if env.world_size == 1 and (place.address is None or place.port is None):
@@ -130,7 +131,7 @@ def _meeting_place(env: DistEnv) -> tuple[str, int]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this host on which nothing listens."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -142,22 +143,23 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def _let_go() -> None:
-    """For a script's end: a thread of gloo's that drops the last collective's tensors needs Python for it.
+def _leave_at_exit() -> None:
+    """Leaves the group at a script's end, after the interpreter was free for 50 ms.
 
-    Once Python finalises, that would abort the process; so it is given the interpreter before.
+    A thread of gloo's needs the interpreter to release the last collective's tensors; once Python finalises,
+    that would abort the process.
     """
     time.sleep(0.05)
     stop()
 
 
 def is_alone() -> bool:
-    """Whether there is no other process to talk to."""
+    """Whether this is the only process."""
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def all_reduce_(tensor: torch.Tensor, *, what: str = "other") -> torch.Tensor:
-    """Sums a flat `tensor` over all processes, in place; `what` it is goes to the counter of traffic."""
+    """Sums a flat `tensor` over all processes, in place; the counter of traffic files it under `what`."""
     if not is_alone():
         counter.add("all_reduce", what, tensor.nbytes)
         dist.all_reduce(tensor)

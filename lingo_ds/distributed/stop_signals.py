@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as a request to stop after the step."""
+"""Turns Ctrl-C, SIGTERM and SIGUSR1 into a request to stop after the step."""
 
 import signal
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class StopSignals:
-    """Turns Ctrl-C, SIGTERM or SIGUSR1 into a request to end after the step; a second Ctrl-C acts at once.
+    """Records a signal as `requested`; a second Ctrl-C interrupts at once.
 
-    SIGUSR1 is what SLURM is asked to send before the time is up. A launcher passes on a SIGTERM that its
-    process group got as well, so a second one means nothing.
+    SLURM is asked to send SIGUSR1 before the time limit. A launcher forwards a SIGTERM that its whole process
+    group has received already, so a second one is ignored.
     """
 
     HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -19,7 +19,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Listens while inside."""
+        """Handles the signals while inside."""
         before = {number: signal.getsignal(number) for number in self.HEARD}
 
         def request(number: int, _frame: object) -> None:

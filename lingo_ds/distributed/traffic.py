@@ -1,4 +1,4 @@
-"""Counts what this process's collectives move, where they are issued."""
+"""Counts the bytes of this process's collectives where they are issued."""
 
 import math
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from lingo_ds.utils.errors import Mistake, UserError
 
 
 class Link(StrEnum):
-    """Over what a collective's bytes go: between processes of one host, or between hosts."""
+    """The link that a collective's bytes take: between processes of one host, or between hosts."""
 
     INSIDE = "inside"
     BETWEEN = "between"
 
 
 def link_of(hosts: int) -> Link:
-    """Between hosts as soon as a group reaches over more than one."""
+    """The link of a group that reaches over so many hosts."""
     return Link.BETWEEN if hosts > 1 else Link.INSIDE
 
 
 def sent_bytes(name: str, payload: int, group: int) -> int:
-    """Bytes that one process of a group sends, in a ring where it is one; a broadcast passes all of them on.
+    """Bytes that one process of a group sends: in a ring, or for a broadcast the whole payload.
 
-    A ring over processes that are neighbours on their hosts leaves each host once: over more than one host
-    this is also what one host's cable carries in each direction.
+    Where the processes of each host are neighbours in the ring, it leaves each host once: these are then also
+    the bytes that one host's network link carries in each direction.
     """
     if group == 1:
         return 0
@@ -37,7 +37,7 @@ def sent_bytes(name: str, payload: int, group: int) -> int:
 
 
 def hosts_of(local_ranks: Sequence[int]) -> list[int]:
-    """The number of the host that each global rank is on, from every process's local rank.
+    """The host's number of each global rank, from every process's local rank.
 
     Raises:
         UserError: where a host's processes are not neighbours, as shard groups need them.
@@ -50,7 +50,7 @@ def hosts_of(local_ranks: Sequence[int]) -> list[int]:
 
 
 class CollectiveKind(NamedTuple):
-    """A kind of collective: its name, what it moves, processes that take part, hosts that these are on."""
+    """A kind of collective: its name, what it moves, the number of processes and of their hosts."""
 
     name: str
     what: str
@@ -59,24 +59,24 @@ class CollectiveKind(NamedTuple):
 
     @property
     def link(self) -> Link:
-        """Over what its bytes go."""
+        """The link that its bytes take."""
         return link_of(self.hosts)
 
 
 class Tally(NamedTuple):
-    """How often a kind was issued, bytes of the whole tensors, bytes that this process sent in a ring."""
+    """Number of collectives, bytes of their whole tensors, and bytes that this process sent."""
 
     calls: int = 0
     payload: int = 0
     sent: int = 0
 
     def plus(self, other: "Tally") -> "Tally":
-        """The sums of both."""
+        """The sum of both tallies."""
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Counter:
-    """Adds up bytes by kind; a call costs two look-ups in a dict, and nothing waits for the device."""
+    """Adds up bytes by kind of collective; a call never waits for the device."""
 
     def __init__(self) -> None:
         self._tallies: dict[CollectiveKind, Tally] = {}
@@ -84,19 +84,19 @@ class Counter:
         self._sizes: dict[dist.ProcessGroup | None, tuple[int, int]] = {}
 
     def place(self, host_of: Sequence[int]) -> None:
-        """Takes the number of the host that each global rank is on."""
+        """Sets the host's number of each global rank."""
         self._host_of, self._sizes = host_of, {}
 
     def add(
         self, name: str, what: str, payload: int, group: dist.ProcessGroup | None = None
     ) -> CollectiveKind:
-        """Counts one collective, and says of what kind it is.
+        """Counts one collective and returns its kind.
 
         Args:
-            name: as in `lingo_ds.planning.traffic.Collective`.
-            what: what it moves.
+            name: name of the collective, as in `lingo_ds.planning.traffic.Collective`.
+            what: name of what it moves.
             payload: bytes of the whole tensor: what is gathered, reduced or sent to all.
-            group: of the processes; None: all.
+            group: the processes that take part; None: all.
         """
         if group not in self._sizes:
             self._sizes[group] = self._size(group)
@@ -106,15 +106,15 @@ class Counter:
         return kind
 
     def take(self) -> dict[CollectiveKind, Tally]:
-        """What was counted since the last time, among more than one process."""
+        """Returns and resets the tallies of collectives among more than one process."""
         taken, self._tallies = self._tallies, {}
         return {kind: tally for kind, tally in taken.items() if tally.sent}
 
     def _size(self, group: dist.ProcessGroup | None) -> tuple[int, int]:
-        """Processes of a group and hosts they are on; one host where nobody said."""
+        """Number of processes of a group and of their hosts; one host where `place` was not called."""
         ranks = dist.get_process_group_ranks(group)
         return len(ranks), len({self._host_of[rank] for rank in ranks}) if self._host_of else 1
 
 
 counter = Counter()
-"""Of this process: process groups are global as well."""
+"""The counter of this process; it is global because process groups are."""

@@ -1,4 +1,4 @@
-"""Pictures of where the rank budget went, drawn without a display and without matplotlib's global state."""
+"""Draws rank map, budget, shares and scores, without a display and without matplotlib's global state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _MAX_NAMED_LAYERS = 40
 
 
 class _Grid(NamedTuple):
-    """Kept ranks by place: `ranks` (kinds, layers) is nan where a layer has no site of that kind."""
+    """Kept ranks by position: `ranks` (kinds, layers) is nan where a layer has no site of that kind."""
 
     ranks: np.ndarray
     kinds: list[str]
@@ -27,12 +27,12 @@ class _Grid(NamedTuple):
 
 
 def draw_rank_map(kept: Mapping[str, int], *, initial_rank: int, title: str) -> np.ndarray:
-    """Draws the rank each site kept: one row per kind of module, one column per layer.
+    """Draws the rank that each site kept: one row per kind of module, one column per layer.
 
     Args:
         kept: site name (`layers.3.self_attn.q_proj`) to kept rank; the first number in a name is the layer.
         initial_rank: rank of an unpruned site, the dark end of the colours.
-        title: shown above the map.
+        title: text above the map.
 
     Returns:
         A picture, (height, width, 3) uint8.
@@ -60,7 +60,7 @@ def draw_rank_map(kept: Mapping[str, int], *, initial_rank: int, title: str) -> 
     axes.spines[:].set_visible(False)
     axes.set_xlabel("layer", fontsize=9)
     axes.set_title(title, fontsize=11, loc="left")
-    inch = 1 / max(2.6, cell * columns)  # in widths of the map
+    inch = 1 / max(2.6, cell * columns)  # one inch as a fraction of the map's width
     beside = axes.inset_axes((1 + 0.12 * inch, 0, 0.16 * inch, 1))
     bar = figure.colorbar(mesh, cax=beside, ticks=MaxNLocator(4, integer=True))
     bar.set_label("kept rank", fontsize=9)
@@ -70,7 +70,7 @@ def draw_rank_map(kept: Mapping[str, int], *, initial_rank: int, title: str) -> 
 
 
 def draw_budget(history: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
-    """Draws the rank budget against what was kept, and how many triplets came back at each mask event.
+    """Draws the rank budget, the kept and the returned triplets at each mask event.
 
     Args:
         history: (step, budget, kept, returned) per mask event, all but the step in triplets.
@@ -82,14 +82,14 @@ def draw_budget(history: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
     figure = Figure(figsize=(6.4, 3.4), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     events = axes.twinx()
-    axes.set_zorder(events.get_zorder() + 1)  # lines before bars
+    axes.set_zorder(events.get_zorder() + 1)  # lines are drawn in front of bars
     axes.patch.set_visible(False)
     apart = np.median(np.diff(steps)) if len(steps) > 1 else 1  # the final mask may follow closely
     bars = events.bar(steps, returned, width=0.6 * apart, color=_RETURNED, label="returned (right axis)")
     (wide,) = axes.plot(steps, budget, color=_BUDGET, linewidth=6, marker="o", markersize=6, label="budget")
     (thin,) = axes.plot(steps, kept, color=_KEPT, linewidth=1.5, marker="o", markersize=3, label="kept")
     axes.set_xlim(0, steps.max(initial=1) + apart)
-    events.set_ylim(0, max(4, 3 * returned.max(initial=0)))  # bars keep to the lower third
+    events.set_ylim(0, max(4, 3 * returned.max(initial=0)))  # bars stay in the lower third
     axes.set_ylim(0, max(1, 1.08 * max(budget.max(initial=0), kept.max(initial=0))))
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel("triplets", fontsize=9)
@@ -112,7 +112,7 @@ def draw_budget(history: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
 
 
 def draw_shares(kept: Mapping[str, int]) -> np.ndarray:
-    """Draws which share of the kept triplets went to each layer and to each kind of map.
+    """Draws the share of the kept triplets of each layer and of each kind of map.
 
     Args:
         kept: site name to kept rank.
@@ -144,7 +144,7 @@ def draw_shares(kept: Mapping[str, int]) -> np.ndarray:
 
 
 def draw_scores(scores: ScoreHistogram) -> np.ndarray:
-    """Draws the scores of kept over those of pruned triplets at one mask event, on a logarithmic axis.
+    """Draws the scores of kept and pruned triplets at one mask event, stacked, on a logarithmic axis.
 
     Returns:
         A picture, (height, width, 3) uint8.
@@ -169,7 +169,7 @@ def draw_scores(scores: ScoreHistogram) -> np.ndarray:
 
 
 def _arrange(kept: Mapping[str, int]) -> _Grid:
-    """Sorts sites by layer, the first number in a name, and kind, the rest of it, kinds as they come."""
+    """Sorts sites by layer, the first number in a name, and by kind, the rest, in order of appearance."""
     placed = {name: place_of(name) for name in kept}
     several_stacks = len({stack for stack, _, _ in placed.values() if stack}) > 1
     suffix_of = {

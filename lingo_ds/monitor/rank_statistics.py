@@ -1,4 +1,4 @@
-"""Where the rank budget went, and how the scores lie: numbers for the report and the pictures."""
+"""Shares of the rank budget and histograms of scores, for the report and the pictures."""
 
 import re
 from collections.abc import Mapping
@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 SCORE_BINS = 40
+"""Bins of a histogram of scores."""
 
 
 class SitePosition(NamedTuple):
-    """Where a site sits: `decoder.layers.3.self_attn.q_proj` is (`decoder.layers`, 3, `self_attn.q_proj`)."""
+    """A site's position: `decoder.layers.3.self_attn.q_proj` is (`decoder.layers`, 3, `self_attn.q_proj`)."""
 
     stack: str
     layer: int | None
@@ -18,7 +19,7 @@ class SitePosition(NamedTuple):
 
 
 def place_of(name: str) -> SitePosition:
-    """The place that a site's name tells: its first number is the layer."""
+    """The position in a site's name, whose first number is the layer."""
     found = re.search(r"(?:^|\.)(\d+)\.", name)
     if found is None:
         return SitePosition("", None, name)
@@ -26,7 +27,7 @@ def place_of(name: str) -> SitePosition:
 
 
 def budget_shares(ranks: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """Share of all kept triplets that went to each layer and to each kind of map.
+    """Share of all kept triplets of each layer and of each kind of map.
 
     Args:
         ranks: kept rank of each site, by name.
@@ -48,9 +49,9 @@ class ScoreHistogram(NamedTuple):
     """Scores of all triplets at one mask event, in bins of equal width on a logarithmic axis.
 
     Attributes:
-        step: of the mask event.
-        edges: (bins + 1,), the first and last are the least and the largest score above 0.
-        kept, pruned: (bins,) triplets; a score of 0 counts in the first bin.
+        step: step of the mask event.
+        edges: (bins + 1,) edges; the first and last are the least and the largest score above 0.
+        kept, pruned: (bins,) numbers of triplets; a score of 0 counts in the first bin.
     """
 
     step: int
@@ -62,7 +63,7 @@ class ScoreHistogram(NamedTuple):
 def score_histogram(scores: np.ndarray, kept: np.ndarray, *, step: int) -> ScoreHistogram:
     """Counts the scores (triplets,) of kept and of pruned triplets; `kept` is (triplets,) of bool.
 
-    A score that overflowed counts with the largest finite one, one that is no number with the least.
+    A score that overflowed counts as the largest finite one, nan as the least.
     """
     finite = scores[np.isfinite(scores)]
     scores = np.nan_to_num(scores, nan=0.0, posinf=finite.max(initial=0.0))

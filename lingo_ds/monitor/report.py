@@ -1,4 +1,4 @@
-"""The end of a run: report.json, a table of what matters in it, and where to look next."""
+"""Writes report.json, and shows its main numbers and the files to open."""
 
 import json
 import math
@@ -20,7 +20,7 @@ _ROWS = {
         "pearson": "Pearson", "spearman": "Spearman", "r2": "R2", "rmse": "RMSE", "mae": "MAE",
     },
 }  # fmt: skip
-"""Metrics in the table, and how they are called there."""
+"""Metrics in the table by kind of task, and their names there."""
 
 
 def write_report(path: Path, report: dict) -> None:
@@ -30,13 +30,13 @@ def write_report(path: Path, report: dict) -> None:
         ValueError: a number in it is not finite; the message names the key. Nothing is written.
     """
     for key, number in _not_finite(report):
-        raise ValueError(f"report: {key}: {number}: numbers must be finite: say None for what is undefined")
+        raise ValueError(f"report: {key}: {number}: must be finite: use None for an undefined number")
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     atomic_write(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def summary_table(report: dict) -> Table:
-    """The short table shown when a run ends; what the report does not know is shown as a dash."""
+    """The short table shown when a run ends, with a dash for what the report does not hold."""
     table = Table(
         title=f"task {report.get('task', {}).get('name', '-')}", title_justify="left", show_header=False
     )
@@ -65,7 +65,7 @@ def summary_table(report: dict) -> Table:
 
 
 def what_to_open(output_dir: Path) -> str:
-    """A line for each result of a run that is there, saying how to look at it."""
+    """One line per existing result of a run, with the command or path to open it."""
     lines = {
         "tensorboard": "curves and rank maps:  tensorboard --logdir {}",
         "pictures": "pictures of the ranks: {}",
@@ -80,7 +80,7 @@ def what_to_open(output_dir: Path) -> str:
 
 
 def _not_finite(value: object, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested dicts and lists that JSON cannot say, with its dotted key."""
+    """Every number in nested dicts and lists that JSON cannot hold, with its dotted key."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _not_finite(inner, f"{key}.{name}" if key else str(name))

@@ -1,4 +1,4 @@
-"""The table of a suite: each task's metric over seeds, beside what others published."""
+"""The table of a suite: each task's metric over seeds, beside published scores."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ from lingo_ds.utils.files import atomic_write
 
 
 class TaskResult(NamedTuple):
-    """What the runs of one task reached.
+    """Results of the runs of one task.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         metric: name of the metric.
-        planned: runs, one per seed, when all are done.
-        dev, test: the metric of the selected step, one per finished run; None where it is not defined.
-        published: 100 x the metric of others on test, by model.
+        planned: number of runs, one per seed, when all are done.
+        dev, test: metric of the selected step, one per finished run; None where it is not defined.
+        published: 100 x the published metric on test, by model.
     """
 
     task: str
@@ -34,7 +34,7 @@ class TaskResult(NamedTuple):
 def result_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
     """One row per task, all with the same columns; numbers are 100 x the metric.
 
-    The spread over seeds is the standard deviation of a sample (n - 1); a lone run has none.
+    The spread over seeds is the sample's standard deviation (n - 1); a single run has none.
     """
     models = list(dict.fromkeys(model for result in results for model in result.published))
     return [
@@ -62,7 +62,7 @@ def _number(value: float | None) -> str:
 
 
 def write_results(folder: Path, results: Sequence[TaskResult], *, notes: Sequence[str]) -> None:
-    """Writes `results.csv` and `results.md`; `notes` stand below the latter's table."""
+    """Writes `results.csv` and `results.md`; `notes` are listed below the latter's table."""
     rows = result_rows(results)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -79,7 +79,7 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def results_table(name: str, results: Sequence[TaskResult]) -> Table:
-    """The same for a terminal."""
+    """The table for a terminal."""
     rows = result_rows(results)
     table = Table(title=f"{name}, 100 x the metric of the selected step", title_justify="left")
     for column in rows[0]:

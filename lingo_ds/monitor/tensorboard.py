@@ -1,4 +1,4 @@
-"""TensorBoard, seen from training: it records what it can and never stops a run."""
+"""Writes to TensorBoard; a failure to write is one warning and never stops a run."""
 
 import logging
 import threading
@@ -10,33 +10,33 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-# Events that may wait for a slow filesystem before a call has to wait with them.
 _QUEUE = 1000
+"""Events that may wait for a slow file system before a call blocks."""
 
 
 class Tracker:
     """Writes scalars, pictures, histograms and text under a folder, for TensorBoard.
 
-    A tracker without a writer does nothing: that is what processes other than the first hold
-    (`Tracker.null()`), and what a tracker becomes, after one warning, when its folder cannot be written.
+    A tracker without a writer does nothing. Processes other than the first hold such a one
+    (`Tracker.null()`), and a tracker whose folder cannot be written becomes one after a warning.
     """
 
     def __init__(self, folder: Path | None, *, purge_from: int | None = None):
         """Opens an event file in `folder`.
 
         Args:
-            folder: made if absent; None records nothing.
-            purge_from: for a resumed run, the first step it will record again: what was recorded in this
-                folder from that step on is hidden.
+            folder: folder of the event file, made if absent; None records nothing.
+            purge_from: first step that a resumed run records again; what this folder holds from that step
+                on is hidden.
         """
         self._folder = folder
         self._writer = None
         if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is used
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             try:
                 self._writer = SummaryWriter(folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from)
-                _let_the_writer_thread_end_in_silence()
+                _silence_writer_thread()
             except Exception as error:
                 self._give_up(error)
 
@@ -62,7 +62,7 @@ class Tracker:
             self._write(lambda writer: writer.add_histogram(tag, finite, step))
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Records a text; TensorBoard shows it as Markdown."""
+        """Records a text, which TensorBoard shows as Markdown."""
         self._write(lambda writer: writer.add_text(tag, text, step))
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Tracker:
         if self._writer is None or self._folder is None:
             return
         try:
-            # The writer's own thread would meet a missing folder first, and report it by a stray traceback.
+            # The writer's own thread would find the folder missing first, and print a stray traceback.
             if not self._folder.is_dir():
                 raise FileNotFoundError(f"{self._folder} is gone")
             write(self._writer)
@@ -91,7 +91,7 @@ class Tracker:
         )
 
 
-def _let_the_writer_thread_end_in_silence() -> None:
+def _silence_writer_thread() -> None:
     """Replaces `threading.excepthook` for the whole process: TensorBoard's thread prints no traceback.
 
     The thread keeps its error for the next call, which reports it.

@@ -1,4 +1,4 @@
-"""How fast training steps go and how much memory a process has needed."""
+"""Rates of training steps, peak memory of a process, and peak FLOP/s of devices."""
 
 import re
 import resource
@@ -38,10 +38,10 @@ _PEAK_FLOPS = (
 
 
 class Throughput:
-    """Adds up examples, tokens and seconds of training steps; whatever lies between steps is not counted.
+    """Adds up examples, tokens and seconds of training steps; time between steps is not counted.
 
-    Feed it the counts of all processes together and the rates are the run's; feed it one process's and they
-    are that process's. A rate is 0 before the first step.
+    Counts of all processes together give the run's rates, counts of one process that process's. A rate is 0
+    before the first step.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,11 @@ class Throughput:
         """Counts one finished step.
 
         Args:
-            examples: labelled sequences.
-            real_tokens: tokens without padding.
-            total_tokens: tokens computed, padding included.
+            examples: number of labelled sequences.
+            real_tokens: number of tokens without padding.
+            total_tokens: number of tokens computed, padding included.
             seconds: duration of the step.
-            shared_tokens: real tokens that needed no computing, since examples share their prefix.
+            shared_tokens: real tokens that were not computed, since examples share their prefix.
             input_seconds: part of `seconds` spent waiting for batches.
         """
         self.examples += examples
@@ -104,7 +104,7 @@ class Throughput:
 
     @property
     def shared_prefix_fraction(self) -> float:
-        """Share of real tokens that needed no computing, since a pack holds its prefix once, 0 to 1."""
+        """Share of real tokens that were not computed, since a pack holds its prefix once, 0 to 1."""
         return _rate(self.shared_tokens, self.real_tokens)
 
     @property
@@ -113,11 +113,11 @@ class Throughput:
         return _rate(self.input_seconds, self.seconds)
 
     def mfu(self, flops_per_token: float, peak_flops: float | None) -> float | None:
-        """Model FLOPs utilisation: the share of the devices' peak that went into tokens that were computed.
+        """Model FLOPs utilisation: the share of the devices' peak spent on computed tokens.
 
         Args:
-            flops_per_token: forward and backward FLOPs the model needs for one real token.
-            peak_flops: FLOP/s of all devices whose tokens are counted here; None where unknown.
+            flops_per_token: forward and backward FLOPs of the model for one token.
+            peak_flops: peak FLOP/s of all devices whose tokens are counted here; None where unknown.
 
         Returns:
             A share, 0 to 1; None where the peak is unknown or no step is counted.
@@ -128,13 +128,13 @@ class Throughput:
 
 
 def peak_host_bytes() -> int:
-    """Most memory this process ever had resident, in bytes."""
+    """Largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def peak_device_bytes() -> int | None:
-    """Most device memory this process's tensors ever held, in bytes; None without CUDA."""
+    """Largest device memory of this process's tensors so far, in bytes; None without CUDA."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
@@ -142,10 +142,10 @@ def device_peak_flops(name: str | None = None) -> float | None:
     """Dense bf16 peak of a device, in FLOP/s.
 
     Args:
-        name: the device's name as CUDA gives it; None asks this process's device.
+        name: the device's name as CUDA gives it; None: that of this process's device.
 
     Returns:
-        None for the CPU, a slice of a device (MIG) and devices that are not in the table.
+        The peak; None for the CPU, a slice of a device (MIG) and devices that are not in the table.
     """
     if name is None:
         if not torch.cuda.is_available():

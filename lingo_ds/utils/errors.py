@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_MESSAGE_CHARS = 400
-"""Characters of each part of a mistake; names of fields, files and tensors may come from anywhere."""
+"""Most characters of each part of a mistake; names of fields, files and tensors may come from anywhere."""
 
 
 class Mistake(NamedTuple):
-    """One thing the user can put right.
+    """One thing that the user can correct.
 
     Attributes:
-        where: the config field (`train.learning_rate`) or the place in a file (`train.csv:17`).
-        value: what was found there, as short text.
-        rule: what is allowed.
-        fix: what to do.
+        where: config field (`train.learning_rate`) or place in a file (`train.csv:17`).
+        value: the value found there; as text it is cut at 80 characters.
+        rule: the rule that it breaks.
+        fix: the remedy.
     """
 
     where: str
@@ -30,9 +30,11 @@ class Mistake(NamedTuple):
 
 
 class UserError(ValueError):
-    """The user's mistakes, all found at once; the entry points print them and exit with status 2.
+    """The user's mistakes, all reported at once; the entry points print them and exit with status 2.
 
-    `on_all` says that every process of the job raises the same, so that one of them may speak for all.
+    Attributes:
+        mistakes: the mistakes, at least one.
+        on_all: whether every process of the job raises the same error, so that one of them may report it.
     """
 
     def __init__(self, mistakes: Mistake | Sequence[Mistake], *, on_all: bool = False):
@@ -42,12 +44,12 @@ class UserError(ValueError):
 
 
 def one_line(text: str, *, most: int = MAX_MESSAGE_CHARS) -> str:
-    """`text` as a terminal may show it: control characters escaped, of a long one only start and end."""
+    """`text` safe for a terminal: control characters escaped, the middle of a long text left out."""
     return _shortened(printable(_shortened(text, most)), most)
 
 
 def printable(text: str) -> str:
-    """`text` with every character that is not printable (control, direction, half a pair) escaped."""
+    """`text` with every unprintable character (control, text direction, surrogate) escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -57,6 +59,6 @@ def _shortened(text: str, most: int) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an exception says, else its name."""
+    """The first line of an exception's message that is not blank, else the exception's name."""
     lines = str(error).split("\n")
     return next((line for line in lines if line.strip()), type(error).__name__)

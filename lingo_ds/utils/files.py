@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader never finds half of one."""
+"""Writes files and folders so that a reader never finds half of one, and reports full disks."""
 
 import errno
 import fcntl
@@ -18,15 +18,15 @@ from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
-"""Of an operating system that can hold no more."""
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""Error numbers of a system that cannot store or open any more."""
 
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
 def default_cache() -> Path:
-    """$LINGO_DS_CACHE, else ~/.cache/lingo_ds."""
+    """The cache's folder: $LINGO_DS_CACHE, else ~/.cache/lingo_ds."""
     return Path(os.environ.get("LINGO_DS_CACHE") or Path.home() / ".cache" / "lingo_ds")
 
 
@@ -73,10 +73,10 @@ def write_once(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def make_folder(path: Path, *, setting: str) -> Path:
-    """Makes a folder that a setting names, with those above it.
+    """Makes a folder that a setting names, with its parents.
 
     Raises:
-        UserError: where that cannot be, or where nothing can be written into it.
+        UserError: where it cannot be made, or nothing can be written into it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -85,34 +85,36 @@ def make_folder(path: Path, *, setting: str) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            Mistake(setting, path, f"cannot be a folder ({reason})", "name another place")
+            Mistake(setting, path, f"cannot be a folder ({reason})", "name another folder")
         ) from None
     return path
 
 
 def require_free(output: Path, *, kept: Sequence[Path], overwrite: bool, markers: Sequence[str]) -> None:
-    """Checks that a folder can be written whole, and that nothing but an earlier one of its kind is lost.
+    """Checks that a folder can be written, and that only an earlier one of its kind would be replaced.
 
     Args:
-        output: the folder to be.
-        kept: folders that must neither be it nor lie in it.
-        overwrite: whether one that is there may be replaced.
-        markers: one of these files shows that a folder is of the kind that may be.
+        output: the folder to write.
+        kept: folders that must be kept: `output` must neither be nor contain them.
+        overwrite: whether an existing folder may be replaced.
+        markers: names of files, any of which shows that a folder is of the kind that may be replaced.
 
     Raises:
-        UserError: where it cannot.
+        UserError: where it cannot be written.
     """
     where, real = "--output", output.resolve()
     if any(path.resolve().is_relative_to(real) for path in kept):
         raise UserError(Mistake(where, output, "is or holds what is read", "name another folder"))
     if os.path.lexists(output):
         if not overwrite:
-            raise UserError(Mistake(where, output, "is there", "name a new folder, or give --overwrite"))
+            raise UserError(
+                Mistake(where, output, "exists already", "name a new folder, or give --overwrite")
+            )
         known = (
             not output.is_symlink() and output.is_dir() and any((output / name).is_file() for name in markers)
         )
         if not known:
-            rule = "holds something else than an earlier export"
+            rule = "is not an earlier export"
             raise UserError(Mistake(where, output, rule, "name a new folder"))
     make_folder(real.parent, setting=where)
 
@@ -133,7 +135,7 @@ def _remove(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what a killed process was writing aside in a folder; what it was replacing comes back."""
+    """Removes temporary files that a killed process left in a folder; restores what it was replacing."""
     for path in folder.glob(".*.*"):
         if not (found := re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(new|old)", path.name)):
             continue
@@ -146,10 +148,10 @@ def clear_leftovers(folder: Path) -> None:
 
 @contextmanager
 def exclusive_lock(folder: Path, *, setting: str) -> Iterator[None]:
-    """Holds a folder for this process, until it leaves or dies.
+    """Locks a folder for this process while inside; the lock ends with the process as well.
 
     Raises:
-        UserError: where another process holds it.
+        UserError: where another process holds the lock.
     """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -161,7 +163,7 @@ def exclusive_lock(folder: Path, *, setting: str) -> Iterator[None]:
             raise UserError(Mistake(setting, folder, rule, "wait for it, or name another folder")) from None
         except OSError as error:  # a file system without locks
             logger.warning(
-                "%s cannot be locked (%s): see to it that no other run writes there", folder, error
+                "%s cannot be locked (%s): make sure that no other run writes there", folder, error
             )
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -172,7 +174,7 @@ def exclusive_lock(folder: Path, *, setting: str) -> Iterator[None]:
 
 @contextmanager
 def report_disk_full(folder: Path) -> Iterator[None]:
-    """Tells a full disk, a read-only one or too many open files as what they are: the user's to put right.
+    """Reports a full or read-only disk, or too many open files, as the user's to correct.
 
     Raises:
         UserError: in place of such an OSError.
@@ -180,10 +182,10 @@ def report_disk_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) not in FULL and "I/O error" not in str(error):
+        if getattr(error, "errno", None) not in DISK_FULL_ERRNOS and "I/O error" not in str(error):
             raise
         where = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
         rule = "nothing more can be written there"
-        fix = "make room; the same command goes on from the last checkpoint"
+        fix = "free some space, then run the same command again to resume from the last checkpoint"
         raise UserError(Mistake(str(where), reason, rule, fix)) from error

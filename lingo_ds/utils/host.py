@@ -6,7 +6,7 @@ import psutil
 
 
 def host_bytes() -> int:
-    """Memory of this host, or the limit of the container that this is."""
+    """Bytes of memory of this host, or the limit of the container that this process is in."""
     total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"

@@ -1,4 +1,7 @@
-"""Who says what where: global rank 0 to the terminal and train.log, others only when something is wrong."""
+"""Who logs what: global rank 0 to the terminal and train.log, other processes only errors.
+
+Import this module `as logs`: the standard library's `logging` keeps its name.
+"""
 
 import logging
 import os
@@ -13,21 +16,21 @@ from lingo_ds.utils.errors import printable
 from lingo_ds.utils.files import make_folder
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-"""What goes on, on stderr."""
+"""The log and the progress bar, on stderr."""
 
 results = Console(width=None if sys.stdout.isatty() else 160)
-"""What was asked for, on stdout."""
+"""Results that were asked for, on stdout."""
 
 
 class _Printable(logging.Formatter):
-    """Lets no name from a file write to the terminal: control characters are escaped, but for line ends."""
+    """Escapes control characters except line ends, so that no name from a file controls the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
 def set_up(*, rank: int, is_main: bool) -> None:
-    """Routes this project's log, and quietens the libraries'; `rank` is the process's global rank."""
+    """Sends this package's log to stderr and lowers that of libraries; `rank` is the global rank."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     package = logging.getLogger("lingo_ds")
     package.setLevel(logging.INFO if is_main else logging.ERROR)
@@ -40,7 +43,7 @@ def set_up(*, rank: int, is_main: bool) -> None:
 
 
 def write_to(folder: Path, *, is_main: bool) -> None:
-    """Logs to `train.log` in the run's folder, on global rank 0, and no longer to an earlier run's.
+    """Logs to `train.log` in the run's folder from now on, on global rank 0, and to no earlier run's.
 
     Raises:
         UserError: where the folder cannot be made.
@@ -57,7 +60,7 @@ def write_to(folder: Path, *, is_main: bool) -> None:
 
 
 def quieten_libraries() -> None:
-    """Turns off the progress bars and advice of libraries that every verb uses."""
+    """Turns off the progress bars and the advice of transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Where recipes and DeepSpeed profiles lie: beside the package in a checkout, inside it when installed."""
+"""Finds shipped recipes and DeepSpeed profiles: beside the package in a checkout, else inside it."""
 
 import difflib
 import logging
@@ -14,21 +14,21 @@ RESOURCE_SUFFIXES: dict[ResourceKind, str] = {"recipes": ".yaml", "ds_configs": 
 logger = logging.getLogger(__name__)
 
 BUILTIN_VERSION = 1
-"""Raised with every change of what a generator writes, so that no cache holds an older version."""
+"""Number to raise whenever a generator writes something else, so that no older cache is used."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def list_resources(kind: ResourceKind) -> list[str]:
-    """Names of all shipped files of one kind, without folder and ending, in alphabetical order."""
+    """Names of all shipped files of one kind, without folder and suffix, in alphabetical order."""
     return sorted(file.stem for file in _folder(kind).glob(f"*{RESOURCE_SUFFIXES[kind]}"))
 
 
 def resource_path(kind: ResourceKind, name: str) -> Path:
-    """Path of a shipped file by its name, with or without ending: `quickstart` is `recipes/quickstart.yaml`.
+    """Path of a shipped file by its name, with or without suffix: `quickstart` is `recipes/quickstart.yaml`.
 
     Raises:
-        UserError: no file of this kind has the name; the nearest name that exists is given.
+        UserError: where no file of this kind has the name; the nearest name is given.
     """
     known = list_resources(kind)
     stem = name.removesuffix(RESOURCE_SUFFIXES[kind])
@@ -38,7 +38,7 @@ def resource_path(kind: ResourceKind, name: str) -> Path:
     fix = (
         f"use {nearest[0]!r}, the nearest of: {', '.join(known)}"
         if nearest
-        else "install again, there are none"
+        else "install lingo_ds again, no such files are there"
     )
     raise UserError(Mistake(kind, name, "must name a file that lingo_ds ships", fix))
 
@@ -51,16 +51,16 @@ def _folder(kind: ResourceKind) -> Path:
 def make_builtin(
     name: str, known: Mapping[str, Callable[[Path], None] | None], cache: Path, *, setting: str
 ) -> None:
-    """Writes what a setting names as `builtin:..` into the cache, unless it is there.
+    """Writes what a setting names as `builtin:..` into the cache, unless it is there already.
 
     Args:
-        name: the setting's value; anything that does not begin with `builtin:` is left alone.
-        known: what writes each name's folder; None where the package ships it as it is.
-        cache: folder of the cache.
+        name: the setting's value; one that does not begin with `builtin:` is ignored.
+        known: the function that writes each name's folder; None where the package ships the folder.
+        cache: the cache's folder.
         setting: name of the setting, for the error.
 
     Raises:
-        UserError: where nothing of that name is built in.
+        UserError: where no such name is built in.
     """
     if not name.startswith("builtin:"):
         return
@@ -68,10 +68,10 @@ def make_builtin(
         raise UserError(Mistake(setting, name, "is not built in", f"write {' or '.join(known)}"))
     write, folder = known[name], builtin_folder(name, cache)
     if write and not folder.exists():
-        logger.info("making %s in %s", name, folder)
+        logger.info("generating %s in %s", name, folder)
         write(folder)
 
 
 def builtin_folder(name: str, cache: Path) -> Path:
-    """Where the cache keeps what is generated under the name `builtin:..`."""
+    """The cache's folder for what is generated under the name `builtin:..`."""
     return cache / "builtin" / f"{name.partition(':')[2]}-v{BUILTIN_VERSION}"

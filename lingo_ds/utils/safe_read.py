@@ -1,4 +1,4 @@
-"""Reading what strangers wrote: within bounds, strictly, and never outside of its folder."""
+"""Reads files from strangers: of bounded size, strictly, and never outside of their folder."""
 
 import errno
 import json
@@ -8,15 +8,15 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-JSON_LIMIT = 16 << 20
+MAX_JSON_BYTES = 16 << 20
 """Bytes of the largest JSON file that is read."""
 
 
 def require_regular(path: Path) -> os.stat_result:
-    """What the system says of a file.
+    """The status of a regular file.
 
     Raises:
-        OSError: where there is none, or where it is a folder, pipe or device (which may have no end).
+        OSError: where there is none, or it is a folder, a pipe or a device (which may never end).
     """
     try:
         found = path.stat()
@@ -33,7 +33,7 @@ def read_regular(path: Path, *, most: int | None = None) -> bytes:
     """All bytes of a file.
 
     Raises:
-        OSError: where it is none, see `require_regular`, or holds more than `most` bytes.
+        OSError: where it is not a regular file (`require_regular`), or holds more than `most` bytes.
     """
     require_regular(path)
     with path.open("rb") as file:
@@ -44,10 +44,10 @@ def read_regular(path: Path, *, most: int | None = None) -> bytes:
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """A plain file that lies in the folder itself.
+    """The path of a regular file that lies in the folder itself.
 
     Raises:
-        ValueError: where it is absent, no plain file (a pipe would never end), or a link out of the folder.
+        ValueError: where it is absent, not a regular file, or a link out of the folder.
     """
     path = folder / name
     real, home = (
@@ -56,7 +56,7 @@ def own_file(folder: Path, name: str) -> Path:
     if not real.is_relative_to(home):
         raise ValueError(f"{name} is a link out of the folder; copy the folder with cp -L")
     if not path.is_file():
-        raise ValueError(f"{name} is {'no plain file' if path.exists() else 'missing'}")
+        raise ValueError(f"{name} is {'not a regular file' if path.exists() else 'missing'}")
     return path
 
 
@@ -64,23 +64,23 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        OSError: where it cannot be read, see `read_regular`.
-        ValueError: where it is not JSON, or nested beyond measure.
+        OSError: where it cannot be read (`read_regular`).
+        ValueError: where it is not JSON, or nested too deeply.
     """
     try:
-        return json.loads(read_regular(path, most=JSON_LIMIT))
+        return json.loads(read_regular(path, most=MAX_JSON_BYTES))
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 
 
 def read_own_json(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a folder's own JSON file, read strictly: no number but a finite one, no name twice.
+    """The object in a folder's own JSON file, read strictly: finite numbers only, no name twice.
 
     Raises:
-        OSError: where it cannot be read, see `read_regular`.
-        ValueError: where the file is something else; the message names it.
+        OSError: where it cannot be read (`read_regular`).
+        ValueError: where the file holds something else; the message names the file.
     """
-    content = read_regular(own_file(folder, name), most=JSON_LIMIT)
+    content = read_regular(own_file(folder, name), most=MAX_JSON_BYTES)
     try:
         value = json.loads(
             content, parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_without_doubles
@@ -90,7 +90,7 @@ def read_own_json(folder: Path, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{name} holds no object")
+        raise ValueError(f"{name} does not hold an object")
     return value
 
 
@@ -107,6 +107,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, inner in pairs:
         if name in value:
-            raise ValueError(f"{name!r} is there twice")
+            raise ValueError(f"{name!r} occurs twice")
         value[name] = inner
     return value

@@ -7,7 +7,7 @@ _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "bitsan
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that decide results, without importing them."""
+    """Versions of this package, Python and the libraries that decide results; imports none of them."""
     return {
         "lingo_ds": _version("lingo_ds", absent="0+unknown"),
         "python": platform.python_version(),

@@ -485,13 +485,13 @@ def test_output_that_is_there_is_kept(run: Path, tmp_path: Path, capsys):
     arguments = ["--adapter", str(run), "--to", "lora", "--output", str(tmp_path / "out")]
     (tmp_path / "out").mkdir()
     (tmp_path / "out/letter.txt").write_text("dear")
-    assert "is there" in refused(capsys, *arguments)
+    assert "exists already" in refused(capsys, *arguments)
     assert "something else" in refused(capsys, *arguments, "--overwrite")
     assert (tmp_path / "out/letter.txt").read_text() == "dear"
     (tmp_path / "out/letter.txt").rename(tmp_path / "letter.txt")
     (tmp_path / "out").rmdir()
     assert main(["export", *arguments]) == 0
-    assert "is there" in refused(capsys, *arguments)
+    assert "exists already" in refused(capsys, *arguments)
     arguments[3] = "merged"
     assert main(["export", *arguments, "--overwrite"]) == 0
     assert (tmp_path / "out/merge.json").is_file() and not (tmp_path / "out/task.json").exists()
@@ -620,7 +620,7 @@ HOSTILE = {
     "config is a link out": (lambda f: link_out(f, CONFIG), "link out"),
     "weights are a link out": (lambda f: link_out(f, WEIGHTS), "link out"),
     "card is a link out": (lambda f: link_out(f, TASK), "link out"),
-    "card is a pipe": (lambda f: ((f / TASK).unlink(), os.mkfifo(f / TASK)), "no plain file"),
+    "card is a pipe": (lambda f: ((f / TASK).unlink(), os.mkfifo(f / TASK)), "not a regular file"),
     "card has a field more": (lambda f: rewrite(f, TASK, trust_remote_code=True), "trust_remote_code"),
     "card has no such pooling": (lambda f: rewrite(f, TASK, pooling="max"), "pooling"),
     "card has another format": (lambda f: rewrite(f, TASK, format=3), "format"),

@@ -85,10 +85,10 @@ def test_tasks_per_node(text, counts):
     ("environ", "words"),
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, "global rank: '2': is not below the 2 processes of the job"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK: 'one': is no number"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK: 'one': is not a number"),
         (SRUN | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST: .*names no node"),
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "8"}, "local rank: '8': is not below the 8 processes"),
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "x"}, "SLURM_STEP_TASKS_PER_NODE: 'x': is no list of counts"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "x"}, "SLURM_STEP_TASKS_PER_NODE: .*is not a list of counts"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_words(environ, words):

@@ -355,7 +355,7 @@ def test_no_room_for_the_adapter_ends_the_run_with_words_and_it_can_go_on(recipe
         status, shown = command("train", recipe, out)
     held.__exit__(None, None, None)
     assert status == 2, shown
-    assert "File too large" in shown and "goes on from the last checkpoint" in " ".join(shown.split())
+    assert "File too large" in shown and "resume from the last checkpoint" in " ".join(shown.split())
     assert "Traceback" not in shown
     status, shown = command("train", recipe, out)
     assert status == 0 and "going on with step 5" in shown

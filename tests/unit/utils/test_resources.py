@@ -53,7 +53,7 @@ def test_only_listed_names_are_found(layout, name):
 
 def test_installation_without_files_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "PACKAGE", tmp_path / "lingo_ds")
-    with pytest.raises(UserError, match="install again"):
+    with pytest.raises(UserError, match="install lingo_ds again"):
         resources.resource_path("recipes", "quickstart")
 
 
