@@ -94,9 +94,12 @@ def _meet(env: DistEnv, arrival: timedelta) -> Store:
     """The store of the job's processes, once all have joined."""
     address, port = _meeting_place(env)
     os.environ.update(
-        RANK=str(env.global_rank), LOCAL_RANK=str(env.local_rank), WORLD_SIZE=str(env.world_size),
-        MASTER_ADDR=address, MASTER_PORT=str(port),
-    )  # fmt: skip
+        RANK=str(env.global_rank),
+        LOCAL_RANK=str(env.local_rank),
+        WORLD_SIZE=str(env.world_size),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
     try:
         return next(rendezvous("env://", timeout=arrival))[0]
     except (dist.DistError, TimeoutError) as error:

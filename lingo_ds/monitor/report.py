@@ -13,13 +13,19 @@ from lingo_ds.utils.files import atomic_write
 _CLASS_ROWS = {"mcc": "MCC", "auroc": "AUROC", "accuracy": "accuracy", "macro_f1": "macro F1"}
 _ROWS = {
     "multilabel": {
-        "macro_auroc": "macro AUROC", "macro_auprc": "macro AUPRC",
-        "micro_f1": "micro F1", "micro_mcc": "micro MCC",
+        "macro_auroc": "macro AUROC",
+        "macro_auprc": "macro AUPRC",
+        "micro_f1": "micro F1",
+        "micro_mcc": "micro MCC",
     },
     "regression": {
-        "pearson": "Pearson", "spearman": "Spearman", "r2": "R2", "rmse": "RMSE", "mae": "MAE",
+        "pearson": "Pearson",
+        "spearman": "Spearman",
+        "r2": "R2",
+        "rmse": "RMSE",
+        "mae": "MAE",
     },
-}  # fmt: skip
+}
 """Metrics in the table by kind of task, and their names there."""
 
 

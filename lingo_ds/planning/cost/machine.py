@@ -9,7 +9,6 @@ from lingo_ds.monitor.throughput import device_peak_flops
 from lingo_ds.planning.layer import HEAPS, Heap
 from lingo_ds.utils.errors import Mistake, UserError
 
-GB = 1e9
 US = 1e-6
 
 
