@@ -1,6 +1,6 @@
-"""What answers are worth: pure numbers, no model and no process group.
+"""Metrics of answers against labels: pure numbers, no model and no process group.
 
-scipy and scikit-learn are imported where they are called: that takes a second, which a start need not wait.
+scipy and scikit-learn are imported where they are called: that takes a second, which every start would wait.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,11 @@ import numpy as np
 from lingo_ds.evaluation.thresholds import f1, mcc
 
 Metrics = dict[str, float | None]
-"""By name; None where undefined."""
+"""Numbers by the name of the metric; None where undefined."""
 
 
 class Scores(NamedTuple):
-    """Metrics of a task with several labels or values: of all together, and of each by its name."""
+    """Metrics of a task with several labels or values: overall, and for each of them by its name."""
 
     overall: Metrics
     by_output: dict[str, Metrics]
@@ -32,7 +32,7 @@ def classification_metrics(
     Args:
         logits: (n, classes), any real dtype; class 1 of two is the positive one.
         labels: (n,) integers in [0, classes).
-        threshold: of two classes, the probability above which 1 is predicted; None: the most probable one is.
+        threshold: the probability above which class 1 of two is predicted; None: the most probable class is.
 
     Returns:
         `accuracy`, `macro_f1`, `mcc`, `macro_precision`, `macro_recall`; `auroc` and `auprc` (average
@@ -70,13 +70,13 @@ def multilabel_metrics(
     thresholds: Sequence[float] | float,
     names: Sequence[str],
 ) -> Scores:
-    """Scores the probabilities of labels that may each be true.
+    """Scores the probabilities of labels, any number of which may be true.
 
     Args:
         probabilities: (n, labels).
         labels: (n, labels) 0 or 1, NaN where unknown: such entries count nowhere.
-        thresholds: above which a label is predicted, one for each or one for all.
-        names: of the labels.
+        thresholds: the probabilities above which a label is predicted, one for each or one for all.
+        names: the names of the labels.
 
     Returns:
         Overall: `macro_auroc` and `macro_auprc` (average precision), means over the labels that occur with
@@ -99,10 +99,10 @@ def multilabel_metrics(
 
 
 def _ranked(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
-    """Areas under the curves of one label, over the examples (n,) that know it.
+    """Areas under the curves of one label, over the examples (n,) whose label is known.
 
-    As scikit-learn defines them, in a sixth of the time: a task may have a thousand labels, and all processes
-    wait.
+    They are scikit-learn's, computed in a sixth of its time: a task may have a thousand labels, and all
+    processes wait.
     """
     known = ~np.isnan(labels)
     order = np.argsort(-probabilities[known], kind="stable")
@@ -110,7 +110,9 @@ def _ranked(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if not positives or not negatives:
         return {"auroc": None, "auprc": None, "positives": float(positives)}
-    above = np.flatnonzero(np.append(p[1:] != p[:-1], True)) + 1  # examples down to each distinct number
+    above = (
+        np.flatnonzero(np.append(p[1:] != p[:-1], True)) + 1
+    )  # number of examples with each distinct probability or a higher one
     tp = truth.cumsum()[above - 1]
     new_tp, new_fp = np.diff(tp, prepend=0), np.diff(above - tp, prepend=0)
     return {
@@ -126,12 +128,12 @@ def regression_metrics(predicted: np.ndarray, values: np.ndarray, *, names: Sequ
     Args:
         predicted: (n, values), in the data's units.
         values: (n, values), NaN where unknown: such entries count nowhere.
-        names: of the values.
+        names: the names of the values.
 
     Returns:
-        `pearson`, `spearman`, `r2` (1 - squared error over variance), `rmse` and `mae`, of each value and the
-        means over the values where they are defined; correlations need two different numbers on both
-        sides, `r2` among the true ones, errors one known value.
+        `pearson`, `spearman`, `r2` (1 - squared error over variance), `rmse` and `mae`, for each value, and
+        overall the means over the values for which they are defined: correlations need two different
+        numbers on both sides, `r2` two different true ones, errors one known value.
     """
     by_value = {name: _errors(p, y) for name, p, y in zip(names, predicted.T, values.T, strict=True)}
     metrics = next(iter(by_value.values()))
@@ -143,18 +145,18 @@ def _errors(predicted: np.ndarray, values: np.ndarray) -> Metrics:
 
     known = ~np.isnan(values)
     x, y = predicted[known].astype(np.float64), values[known].astype(np.float64)
-    squared, sharding = np.square(x - y), np.square(y - y.mean()) if len(y) else y
+    errors, deviations = np.square(x - y), np.square(y - y.mean()) if len(y) else y
     return {
         "pearson": _correlation(x, y),
         "spearman": _correlation(rankdata(x), rankdata(y)),
-        "r2": float(1 - squared.sum() / sharding.sum()) if sharding.any() else None,
-        "rmse": float(np.sqrt(squared.mean())) if len(y) else None,
+        "r2": float(1 - errors.sum() / deviations.sum()) if deviations.any() else None,
+        "rmse": float(np.sqrt(errors.mean())) if len(y) else None,
         "mae": float(np.abs(x - y).mean()) if len(y) else None,
     }
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson's, None where either side is constant."""
+    """Pearson's correlation; None where either side is constant."""
     if min(np.unique(x).size, np.unique(y).size) < 2:
         return None
     x, y = x - x.mean(), y - y.mean()
@@ -162,13 +164,13 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of the defined ones."""
+    """The mean of the defined values; None where there is none."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
 def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (n, classes) as float64 and labels (n,) as int64, or a ValueError that says what is wrong."""
+    """Returns logits (n, classes) as float64 and labels (n,) as int64; raises ValueError for wrong ones."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         raise ValueError(f"logits have shape {logits.shape}: (n >= 1, classes >= 2) is needed")

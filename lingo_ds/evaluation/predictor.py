@@ -1,7 +1,7 @@
 """Predictions for a stream of sequences: chunk by chunk, in order, shared over all processes.
 
 A process tokenises and computes only its own share of a chunk, and the next share is tokenised while this
-one is computed. What is held does not grow with the number of sequences.
+one is computed. Memory does not grow with the number of sequences.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -31,10 +31,10 @@ from lingo_ds.planning.micro_batch import WORTH_SHARING
 from lingo_ds.utils.errors import Mistake, UserError
 
 SEQUENCES_PER_CHUNK = 8192
-"""Sequences of a chunk at most."""
+"""The largest number of sequences in a chunk."""
 
 FORWARDS = 32
-"""Forwards of one process per chunk, about: enough to sort by length, few enough to lose little by a kill."""
+"""Forwards of one process per chunk, about: enough to sort by length, few enough to lose little if killed."""
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk | VariantChunk)
@@ -87,12 +87,12 @@ class _Share(NamedTuple, Generic[AnyChunk]):
 
 
 class Predictor:
-    """An adapter ready to use, on all processes of a job.
+    """An adapter with its backbone, on all processes of a job.
 
     Attributes:
-        task: what the adapter was trained for.
-        env: this process's place in the job.
-        plan: how much goes into a forward.
+        task: the task that the adapter was trained for.
+        env: this process's rank and device.
+        plan: the size of a forward, and how the backbone is held.
     """
 
     def __init__(
@@ -106,9 +106,16 @@ class Predictor:
         env: DistEnv,
         average_strands: bool = False,
     ):
-        """Takes the model, what makes tokens of sequences, and whether a pack may share a prefix.
+        """Takes a loaded model.
 
-        With `average_strands`, probabilities are the means over both strands of each sequence.
+        Args:
+            model: backbone and adapter.
+            tokenize: turns text into token ids.
+            task: the task that the adapter was trained for.
+            causal: whether a token sees only earlier ones, so that sequences of a pack may share a prefix.
+            plan: the size of a forward.
+            env: this process's rank and device.
+            average_strands: whether answers are the means over both strands of each sequence.
         """
         self._model, self._tokenize, self._causal = model, tokenize, causal
         self._average_strands = average_strands
@@ -117,19 +124,19 @@ class Predictor:
 
     @property
     def chunk_bases(self) -> int:
-        """Bases by which a chunk ends; a token is one base or more."""
+        """Number of bases with which a chunk ends; a token is one base or more."""
         return FORWARDS * self.plan.tokens * self.env.world_size
 
     @property
     def dtype(self) -> str:
-        """In which it computes."""
+        """Name of the data type of the computation, e.g. `bfloat16`."""
         return str(self._model.bank.dtype).removeprefix("torch.")
 
     def predict(self, sequences: Sequence[str]) -> Predictions | Values:
-        """Labels and probabilities, or values, of DNA sequences in their order; call it on all processes.
+        """Predicts DNA sequences in their order; call it on all processes.
 
         Raises:
-            UserError: naming each sequence that is empty or has a letter that is no base.
+            UserError: naming each sequence that is empty or contains a letter that is no nucleotide.
         """
         checked = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
         if mistakes := [mistake for mistake in checked if mistake]:
@@ -165,7 +172,7 @@ class Predictor:
                 ids, bases, begin = [], 0, number + 1
 
     def _share(self, chunk: AnyChunk) -> _Share[AnyChunk]:
-        """Takes every n-th sequence by length, so that no process has much more than another."""
+        """Tokenises every n-th sequence by length, so that all processes have about as many bases."""
         longest_first = np.argsort([-len(sequence) for sequence in chunk.sequences], kind="stable")
         places = longest_first[self.env.global_rank :: self.env.world_size]
         chosen = [chunk.sequences[k] for k in (places if len(places) else longest_first[:1])]
@@ -213,7 +220,7 @@ class Predictor:
         return -(-len(split) // self._batch_size(split))
 
     def _forwards(self, split: TokenizedSplit, count: int) -> Iterator[Batch] | Iterator[Pack]:
-        """`count` forwards or more; as many on every process, since `count` is the most that one needs."""
+        """`count` forwards or more: the most that any process needs, so that all make the same number."""
         if not self.plan.packed:
             return eval_batches(split, batch=self._batch_size(split), rank=0, world=1, least=count)
         prefix = common_prefix(split, np.arange(len(split))) if self._causal else 0
@@ -223,5 +230,5 @@ class Predictor:
         )
 
     def _batch_size(self, split: TokenizedSplit) -> int:
-        """Examples of a padded forward that never has more tokens than the plan says."""
+        """Number of examples with which a padded forward never has more tokens than the plan says."""
         return max(1, self.plan.tokens // int(split.lengths.max()))
