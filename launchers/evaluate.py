@@ -1,6 +1,6 @@
-"""Evaluates.
+"""Starts `lingo-ds evaluate` on every process of a launcher.
 
-deepspeed [--hostfile H | --num_accelerators N] launchers/evaluate.py --config FILE [a.b=value]
+deepspeed [--hostfile H | --num_accelerators N] launchers/evaluate.py --config FILE [section.field=value ..]
 """
 
 import sys

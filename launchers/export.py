@@ -1,4 +1,7 @@
-"""Exports: python launchers/export.py --adapter DIR --to adalora|lora|merged --output DIR [--dtype bf16]."""
+"""Starts `lingo-ds export` in one process.
+
+python launchers/export.py --adapter DIR --to adalora|lora|merged --output DIR [--dtype bf16]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Plans: deepspeed [--hostfile H | --num_accelerators N] launchers/plan.py --config FILE [a.b=value]."""
+"""Starts `lingo-ds plan` on every process of a launcher.
+
+deepspeed [--hostfile H | --num_accelerators N] launchers/plan.py --config FILE [section.field=value ..]
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Predicts.
+"""Starts `lingo-ds predict` on every process of a launcher.
 
 deepspeed [--hostfile H | --num_accelerators N] launchers/predict.py --adapter DIR --input FILE --output FILE
 """

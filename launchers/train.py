@@ -1,4 +1,7 @@
-"""Trains: deepspeed [--hostfile H | --num_accelerators N] launchers/train.py --config FILE [a.b=value]."""
+"""Starts `lingo-ds train` on every process of a launcher.
+
+deepspeed [--hostfile H | --num_accelerators N] launchers/train.py --config FILE [section.field=value ..]
+"""
 
 import sys
 

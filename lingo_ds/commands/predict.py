@@ -1,4 +1,4 @@
-"""`lingo-ds predict`: answers for new sequences, or what variants change, from one file into another."""
+"""`lingo-ds predict`: reads sequences or variants from one file, and writes the answers into another."""
 
 import logging
 import time
