@@ -37,7 +37,7 @@ from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import cross_entropy_sum
-from lingo_ds.training.optimizer_step import BankUpdate
+from lingo_ds.training.optimizer_step import OptimizerStep
 
 RANK, WIDTH, INTERVAL, TOTAL = 8, 256, 10, 1_000_000
 STEPS = 100
@@ -78,7 +78,7 @@ class Ours:
             name="benchmark", backbone={"path": "x"}, data={"path": "x"}, rank_sampling={"interval": INTERVAL}
         )
         self._schedule = BudgetSchedule(layout.triplets, layout.triplets // 2, 1, TOTAL // 2, TOTAL, INTERVAL)
-        self._update = BankUpdate(self.bank, config)
+        self._update = OptimizerStep(self.bank, config)
         self._sampler = RankSampler(
             self.bank, self._schedule, config.rank_sampling, seed=0, env=env, on_compact=self._update.rebuild
         )

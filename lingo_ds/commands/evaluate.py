@@ -6,7 +6,7 @@ from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import evaluate_split, write_predictions
 from lingo_ds.monitor.report import write_report
-from lingo_ds.training.saved_adapter import replace_with_saved
+from lingo_ds.training.saved_adapter import load_saved
 from lingo_ds.training.setup import build_model, prepare
 from lingo_ds.utils import logging as logs
 
@@ -28,7 +28,7 @@ def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model)
     """Does the work of `evaluate` inside a job; `build` makes the model, as in `train_one`."""
     setup = prepare(config, env)
     model = build(setup)
-    task = replace_with_saved(model, setup, config.run_dir / "adapter")
+    task = load_saved(model, setup, config.run_dir / "adapter")
     split = setup.data.splits["test"]
     test = evaluate_split(model, split, task=task, config=config, plan=setup.plan, env=env)
     if env.is_main:

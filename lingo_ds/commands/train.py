@@ -106,6 +106,6 @@ def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:
         where = (
             "from there" if last == steps else f"from step {last}" if last else "from an earlier checkpoint"
         )
-        logger.info("interrupted after step %d; the same command goes on %s", steps, where)
+        logger.info("interrupted after step %d: run the same command again to resume %s", steps, where)
     logs.results.print(summary_table(report))
     logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)

@@ -115,16 +115,6 @@ class RunPlan:
         """Tokens of a training forward of one process at most."""
         return self.micro_batch_tokens or self.micro_batch_size * self.facts.longest
 
-    def learning_rate_factor(self, step: int, schedule: str) -> float:
-        """Factor on the peak learning rate at `step` (1-based).
-
-        A linear rise, then `linear`, `cosine` or `constant`.
-        """
-        if step <= self.warmup_steps:
-            return step / self.warmup_steps
-        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps + 1, 1)
-        return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[schedule]
-
     def equations(self) -> list[str]:
         """The arithmetic, one line each, as a person would check it."""
         f = self.facts

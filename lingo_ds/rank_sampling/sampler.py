@@ -3,16 +3,17 @@
 import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lingo_ds.config.adapter_config import RankSamplingConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.monitor.rank_statistics import ScoreHistogram, score_histogram
+from lingo_ds.monitor.rank_statistics import SCORE_BINS, ScoreHistogram, score_histogram
 from lingo_ds.rank_sampling.masks import (
     REFERENCE_DROP,
     bernoulli,
@@ -22,6 +23,7 @@ from lingo_ds.rank_sampling.masks import (
     protected_triplets,
 )
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
+from lingo_ds.utils.state import Count, State
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +79,50 @@ class MaskEvent(NamedTuple):
         final: True where the pruned triplets left storage.
     """
 
-    step: int
-    budget: int
-    kept: int
-    returned: int
+    step: Count
+    budget: Count
+    kept: Count
+    returned: Count
     final: bool
+
+
+class SamplerState(State):
+    """`kept` as text, one 0 or 1 for each triplet, and all events."""
+
+    kept: Annotated[str, Field(pattern="^[01]*$")]
+    events: list[MaskEvent]
+
+
+class ScoreState(State):
+    """The histogram of `LastScores`."""
+
+    histogram: ScoreHistogram | None
+
+
+class LastScores:
+    """The scores at the last change of the masks, on global rank 0 alone: to be looked at, never compared.
+
+    Attributes:
+        histogram: None before the first change, and on other processes.
+    """
+
+    def __init__(self) -> None:
+        self.histogram: ScoreHistogram | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The histogram, as plain JSON values."""
+        return {"histogram": self.histogram and self.histogram._asdict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        found = ScoreState.checked(state).histogram
+        if found and [len(part) for part in found[1:]] != [SCORE_BINS + 1, SCORE_BINS, SCORE_BINS]:
+            raise ValueError(f"histogram: {SCORE_BINS} bins are needed")
+        self.histogram = found
 
 
 class RankSampler:
@@ -91,7 +132,7 @@ class RankSampler:
         seed: with the step, decides every draw.
         kept: (triplets,) of bool, those that the last change of the masks kept.
         events: all changes of the masks so far.
-        scores: of the last change; None before the first, and on other processes than global rank 0.
+        scores: at the last change, for a reader.
     """
 
     def __init__(
@@ -109,7 +150,7 @@ class RankSampler:
         self._initial = bank.layout
         self.kept = np.ones(schedule.initial, bool)
         self.events: list[MaskEvent] = []
-        self.scores: ScoreHistogram | None = None
+        self.scores = LastScores()
 
     def after_step(self, step: int) -> MaskEvent | None:
         """Changes the masks where `step` (1-based, just finished) is a mask step."""
@@ -120,7 +161,7 @@ class RankSampler:
         if self._env.is_main:
             scores = self._bank.scores().double().cpu().numpy()
             decided = self._decide(scores, step, budget, final)
-            self.scores = score_histogram(scores, decided, step=step)
+            self.scores.histogram = score_histogram(scores, decided, step=step)
         kept = self._agree(decided)
         event = MaskEvent(step, budget, int(kept.sum()), int((kept & ~self.kept).sum()), final)
         self.kept = kept
@@ -170,18 +211,21 @@ class RankSampler:
             for site, (start, end) in zip(self._initial.sites, starts, strict=True)
         }
 
-    def state(self) -> list[Any]:
-        """What was kept, as text, and all events: for a checkpoint, and for the audit."""
-        return ["".join("01"[int(value)] for value in self.kept), [list(event) for event in self.events]]
+    def state_dict(self) -> dict[str, Any]:
+        """What was kept and all events, as plain JSON values; values and masks are in the bank."""
+        return {
+            "kept": "".join("01"[int(value)] for value in self.kept),
+            "events": [event._asdict() for event in self.events],
+        }
 
-    def restore(self, state: list[Any]) -> None:
-        """Takes up what `state` gave; the bank holds its own.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
 
         Raises:
-            ValueError: where that is of another run.
+            ValueError: for anything else, the state of a run with another number of triplets included.
         """
-        text, events = state
-        if len(text) != self._schedule.initial or set(text) - {"0", "1"}:
-            raise ValueError(f"kept triplets: one of 0 and 1 for each of {self._schedule.initial} is needed")
-        self.kept = np.array([char == "1" for char in text], bool)
-        self.events = [MaskEvent(*event) for event in events]
+        found = SamplerState.checked(state)
+        if len(found.kept) != self._schedule.initial:
+            raise ValueError(f"kept: one of 0 and 1 for each of {self._schedule.initial} triplets is needed")
+        self.kept = np.array([char == "1" for char in found.kept], bool)
+        self.events = found.events

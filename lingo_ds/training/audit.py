@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.utils.state import Count, State, Stateful
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +27,40 @@ class DivergenceError(RuntimeError):
     """Processes hold different state and `rank_sampling.on_divergence` is `raise`."""
 
 
-class HostState(NamedTuple):
-    """A part of the state outside the bank's tensors.
+class Seeded(Protocol):
+    """A part whose random draws follow from a seed."""
 
-    Attributes:
-        name: what a divergence is called.
-        read: its value, plain JSON.
-        adopt: takes global rank 0's value.
-    """
+    seed: int
 
-    name: str
-    read: Callable[[], Any]
-    replace: Callable[[Any], None]
+
+class Seeds:
+    """The seeds of all parts that draw at random, as one part of the state."""
+
+    def __init__(self, parts: Mapping[str, Seeded]):
+        self._parts = parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of every part, by its name."""
+        return {name: part.seed for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Gives every part the seed that `state_dict` had of it.
+
+        Raises:
+            ValueError: where it is of other parts.
+        """
+        if state.keys() != self._parts.keys():
+            raise ValueError(f"seeds of {', '.join(self._parts)} are needed")
+        for name, part in self._parts.items():
+            part.seed = state[name]
+
+
+class AuditCounts(State):
+    """The counts of an `Audit`."""
+
+    audits: Count
+    divergences: Count
+    repairs: Count
 
 
 def tensor_fingerprint(tensor: Tensor) -> Tensor:
@@ -78,25 +101,40 @@ class Audit:
         bank: whose tensors and layout are compared.
         env: this process's place.
         on_divergence: `repair` or `raise`.
-        host: further parts.
+        parts: what must agree beside the bank, by the name that a divergence is reported with.
+        interval: steps between audits.
         on_new_tensors: called where a repair had to replace the bank's tensors.
         audits: comparisons after a step; the one at the start of a run is not among them.
-        divergences, repairs: differences found and mended.
+        divergences, repairs: differences that were found, and that were repaired.
     """
 
     bank: AdapterBank
     env: DistEnv
     on_divergence: str
-    host: Sequence[HostState] = ()
+    parts: Mapping[str, Stateful] = field(default_factory=dict)
+    interval: int = 1
     on_new_tensors: Callable[[], None] = lambda: None
     audits: int = 0
     divergences: int = 0
     repairs: int = 0
 
     @property
-    def parts(self) -> int:
-        """Fingerprints that each process gives: of the bank's tensors, its ranks, and the further parts."""
-        return len(self.bank.STATE) + 1 + len(self.host)
+    def fingerprints(self) -> int:
+        """Number of fingerprints of each process: the bank's tensors, its ranks, and the further parts."""
+        return len(self.bank.STATE) + 1 + len(self.parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, as plain JSON values."""
+        return {"audits": self.audits, "divergences": self.divergences, "repairs": self.repairs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        found = AuditCounts.checked(state)
+        self.audits, self.divergences, self.repairs = found.audits, found.divergences, found.repairs
 
     def __call__(self, step: int) -> bool:
         """One audit after a step; counts it, and does as `check`."""
@@ -132,21 +170,24 @@ class Audit:
     def _prints(self) -> tuple[list[str], Tensor]:
         """Names of all parts, and this process's fingerprints of them; 0 for tensors it has not."""
         state, bank = self.bank.state(), self.bank
-        host = {"ranks": bank.layout.ranks, **{part.name: part.read() for part in self.host}}
+        host = {"ranks": bank.layout.ranks, **self._host_states()}
         nothing = torch.zeros((), dtype=torch.int64, device=bank.device)
         tensors = [tensor_fingerprint(state[name]) if name in state else nothing for name in bank.STATE]
         hashes = torch.tensor([host_fingerprint(value) for value in host.values()], device=bank.device)
         return [*bank.STATE, *host], torch.cat([torch.stack(tensors), hashes])
 
+    def _host_states(self) -> dict[str, dict[str, Any]]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
     def _repair(self) -> None:
         """Makes this process hold what global rank 0 holds."""
         bank = self.bank
-        shape = bank.layout.ranks, bank.sensitivity is not None, [part.read() for part in self.host]
-        ranks, importance, host = agreement.broadcast_json(shape, self.env)
+        mine = bank.layout.ranks, bank.sensitivity is not None, self._host_states()
+        ranks, importance, states = agreement.broadcast_json(mine, self.env)
         if bank.reshape(ranks, importance=importance):
             self.on_new_tensors()
-        for part in bank.state().values():
-            process_group.broadcast_(part)
+        for tensor in bank.state().values():
+            process_group.broadcast_(tensor)
         bank.masks_from_tensor()
-        for part, value in zip(self.host, host, strict=True):
-            part.replace(value)
+        for name, part in self.parts.items():
+            part.load_state_dict(states[name])

@@ -1,19 +1,30 @@
-"""What looks on while training runs: TensorBoard, the progress bar, throughput. None changes a weight."""
+"""What looks on while training runs: limits, evaluation, checkpoints, traffic, TensorBoard.
+
+Nothing here changes a weight.
+"""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from lingo_ds.config.train_config import CheckpointConfig
+from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
+from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.audit import Audit
-from lingo_ds.training.traffic import TrafficSum, traffic_scalars
-from lingo_ds.training.trainer import StepInfo
+from lingo_ds.training.optimizer_step import OptimizerStep
+from lingo_ds.training.selection import Selection
+from lingo_ds.training.traffic import Meter, TrafficSum, traffic_scalars
+from lingo_ds.training.trainer import Hook, StepInfo
+from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.units import GIB
 
@@ -21,6 +32,65 @@ logger = logging.getLogger(__name__)
 
 PICTURES = 5
 """About how often ranks are drawn over a run: a picture takes half a second, in which others wait."""
+
+
+def skip_limit(optimizer_step: OptimizerStep, max_skipped: int) -> Hook:
+    """Warns of each step whose gradient was not finite, and ends a run in which too many came in a row."""
+
+    def after(info: StepInfo) -> None:
+        logger.warning("step %d: gradient is not finite; nothing was changed", info.step)
+        in_a_row = optimizer_step.skipped_in_a_row
+        if in_a_row >= max_skipped:
+            rule = f"the gradient was not finite in {in_a_row} steps in a row, the last one {info.step}"
+            fix = "lower train.learning_rate, or compute in bf16 or fp32"
+            raise UserError(Mistake("train.max_skipped", max_skipped, rule, fix), on_all=True)
+
+    return Hook(after, due=lambda info: info.stats.skipped)
+
+
+def traffic_count(meter: Meter, plan: RunPlan, audit: Audit) -> Hook:
+    """Counts what each step's collectives moved; what follows a step, evaluations above all, is left out."""
+
+    def after(info: StepInfo) -> None:
+        masks_changed = info.mask_event is not None and plan.schedule is not None
+        info.traffic = meter.finish(
+            micro_batches=info.micro_batches,
+            masked=plan.schedule.initial if masks_changed and plan.schedule else 0,
+            audited=audit.fingerprints if info.audited else 0,
+        )
+
+    return Hook(after, before=lambda step: meter.start())
+
+
+def dev_evaluation(plan: RunPlan, evaluate: Callable[[], Evaluation], selection: Selection) -> Hook:
+    """Evaluates on dev as planned and at the last step; keeps the best; ends a run that gets no better."""
+
+    def due(info: StepInfo) -> bool:
+        return info.step == plan.steps or (info.step % plan.eval_interval == 0 and info.end is None)
+
+    def after(info: StepInfo) -> None:
+        at_budget = plan.schedule is None or info.step >= plan.schedule.final_step
+        info.evaluation = evaluate()
+        if selection.consider(info.step, info.evaluation.metrics, at_budget=at_budget):
+            info.end = info.end or "early stopping"
+
+    return Hook(after, due)
+
+
+def checkpoints(
+    settings: CheckpointConfig, plan: RunPlan, selection: Selection, save: Callable[[int], None]
+) -> Hook:
+    """Saves every so many steps, at each new best one and at the last one; and where a run is interrupted."""
+
+    def due(info: StepInfo) -> bool:
+        if info.end == "interrupted":
+            return True
+        if settings.every is None:
+            return False
+        new_best = settings.keep_best and info.step == selection.best.step
+        return new_best or info.step % settings.every == 0 or info.step == plan.steps
+
+    return Hook(lambda info: save(info.step), due)
 
 
 class Watcher:
@@ -31,27 +101,14 @@ class Watcher:
         traffic: bytes of this process, for the report.
     """
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        progress: ProgressBar,
-        *,
-        plan: RunPlan,
-        sampler: RankSampler | None,
-        audit: Audit,
-        metric: str,
-        pictures: Path | None,
-    ):
-        """Takes what it looks at; `pictures` is the folder for PNG files, None where none are drawn."""
-        self._folder = pictures
+    def __init__(self, tracker: Tracker, progress: ProgressBar, *, plan: RunPlan, audit: Audit, metric: str):
         self._tracker, self._progress, self._plan = tracker, progress, plan
-        self._sampler, self._audit, self._metric = sampler, audit, metric
+        self._audit, self._metric = audit, metric
         self._last_dev = "-"
         self.throughput, self.traffic = Throughput(), TrafficSum()
-        self._draw_every = max(2, len(plan.schedule.mask_steps()) // PICTURES) if plan.schedule else 0
 
     def __call__(self, info: StepInfo) -> None:
-        """Observes one step."""
+        """Records one step."""
         stats = info.stats
         self.throughput.step(
             examples=stats.examples,
@@ -61,11 +118,12 @@ class Watcher:
             seconds=info.seconds,
             input_seconds=info.input_seconds,
         )
-        self.traffic.add(info.traffic)
-        self._tracker.scalars(info.step, self._scalars(info) | traffic_scalars(info.traffic))
+        values = self._scalars(info)
+        if info.traffic:
+            self.traffic.add(info.traffic)
+            values |= traffic_scalars(info.traffic)
+        self._tracker.scalars(info.step, values)
         self._progress.update(info.step, self._details(info))
-        if info.mask_event:
-            self._record_masks(info.mask_event)
 
     def mfu(self) -> float | None:
         """Model FLOP/s over the devices' peak, so far; None on CPU."""
@@ -81,7 +139,7 @@ class Watcher:
 
     def _scalars(self, info: StepInfo) -> dict[str, float]:
         stats, plan = info.stats, self._plan
-        values = {
+        values: dict[str, float] = {
             "train/loss": stats.loss,
             "train/penalty": stats.penalty,
             "train/grad_norm": stats.grad_norm,
@@ -97,15 +155,29 @@ class Watcher:
         if (peak := peak_device_bytes()) is not None:
             values["memory/device_gib"] = peak / GIB
         if info.evaluation:
-            values |= {
-                f"dev/{name}": value for name, value in info.evaluation.metrics.items() if value is not None
-            }
+            dev = info.evaluation.metrics
+            values |= {f"dev/{name}": value for name, value in dev.items() if value is not None}
         return values
 
-    def _record_masks(self, event: MaskEvent) -> None:
+
+class RankWatcher:
+    """Turns each change of the masks into TensorBoard's tags and pictures."""
+
+    def __init__(
+        self, tracker: Tracker, sampler: RankSampler, schedule: BudgetSchedule, *, folder: Path | None
+    ):
+        """Takes the `folder` for the final mask's pictures; with None no pictures are drawn."""
+        self._tracker, self._sampler, self._schedule, self._folder = tracker, sampler, schedule, folder
+        self._draw_every = max(2, len(schedule.mask_steps()) // PICTURES)
+
+    def __call__(self, info: StepInfo) -> None:
+        """Records the change of the masks in one step, if there was one."""
+        event = info.mask_event
+        if event is None:
+            return
         ranks = self._sampler.kept_ranks()
         shares = budget_shares(ranks)
-        values = {"rank/kept": event.kept, "rank/returned": event.returned}
+        values: dict[str, float] = {"rank/kept": event.kept, "rank/returned": event.returned}
         values |= {f"rank_by_layer/{layer}": share for layer, share in shares["by_layer"].items()}
         values |= {f"rank_by_kind/{kind}": share for kind, share in shares["by_kind"].items()}
         self._tracker.scalars(event.step, values)
@@ -113,26 +185,27 @@ class Watcher:
         if self._folder is None or not (event.final or len(self._sampler.events) % self._draw_every == 1):
             return
         try:
-            self._draw(event, ranks)
+            self._draw(event, ranks, self._folder)
         except Exception as error:  # a picture is not worth a training run that the other processes wait in
             logger.warning("pictures of step %d: %s: %s", event.step, type(error).__name__, error)
 
-    def _draw(self, event: MaskEvent, ranks: dict[str, int]) -> None:
-        """Pictures for TensorBoard, those of the final mask also as files."""
+    def _draw(self, event: MaskEvent, ranks: dict[str, int], folder: Path) -> None:
+        """Draws pictures for TensorBoard, those of the final mask also into files."""
         from matplotlib.image import imsave  # slow to import, and not needed before the first mask
 
         from lingo_ds.monitor.rank_plots import draw_budget, draw_rank_map, draw_scores, draw_shares
 
+        initial_rank = self._schedule.initial // len(ranks)
         pictures = {
-            "map": draw_rank_map(
-                ranks, initial_rank=self._plan.schedule.initial // len(ranks), title=f"step {event.step}"
-            ),
+            "map": draw_rank_map(ranks, initial_rank=initial_rank, title=f"step {event.step}"),
             "history": draw_budget([(e.step, e.budget, e.kept, e.returned) for e in self._sampler.events]),
         }
+        scores = self._sampler.scores.histogram
         if event.final:
-            pictures |= {"shares": draw_shares(ranks), "scores": draw_scores(self._sampler.scores)}
+            pictures["shares"] = draw_shares(ranks)
+        if event.final and scores:
+            pictures["scores"] = draw_scores(scores)
         for name, picture in pictures.items():
             self._tracker.image(event.step, f"rank/{name}", picture)
             if event.final:
-                path = self._folder / f"rank_{name}.png"
-                atomic_write(path, lambda aside, shown=picture: imsave(aside, shown, format="png"))
+                atomic_write(folder / f"rank_{name}.png", partial(imsave, arr=picture, format="png"))

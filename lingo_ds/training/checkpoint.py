@@ -1,6 +1,7 @@
-"""Checkpoints of a few megabytes: the bank and where the run stands.
+"""Checkpoints of a few megabytes: the bank and the state of the run's other parts.
 
-No backbone byte, no pickle, any world size. A thread writes them, from a copy, while training goes on.
+An own format, since all that learns is a few megabytes that every process holds: any world size resumes it,
+no byte of the backbone is in it and no pickle. A thread writes it, from a copy, while training continues.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,64 +28,48 @@ from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write, clear_leftovers
 from lingo_ds.utils.safe_read import own_file, read_regular
+from lingo_ds.utils.state import Stateful, first_error
 
 logger = logging.getLogger(__name__)
 
 BANK, STATE, SUMS = "bank.safetensors", "state.json", "SHA256SUMS"
 MAX_STATE_BYTES = 256 * 2**20
-"""Bytes of a state.json that is read."""
+"""Largest state.json that is read."""
 
 MAX_SUMS_BYTES = 2**12
-
-
-class RunProgress(BaseModel, extra="forbid"):
-    """Where a run stands, beside the bank.
-
-    Attributes:
-        update: AdamW steps taken, loss scale, good steps since it changed.
-        best: the best evaluation on dev (`selection.Best`).
-        audit: audits, divergences, repairs.
-        skipped: steps whose gradient was not finite, and how many of them came last.
-        sampler: kept triplets as text, mask events; None without sampling.
-        scores: histogram of the last scores.
-    """
-
-    update: tuple[float, float, float]
-    best: dict[str, Any]
-    audit: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
-    skipped: tuple[NonNegativeInt, NonNegativeInt]
-    sampler: tuple[str, list[tuple[int, int, int, int, bool]]] | None
-    scores: list[Any] | None
+"""Largest SHA256SUMS that is read."""
 
 
 class RunState(BaseModel, extra="forbid"):
-    """`state.json`.
+    """The content of `state.json`.
 
     Attributes:
+        format: version of this format; no other one is read.
         step: finished steps.
-        examples: seen so far; with the seed they give the place in the data.
-        ranks: of the bank's sites.
+        examples: examples seen so far; with the seed they give the place in the data.
+        ranks: rank of each of the bank's sites.
         schedule: fields of the budget's schedule; None without sampling.
-        total_steps: of the whole run.
-        meaning: what must be equal for a run to go on from here.
+        total_steps: steps of the whole run.
+        parts: what `state_dict` gave of each part of the run, by its name.
+        compatibility: what must be equal for a run to resume from here.
         config: all settings, for a reader.
-        versions: of this package and its libraries.
+        versions: versions of this package and its libraries.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     step: PositiveInt
     examples: PositiveInt
     ranks: list[NonNegativeInt]
     schedule: dict[str, int] | None
     total_steps: PositiveInt
-    progress: RunProgress
-    meaning: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+    compatibility: dict[str, Any]
     config: dict[str, Any]
     versions: dict[str, str]
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was found whole."""
+    """A checkpoint whose sums fit and whose state could be read."""
 
     path: Path
     state: RunState
@@ -198,19 +183,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Checks a checkpoint's sums and reads its state; its tensors wait for `load_bank`.
 
     Raises:
-        UserError: where it is torn, altered or none.
+        UserError: where it is incomplete, damaged, altered, or no checkpoint.
     """
     try:
         files = {name: own_file(path, name) for name in (BANK, STATE, SUMS)}
         sums = read_regular(files[SUMS], most=MAX_SUMS_BYTES).decode().split()
         for name in (BANK, STATE):
-            assert sums[sums.index(name) - 1] == _sha256(files[name]), f"{name} does not fit {SUMS}"
+            if sums[sums.index(name) - 1] != _sha256(files[name]):
+                raise ValueError(f"{name} does not fit {SUMS}")
         state = RunState.model_validate_json(read_regular(files[STATE], most=MAX_STATE_BYTES))
     except ValidationError as error:
-        raise _not_whole(path, f"{STATE}: {error.errors()[0]['msg']}") from None
-    except (OSError, ValueError, AssertionError) as error:
-        raise _not_whole(path, error) from None
+        raise _damaged(path, f"{STATE}: {first_error(error)}") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
     return Checkpoint(path, state)
+
+
+def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Stateful]) -> None:
+    """Restores the run's parts from a checkpoint, once its bank is loaded.
+
+    Raises:
+        UserError: where it holds other parts, or a part's state is not what that part saves.
+    """
+    path, found = checkpoint.path, checkpoint.state.parts
+    if found.keys() != parts.keys():
+        raise _damaged(path, f"{STATE}: parts: {', '.join(found)}; {', '.join(parts)} are needed")
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(found[name])
+        except ValueError as error:
+            raise _damaged(path, f"{STATE}: {name}: {error}") from None
 
 
 def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
@@ -225,14 +227,14 @@ def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
         if len(ranks) != len(bank.layout.ranks) or any(
             ours < theirs for ours, theirs in zip(bank.layout.ranks, ranks, strict=True)
         ):
-            raise _not_whole(path, "its ranks do not fit the backbone's maps")
+            raise _damaged(path, "its ranks do not fit the backbone's maps")
     found = _shapes(path) if env.is_main else {}
     bank.reshape(ranks, importance=agreement.broadcast_json("sensitivity" in found, env))
     with agreement.errors_raised_on_all(env):
         if env.is_main:
             expected = {name: (list(value.shape), _dtype_name(value)) for name, value in bank.state().items()}
             if found != expected:
-                raise _not_whole(path, f"{BANK} does not hold this bank's tensors")
+                raise _damaged(path, f"{BANK} does not hold this bank's tensors")
             tensors = load_file(path / BANK)
     with torch.no_grad():
         for name, value in bank.state().items():
@@ -256,9 +258,11 @@ def _dtype_name(value: Tensor) -> str:
     return {torch.float32: "F32", torch.bool: "BOOL"}[value.dtype]
 
 
-def _not_whole(path: Path, reason: object) -> UserError:
+def _damaged(path: Path, reason: object) -> UserError:
     return UserError(
-        Mistake("checkpoint.resume", path, f"is no whole checkpoint ({reason})", "name another one")
+        Mistake(
+            "checkpoint.resume", path, f"is incomplete or damaged ({reason})", "choose another checkpoint"
+        )
     )
 
 

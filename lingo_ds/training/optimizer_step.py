@@ -5,16 +5,20 @@ A handful of kernels for any number of sites.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.lowrank import Orthogonality
+from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.importance import update_importance_
+from lingo_ds.training.lr_schedule import learning_rate_factor
+from lingo_ds.utils.state import Count, State
 
 
 class StepStats(NamedTuple):
@@ -42,15 +46,32 @@ class StepStats(NamedTuple):
     skipped: bool
 
 
-class BankUpdate:
+class OptimizerState(State):
+    """What an optimizer step remembers beside the bank's moments; see `OptimizerStep` and `LossScale`."""
+
+    steps_taken: Count
+    skipped: Count
+    skipped_in_a_row: Count
+    loss_scale: Annotated[float, Field(ge=1)]
+    good_steps: Count
+
+
+class OptimizerStep:
     """Applies the gradient that the backward passes left in the bank.
 
     Every process does the same to the same numbers.
+
+    Attributes:
+        steps_taken: steps that changed the bank; skipped ones do not count in AdamW's bias correction.
+        skipped: steps whose gradient was not finite.
+        skipped_in_a_row: how many of them came last; overflows that fp16's loss scale made do not count.
+        loss_scale: factor on the loss in the backward pass.
+        optimizer: torch's AdamW over the bank's tensors.
     """
 
     def __init__(self, bank: AdapterBank, config: RunConfig):
         self._bank, self._train, self._sampling = bank, config.train, config.rank_sampling
-        self._steps_taken = 0
+        self.steps_taken = self.skipped = self.skipped_in_a_row = 0
         self.loss_scale = LossScale(enabled=bank.dtype == torch.float16)
         self.rebuild()
 
@@ -59,33 +80,47 @@ class BankUpdate:
         bank, train = self._bank, self._train
         self._parameter = torch.nn.Parameter(bank.master)
         self._parameter.grad = bank.grad
-        self._optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             [self._parameter],
             betas=train.adam_betas,
             eps=train.adam_eps,
             weight_decay=train.weight_decay,
             fused=True,
         )
-        self._optimizer.state[self._parameter] = {
-            "step": torch.tensor(float(self._steps_taken), device=bank.device),
+        self.optimizer.state[self._parameter] = {
+            "step": torch.tensor(float(self.steps_taken), device=bank.device),
             "exp_avg": bank.exp_avg,
             "exp_avg_sq": bank.exp_avg_sq,
         }
         self._orthogonality = Orthogonality(bank) if self._sampling.orthogonality else None
 
-    @property
-    def steps_taken(self) -> int:
-        """Steps that changed the bank: skipped ones do not count in AdamW's bias correction."""
-        return self._steps_taken
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and loss scale, as plain JSON values; the moments are in the bank."""
+        return {
+            "steps_taken": self.steps_taken,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "loss_scale": self.loss_scale.value,
+            "good_steps": self.loss_scale.good_steps,
+        }
 
-    def progress(self) -> list[float]:
-        """Steps taken, loss scale, good steps since it last changed: for a checkpoint, and for the audit."""
-        return [self._steps_taken, self.loss_scale.value, self.loss_scale.good_steps]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, once the bank is loaded.
 
-    def restore(self, progress: Sequence[float]) -> None:
-        """Takes up what `progress` gave, after the bank was loaded."""
-        self._steps_taken, self.loss_scale.value, self.loss_scale.good_steps = progress
+        Raises:
+            ValueError: for anything else.
+        """
+        found = OptimizerState.checked(state)
+        self.loss_scale.load(found.loss_scale, found.good_steps)
+        self.steps_taken, self.skipped = found.steps_taken, found.skipped
+        self.skipped_in_a_row = found.skipped_in_a_row
         self.rebuild()
+
+    def learning_rate_at(self, step: int, plan: RunPlan) -> float:
+        """The config's learning rate at a step (1-based) of a plan."""
+        return self._train.learning_rate * learning_rate_factor(
+            step, steps=plan.steps, warmup_steps=plan.warmup_steps, decay=self._train.lr_schedule
+        )
 
     @torch.no_grad()
     def step(self, *, learning_rate: float) -> StepStats:
@@ -107,18 +142,26 @@ class BankUpdate:
         grad_norm, virtual_norm, penalty, *sums = torch.cat([norms, bank.scalars]).tolist()
         finite = math.isfinite(grad_norm + virtual_norm)
         self.loss_scale.follow(finite)
+        self._count_skipped(finite)
         if not finite:
             return _stats(sums, penalty, grad_norm=math.nan, skipped=True)
         if bank.sensitivity is not None:
             self._update_importance(virtual)
         if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
             bank.grad.mul_(self._train.max_grad_norm / grad_norm)
-        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.param_groups[0]["lr"] = learning_rate
         with bank.frozen_masked():
-            self._optimizer.step()
+            self.optimizer.step()
         bank.refresh()
-        self._steps_taken += 1
+        self.steps_taken += 1
         return _stats(sums, penalty, grad_norm=grad_norm, skipped=False)
+
+    def _count_skipped(self, finite: bool) -> None:
+        if finite:
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += self.loss_scale.value <= 1
 
     def _update_importance(self, lam_grad: Tensor) -> None:
         """Importance from the gradient of the product m * lam for lam, of P and Q for P and Q."""
@@ -156,8 +199,18 @@ class LossScale:
         self.good_steps = 0
         self.value = 2.0**15 if enabled else 1.0
 
+    def load(self, value: float, good_steps: int) -> None:
+        """Continues from a saved value.
+
+        Raises:
+            ValueError: where it is of a run in another precision.
+        """
+        if not self._enabled and (value, good_steps) != (1.0, 0):
+            raise ValueError("loss_scale: is of a run in fp16, which this one is not")
+        self.value, self.good_steps = value, good_steps
+
     def follow(self, finite: bool) -> None:
-        """Takes note of one step."""
+        """Adapts the scale to one step's gradient."""
         if not self._enabled:
             return
         self.good_steps = self.good_steps + 1 if finite else 0

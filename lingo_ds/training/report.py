@@ -34,7 +34,7 @@ def make_report(
     config, plan, watched = setup.config, setup.plan, watcher.throughput
     ranks, saved_size = _saved_ranks(setup, best)
     events = sampler.events if sampler else []
-    scores = agreement.broadcast_json(sampler and sampler.scores and sampler.scores._asdict(), setup.env)
+    scores = agreement.broadcast_json(sampler and sampler.scores.state_dict()["histogram"], setup.env)
     return {
         "task": (test.task if test else setup.task).to_dict(),
         "outcome": outcome.reason,

@@ -113,7 +113,7 @@ def compatibility_key(setup: RunSetup) -> dict[str, Any]:
 
 
 def _require_same_run(checkpoint: Checkpoint, setup: RunSetup) -> None:
-    ours, theirs, state = compatibility_key(setup), checkpoint.state.meaning, checkpoint.state
+    ours, theirs, state = compatibility_key(setup), checkpoint.state.compatibility, checkpoint.state
     fix = "set it back, choose another output_dir, or set checkpoint.resume=never"
     mistakes = [
         Mistake(field, ours.get(field), f"{checkpoint.path} was written with {theirs.get(field)!r}", fix)
@@ -166,7 +166,7 @@ def fixed_state(setup: RunSetup) -> dict[str, Any]:
     return {
         "schedule": schedule and asdict(schedule),
         "total_steps": setup.plan.steps,
-        "meaning": compatibility_key(setup),
+        "compatibility": compatibility_key(setup),
         "config": setup.config.model_dump(mode="json"),
         "versions": versions(),
     }

@@ -1,11 +1,10 @@
 """Best on dev: which step's adapter is kept, and when there is no hope of a better one."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
+from lingo_ds.utils.state import Count, State
 
 
 @dataclass
@@ -56,14 +55,27 @@ class Selection:
         value = (best.metrics or {}).get(self._metric)
         return best.step > 0, self._eligible(best.at_budget), float("-inf") if value is None else value
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """The best evaluation, as plain JSON values."""
         return asdict(self.best)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
 
         Raises:
             ValueError: for anything else.
         """
-        self.best = TypeAdapter(Best).validate_json(json.dumps(state), strict=True, extra="forbid")
+        self.best = Best(**BestState.checked(state).model_dump())
+
+    def reset(self) -> None:
+        """Forgets the best evaluation: the next one is kept, whatever it reaches."""
+        self.best = Best()
+
+
+class BestState(State):
+    """`Best` as it is saved."""
+
+    step: Count
+    metrics: dict[str, float | None] | None
+    at_budget: bool
+    stale: Count

@@ -22,24 +22,28 @@ class Meter:
         self._model, self._weights, self._sharding = model, weights, sharding
 
     def start(self) -> None:
-        """Before a step: notes what it will find, since the step itself may change it."""
-        model = self._model
-        self._found = {
-            "start": model.backbone.start(),
-            "reduce_buffer": model.bank.reduce_buffer.nbytes,
-            "learns_inside": model.learns_inside,
-        }
+        """Begins a step: notes what it will find, since the step itself may change it."""
+        self._gathers = self._model.backbone.start()
+        self._reduce_bytes = self._model.bank.reduce_buffer.nbytes
+        self._learns_inside = self._model.learns_inside
         counter.take()
 
     def finish(self, *, micro_batches: int, masked: int, audited: int) -> StepTraffic:
-        """After a step.
+        """Ends a step.
 
         Args:
             micro_batches: forwards that it took.
             masked: triplets there were at the start, if it changed the masks; else 0.
-            audited: parts that were audited in it, if any.
+            audited: fingerprints of an audit, if there was one; else 0.
         """
-        expected = step_traffic(self._weights, self._sharding, micro_batches=micro_batches, **self._found)
+        expected = step_traffic(
+            self._weights,
+            self._sharding,
+            micro_batches=micro_batches,
+            reduce_buffer=self._reduce_bytes,
+            learns_inside=self._learns_inside,
+            start=self._gathers,
+        )
         if masked:
             expected += (mask_traffic(self._sharding, triplets=masked),)
         if audited:
@@ -48,16 +52,16 @@ class Meter:
 
 
 class TrafficSum:
-    """Adds up steps."""
+    """The traffic of many steps together."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._steps = 0
         self._counted: dict[CollectiveKind, Tally] = {}
         self._expected = dict.fromkeys(map(str, Link), 0)
         self._inter_host = 0
 
     def add(self, traffic: StepTraffic) -> None:
-        """Takes in one step."""
+        """Adds one step."""
         self._steps += 1
         for kind, tally in traffic.counted.items():
             self._counted[kind] = self._counted.get(kind, Tally()).plus(tally)
@@ -87,7 +91,7 @@ class TrafficSum:
 
 
 def traffic_scalars(traffic: StepTraffic) -> dict[str, int]:
-    """TensorBoard's tags of one step, in bytes that one process sent."""
+    """TensorBoard's tags of one step: bytes that one process sent."""
     counted, expected = sent_by_link(traffic.counted), by_link(traffic.expected)
     values = {f"traffic/{link}_bytes": sent for link, sent in counted.items()}
     values["traffic/host_bytes"] = inter_host_bytes(traffic)

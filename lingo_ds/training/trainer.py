@@ -1,18 +1,16 @@
-"""The training loop."""
+"""The training loop: what changes the weights is a line of it, what only looks on is a hook."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lingo_ds.config.train_config import CheckpointConfig
 from lingo_ds.data.batches import Batch, Prefetcher
 from lingo_ds.data.packing import Pack
 from lingo_ds.distributed import watchdog
-from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.evaluate import Evaluation
 from lingo_ds.models.adapted_model import AdaptedModel
@@ -21,25 +19,58 @@ from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import Loss
-from lingo_ds.training.optimizer_step import BankUpdate, StepStats
-from lingo_ds.training.selection import Selection
-from lingo_ds.training.traffic import Meter, StepTraffic
-from lingo_ds.utils.errors import Mistake, UserError
-
-logger = logging.getLogger(__name__)
+from lingo_ds.training.optimizer_step import OptimizerStep, StepStats
+from lingo_ds.training.traffic import StepTraffic
 
 
-class StepInfo(NamedTuple):
-    """What an observer is told after each step; `input_seconds` of `seconds` were a wait for batches."""
+@dataclass
+class StepInfo:
+    """What hooks are told after each step; the last three fields are theirs to set, for the hooks after them.
+
+    Attributes:
+        step: number of the step, from 1.
+        stats: what the optimizer step did.
+        learning_rate: rate that it took.
+        seconds: duration of the step.
+        input_seconds: the part of `seconds` that was spent waiting for batches.
+        micro_batches: forwards of this process.
+        mask_event: the change of the masks, if there was one.
+        audited: whether the processes were compared.
+        end: why training ends with this step: `interrupted` or `early stopping`; None: it continues.
+        evaluation: the evaluation on dev, if there was one.
+        traffic: what the step's collectives moved, if it was counted.
+    """
 
     step: int
     stats: StepStats
     learning_rate: float
     seconds: float
     input_seconds: float
+    micro_batches: int
     mask_event: MaskEvent | None
-    evaluation: Evaluation | None
-    traffic: StepTraffic
+    audited: bool
+    end: str | None = None
+    evaluation: Evaluation | None = None
+    traffic: StepTraffic | None = None
+
+
+def every_step(info: StepInfo) -> bool:
+    """The rhythm of a hook that is called after every step."""
+    return True
+
+
+class Hook(NamedTuple):
+    """What looks on.
+
+    Attributes:
+        after: called after a step for which `due` is True.
+        due: asked after every step, once the hooks before this one were called.
+        before: called with the number of every step that begins.
+    """
+
+    after: Callable[[StepInfo], None]
+    due: Callable[[StepInfo], bool] = every_step
+    before: Callable[[int], None] | None = None
 
 
 class Outcome(NamedTuple):
@@ -62,127 +93,98 @@ def seed_dropout(seed: int, step: int, global_rank: int) -> None:
 
 
 class Trainer:
-    """Runs a plan's steps. What changes the weights is a line of `run`; what only looks on is an observer.
+    """Runs a plan's steps; it holds no state of its own, so that its parts are all there is to save.
 
     Attributes:
-        seed: with step and process, decides dropout.
-        skipped: steps whose gradient was not finite.
-        skipped_last: how many of them came last, in a row.
+        hooks: what looks on, called in this order.
     """
 
     def __init__(
         self,
         *,
         plan: RunPlan,
-        seed: int,
-        lr: Callable[[int], float],
-        env: DistEnv,
         model: AdaptedModel,
-        loss: Loss,
         batches: Prefetcher,
-        update: BankUpdate,
+        loss: Loss,
+        optimizer_step: OptimizerStep,
         sampler: RankSampler | None,
         audit: Audit,
-        audit_interval: int,
-        evaluate: Callable[[], Evaluation],
-        selection: Selection,
-        save_checkpoint: Callable[[int], None],
-        checkpoints: CheckpointConfig,
-        most_skipped: int,
-        meter: Meter,
+        hooks: Sequence[Hook] = (),
     ):
-        self._plan, self.seed, self._lr = plan, seed, lr
-        self._env, self._model, self._loss, self._batches = env, model, loss, batches
-        self._update, self._sampler, self._audit, self._audit_interval = (
-            update,
-            sampler,
-            audit,
-            audit_interval,
-        )
-        self._evaluate, self._selection = evaluate, selection
-        self._save_checkpoint, self._checkpoints, self._most_skipped = (
-            save_checkpoint,
-            checkpoints,
-            most_skipped,
-        )
-        self._stop, self._meter = StopSignals(), meter
-        self.skipped = self.skipped_last = 0
+        self._plan, self._model, self._batches, self._loss = plan, model, batches, loss
+        self._optimizer_step, self._sampler, self._audit = optimizer_step, sampler, audit
+        self.hooks = list(hooks)
+        self._stop = StopSignals()
 
-    def run(self, first_step: int, observers: Sequence[Callable[[StepInfo], None]]) -> Outcome:
-        """Trains from `first_step` to the plan's end, or until it is asked to stop."""
+    def add_hook(
+        self,
+        after: Callable[[StepInfo], None],
+        *,
+        due: Callable[[StepInfo], bool] = every_step,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
+        """Adds a hook behind those that are there; see `Hook`."""
+        self.hooks.append(Hook(after, due, before))
+
+    def run(self, first_step: int) -> Outcome:
+        """Trains from `first_step` to the plan's end, or until a signal or a hook ends it."""
         step = first_step - 1
         self._audit.check(step)
         with self._stop.installed():
             for step in range(first_step, self._plan.steps + 1):
-                start = time.perf_counter()
-                batches = self._batches.at(step)
-                watchdog.beat()
-                input_seconds = time.perf_counter() - start
-                self._meter.start()
-                stats = self._step(step, batches)
-                mask_event = self._sampler.after_step(step) if self._sampler else None
-                if audited := self._audit_due(step):
-                    self._audit(step)
-                traffic = self._meter.finish(
-                    micro_batches=len(batches),
-                    masked=self._plan.schedule.initial if mask_event else 0,
-                    audited=self._audit.parts if audited else 0,
-                )
-                seconds = time.perf_counter() - start
-                evaluation = self._evaluate() if self._eval_due(step, stats.stop) else None
-                done = evaluation and self._selection.consider(
-                    step, evaluation.metrics, at_budget=self._at_budget(step)
-                )
-                if stats.stop or self._checkpoint_due(step):
-                    self._save_checkpoint(step)
-                info = StepInfo(
-                    step, stats, self._lr(step), seconds, input_seconds, mask_event, evaluation, traffic
-                )
-                for observe in observers:
-                    observe(info)
-                if stats.stop or done:
-                    return Outcome(step, self.skipped, "interrupted" if stats.stop else "early stopping")
-        return Outcome(step, self.skipped, "finished")
+                for hook in self.hooks:
+                    if hook.before:
+                        hook.before(step)
+                info = self._step(step)
+                for hook in self.hooks:
+                    if hook.due(info):
+                        hook.after(info)
+                if info.end:
+                    return Outcome(step, self._optimizer_step.skipped, info.end)
+        return Outcome(step, self._optimizer_step.skipped, "finished")
 
-    def _step(self, step: int, batches: Sequence[Batch | Pack]) -> StepStats:
-        """Gradient of one global batch, and the update it leads to."""
-        seed_dropout(self.seed, step, self._env.global_rank)
+    def _step(self, step: int) -> StepInfo:
+        start = time.perf_counter()
+        batches = self._batches.at(step)
+        watchdog.beat()
+        input_seconds = time.perf_counter() - start
+        self._compute_gradient(step, batches)
+        learning_rate = self._optimizer_step.learning_rate_at(step, self._plan)
+        stats = self._optimizer_step.step(learning_rate=learning_rate)
+        mask_event = self._sampler.after_step(step) if self._sampler else None
+        if audited := self._audit_due(step):
+            self._audit(step)
+        return StepInfo(
+            step=step,
+            stats=stats,
+            learning_rate=learning_rate,
+            seconds=time.perf_counter() - start,
+            input_seconds=input_seconds,
+            micro_batches=len(batches),
+            mask_event=mask_event,
+            audited=audited,
+            end="interrupted" if stats.stop else None,
+        )
+
+    def _compute_gradient(self, step: int, batches: Sequence[Batch | Pack]) -> None:
+        """Leaves this process's share of the gradient of one global batch in the bank."""
+        seed_dropout(self._batches.seed, step, self._audit.env.global_rank)
         self._model.backbone.train()
         self._model.bank.zero_grad()
         examples = len(self._batches.rows_at(step))
         for batch in batches:
-            self._backward(batch, examples)
+            self._add_gradient(batch, examples)
             watchdog.beat()
         self._model.backbone.require_partitioned()
         self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
-        stats = self._update.step(learning_rate=self._lr(step))
-        self._count_skipped(step, stats.skipped)
-        return stats
 
-    def _count_skipped(self, step: int, skipped: bool) -> None:
-        """Takes note of a gradient that was not finite; too many in a row end the run.
-
-        Raises:
-            UserError: on every process alike. Overflows that only the loss scale of fp16 made do not count.
-        """
-        if not skipped:
-            self.skipped_last = 0
-            return
-        self.skipped += 1
-        self.skipped_last += self._update.loss_scale.value <= 1
-        logger.warning("step %d: gradient is not finite; nothing was changed", step)
-        if self.skipped_last >= self._most_skipped:
-            rule = f"the gradient was not finite in {self.skipped_last} steps in a row, the last one {step}"
-            fix = "lower train.learning_rate, or compute in bf16 or fp32"
-            raise UserError(Mistake("train.max_skipped", self._most_skipped, rule, fix), on_all=True)
-
-    def _backward(self, batch: Batch | Pack, examples: int) -> None:
+    def _add_gradient(self, batch: Batch | Pack, examples: int) -> None:
         """Adds one micro-batch's share of the mean loss over `examples` to the gradient."""
         bank = self._model.bank
         logits = batch.logits(self._model)
         weights = batch.weights.to(logits.device)
         loss = self._loss(logits, batch.labels.to(logits.device), weights)
-        (loss * (self._update.loss_scale.value / examples)).backward()
+        (loss * (self._optimizer_step.loss_scale.value / examples)).backward()
         bank.collect_grad()
         bank.scalars[Scalar.LOSS] += loss.detach()
         bank.scalars[Scalar.EXAMPLES] += weights.sum()
@@ -190,23 +192,8 @@ class Trainer:
         bank.scalars[Scalar.ALL_TOKENS] += batch.computed_tokens
         bank.scalars[Scalar.SHARED_TOKENS] += batch.shared_tokens
 
-    def _eval_due(self, step: int, stopping: bool) -> bool:
-        last = step == self._plan.steps
-        return last or (step % self._plan.eval_interval == 0 and not stopping)
-
-    def _checkpoint_due(self, step: int) -> bool:
-        every, keep_best = self._checkpoints.every, self._checkpoints.keep_best
-        if every is None:
-            return False
-        return (
-            step % every == 0 or step == self._plan.steps or (keep_best and step == self._selection.best.step)
-        )
-
     def _audit_due(self, step: int) -> bool:
         """After a final mask at once: processes of different size could not even reduce their gradients."""
         schedule = self._plan.schedule
         final = schedule is not None and step == schedule.final_step
-        return final or step % self._audit_interval == 0 or step == self._plan.steps
-
-    def _at_budget(self, step: int) -> bool:
-        return self._plan.schedule is None or step >= self._plan.schedule.final_step
+        return final or step % self._audit.interval == 0 or step == self._plan.steps

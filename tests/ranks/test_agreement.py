@@ -17,7 +17,7 @@ from lingo_ds.distributed import agreement, job, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site, uniform_layout
-from lingo_ds.training.audit import FINGERPRINT_CHUNK, Audit, DivergenceError, HostState, tensor_fingerprint
+from lingo_ds.training.audit import FINGERPRINT_CHUNK, Audit, DivergenceError, tensor_fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.ranks.spawn import run_ranks
 
@@ -163,16 +163,26 @@ class Outside(NamedTuple):
     found_again: bool
 
 
-def host_parts(values: dict[str, Any]) -> list[HostState]:
-    def part(name: str) -> HostState:
-        return HostState(name, lambda: values[name], lambda value: values.update({name: value}))
+class Value(NamedTuple):
+    """One of these values, as a part of the state."""
 
-    return [part(name) for name in values]
+    values: dict[str, Any]
+    name: str
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.values[self.name]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values[self.name] = state["value"]
+
+
+def host_parts(values: dict[str, Any]) -> dict[str, Value]:
+    return {name: Value(values, name) for name in values}
 
 
 def outside(rank: int, env: DistEnv, wrong: dict[str, Any]) -> Outside:
     bank, values = new_bank(), {**AGREED, **(wrong if rank == 1 else {})}
-    audit, before = Audit(bank, env, "repair", host=host_parts(values)), bits(bank)
+    audit, before = Audit(bank, env, "repair", parts=host_parts(values)), bits(bank)
     with logged() as said:
         return Outside(audit(2), said, values, bits(bank) == before, audit(3))
 
@@ -222,7 +232,7 @@ def traffic(env: DistEnv) -> dict[str, list[tuple[str, int]]]:
     bank, made = new_bank(), {}
     for name in ("before", "after"):
         with Collectives() as collectives:
-            assert not Audit(bank, env, "raise", host=host_parts(dict(AGREED)))(1)
+            assert not Audit(bank, env, "raise", parts=host_parts(dict(AGREED)))(1)
         made[name] = collectives.made
         bank.compact(np.arange(bank.layout.triplets) % 2 > 0)
     with Collectives() as collectives:
@@ -366,7 +376,7 @@ def test_audit_covers_the_bank_after_its_final_mask(seen):
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_state_outside_the_bank_is_named_and_adopted(seen, name):
+def test_state_outside_the_bank_is_named_and_repaired(seen, name):
     first, second = (process["outside"][name] for process in seen)
     parts = ", ".join(OUTSIDE[name])
     expected = f"WARNING step 2: processes differ from global rank 0 (process 1: {parts}); repaired"

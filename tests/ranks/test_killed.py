@@ -152,7 +152,8 @@ def test_a_warned_process_ends_the_job_well(start, settings, place, undisturbed,
     assert ended.status == 0, ended.output
     report = json.loads((run / "report.json").read_text())
     assert report["outcome"] == "interrupted" and report["steps"] < STEPS
-    assert f"interrupted after step {report['steps']}; the same command goes on from there" in ended.output
+    words = f"interrupted after step {report['steps']}: run the same command again to resume from there"
+    assert words in ended.output
     assert launch(start, place, command).wait(240).status == 0
     assert learned(run) == undisturbed
 

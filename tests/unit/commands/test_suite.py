@@ -131,7 +131,7 @@ def test_a_killed_suite_goes_on_where_it_was(finished, recipe, tmp_path):
     status, shown = command("train", recipe, out)
     assert status == 0, shown
     assert "run 1 of 4: prom_core_tata, seed 0: already finished" in shown
-    assert "going on with step 5" in " ".join(shown.split())
+    assert "continuing with step 5" in " ".join(shown.split())
     assert [decided(folder_of(out, *run)) for run in RUNS] == [
         decided(folder_of(finished[0], *run)) for run in RUNS
     ]

@@ -367,14 +367,14 @@ def test_ctrl_c_ends_the_run_well_and_says_how_to_go_on(stopped):
     assert (report["outcome"], report["steps"]) == ("interrupted", 12)
     assert report["metrics"]["test"] is None and not (out / "predictions").exists()
     assert (out / "checkpoints/step-00000012/bank.safetensors").exists()
-    assert "interrupted after step 12; the same command goes on from there" in shown
+    assert "interrupted after step 12: run the same command again to resume from there" in shown
     assert "Traceback" not in shown
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_never_stopped(stopped, finished, recipe, copy):
     out = copy(stopped[0])
     status, shown = command("train", recipe, out)
-    assert status == 0 and "going on with step 13" in shown
+    assert status == 0 and "continuing with step 13" in shown
     assert learned(out) == learned(finished)
     assert decided(report_of(out)) == decided(report_of(finished))
     assert contents(out / "predictions") == contents(finished / "predictions")
@@ -388,7 +388,7 @@ def test_a_crashed_run_goes_on_from_its_checkpoint(finished, recipe, tmp_path):
         max(0.0, 1.1 - time.time() % 1)
     )  # event files are read in the order of the second in their names
     status, shown = command("train", recipe, tmp_path / "out")
-    assert status == 0 and "going on with step 16" in shown, "step 15 was the best so far"
+    assert status == 0 and "continuing with step 16" in shown, "step 15 was the best so far"
     assert learned(tmp_path / "out") == learned(finished)
     steps = [event.step for event in tensorboard(tmp_path / "out").Scalars("train/loss")]
     assert steps == list(range(1, STEPS + 1)), "a curve goes through every step once"
@@ -426,9 +426,9 @@ def test_sigint_to_a_real_process_and_going_on(finished, recipe, tmp_path):
     assert process.returncode == 0, shown
     report = report_of(out)
     assert report["outcome"] == "interrupted" and 6 <= report["steps"] < STEPS
-    assert f"interrupted after step {report['steps']}; the same command goes on from there" in shown
+    assert f"interrupted after step {report['steps']}: run the same command again to resume from there" in shown
     status, shown = command("train", recipe, out)
-    assert status == 0 and f"going on with step {report['steps'] + 1}" in shown
+    assert status == 0 and f"continuing with step {report['steps'] + 1}" in shown
     assert learned(out) == learned(finished)
 
 
@@ -582,7 +582,7 @@ def test_other_method_goes_on_as_if_it_never_stopped(other, other_recipe, tmp_pa
     with at_step(7, ctrl_c):
         assert command("train", other_recipe, tmp_path / "out")[0] == 0
     status, shown = command("train", other_recipe, tmp_path / "out")
-    assert status == 0 and "going on with step 8" in shown
+    assert status == 0 and "continuing with step 8" in shown
     assert learned(tmp_path / "out", 10) == learned(other, 10)
     assert decided(report_of(tmp_path / "out")) == decided(report_of(other))
 
@@ -637,7 +637,7 @@ def refused(recipe: Path, out: Path, *overrides: str) -> str:
         ("rank_sampling.interval=500", "rank_sampling.interval", "no mask step"),
         ("rank_sampling.t_final=0.9", "rank_sampling.t_init + rank_sampling.t_final", "the run's 30 steps"),
         ("train.max_steps=3", "rank_sampling", "3 steps"),
-        ("checkpoint.resume=/nowhere", "checkpoint.resume", "is no whole checkpoint"),
+        ("checkpoint.resume=/nowhere", "checkpoint.resume", "is incomplete or damaged"),
         ("data.cache_dir={recipe}", "data.cache_dir", "{recipe}"),
     ],
 )

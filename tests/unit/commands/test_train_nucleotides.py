@@ -102,7 +102,7 @@ def test_a_crashed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
     with at_step(53, crash), pytest.raises(RuntimeError, match="on fire"):
         command("train", recipe, tmp_path / "out")
     status, shown = command("train", recipe, tmp_path / "out")
-    assert status == 0 and "going on with step 51" in " ".join(shown.split())
+    assert status == 0 and "continuing with step 51" in " ".join(shown.split())
     assert contents(tmp_path / "out/adapter") == contents(finished / "adapter")
     last = f"checkpoints/step-{STEPS:08d}/bank.safetensors"
     assert (tmp_path / "out" / last).read_bytes() == (finished / last).read_bytes()

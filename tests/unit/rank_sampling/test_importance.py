@@ -17,7 +17,7 @@ from lingo_ds.rank_sampling.importance import update_importance_
 from lingo_ds.rank_sampling.masks import best_triplets
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.training.optimizer_step import BankUpdate
+from lingo_ds.training.optimizer_step import OptimizerStep
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
@@ -110,7 +110,7 @@ def test_golden_scores_and_masks_of_the_bank(golden: dict, dtype: torch.dtype):
     sites = [Site(name, d_out, d_in) for name, (d_out, d_in) in golden["sites"].items()]
     layout = uniform_layout(sites, rank=golden["rank"], head_shape=(2, 3))
     bank = AdapterBank(layout, scale=1.0, dtype=dtype, device=CPU, scalars=len(Scalar), importance=True)
-    update = BankUpdate(bank, config_of(beta1=golden["beta1"], beta2=golden["beta2"]))
+    update = OptimizerStep(bank, config_of(beta1=golden["beta1"], beta2=golden["beta2"]))
 
     def parts(numbers: dict, site: Site) -> list[Tensor]:
         return [torch.tensor(numbers[f"{site.name}.{part}"]) for part in ("P", "lam", "Q")]
@@ -167,7 +167,7 @@ def test_masks_equal_those_of_stock_peft():
         layout, scale=1.0, dtype=torch.float32, device=CPU, scalars=len(Scalar), importance=True
     )
     config = config_of(mode="deterministic", pruned_value="zero", interval=interval, target_rank=target)
-    update = BankUpdate(bank, config)
+    update = OptimizerStep(bank, config)
     schedule = BudgetSchedule(
         initial=rank * len(sites),
         target=target * len(sites),

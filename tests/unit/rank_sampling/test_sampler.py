@@ -1,5 +1,6 @@
 """Rank sampling: budgets kept exactly, fair draws from (seed, step) alone, whole schedules on a tiny bank."""
 
+import json
 import random
 from collections import Counter
 
@@ -24,7 +25,7 @@ from lingo_ds.rank_sampling.masks import (
 )
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
-from lingo_ds.training.optimizer_step import BankUpdate
+from lingo_ds.training.optimizer_step import OptimizerStep
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
@@ -61,7 +62,7 @@ class Run:
         self.bank.master.copy_(torch.randn(layout.size, generator=generator))
         self.bank.refresh()
         config = config_of(**sampling)
-        self.update = BankUpdate(self.bank, config)
+        self.update = OptimizerStep(self.bank, config)
         self.compacted = 0
         self.sampler = RankSampler(
             self.bank, schedule, config.rank_sampling, seed=seed, env=ALONE, on_compact=self.on_compact
@@ -494,8 +495,8 @@ def test_resuming_gives_the_same_masks(stop: int, pruned_value: str):
     for name, value in second.bank.state().items():
         value.copy_(first.bank.state()[name])
     second.bank.masks_from_tensor()
-    second.update.restore(first.update.progress())
-    second.sampler.restore(first.sampler.state())
+    second.update.load_state_dict(json.loads(json.dumps(first.update.state_dict())))
+    second.sampler.load_state_dict(json.loads(json.dumps(first.sampler.state_dict())))
     second.to(30, first=stop + 1)
     assert second.sampler.events == whole.sampler.events
     assert np.array_equal(second.sampler.kept, whole.sampler.kept)

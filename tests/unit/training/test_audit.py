@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.training import audit as audit_module
-from lingo_ds.training.audit import Audit, DivergenceError, HostState, host_fingerprint, tensor_fingerprint
+from lingo_ds.training.audit import Audit, DivergenceError, host_fingerprint, tensor_fingerprint
 
 CPU = torch.device("cpu")
 
@@ -239,11 +239,21 @@ class Outside:
         self.values = values
 
     @property
-    def parts(self) -> list[HostState]:
-        return [self._part(name) for name in self.values]
+    def parts(self) -> dict[str, "Value"]:
+        return {name: Value(self.values, name) for name in self.values}
 
-    def _part(self, name: str) -> HostState:
-        return HostState(name, lambda: self.values[name], lambda value: self.values.update({name: value}))
+
+class Value(NamedTuple):
+    """One of these values, as a part of the state."""
+
+    values: dict[str, Any]
+    name: str
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.values[self.name]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values[self.name] = state["value"]
 
 
 def counts(audit: Audit) -> tuple[int, int, int]:
@@ -251,7 +261,7 @@ def counts(audit: Audit) -> tuple[int, int, int]:
 
 
 def test_processes_that_agree_are_left_alone(two: Two):
-    audits = audits_of(used_bank(), used_bank(), on_divergence="raise", host=Outside(seed=[1, 2]).parts)
+    audits = audits_of(used_bank(), used_bank(), on_divergence="raise", parts=Outside(seed=[1, 2]).parts)
     assert two.run(*audits) == two.run(*audits) == [False, False]
     assert [counts(audit) for audit in audits] == [(2, 0, 0)] * 2
     assert_same_bank(audits[1].bank, used_bank())
@@ -267,7 +277,7 @@ def test_agreeing_takes_one_small_collective(two: Two):
         ]
         outside = Outside(seed=[1, 2], optimizer=[5, 1.0, 0], kept="01" * 500)
         two.made.clear()
-        two.run(*audits_of(*banks, host=outside.parts))
+        two.run(*audits_of(*banks, parts=outside.parts))
         assert two.made == [("all_gather", 8 * 10)]
 
 
@@ -295,7 +305,7 @@ def test_no_tensor_of_the_bank_comes_to_the_host():
     layout = uniform_layout([Site("a", 50, 70), Site("b", 60, 50)], rank=30, head_shape=(2, 50))
     bank = AdapterBank(layout, scale=1.0, dtype=torch.float32, device=CPU, scalars=5, importance=True)
     assert min(map(len, bank.state().values())) == 60
-    audit = Audit(bank, DistEnv(0, 0, 1, 1, CPU), "raise", host=Outside(seed=[1]).parts)
+    audit = Audit(bank, DistEnv(0, 0, 1, 1, CPU), "raise", parts=Outside(seed=[1]).parts)
     with Copies() as copies:
         audit(1)
     assert copies.sizes  # the fingerprints
@@ -388,10 +398,10 @@ OUTSIDE = {"seed": [3, 3, 3], "optimizer": [17, 32768.0, 4], "kept triplets": "1
         ("kept triplets", "110110"),
     ],
 )
-def test_state_outside_the_bank_is_compared_and_adopted(name, other, two: Two, caplog):
+def test_state_outside_the_bank_is_compared_and_repaired(name, other, two: Two, caplog):
     first, second = Outside(**OUTSIDE), Outside(**{**OUTSIDE, name: other})
     audits = audits_of(used_bank(), used_bank())
-    audits[0].host, audits[1].host = first.parts, second.parts
+    audits[0].parts, audits[1].parts = first.parts, second.parts
     with caplog.at_level(logging.WARNING):
         assert two.run(*audits, step=9) == [True, True]
     assert caplog.messages == [f"step 9: processes differ from global rank 0 (process 1: {name}); repaired"]
@@ -402,13 +412,20 @@ def test_state_outside_the_bank_is_compared_and_adopted(name, other, two: Two, c
     assert [counts(audit) for audit in audits] == [(2, 1, 1)] * 2
 
 
-def test_host_state_is_adopted_once_the_bank_is_the_first_ones(two: Two):
+def test_state_outside_the_bank_is_loaded_once_the_bank_is_the_first_ones(two: Two):
     """The optimizer is set up again over the bank: it must not keep tensors that are gone."""
     first, second, seen = used_bank(), used_bank(), []
     first.compact(kept("101100"))
-    parts = [HostState("optimizer", lambda: [5], lambda value: seen.append(second.master.clone()))]
+
+    class Optimizer:
+        def state_dict(self) -> dict[str, Any]:
+            return {"value": 5}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            seen.append(second.master.clone())
+
     audits = audits_of(first, second)
-    audits[0].host, audits[1].host = Outside(optimizer=[6]).parts, parts
+    audits[0].parts, audits[1].parts = Outside(optimizer=6).parts, {"optimizer": Optimizer()}
     assert two.run(*audits) == [True, True]
     assert torch.equal(seen[0], first.master)
 
@@ -419,7 +436,7 @@ def test_difference_can_end_the_run_and_says_where(two: Two):
     second.mask[0] = False
     outside = Outside(seed=8)
     audits = audits_of(first, second, on_divergence="raise")
-    audits[0].host, audits[1].host = Outside(seed=7).parts, outside.parts
+    audits[0].parts, audits[1].parts = Outside(seed=7).parts, outside.parts
     before = {name: value.clone() for name, value in second.state().items()}
     ending = two.run(*audits, step=7)
     assert [type(error) for error in ending] == [DivergenceError] * 2
@@ -443,6 +460,6 @@ def test_check_at_the_start_is_no_audit_but_finds_and_repairs(two: Two):
 
 
 def test_one_process_agrees_with_itself():
-    audit = Audit(new_bank(), DistEnv(0, 0, 1, 1, CPU), "raise", host=Outside(seed=1).parts)
+    audit = Audit(new_bank(), DistEnv(0, 0, 1, 1, CPU), "raise", parts=Outside(seed=1).parts)
     assert not audit(1)
     assert audit.audits == 1

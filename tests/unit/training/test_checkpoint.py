@@ -3,10 +3,13 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lingo_ds.training import checkpoint as checkpoints
+from lingo_ds.training import losses, session
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS, read_checkpoint
-from lingo_ds.training.trainer import Trainer
+from lingo_ds.training.losses import Loss
 from lingo_ds.utils.errors import UserError
 from tests.unit.running import at_step, command, contents, crash, report_of
 
@@ -120,17 +124,7 @@ def test_the_loop_does_not_wait_for_a_slow_disk(recipe, tmp_path, monkeypatch):
     """Writing takes half a second; the loop waits for the copy, and at the end for the last one."""
     write = checkpoints.save_file
     monkeypatch.setattr(checkpoints, "save_file", lambda *args: (time.sleep(0.5), write(*args)))
-    stalls = []
-    original = Trainer._checkpoint_due
-
-    def due(self: Trainer, step: int) -> bool:
-        if stalls and stalls[-1] is not None and original(self, step):
-            stalls.append(None)
-        return original(self, step)
-
-    monkeypatch.setattr(Trainer, "_checkpoint_due", due)
-    with at_step(5, lambda: stalls.append(time.perf_counter())):
-        assert command("train", recipe, tmp_path / "out", "checkpoint.every=12")[0] == 0
+    assert command("train", recipe, tmp_path / "out", "checkpoint.every=12")[0] == 0
     kept = report_of(tmp_path / "out")["checkpoints"]
     assert kept["written"] == 2
     assert kept["stall_seconds"] < 0.9, "one of two writes, at the end"
@@ -175,7 +169,7 @@ def test_an_older_one_is_taken_where_the_last_is_damaged(crashed, finished, reci
     damage(checkpoint(crashed, 8))
     status, shown = command("train", recipe, crashed)
     assert status == 0, shown
-    assert "trying an older checkpoint" in " ".join(shown.split()) and "going on with step 5" in shown
+    assert "trying an older checkpoint" in " ".join(shown.split()) and "continuing with step 5" in shown
     assert bank(crashed) == bank(finished)
 
 
@@ -206,13 +200,25 @@ HOSTILE = {
     "higher ranks": lambda s: s.update(ranks=[5] * len(s["ranks"])),
     "fewer maps": lambda s: s.update(ranks=s["ranks"][1:]),
     "negative rank": lambda s: s["ranks"].__setitem__(0, -1),
-    "no progress": lambda s: s.pop("progress"),
-    "other format": lambda s: s.update(format=99),
+    "no parts": lambda s: s.pop("parts"),
+    "format of the future": lambda s: s.update(format=99),
+    "format before this one": lambda s: s.update(format=2),
     "unknown field": lambda s: s.update(code="import os"),
-    "words for numbers": lambda s: s["progress"].update(update=["a", "b", "c"]),
-    "short masks": lambda s: s["progress"]["sampler"].__setitem__(0, "01"),
-    "odd masks": lambda s: s["progress"]["sampler"].__setitem__(0, "x" * len(s["progress"]["sampler"][0])),
-    "odd best": lambda s: s["progress"].update(best={"step": "last"}),
+    "unknown part": lambda s: s["parts"].update(code={"value": "import os"}),
+    "missing part": lambda s: s["parts"].pop("audit"),
+    "part of another type": lambda s: s["parts"].update(audit=[1, 0, 0]),
+    "unknown key of a part": lambda s: s["parts"]["audit"].update(code="import os"),
+    "missing key of a part": lambda s: s["parts"]["optimizer"].pop("good_steps"),
+    "words for numbers": lambda s: s["parts"]["optimizer"].update(steps_taken="a"),
+    "a number beyond floats": lambda s: s["parts"]["optimizer"].update(steps_taken=10**400),
+    "loss scale of another precision": lambda s: s["parts"]["optimizer"].update(loss_scale=2.0**15),
+    "loss scale without bound": lambda s: s["parts"]["optimizer"].update(loss_scale=float("inf")),
+    "true for a number": lambda s: s["parts"]["audit"].update(audits=True),
+    "short masks": lambda s: s["parts"]["sampler"].update(kept="01"),
+    "odd masks": lambda s: s["parts"]["sampler"].update(kept="x" * len(s["parts"]["sampler"]["kept"])),
+    "short event": lambda s: s["parts"]["sampler"]["events"][0].pop("final"),
+    "few bins": lambda s: s["parts"]["scores"]["histogram"]["kept"].pop(),
+    "odd best": lambda s: s["parts"]["selection"].update(step="last"),
     "step beyond the run": lambda s: s.update(step=10**6),
     "no schedule": lambda s: s.update(schedule=None),
 }
@@ -225,6 +231,17 @@ def test_an_altered_checkpoint_is_refused_in_one_line(finished, recipe, tmp_path
     status, shown = command("train", recipe, tmp_path / "out", f"checkpoint.resume={folder}")
     assert status == 2, shown
     assert "Traceback" not in shown and shown.count("error: ") == 1, shown
+
+
+def test_the_sums_are_checked_without_assertions_too(finished, tmp_path):
+    """`python -O` leaves `assert` out."""
+    folder = shutil.copytree(checkpoint(finished, 8), tmp_path / "step-00000008")
+    flip(folder)
+    code = (
+        "import sys, pathlib, lingo_ds.training.checkpoint as c; c.read_checkpoint(pathlib.Path(sys.argv[1]))"
+    )
+    ended = subprocess.run([sys.executable, "-O", "-c", code, folder], capture_output=True, text=True)
+    assert "bank.safetensors does not fit SHA256SUMS" in ended.stderr
 
 
 def other_shape(tensors: dict[str, torch.Tensor]) -> None:
@@ -251,7 +268,7 @@ def test_other_tensors_are_refused_in_one_line(finished, recipe, tmp_path, chang
 
 
 def test_a_checkpoint_that_is_none_is_named(tmp_path):
-    with pytest.raises(UserError, match="is no whole checkpoint"):
+    with pytest.raises(UserError, match="is incomplete or damaged"):
         read_checkpoint(tmp_path)
 
 
@@ -264,7 +281,7 @@ def test_a_finished_run_goes_on_for_more_steps_with_its_final_mask(finished, rec
     assert status == 0, shown
     said = " ".join(shown.split())
     assert "24 instead of 16 steps: the final mask stays at step 12" in said
-    assert "going on with step 17" in said
+    assert "continuing with step 17" in said
     report = report_of(out)
     assert report["steps"] == 24 and report["rank_sampling"]["mask_events"] == 5
     assert report["rank_sampling"]["kept_triplets"] == report["rank_sampling"]["target_triplets"]
@@ -286,7 +303,7 @@ def test_a_shorter_run_is_refused(crashed, recipe):
                                      "checkpoint.keep_best=true", "name=other"])  # fmt: skip
 def test_settings_that_mean_nothing_may_change(crashed, finished, recipe, setting):
     status, shown = command("train", recipe, crashed, setting)
-    assert status == 0 and "going on with step 9" in shown
+    assert status == 0 and "continuing with step 9" in shown
     ours, theirs = (load_file(checkpoint(out, STEPS) / BANK) for out in (crashed, finished))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
@@ -358,7 +375,7 @@ def test_no_room_for_the_adapter_ends_the_run_with_words_and_it_can_go_on(recipe
     assert "File too large" in shown and "resume from the last checkpoint" in " ".join(shown.split())
     assert "Traceback" not in shown
     status, shown = command("train", recipe, out)
-    assert status == 0 and "going on with step 5" in shown
+    assert status == 0 and "continuing with step 5" in shown
     assert bank(out) == bank(finished)
 
 
@@ -394,18 +411,22 @@ def test_curves_that_are_removed_do_not_end_a_run(recipe, tmp_path, finished):
 # -- a gradient that stays not finite
 
 
-def test_steps_that_stay_not_finite_end_the_run(recipe, tmp_path, monkeypatch):
-    backward = Trainer._backward
+@pytest.fixture
+def factors(monkeypatch) -> list[float]:
+    """What the loss of the next batches is multiplied by; afterwards by 1."""
+    factors: list[float] = []
 
-    def poisoned(self: Trainer, batch: object, examples: int) -> None:
-        backward(self, batch, examples)
-        if self._poison:
-            self._model.bank.grad[-1] = float("nan")
+    def make_loss(*args: object) -> Loss:
+        loss = losses.make_loss(*args)
+        return lambda *batch: loss(*batch) * (factors.pop() if factors else 1.0)
 
-    monkeypatch.setattr(Trainer, "_backward", poisoned)
-    monkeypatch.setattr(Trainer, "_poison", False, raising=False)
+    monkeypatch.setattr(session, "make_loss", make_loss)
+    return factors
+
+
+def test_steps_that_stay_not_finite_end_the_run(recipe, tmp_path, factors):
     settings = ("train.max_skipped=3", "train.eval_steps=16")
-    with at_step(6, lambda: setattr(Trainer, "_poison", True)):
+    with at_step(6, lambda: factors.extend([math.nan] * 100)):
         status, shown = command("train", recipe, tmp_path / "out", *settings)
     said = " ".join(shown.split())
     assert status == 2, shown
@@ -417,16 +438,8 @@ def test_steps_that_stay_not_finite_end_the_run(recipe, tmp_path, monkeypatch):
         assert opened.get_tensor("master").isfinite().all()
 
 
-def test_single_steps_that_are_not_finite_are_counted_and_passed(recipe, tmp_path, monkeypatch):
-    backward, bad = Trainer._backward, []
-
-    def poisoned(self: Trainer, batch: object, examples: int) -> None:
-        backward(self, batch, examples)
-        if bad:
-            self._model.bank.grad[-1] = bad.pop()
-
-    monkeypatch.setattr(Trainer, "_backward", poisoned)
-    with at_step(6, lambda: bad.append(float("nan"))), at_step(9, lambda: bad.append(float("inf"))):
+def test_single_steps_that_are_not_finite_are_counted_and_passed(recipe, tmp_path, factors):
+    with at_step(6, lambda: factors.append(math.nan)), at_step(9, lambda: factors.append(math.inf)):
         status, shown = command("train", recipe, tmp_path / "out", "train.max_skipped=2")
     assert status == 0, shown
     assert report_of(tmp_path / "out")["skipped_steps"] == 2

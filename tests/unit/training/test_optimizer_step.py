@@ -1,5 +1,6 @@
 """One optimizer step against torch's AdamW on dense parameters; what is held, skipped, scaled, counted."""
 
+import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.config.train_config import CheckpointConfig
 from lingo_ds.data.batches import Batch
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.adapters.hooks import SiteHooks
 from lingo_ds.models.adapters.layout import BankLayout, Site
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.callbacks import skip_limit
 from lingo_ds.training.losses import cross_entropy_sum
-from lingo_ds.training.optimizer_step import BankUpdate, LossScale
+from lingo_ds.training.optimizer_step import LossScale, OptimizerStep
 from lingo_ds.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -187,7 +188,7 @@ def test_steps_equal_adamw_on_dense_parameters(
     bank = new_bank()
     dense = Dense(bank, weight_decay=weight_decay, max_norm=max_norm, gamma=gamma)
     config = config_of(sampling={"orthogonality": gamma}, weight_decay=weight_decay, max_grad_norm=max_norm)
-    model, update, start = hooked(bank), BankUpdate(bank, config), bank.master.clone()
+    model, update, start = hooked(bank), OptimizerStep(bank, config), bank.master.clone()
     norms = []
     for step in range(1, 13):
         learning_rate = 0.05 * min(step / 4, 1.0)  # warm-up
@@ -206,7 +207,7 @@ def test_steps_equal_adamw_on_dense_parameters(
 def test_fp32_steps_stay_close_to_adamw():
     bank = new_bank()
     dense = Dense(bank, weight_decay=0.1, max_norm=0.3, gamma=0.0)
-    model, update = hooked(bank), BankUpdate(bank, config_of(weight_decay=0.1, max_grad_norm=0.3))
+    model, update = hooked(bank), OptimizerStep(bank, config_of(weight_decay=0.1, max_grad_norm=0.3))
     for step in range(1, 11):
         backward(model, bank, step)
         update.step(learning_rate=0.01)
@@ -216,7 +217,7 @@ def test_fp32_steps_stay_close_to_adamw():
 
 def test_forward_follows_the_masters():
     bank = new_bank()
-    model, update = hooked(bank), BankUpdate(bank, config_of())
+    model, update = hooked(bank), OptimizerStep(bank, config_of())
     losses = []
     for _ in range(30):  # one batch, so the loss must fall
         losses.append(backward(model, bank, 0))
@@ -226,7 +227,7 @@ def test_forward_follows_the_masters():
 
 def test_stats_are_sums_over_the_step():
     bank = new_bank()
-    model, update = hooked(bank), BankUpdate(bank, config_of(sampling={"orthogonality": 0.5}))
+    model, update = hooked(bank), OptimizerStep(bank, config_of(sampling={"orthogonality": 0.5}))
     mean = backward(model, bank, 1)
     stats = update.step(learning_rate=0.01)
     assert stats.loss == pytest.approx(mean, rel=1e-6)  # no penalty in it
@@ -244,7 +245,7 @@ def test_penalty_reaches_the_gradient_once_however_many_micro_batches(float64: N
     dense = Dense(bank, weight_decay=0.0, max_norm=None, gamma=gamma)
     dense.penalty().backward()
     expected = torch.stack([p.grad.norm() for p in dense.parameters if p.grad is not None]).norm().item()
-    update = BankUpdate(bank, config_of(sampling={"orthogonality": gamma}, max_grad_norm=None))
+    update = OptimizerStep(bank, config_of(sampling={"orthogonality": gamma}, max_grad_norm=None))
     bank.zero_grad()
     for _ in range(3):
         bank.collect_grad()
@@ -267,9 +268,9 @@ def rows_of(bank: AdapterBank, flat: Tensor, kept: np.ndarray, *, masked: bool) 
 KEPT = np.array([1, 0, 1, 1, 0, 0, 1, 0], bool)
 
 
-def trained_and_masked(config: RunConfig) -> tuple[AdapterBank, BankUpdate, Frozen]:
+def trained_and_masked(config: RunConfig) -> tuple[AdapterBank, OptimizerStep, Frozen]:
     bank = new_bank()
-    model, update = hooked(bank), BankUpdate(bank, config)
+    model, update = hooked(bank), OptimizerStep(bank, config)
     for step in range(1, 4):
         backward(model, bank, step)
         update.step(learning_rate=0.02)
@@ -365,7 +366,7 @@ def test_step_with_a_gradient_that_is_not_finite_changes_nothing(value: float, m
     runs = []
     for poisoned in (False, True):
         bank = new_bank()
-        update = BankUpdate(bank, config)
+        update = OptimizerStep(bank, config)
         for step in range(3):
             put_gradient(bank, step)
             update.step(learning_rate=0.02)
@@ -397,38 +398,28 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
         torch.ones(8, 12).long(), torch.full((8,), 10), torch.arange(8) % 3, torch.arange(8), torch.ones(8)
     )
 
-    def logits(_batch: Batch) -> Tensor:
+    def logits(*_: object) -> Tensor:
         asked.append(len(asked) + 1)
         x = batch(0)[0] * (math.nan if asked[-1] == 3 else 1.0)
         return frozen(x) @ bank.head_leaf.T
 
-    update = BankUpdate(bank, config_of())
+    update = OptimizerStep(bank, config_of(learning_rate=0.02, lr_schedule="constant"))
     trainer = Trainer(
-        plan=SimpleNamespace(steps=5, eval_interval=100, schedule=None),
-        seed=0,
-        lr=lambda step: 0.02,
-        env=SimpleNamespace(global_rank=0),
+        plan=SimpleNamespace(steps=5, warmup_steps=0, schedule=None),
         model=SimpleNamespace(
             bank=bank,
             backbone=SimpleNamespace(train=lambda: None, require_partitioned=lambda: None),
-            logits=logits,
+            padded_logits=logits,
         ),
         loss=cross_entropy_sum,
-        batches=SimpleNamespace(rows_at=lambda step: np.arange(8), at=lambda step: [one]),
-        update=update,
+        batches=SimpleNamespace(seed=0, rows_at=lambda step: np.arange(8), at=lambda step: [one]),
+        optimizer_step=update,
         sampler=None,
         audit=Audit(bank, DistEnv(0, 0, 1, 1, torch.device("cpu")), "raise"),
-        audit_interval=100,
-        evaluate=lambda: None,
-        selection=None,
-        save_checkpoint=lambda step: None,
-        checkpoints=CheckpointConfig(),
-        most_skipped=3,
-        meter=SimpleNamespace(start=lambda: None, finish=lambda **_: None),
+        hooks=[skip_limit(update, 3)],
     )
-    outcome = trainer.run(
-        1, observers=[lambda info: states.append((info.stats.skipped, bank.master.clone()))]
-    )
+    trainer.add_hook(lambda info: states.append((info.stats.skipped, bank.master.clone())))
+    outcome = trainer.run(1)
     assert (outcome.steps, outcome.skipped, outcome.reason) == (5, 1, "finished")
     assert [skipped for skipped, _ in states] == [False, False, True, False, False]
     moved = [not torch.equal(a, b) for (_, a), (_, b) in pairwise(states)]
@@ -439,7 +430,7 @@ def test_the_loop_counts_what_it_skipped(caplog: pytest.LogCaptureFixture):
 
 def test_masked_lam_without_a_finite_gradient_skips_too():
     bank = new_bank()
-    update = BankUpdate(bank, config_of())
+    update = OptimizerStep(bank, config_of())
     bank.set_mask(KEPT)
     before = copies(bank)
     put_gradient(bank)
@@ -452,7 +443,7 @@ def test_fp16_loss_scale_does_not_reach_importance_or_step():
     """A power of two goes in and comes out: bit-identical to the unscaled gradient."""
     scaled, plain = new_bank(dtype=torch.float16), new_bank()
     config = config_of(weight_decay=0.1, max_grad_norm=1.0)
-    updates = [BankUpdate(bank, config) for bank in (scaled, plain)]
+    updates = [OptimizerStep(bank, config) for bank in (scaled, plain)]
     assert [update.loss_scale.value for update in updates] == [2.0**15, 1.0]
     for step in range(4):
         put_gradient(scaled, step, scale=updates[0].loss_scale.value)
@@ -465,7 +456,7 @@ def test_fp16_loss_scale_does_not_reach_importance_or_step():
 
 def test_fp16_gradient_is_near_the_fp32_one():
     half, full = new_bank(dtype=torch.float16), new_bank()
-    update = BankUpdate(half, config_of())
+    update = OptimizerStep(half, config_of())
     backward(hooked(half), half, 1, loss_scale=update.loss_scale.value)
     backward(hooked(full), full, 1)
     assert distance(half.grad / update.loss_scale.value, full.grad) < 0.02
@@ -473,7 +464,7 @@ def test_fp16_gradient_is_near_the_fp32_one():
 
 def test_fp16_overflow_halves_the_scale_and_is_skipped():
     bank = new_bank(dtype=torch.float16)
-    update, before = BankUpdate(bank, config_of()), copies(bank)
+    update, before = OptimizerStep(bank, config_of()), copies(bank)
     for expected in (2.0**14, 2.0**13):
         put_gradient(bank)
         bank.grad[3] = math.inf
@@ -484,7 +475,7 @@ def test_fp16_overflow_halves_the_scale_and_is_skipped():
     assert not update.step(learning_rate=0.02).skipped
     plain = new_bank()
     put_gradient(plain)
-    BankUpdate(plain, config_of()).step(learning_rate=0.02)
+    OptimizerStep(plain, config_of()).step(learning_rate=0.02)
     assert_same(bank, copies(plain))
 
 
@@ -516,7 +507,7 @@ def test_importance_is_taken_before_clipping_and_before_the_step(float64: None):
     clipped, free = new_bank(), new_bank()
     values = clipped.master.clone()
     updates = [
-        BankUpdate(bank, config_of(max_grad_norm=limit)) for bank, limit in ((clipped, 1e-3), (free, None))
+        OptimizerStep(bank, config_of(max_grad_norm=limit)) for bank, limit in ((clipped, 1e-3), (free, None))
     ]
     for bank, update in zip((clipped, free), updates, strict=True):
         put_gradient(bank)
@@ -532,7 +523,7 @@ def test_importance_is_taken_before_clipping_and_before_the_step(float64: None):
 @pytest.mark.parametrize("betas", [(0.5, 0.85), (0.85, 0.5)])
 def test_importance_has_the_configs_betas(float64: None, betas: tuple[float, float]):
     bank = new_bank()
-    update = BankUpdate(bank, config_of(sampling={"beta1": betas[0], "beta2": betas[1]}))
+    update = OptimizerStep(bank, config_of(sampling={"beta1": betas[0], "beta2": betas[1]}))
     put_gradient(bank)
     instant = (bank.master * bank.grad).abs()[: bank.layout.adapter_size]
     update.step(learning_rate=0.0)
@@ -567,18 +558,18 @@ def test_restored_update_goes_on_bit_identically():
     """As after loading a checkpoint into a new process."""
     config = config_of(weight_decay=0.1)
     bank = new_bank()
-    update = BankUpdate(bank, config)
+    update = OptimizerStep(bank, config)
     for step in range(5):
         put_gradient(bank, step)
         update.step(learning_rate=0.02)
         if step == 2:
-            saved, progress = copies(bank), update.progress()
+            saved, state = copies(bank), update.state_dict()
     other = new_bank(seed=9)
     for name, value in other.state().items():
         value.copy_(saved[name])
     other.masks_from_tensor()
-    second = BankUpdate(other, config)
-    second.restore(progress)
+    second = OptimizerStep(other, config)
+    second.load_state_dict(json.loads(json.dumps(state)))
     for step in (3, 4):
         put_gradient(other, step)
         second.step(learning_rate=0.02)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -72,14 +73,14 @@ def test_an_undefined_metric_is_worse_than_any_number():
 
 
 @pytest.mark.parametrize("cut", range(1, 6))
-def test_going_on_from_a_checkpoint_changes_nothing(cut):
+def test_resuming_from_a_checkpoint_changes_nothing(cut):
     evaluations = [
         (5, 0.9, False), (10, 0.3, True), (15, 0.2, True), (20, 0.4, True), (25, None, True), (30, 0.1, True)
     ]  # fmt: skip
     whole, _, stopped = follow(evaluations, patience=2)
     first, *_ = follow(evaluations[:cut], patience=2)
     second = Selection("mcc", after_final_mask=True, patience=2, save=lambda best: None)
-    second.restore(json.loads(json.dumps(first.state())))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     ends = [
         step
         for step, mcc, at_budget in evaluations[cut:]
@@ -87,3 +88,34 @@ def test_going_on_from_a_checkpoint_changes_nothing(cut):
     ]
     assert ends == [stopped] == [30]
     assert (second.best.step, second.best.stale) == (whole.best.step, whole.best.stale) == (20, 2)
+
+
+STATE = {"step": 20, "metrics": {"mcc": 0.4, "auroc": None}, "at_budget": True, "stale": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"step": "20"}, "step"),
+        ({"step": -1}, "step"),
+        ({"step": 2**80}, "step"),
+        ({"stale": 1.5}, "stale"),
+        ({"at_budget": 1}, "at_budget"),
+        ({"metrics": [0.4]}, "metrics"),
+        ({"metrics": {"mcc": math.nan}}, "mcc"),
+        ({"code": "import os"}, "code"),
+    ],
+    ids=str,
+)
+def test_any_other_state_is_refused_by_name(change: dict[str, Any], names: str):
+    selection, *_ = follow([])
+    with pytest.raises(ValueError, match=names):
+        selection.load_state_dict({**STATE, **change})
+    assert selection.best == Best()
+
+
+@pytest.mark.parametrize("key", STATE)
+def test_a_missing_key_is_refused_by_name(key: str):
+    selection, *_ = follow([])
+    with pytest.raises(ValueError, match=f"{key}: Field required"):
+        selection.load_state_dict({name: value for name, value in STATE.items() if name != key})
