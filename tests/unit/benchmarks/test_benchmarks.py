@@ -28,6 +28,7 @@ from lingo_ds.data.batches import epoch_order
 from lingo_ds.distributed import process_group
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.planning.plan import make_plan
+from lingo_ds.training.lr_schedule import learning_rate_factor
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.units import GIB
 from tests.unit.planning.test_plan import SMALL
@@ -128,7 +129,10 @@ def test_rival_learns_at_our_rates(mixture, setup):
         optimizer.step()
         schedule.step()
     config, plan = setup.config.train, setup.plan
-    ours = [plan.learning_rate_factor(step, config.lr_schedule) for step in range(1, plan.steps + 1)]
+    ours = [
+        learning_rate_factor(step, steps=plan.steps, warmup_steps=plan.warmup_steps, decay=config.lr_schedule)
+        for step in range(1, plan.steps + 1)
+    ]
     assert rates == pytest.approx([config.learning_rate * factor for factor in ours])
 
 

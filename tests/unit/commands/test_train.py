@@ -426,7 +426,9 @@ def test_sigint_to_a_real_process_and_going_on(finished, recipe, tmp_path):
     assert process.returncode == 0, shown
     report = report_of(out)
     assert report["outcome"] == "interrupted" and 6 <= report["steps"] < STEPS
-    assert f"interrupted after step {report['steps']}: run the same command again to resume from there" in shown
+    assert (
+        f"interrupted after step {report['steps']}: run the same command again to resume from there" in shown
+    )
     status, shown = command("train", recipe, out)
     assert status == 0 and f"continuing with step {report['steps'] + 1}" in shown
     assert learned(out) == learned(finished)

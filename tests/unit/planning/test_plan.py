@@ -272,36 +272,6 @@ def test_run_too_short_for_any_mask_is_refused():
 # -- learning rate
 
 
-@pytest.mark.parametrize(
-    "schedule, factors",
-    [
-        ("linear", [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
-        ("constant", [0.5, 1, 1, 1, 1, 1]),
-        ("cosine", [0.5, 1, *((1 + math.cos(math.pi * k / 5)) / 2 for k in (1, 2, 3, 4))]),
-    ],
-)
-def test_learning_rate_by_hand(schedule, factors):
-    plan = make_plan(config(train__max_steps=6, train__warmup=2, rank_sampling__mode="off"), SMALL)
-    assert [plan.learning_rate_factor(step, schedule) for step in range(1, 7)] == pytest.approx(factors)
-
-
-@given(
-    steps=st.integers(1, 400),
-    warmup=st.floats(0, 0.99) | st.integers(1, 500),
-    schedule=st.sampled_from(["linear", "cosine", "constant"]),
-)
-@settings(deadline=None)
-def test_learning_rate_rises_to_the_peak_and_falls_but_never_to_nothing(steps, warmup, schedule):
-    plan = make_plan(config(train__max_steps=steps, train__warmup=warmup, rank_sampling__mode="off"), SMALL)
-    factors = [plan.learning_rate_factor(step, schedule) for step in range(1, steps + 1)]
-    assert 0 <= plan.warmup_steps <= steps
-    assert all(0 < factor <= 1 for factor in factors)
-    rise, fall = factors[: plan.warmup_steps], factors[max(plan.warmup_steps - 1, 0) :]
-    assert rise == sorted(rise) and fall == sorted(fall, reverse=True)
-    if plan.warmup_steps:
-        assert rise[-1] == 1
-
-
 @pytest.mark.parametrize("warmup, steps", [(0, 0), (0.05, 5), (10, 10), (1000, 100)])
 def test_warmup_in_steps_or_as_a_fraction(warmup, steps):
     assert make_plan(config(train__max_steps=100, train__warmup=warmup), SMALL).warmup_steps == steps
