@@ -1,35 +1,66 @@
 """Runs a test's function in several real processes that form a gloo process group.
 
-The processes are started from this file (`python spawn.py FOLDER RANK PARENT`), not forked, so each imports
-torch afresh as under a launcher. They meet in a file store, leave their outcome in a file and end with their
-parent.
+The processes are forked from servers that have imported the libraries (`fork_server`). They meet in a file
+store, leave their outcome in a file and end with their parent.
 """
 
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-GRACE = 5.0  # seconds in which the other ranks may fail too and be heard, once one has
-OUTPUT = 4000  # characters of a failed rank's output that are shown
+from tests.ranks.fork_server import ForkServer, Request
+
+SERVERS = 2
+"""Neighbouring ranks come from different ones, so that hashes of text differ between them as in a job."""
+
+IMPORTED = (
+    "pytest",
+    "deepspeed",
+    "lingo_ds.commands.train",
+    "lingo_ds.commands.predict",
+    "matplotlib.pyplot",
+    "pandas",
+    "sklearn.metrics",
+    "tensorboard.backend.event_processing.event_accumulator",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.opt.modeling_opt",
+)
+"""Modules that the ranks have already; importing them takes longer than most of what ranks do."""
+
+GRACE = 5.0
+"""Seconds in which the other ranks may fail too and be heard, once one has."""
+
+OUTPUT = 4000
+"""Characters of a failed rank's output that are shown."""
 
 
 class Outcome(NamedTuple):
-    """How a rank ended: with a value, or with a traceback, at a time (seconds since the epoch)."""
+    """What a rank left: a value or a traceback, and the time of it (seconds since the epoch)."""
 
     value: Any
     failure: str | None
     time: float
+
+
+@dataclass
+class Rank:
+    """A started rank; `status` is None while it runs, then its exit status."""
+
+    server: ForkServer
+    pid: int
+    status: int | None = None
 
 
 def run_ranks(
@@ -57,19 +88,25 @@ def run_ranks(
         folder = Path(name)
         # The path goes first and by itself: without it the function's module may not be found.
         (folder / "call").write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, world_size, args)))
-        processes = []
+        ranks: list[Rank] = []
         try:
-            port = _free_port()
-            for rank in range(world_size):
-                processes.append(_start(folder, rank, world_size, port, env or {}))
-            in_time = _wait(processes, timeout)
-        finally:
-            for process in processes:
-                _kill(process)
+            _start(ranks, folder, world_size, env or {})
+            in_time = _wait(ranks, timeout)
+            _kill(ranks)
+        except BaseException:  # interrupted, or a server has ended: the next call begins with new ones
+            _signal_groups(ranks)
+            stop_servers()
+            raise
         outcomes = [_outcome(folder, rank) for rank in range(world_size)]
-        failures = _failures(folder, processes, outcomes, in_time, timeout)
+        failures = _failures(folder, ranks, outcomes, in_time, timeout)
         assert not failures, "\n\n".join(failures)
         return [outcome.value for outcome in outcomes]
+
+
+def stop_servers() -> None:
+    """Ends the servers and their ranks."""
+    while _servers:
+        _servers.popitem()[1].stop()
 
 
 def _free_port() -> int:
@@ -78,8 +115,31 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(folder: Path, rank: int, world_size: int, port: int, env: dict[str, str]) -> subprocess.Popen:
-    place = {
+_servers: dict[int, ForkServer] = {}
+
+
+def _start(ranks: list[Rank], folder: Path, world_size: int, env: dict[str, str]) -> None:
+    """Forks all ranks, in turn from each server; appends them to `ranks`."""
+    port = _free_port()
+    requests = [
+        Request(folder, rank, _environment(rank, world_size, port) | env, os.getcwd())
+        for rank in range(world_size)
+    ]
+    slots = range(min(SERVERS, world_size))
+    for slot in slots:  # they import at the same time
+        if slot not in _servers:
+            _servers[slot] = ForkServer(_environment(0, 1, port), IMPORTED)
+    started: dict[int, Rank] = {}
+    for slot in slots:
+        server, own = _servers[slot], requests[slot::SERVERS]
+        for request, pid in zip(own, server.fork(own), strict=True):
+            started[request.rank] = Rank(server, pid)
+    ranks += [started[rank] for rank in range(world_size)]
+
+
+def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    return {
+        **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -93,33 +153,40 @@ def _start(folder: Path, rank: int, world_size: int, port: int, env: dict[str, s
         # DeepSpeed looks for `ninja` on the path
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
-    with (folder / f"output-{rank}").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(rank), str(os.getpid())],
-            env={**os.environ, **place, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, so that what the rank starts is killed with it
-        )
 
 
-def _wait(processes: list[subprocess.Popen], timeout: float) -> bool:
+def _wait(ranks: list[Rank], timeout: float) -> bool:
     """Waits until all have ended, or `GRACE` after one has failed. False: `timeout` was over first."""
     deadline, failed = time.monotonic() + timeout, False
-    while any(process.poll() is None for process in processes):
-        if time.monotonic() > deadline:
+    while any(rank.status is None for rank in ranks):
+        left = deadline - time.monotonic()
+        if left <= 0:
             return failed
-        if not failed and any(process.poll() for process in processes):
+        _note_ended(ranks, left)
+        if not failed and any(rank.status for rank in ranks):
             failed, deadline = True, min(deadline, time.monotonic() + GRACE)
-        time.sleep(0.02)
     return True
 
 
-def _kill(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):  # the rank and all it started have ended
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _note_ended(ranks: list[Rank], seconds: float | None = None) -> None:
+    """Waits until some rank ends, at most so long, and notes its status."""
+    running = {rank.pid: rank for rank in ranks if rank.status is None}
+    for connection in wait({rank.server.connection for rank in running.values()}, seconds):
+        pid, status = connection.recv()
+        running[pid].status = status
+
+
+def _kill(ranks: list[Rank]) -> None:
+    """Kills what runs, with all that any rank has started, and waits for its end."""
+    _signal_groups(ranks)
+    while any(rank.status is None for rank in ranks):
+        _note_ended(ranks)
+
+
+def _signal_groups(ranks: list[Rank]) -> None:
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):  # the rank and all it started have ended
+            os.killpg(rank.pid, signal.SIGKILL)
 
 
 def _outcome(folder: Path, rank: int) -> Outcome | None:
@@ -128,67 +195,21 @@ def _outcome(folder: Path, rank: int) -> Outcome | None:
 
 
 def _failures(
-    folder: Path,
-    processes: list[subprocess.Popen],
-    outcomes: list[Outcome | None],
-    in_time: bool,
-    timeout: float,
+    folder: Path, ranks: list[Rank], outcomes: list[Outcome | None], in_time: bool, timeout: float
 ) -> list[str]:
     """One text per rank that did not end well: the first failure first, killed ranks last."""
     texts = []
-    for rank, (process, outcome) in enumerate(zip(processes, outcomes, strict=True)):
-        if process.returncode == 0 and outcome is not None:
+    for number, (rank, outcome) in enumerate(zip(ranks, outcomes, strict=True)):
+        if rank.status == 0 and outcome is not None:
             continue
         if outcome is not None and outcome.failure:
             when, what = outcome.time, f"failed:\n{outcome.failure}"
-        elif process.returncode == -signal.SIGKILL:
+        elif rank.status == -signal.SIGKILL:
             reason = "another rank failed" if in_time else f"it did not end within {timeout:g} s"
             when, what = float("inf"), f"was killed because {reason}"
         else:
-            when, what = 0.0, f"ended with exit status {process.returncode} and without a traceback"
-        output = (folder / f"output-{rank}").read_text(errors="replace")[-OUTPUT:].strip()
+            when, what = 0.0, f"ended with exit status {rank.status} and without a traceback"
+        output = (folder / f"output-{number}").read_text(errors="replace")[-OUTPUT:].strip()
         shown = f"{what.rstrip()}\n--- end of its output ---\n{output}" if output else what.rstrip()
-        texts.append((when, rank, f"rank {rank} of {len(processes)} {shown}"))
+        texts.append((when, number, f"rank {number} of {len(ranks)} {shown}"))
     return [text for _, _, text in sorted(texts)]
-
-
-def _end_with_parent(parent: int) -> None:
-    """Lets the kernel kill this process when `parent` ends, so that none is left behind (Linux)."""
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it has ended already
-
-
-def _be_rank(folder: Path, rank: int) -> None:
-    """The started process: joins the group, calls the function, leaves the outcome in a file."""
-    failure = None
-    try:
-        with (folder / "call").open("rb") as call:
-            sys.path[:] = pickle.load(call)
-            import torch
-            import torch.distributed as dist
-
-            torch.set_num_threads(1)
-            function, world_size, args = pickle.load(call)
-        store = f"file://{folder}/store"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-        value = function(rank, world_size, *args)
-        payload = pickle.dumps((value, None, time.time()))
-    except BaseException:
-        failure = traceback.format_exc()
-        payload = pickle.dumps((None, failure, time.time()))
-    aside = folder / f"aside-{rank}"
-    aside.write_bytes(payload)
-    aside.rename(folder / f"outcome-{rank}")
-    if failure is None and dist.is_initialized():
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0 if failure is None else 1)  # see lingo_ds.commands.cli.leave
-
-
-if __name__ == "__main__":
-    _end_with_parent(int(sys.argv[3]))
-    _be_rank(Path(sys.argv[1]), int(sys.argv[2]))
