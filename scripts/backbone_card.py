@@ -1,9 +1,9 @@
-"""What is told of the embedded backbone: its model card and the picture of its training."""
+"""The embedded backbone's training on paper: its settings, its model card and its loss curve."""
 
 import math
 import platform
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
@@ -11,9 +11,6 @@ from transformers import LlamaConfig
 
 from lingo_ds.models.backbone.builtin import CONTEXT
 from scripts.english_text import COLLECTIONS
-
-if TYPE_CHECKING:
-    from scripts.pretrain_backbone import Settings
 
 _CARD = """\
 ---
@@ -53,8 +50,48 @@ Held-out loss, on windows of {long:,}: {first:.3f} nats per character at step {f
 """
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the training that decide the weights.
+
+    Attributes:
+        tokens: tokens of the whole training.
+        batch: tokens of a step.
+        short, long: tokens of a window; the first `short_share` of the steps see short ones.
+        peak: learning rate after `warmup` steps; it falls to a tenth as a cosine.
+        weight_decay: AdamW's, on matrices.
+        seed: seed of the initial weights and of the windows' places.
+    """
+
+    tokens: int = 20_000_000
+    batch: int = 4096
+    short: int = 256
+    long: int = CONTEXT
+    short_share: float = 0.88
+    peak: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in the whole training."""
+        return self.tokens // self.batch
+
+    def window(self, step: int) -> int:
+        """Tokens of each window at a step, counted from 1."""
+        return self.short if step <= self.short_share * self.steps else self.long
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate at a step, counted from 1."""
+        if step <= self.warmup:
+            return self.peak * step / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.peak * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
 def card_text(
-    settings: "Settings",
+    settings: Settings,
     characters: dict[str, int],
     curve: list[dict[str, float]],
     *,
@@ -62,7 +99,7 @@ def card_text(
     parameters: int,
     seconds: float,
 ) -> str:
-    """The model card: what was learned from which text, and how well."""
+    """The model card: the text, the training and the held-out loss."""
     rows = (
         f"| {one.package} | {one.what} | {one.licence} | {characters[one.package]:,} |" for one in COLLECTIONS
     )

@@ -1,6 +1,6 @@
-"""English prose from what a Debian installation carries, each collection under a free licence.
+"""English prose from packages of a Debian installation, each collection under a free licence.
 
-`python -m scripts.english_text` lists the collections, their licences and how much prose each gives here.
+`python -m scripts.english_text` lists the collections, their licences and the characters of prose in each.
 """
 
 import gzip
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path("/usr/share")
-SHORTEST = 60
-"""Characters of a paragraph at least: shorter ones are headings and table cells."""
+MIN_PARAGRAPH_CHARS = 60
+"""Shorter paragraphs are headings and table cells."""
 
 _TYPOGRAPHY = str.maketrans(
     {
@@ -26,11 +26,11 @@ class Collection(NamedTuple):
     """Documents of one kind.
 
     Attributes:
-        package: Debian package that carries them.
-        what: they are.
-        licence: under which they are given.
-        files: pattern below /usr/share.
-        paragraphs: of one file's text, markup removed, each on one line.
+        package: Debian package that contains them.
+        what: their name in the model card.
+        licence: licence under which they are distributed.
+        files: glob pattern below /usr/share.
+        paragraphs: splits one file's text into paragraphs and removes markup.
     """
 
     package: str
@@ -48,12 +48,12 @@ class Document(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether it measures the model instead of training it: one in fifty, by its name."""
+        """Whether the document is for measuring, not for training: one in fifty is, by its name."""
         return hashlib.sha256(self.name.encode()).digest()[0] < 5
 
 
 def documents(collection: Collection) -> Iterator[Document]:
-    """The prose of a collection, file by file in the order of their names; what holds none is left out."""
+    """The prose of a collection, file by file in the order of their names; files without any are left out."""
     for path in sorted({path.resolve() for path in ROOT.glob(collection.files)}):
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix in (".gz", ".dz") else raw).decode("utf-8", "replace")
@@ -67,9 +67,14 @@ def _plain(paragraph: str) -> str:
 
 
 def _is_prose(line: str) -> bool:
-    """Whether a paragraph reads as sentences: long enough, nearly all letters, ended as one ends."""
+    """Whether a paragraph is made of sentences: long enough, nearly all letters, with a sentence's end."""
     letters = sum(c.isalpha() or c in " ,.'" for c in line)
-    return line.isascii() and len(line) >= SHORTEST and letters >= 0.93 * len(line) and line[-1] in '.:;!?)"'
+    return (
+        line.isascii()
+        and len(line) >= MIN_PARAGRAPH_CHARS
+        and letters >= 0.93 * len(line)
+        and line[-1] in '.:;!?)"'
+    )
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -77,7 +82,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _restructured(text: str) -> Iterator[str]:
-    """reStructuredText: directives left out, roles by their words."""
+    """Paragraphs of reStructuredText, without directives, roles replaced by their text."""
     for block in _blocks(text):
         if re.match(r"\s*(\.\. |:\w+:|>>> |[=~^*+-]{4,})", block):
             continue
@@ -87,22 +92,22 @@ def _restructured(text: str) -> Iterator[str]:
 
 
 def _pod(text: str) -> Iterator[str]:
-    """Perl's plain old documentation: verbatim paragraphs left out, formatting codes by their words."""
+    """Paragraphs of Perl's documentation, without verbatim ones, formatting codes replaced by their text."""
     for block in _blocks(text):
         if block[0] in " \t=":
             continue
-        for _ in range(3):  # codes stand in codes
+        for _ in range(3):  # codes are nested
             block = re.sub(r"[BCFILSX]<+\s*([^<>]*?)\s*>+", lambda code: code[1].split("|")[0], block)
         yield re.sub(r"E<\w+>", " ", block)
 
 
 def _dictionary(text: str) -> Iterator[str]:
-    """A dictionary of dict.org: references in braces by their words."""
+    """Paragraphs of a dictionary of dict.org, references in braces replaced by their text."""
     return (re.sub(r"[{}]", "", block) for block in _blocks(text))
 
 
 def _glosses(text: str) -> Iterator[str]:
-    """WordNet's data files: the words of each meaning, and what it says of them."""
+    """Lines of WordNet's data files: the words of each meaning, and its gloss."""
     for line in text.splitlines():
         head, _, gloss = line.partition(" | ")
         if gloss and not head.startswith(" "):
@@ -124,7 +129,7 @@ COLLECTIONS = (
 
 
 def main() -> None:
-    """Prints what there is."""
+    """Prints a line for each collection."""
     for collection in COLLECTIONS:
         found = list(documents(collection))
         characters = sum(len(document.text) for document in found)

@@ -1,18 +1,15 @@
 """Trains the embedded backbone: a small causal language model of English, one token a character.
 
 `python -m scripts.pretrain_backbone --output lingo_ds/models/backbone/english` takes about an hour on two CPU
-cores and needs the packages that `scripts/english_text.py` lists. The same command goes on where a stopped
-one was.
-What it leaves: a Hugging Face folder in bf16 with its model card, and the loss curve.
+cores and needs the packages that `scripts/english_text.py` lists. The same command again resumes a training
+that was stopped. It writes a Hugging Face folder in bf16 with its model card, and the loss curve.
 """
 
 import argparse
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,51 +23,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lingo_ds.models.backbone.builtin import CONTEXT, character_tokenizer, token_ids
 from lingo_ds.utils.files import atomic_write
 from scripts import english_text
-from scripts.backbone_card import card_text, draw_curve
+from scripts.backbone_card import Settings, card_text, draw_curve
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_TOKENS = 1 << 16
-"""That the held-out loss is measured on."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the weights.
-
-    Attributes:
-        tokens: of the whole training.
-        batch: tokens of a step.
-        short, long: tokens of a window; the first `short_share` of the steps see short ones.
-        peak: learning rate after `warmup` steps; it falls to a tenth as a cosine.
-        seed: of the first weights and of the windows' places.
-    """
-
-    tokens: int = 20_000_000
-    batch: int = 4096
-    short: int = 256
-    long: int = CONTEXT
-    short_share: float = 0.88
-    peak: float = 2e-3
-    warmup: int = 200
-    weight_decay: float = 0.1
-    seed: int = 0
-
-    @property
-    def steps(self) -> int:
-        """Of the whole training."""
-        return self.tokens // self.batch
-
-    def window(self, step: int) -> int:
-        """Tokens of each window at a step, counted from 1."""
-        return self.short if step <= self.short_share * self.steps else self.long
-
-    def learning_rate(self, step: int) -> float:
-        """At a step, counted from 1."""
-        if step <= self.warmup:
-            return self.peak * step / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.peak * (0.55 + 0.45 * math.cos(math.pi * done))
+"""Tokens that the held-out loss is measured on."""
 
 
 class Text:
@@ -82,7 +40,7 @@ class Text:
         for collection in english_text.COLLECTIONS:
             found = list(english_text.documents(collection))
             if not found:
-                raise SystemExit(f"error: {collection.package}: is not installed: apt-get install it first")
+                raise SystemExit(f"error: {collection.package}: is not installed: install it with apt-get")
             for document in found:
                 parts[document.held_out].append(np.array(tokenizer(document.text)["input_ids"], np.uint8))
             self.characters[collection.package] = sum(len(document.text) for document in found)
@@ -90,7 +48,7 @@ class Text:
         self._first = tokenizer.bos_token_id
 
     def batch(self, settings: Settings, step: int) -> Tensor:
-        """The windows of a step, (n, window) int64, each begun by `<s>`; from (seed, step) alone."""
+        """The windows of a step, (n, window) int64, each begun by `<s>`; depends on (seed, step) alone."""
         width = settings.window(step)
         rng = np.random.Generator(np.random.Philox(key=[settings.seed, step]))
         begins = rng.integers(0, len(self.train) - width, settings.batch // width)
@@ -125,7 +83,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 class Training:
-    """Model, optimizer and step; all of it in one folder, so that a stopped training goes on."""
+    """Model, optimizer and step; saved together in one folder, from which a stopped training resumes."""
 
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self._folder = settings, folder
@@ -160,7 +118,7 @@ class Training:
         return float(np.mean([_loss(self.model, ids).item() for ids in text.measured()]))
 
     def save(self, curve: list[dict[str, float]]) -> None:
-        """Writes what `restore` reads, and the curve so far."""
+        """Writes the checkpoint that `restore` reads, with the curve so far."""
 
         def write(aside: Path) -> None:
             aside.mkdir()
@@ -175,7 +133,7 @@ class Training:
         atomic_write(self._folder, write)
 
     def restore(self) -> list[dict[str, float]]:
-        """Goes on where the folder's training was, if it has the same settings; returns the curve so far."""
+        """Resumes from the folder's checkpoint if it has the same settings; returns the curve so far."""
         about = self._folder / "state.json"
         if not about.is_file() or (state := json.loads(about.read_text()))["settings"] != vars(self.settings):
             return []
@@ -187,7 +145,7 @@ class Training:
             optimizer["state"].setdefault(int(k), {})[part] = tensors[name]
         self._optimizer.load_state_dict(optimizer)
         self.step, self.seconds = state["step"], state["seconds"]
-        logger.info("going on behind step %d", self.step)
+        logger.info("resumed after step %d", self.step)
         return state["curve"]
 
 
@@ -197,7 +155,7 @@ def _loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 
 def write_backbone(model: LlamaForCausalLM, folder: Path) -> None:
-    """Writes weights in bf16, config and tokenizer as a Hugging Face folder, which appears whole."""
+    """Writes weights in bf16, config and tokenizer as a Hugging Face folder, whole or not at all."""
 
     def write(aside: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(aside)
@@ -207,19 +165,19 @@ def write_backbone(model: LlamaForCausalLM, folder: Path) -> None:
 
 
 def main() -> None:
-    """Trains, or goes on training, and writes the backbone, its card and its curve."""
+    """Trains or resumes, and writes the backbone, its card and its curve."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the backbone")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the backbone")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/pretraining"), help="folder of the checkpoint"
+        "--work", type=Path, default=Path("runs/pretraining"), help="folder for the checkpoint"
     )
-    parser.add_argument("--picture", type=Path, help="file of the loss curve")
-    parser.add_argument("--tokens", type=int, default=Settings.tokens, help="of the whole training")
+    parser.add_argument("--picture", type=Path, help="PNG file for the loss curve")
+    parser.add_argument("--tokens", type=int, default=Settings.tokens, help="tokens to train on, in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--untrained", action="store_true", help="write the first weights, for comparison")
+    parser.add_argument("--untrained", action="store_true", help="write the initial weights, for comparison")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(given.threads)

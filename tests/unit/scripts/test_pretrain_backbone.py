@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import english_text, pretrain_backbone
-from scripts.pretrain_backbone import Settings, Text, Training
+from scripts.backbone_card import Settings
+from scripts.pretrain_backbone import Text, Training
 
 RST = """\
 Title
@@ -105,7 +106,7 @@ def test_the_rate_rises_and_falls_to_a_tenth():
     assert rates[-1] == pytest.approx(SMALL.peak / 10)
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, caplog):
+def test_a_stopped_training_resumes_as_if_it_had_not_stopped(tmp_path, caplog):
     text = Letters()
     whole = Training(SMALL, tmp_path / "whole")
     losses = [whole.advance(text.batch(SMALL, step)) for step in range(1, 5)]
@@ -116,13 +117,13 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, caplog):
     second = Training(SMALL, tmp_path / "parts")
     with caplog.at_level(logging.INFO):
         assert second.restore() == [{"step": 2}]
-    assert "going on behind step 2" in caplog.text
+    assert "resumed after step 2" in caplog.text
     assert [second.advance(text.batch(SMALL, step)) for step in (3, 4)] == losses[2:]
     for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_other_settings_begin_anew(tmp_path):
+def test_other_settings_start_afresh(tmp_path):
     Training(SMALL, tmp_path / "work").save([{"step": 0}])
     other = Training(Settings(tokens=999), tmp_path / "work")
     assert other.restore() == [] and other.step == 0
