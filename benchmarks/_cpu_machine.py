@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._plan_runs import Setting, config_of
-from benchmarks._training_runs import Work
+from benchmarks._workloads import Work
 from lingo_ds.distributed.process_group import DistEnv, detect
 from lingo_ds.planning.cost.elsewhere import Cluster, make_scenario, read_shapes
 from lingo_ds.planning.cost.estimate import Estimate, estimate_step

@@ -3,17 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks._training_runs import (
-    MADE,
-    Measured,
-    Work,
-    Workload,
-    launch,
-    make_backbone,
-    measured,
-    our_config,
-    prepare,
-)
+from benchmarks._training_runs import Measured, launch, measured, our_config
+from benchmarks._workloads import MADE, Work, Workload, make_backbone, prepare
 from lingo_ds.config.run_config import RunConfig
 from tests.hosts.hosts import Hosts
 

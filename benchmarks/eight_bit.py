@@ -21,8 +21,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from benchmarks._common import parser, show
-from benchmarks.methods import (
-    METHODS,
+from benchmarks._paired_runs import (
     Run,
     add_arguments,
     be_a_worker,
@@ -33,6 +32,7 @@ from benchmarks.methods import (
     run_config,
     seed_spread,
 )
+from benchmarks.methods import METHODS
 from lingo_ds.config.run_config import RunConfig
 
 WHOLE, EIGHT = "whole", "8 bits"

@@ -24,7 +24,8 @@ from rich.console import Console
 from benchmarks._common import parser, show
 from benchmarks._cpu_machine import predicted
 from benchmarks._plan_runs import Setting, make_shape, make_work, run_setting
-from benchmarks._training_runs import ROOT, Work
+from benchmarks._training_runs import ROOT
+from benchmarks._workloads import Work
 from lingo_ds.planning.cost.estimate import Estimate
 from lingo_ds.utils import logging as logs
 from tests.hosts.hosts import Hosts, missing

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import parser, show
-from benchmarks.methods import (
-    METHODS,
+from benchmarks._paired_runs import (
     Run,
     add_arguments,
     paired,
@@ -25,6 +24,7 @@ from benchmarks.methods import (
     seed_spread,
     subset,
 )
+from benchmarks.methods import METHODS
 from lingo_ds.config.known_tasks import lookup, registry, with_registry
 
 BASELINE = "none"

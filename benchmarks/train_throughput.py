@@ -27,18 +27,8 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from benchmarks._common import parser, show
-from benchmarks._training_runs import (
-    ALPHA,
-    MADE,
-    RANK,
-    WORKLOADS,
-    Measured,
-    Work,
-    make_backbone,
-    prepare,
-    run_ours,
-    run_rival,
-)
+from benchmarks._training_runs import ALPHA, RANK, Measured, run_ours, run_rival
+from benchmarks._workloads import MADE, WORKLOADS, Work, make_backbone, prepare
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.units import GIB

@@ -13,15 +13,18 @@ from scipy import stats
 
 from benchmarks import (
     _cpu_machine,
+    _paired_runs,
     _plan_runs,
     _rival,
     _training_runs,
+    _workloads,
     methods,
     plan_accuracy,
     prompts,
     train_throughput,
 )
-from benchmarks._training_runs import COOLDOWN, WARMUP, WORKLOADS, Measured, Work
+from benchmarks._training_runs import Measured
+from benchmarks._workloads import COOLDOWN, WARMUP, WORKLOADS, Work
 from lingo_ds.config.known_tasks import registry
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.batches import epoch_order
@@ -79,26 +82,26 @@ def test_paired_difference_is_students():
     ours = {("b", "d", seed): value for seed, value in enumerate((0.8, 0.7, 0.9))}
     theirs = {("b", "d", seed): value for seed, value in enumerate((0.7, 0.7, 0.7))}
     low, high = stats.ttest_rel(list(ours.values()), list(theirs.values())).confidence_interval(0.95)
-    assert methods.paired(ours, theirs) == f"+0.100 [{low:+.3f}, {high:+.3f}]"
-    assert methods.paired(ours, ours) == "+0.000"
+    assert _paired_runs.paired(ours, theirs) == f"+0.100 [{low:+.3f}, {high:+.3f}]"
+    assert _paired_runs.paired(ours, ours) == "+0.000"
 
 
 def test_spread_is_that_of_seeds_not_of_data_sets():
     values = {
         ("b", data, seed): base + seed * 0.1 for data, base in (("x", 0.1), ("y", 0.7)) for seed in range(3)
     }
-    assert methods.seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
-    assert methods.seed_spread({("b", "x", 0): 0.5}) is None
+    assert _paired_runs.seed_spread(values) == pytest.approx(np.std([0, 0.1, 0.2], ddof=1))
+    assert _paired_runs.seed_spread({("b", "x", 0): 0.5}) is None
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    return _training_runs.make_backbone("tiny", tmp_path_factory.mktemp("backbone") / "tiny")
+    return _workloads.make_backbone("tiny", tmp_path_factory.mktemp("backbone") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def mixture(tiny, tmp_path_factory) -> Work:
-    return _training_runs.prepare(
+    return _workloads.prepare(
         WORKLOADS["c"], tiny, tmp_path_factory.mktemp("work"), batch=4, steps=5, learning_rate=1e-3
     )
 
@@ -149,10 +152,10 @@ def test_mixture_has_equal_shares_of_each_length(mixture):
     [(400, "70 101 300 bp, short prefix; 500 bp beyond the context"), (110, None)],
 )
 def test_what_is_beyond_the_context_is_left_out_and_said(tmp_path, context, what):
-    backbone = _training_runs.make_backbone("tiny", tmp_path / "tiny")
+    backbone = _workloads.make_backbone("tiny", tmp_path / "tiny")
     config = json.loads((backbone / "config.json").read_text())
     (backbone / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
-    work = _training_runs.prepare(
+    work = _workloads.prepare(
         WORKLOADS["c"], backbone, tmp_path / "work", batch=4, steps=2, learning_rate=1e-3
     )
     assert (work and work.what) == what
@@ -225,12 +228,11 @@ def test_a_job_that_fails_says_how(tmp_path):
         _training_runs.launch([str(script)], tmp_path, 1)
 
 
-def test_a_job_that_hangs_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(_training_runs, "TIMEOUT", 1)
+def test_a_job_that_hangs_is_ended(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import time; time.sleep(60)")
     with pytest.raises(RuntimeError, match="none within 1 s"):
-        _training_runs.launch([str(script)], tmp_path, 1)
+        _training_runs.launch([str(script)], tmp_path, 1, timeout=1)
 
 
 def throughput_arguments(monkeypatch: pytest.MonkeyPatch, *given: str):
@@ -255,7 +257,9 @@ def test_wrong_throughput_arguments_end_with_status_2(monkeypatch, capsys, given
 # -- prompts
 
 
-def prompt_run(monkeypatch: pytest.MonkeyPatch, template: str, *given: str, seed: int = 0) -> methods.Run:
+def prompt_run(
+    monkeypatch: pytest.MonkeyPatch, template: str, *given: str, seed: int = 0
+) -> _paired_runs.Run:
     monkeypatch.setattr(sys, "argv", ["prompts", *given])
     return prompts.make_run(prompts._arguments(), "builtin:tiny", "builtin:promoters", template, seed)
 
