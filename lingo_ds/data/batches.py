@@ -3,9 +3,9 @@
 Everything follows from (seed, step): resuming needs no state.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -95,8 +95,20 @@ def strands_drawn(rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, 2**33 + epoch])).integers(0, 2, rows)
 
 
+class MicroBatches(NamedTuple):
+    """How a process's examples of a step become padded batches.
+
+    Attributes:
+        size: examples of a batch at most.
+        number: batches of a step.
+    """
+
+    size: int
+    number: int
+
+
 class PackBudget(NamedTuple):
-    """How a process's examples become packs.
+    """How a process's examples of a step become packs.
 
     Attributes:
         budget: tokens of a pack at most.
@@ -122,21 +134,25 @@ class TrainBatches:
         *,
         seed: int,
         batch: int,
-        micro_batch: int,
-        accumulation: int,
+        forwards: MicroBatches | PackBudget,
         rank: int,
         world: int,
-        packing: PackBudget | None = None,
         either_strand: bool = False,
     ):
-        """Takes the global `batch`, and `micro_batch` and `accumulation`, or `packing`, which split it.
+        """Takes the split and how its examples become forwards.
 
-        With `either_strand`, each epoch draws the strand on which it reads each example.
+        Args:
+            split: the training rows.
+            seed: of the order of examples.
+            batch: examples of a step, of all processes together.
+            forwards: padded batches or packs.
+            rank: of this process.
+            world: processes.
+            either_strand: whether each epoch draws the strand on which it reads each example.
         """
         self._split, self._examples = split.both_strands() if either_strand else split, len(split)
         self.seed, self._batch = seed, batch
-        self._micro, self._accumulation, self._packing = micro_batch, accumulation, packing
-        self._rank, self._world = rank, world
+        self._forwards, self._rank, self._world = forwards, rank, world
         self._drawn: tuple[tuple[int, int], np.ndarray] | None = None
 
     def rows_at(self, step: int) -> np.ndarray:
@@ -146,7 +162,7 @@ class TrainBatches:
         """
         per_epoch = -(-self._examples // self._batch)
         epoch, place = divmod(step - 1, per_epoch)
-        # each is read once: another thread may draw the next epoch meanwhile, an audit may mend the seed
+        # each is read once: meanwhile another thread may draw the next epoch, or an audit repair the seed
         seed, drawn = self.seed, self._drawn
         if drawn is None or drawn[0] != (seed, epoch):
             order = epoch_order(self._examples, seed=seed, epoch=epoch)
@@ -155,12 +171,12 @@ class TrainBatches:
             self._drawn = drawn = (seed, epoch), order
         return drawn[1][place * self._batch : (place + 1) * self._batch]
 
-    def at(self, step: int) -> list[Batch] | list[Pack]:
-        """This process's forwards of `step`: as many on every process, padded with weight-0 examples."""
+    def at(self, step: int) -> Sequence[Batch | Pack]:
+        """This process's forwards of `step`: as many on every process, some of them of weight 0."""
         rows = self.rows_at(step)
-        if self._packing is None:
-            return list(_shares(self._split, rows, self._micro, self._accumulation, self._rank, self._world))
-        budget, prefix, most = self._packing
+        if isinstance(self._forwards, MicroBatches):
+            return list(_shares(self._split, rows, self._forwards, self._rank, self._world))
+        budget, prefix, most = self._forwards
         own = self._split.lengths[rows] - prefix
         packs = assign_to_ranks(own, world=self._world, budget=max(budget - prefix, 1), most=most, turn=step)
         return [
@@ -191,7 +207,7 @@ class Prefetcher:
         """As `TrainBatches.rows_at`."""
         return self._batches.rows_at(step)
 
-    def at(self, step: int) -> list[Batch] | list[Pack]:
+    def at(self, step: int) -> Sequence[Batch | Pack]:
         """As `TrainBatches.at`; begins with those of the next step."""
         wanted = self.seed, step
         if self._next is not None and self._next[0] == wanted:
@@ -207,15 +223,16 @@ class Prefetcher:
         """Ends the thread."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _build(self, step: int) -> list[Batch] | list[Pack]:
+    def _build(self, step: int) -> Sequence[Batch | Pack]:
         batches = self._batches.at(step)
         return [_pinned(batch) for batch in batches] if self._pin else batches
 
 
 def _pinned(batch: Batch | Pack) -> Batch | Pack:
-    return batch._replace(
-        **{name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-    )
+    pinned: dict[str, Any] = {
+        name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)
+    }
+    return batch._replace(**pinned)
 
 
 def prefetch(items: Iterable[Prefetched]) -> Generator[Prefetched, None, None]:
@@ -235,13 +252,13 @@ def eval_batches(
     rows = np.argsort(-split.lengths, kind="stable")
     share = -(-len(rows) // world)
     count = max(-(-share // batch), least)
-    return _shares(split, rows, batch, count, rank, world)
+    return _shares(split, rows, MicroBatches(batch, count), rank, world)
 
 
 def _shares(
-    split: TokenizedSplit, rows: np.ndarray, batch: int, count: int, rank: int, world: int
+    split: TokenizedSplit, rows: np.ndarray, batches: MicroBatches, rank: int, world: int
 ) -> Iterator[Batch]:
-    """`count` batches out of every `world`-th row, starting with `rank`."""
-    own = rows[rank::world]
-    for k in range(count):
-        yield make_batch(split, *or_dummy_row(own[k * batch : (k + 1) * batch], rows))
+    """Batches of every `world`-th row, starting with the row `rank`."""
+    own, size = rows[rank::world], batches.size
+    for k in range(batches.number):
+        yield make_batch(split, *or_dummy_row(own[k * size : (k + 1) * size], rows))

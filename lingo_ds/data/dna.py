@@ -40,7 +40,8 @@ def sequence_mistake(sequence: str, where: str) -> Mistake | None:
         return Mistake(where, sequence, "sequence is empty", "remove the row or fill it")
     if sequence.isascii() and not sequence.encode().translate(None, _LETTERS):  # as the regex, much faster
         return None
-    illegal = _ILLEGAL.search(sequence)
+    if (illegal := _ILLEGAL.search(sequence)) is None:
+        return None
     rule = f"position {illegal.start() + 1} is no IUPAC nucleotide ({IUPAC})"
     return Mistake(where, illegal.group(), rule, "correct the letter, or write N")
 

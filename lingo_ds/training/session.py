@@ -4,7 +4,7 @@ import logging
 from contextlib import closing
 from typing import Any
 
-from lingo_ds.data.batches import PackBudget, Prefetcher, TrainBatches
+from lingo_ds.data.batches import MicroBatches, PackBudget, Prefetcher, TrainBatches
 from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, watchdog
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
@@ -215,18 +215,16 @@ class Session:
 def _train_batches(setup: RunSetup) -> Prefetcher:
     """The training examples of every step, read ahead in a thread."""
     config, env, plan = setup.config, setup.env, setup.plan
-    packing = None
+    forwards: MicroBatches | PackBudget = MicroBatches(plan.micro_batch_size, plan.accumulation)
     if plan.micro_batch_tokens is not None:
-        packing = PackBudget(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
+        forwards = PackBudget(plan.micro_batch_tokens, plan.shared_prefix, config.train.micro_batch_size)
     batches = TrainBatches(
         setup.data.splits["train"],
         seed=config.seed,
         batch=plan.global_batch_size,
-        micro_batch=plan.micro_batch_size,
-        accumulation=plan.accumulation,
+        forwards=forwards,
         rank=env.global_rank,
         world=env.world_size,
-        packing=packing,
         either_strand=config.data.augments,
     )
     return Prefetcher(batches, last_step=plan.steps, pin=env.device.type == "cuda")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, EsmConfig
 
-from lingo_ds.data.batches import PackBudget, TrainBatches
+from lingo_ds.data.batches import MicroBatches, PackBudget, TrainBatches
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
@@ -79,10 +79,9 @@ def sharded(
     model = AdaptedModel(backbone, bank, pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs)
     backbone.train()
     examples = examples_of(VOCABULARY)
-    packing = PackBudget(60, 6 if spec.causal else 0) if packed else None
+    forwards = PackBudget(60, 6 if spec.causal else 0) if packed else MicroBatches(2, 2)
     batches = TrainBatches(
-        split_of(examples), seed=0, batch=len(examples), micro_batch=2, accumulation=2, rank=rank,
-        world=world_size, packing=packing,
+        split_of(examples), seed=0, batch=len(examples), forwards=forwards, rank=rank, world=world_size,
     )  # fmt: skip
     apart = []
     for step in (1, 2):

@@ -58,8 +58,8 @@ def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> 
             backbone, new_bank(layout), pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs
         )
     batches = TrainBatches(
-        split, seed=0, batch=BATCH, micro_batch=BATCH, accumulation=1, rank=rank, world=world_size,
-        packing=PackBudget(50, PREFIX),
+        split, seed=0, batch=BATCH, rank=rank, world=world_size,
+        forwards=PackBudget(50, PREFIX),
     )  # fmt: skip
     packs = batches.at(1)
     found = process_group.all_reduce_(backward(models["packed"], packs).clone())

@@ -33,7 +33,9 @@ def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
     Raises:
         UserError: for a sequence before the first header.
     """
-    header, parts, begin, mistake = None, [], 0, None
+    header: str | None = None
+    parts: list[str] = []
+    begin, mistake = 0, None
     for number, line in enumerate(chain(lines, [">"]), 1):
         text = line.strip()
         if text.startswith(">"):

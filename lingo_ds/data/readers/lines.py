@@ -5,8 +5,8 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import require_regular
@@ -30,7 +30,7 @@ def stem_of(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """A regular file, open for reading.
 
     Raises:
@@ -57,7 +57,7 @@ def lines_of(path: Path) -> Iterator[str]:
         yield from read_lines(raw, path)
 
 
-def read_lines(raw: BinaryIO, path: Path) -> Iterator[str]:
+def read_lines(raw: BufferedReader, path: Path) -> Iterator[str]:
     r"""The lines of an open file, each with its end (\n, \r\n or \r), without a byte order mark.
 
     Args:
@@ -67,7 +67,8 @@ def read_lines(raw: BinaryIO, path: Path) -> Iterator[str]:
     Raises:
         UserError: naming the line of a byte that is no text; what stands before it was given out.
     """
-    file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+    packed = path.name.lower().endswith(".gz")
+    file = gzip.GzipFile(fileobj=raw) if packed else raw
     number, codec = 0, "utf-8-sig"
     for block in _whole_lines(file, path):
         good, mistake = _before_what_is_no_text(block)
@@ -78,9 +79,10 @@ def read_lines(raw: BinaryIO, path: Path) -> Iterator[str]:
         number, codec = number + block.count(b"\n"), "utf-8"
 
 
-def _whole_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def _whole_lines(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[bytes]:
     r"""The file's bytes in blocks that end behind a \n."""
-    pieces, number = [], 0
+    pieces: list[bytes] = []
+    number = 0
     try:
         while piece := file.read1(READ_BYTES):  # not read(): before an error that gives less than there is
             end = piece.rfind(b"\n") + 1

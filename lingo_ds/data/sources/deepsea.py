@@ -100,11 +100,11 @@ def _arrays_in(path: Path) -> Iterator[list[Array]]:
             from scipy.io import loadmat  # slow to import, and only here in use
 
             found = loadmat(raw)
-            yield [
-                Array(name, one.shape, lambda begin, end, one=one: one[begin:end])
-                for name, one in found.items()
-                if isinstance(one, np.ndarray)
-            ]
+            yield [_in_memory(name, one) for name, one in found.items() if isinstance(one, np.ndarray)]
+
+
+def _in_memory(name: str, array: np.ndarray) -> Array:
+    return Array(name, array.shape, lambda begin, end: array[begin:end])
 
 
 def _is_own_array(file: h5py.File, name: str) -> bool:

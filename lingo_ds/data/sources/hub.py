@@ -1,12 +1,12 @@
 """Data sets of the `datasets` library: saved on disk, or on the hub."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingo_ds.data.examples import Example
+from lingo_ds.data.readers.tables import Table, TableRow
 from lingo_ds.data.sources.base import SPLIT_NAMES, Found
-from lingo_ds.data.sources.tables import Columns, cell_text, cells_of, text_of
+from lingo_ds.data.sources.tables import Columns, table_examples
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 if TYPE_CHECKING:
@@ -51,21 +51,21 @@ class HubDataset:
 
     def examples(self) -> Iterator[Found]:
         for name, split in self._splits.items():
-            for item in self._read(name, split):
+            table = _HubTable(split, f"{self._path}, split {name}")
+            for item in table_examples(table, self._columns):
                 yield name, item
 
-    def _read(self, name: str, split: "datasets.Dataset") -> Iterator[Example | Mistake]:
-        title, columns = f"{self._path}, split {name}", self._columns
-        places = columns.places(split.column_names, title)
-        names = [split.column_names[k] for k in (places.sequence, *places.labels)]
-        pair = None if places.pair is None else split.column_names[places.pair]
+
+class _HubTable(Table):
+    """A split as a table."""
+
+    def __init__(self, split: "datasets.Dataset", where: str):
+        super().__init__(split.column_names, where, total=len(split))
+        self._split = split
+
+    def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         number = 0
-        for batch in split.iter(HUB_ROWS):
-            for k in range(len(batch[names[0]])):
-                where = f"{title}, row {number}"
+        for batch in self._split.iter(HUB_ROWS):
+            for cells in zip(*(batch[name] for name in columns), strict=True):
+                yield TableRow(f"{self.where}, row {number}", cells)
                 number += 1
-                if places.task is None or batch["task"][k] == columns.only_task:
-                    sequence, *labels = (batch[column][k] for column in names)
-                    cells = tuple(labels) if len(labels) > 1 else cells_of(labels[0])
-                    fields = {column: cell_text(batch[column][k]) for column in columns.fields}
-                    yield Example(text_of(sequence), cells, where, pair and text_of(batch[pair][k]), fields)

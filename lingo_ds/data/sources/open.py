@@ -10,7 +10,7 @@ from lingo_ds.data.readers.bed import BED_SUFFIXES, WindowRule
 from lingo_ds.data.readers.fasta import FASTA
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import stem_of, suffix_of
-from lingo_ds.data.sources import tables
+from lingo_ds.data.readers.tables import TABLE_SUFFIXES
 from lingo_ds.data.sources.base import SPLIT_NAMES, Part, Source, entries_of, files_in
 from lingo_ds.data.sources.bed import BedSource, Chromosomes
 from lingo_ds.data.sources.deepsea import DeepSea
@@ -20,7 +20,7 @@ from lingo_ds.data.sources.tables import Columns, TableSource
 from lingo_ds.utils.errors import Mistake, UserError
 
 SOURCE_SUFFIXES = {
-    "table": tables.TABLE_SUFFIXES,
+    "table": TABLE_SUFFIXES,
     "fasta": FASTA,
     "bed": BED_SUFFIXES,
     "deepsea": (".mat", ".npz"),

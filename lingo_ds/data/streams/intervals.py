@@ -1,8 +1,9 @@
 """Intervals of a BED file as sequences of the genome, each on its own strand."""
 
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.readers.bed import BedLine, WindowRule, read_bed
@@ -51,7 +52,7 @@ class Regions:
         self.skipped = Skipped(strict=self._strict)
         return in_chunks(self._path, self._rows, skip=skip, most=most, most_bases=most_bases)
 
-    def _rows(self, raw: BinaryIO) -> Iterator[SequenceRow]:
+    def _rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         any_given = False
         for item in read_bed(read_lines(raw, self._path), self._path, ragged=True):
             row = SequenceRow("", "", item) if isinstance(item, Mistake) else self._row(item)

@@ -1,22 +1,19 @@
 """Sequences without labels, read as a stream: CSV, TSV, FASTA, each also gzipped, and Parquet."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, raise_if_any, sequence_mistake
 from lingo_ds.data.readers.fasta import FASTA, fasta_entries
 from lingo_ds.data.readers.lines import read_lines, suffix_of
-from lingo_ds.data.readers.tables import DELIMITERS, DelimitedRows
+from lingo_ds.data.readers.tables import DELIMITERS, PARQUET, Table, open_table, text_of
 from lingo_ds.data.streams.skipped import Skipped
-from lingo_ds.utils.errors import Mistake, UserError, reason_of
+from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import require_regular
 
-PARQUET_ROWS = 1024
-"""Rows of a Parquet file that are decoded at a time."""
+SEQUENCE_SUFFIXES = (*DELIMITERS, *FASTA, PARQUET)
 
 
 class SequenceRow(NamedTuple):
@@ -38,7 +35,7 @@ class Chunk(NamedTuple):
     """
 
     begin: int
-    ids: list[str] | list[int]
+    ids: Sequence[str | int]
     sequences: list[str]
     read: float
 
@@ -64,28 +61,21 @@ class Records:
         Raises:
             UserError: where the ending is unknown, the file cannot be read, or a column is missing.
         """
-        self._path, self._columns, self._id_column = path, (sequence_column, id_column), None
-        ending = suffix_of(path)
-        if ending not in (*DELIMITERS, *FASTA, ".parquet"):
-            known = ", ".join([*DELIMITERS, *FASTA, ".parquet"])
-            rule = f"the ending is none of {known} (or .gz after one of text)"
+        self._path, self._suffix = path, suffix_of(path)
+        self._sequence_column, self._id_column = sequence_column, id_column
+        self.numbered = False
+        self._total: int | None = None
+        if self._suffix not in SEQUENCE_SUFFIXES:
+            rule = f"the ending is none of {', '.join(SEQUENCE_SUFFIXES)} (or .gz after one of text)"
             raise UserError(Mistake("--input", path, rule, "rename or convert the file"))
         require_readable(path, fix="give a file of sequences")
-        self.numbered, self._total = False, None
-        self._delimiter = DELIMITERS.get(ending)
-        self._rows = self._fasta
-        if ending == ".parquet":
-            self._rows = self._parquet
-            self.numbered = self._check_parquet()
-        elif self._delimiter:
-            self._rows = self._table
+        if self._suffix not in FASTA:
             with path.open("rb") as raw:
-                self._find_columns(self._delimited(raw).header)
-            self.numbered = self._id_column is None
+                self._check_columns(open_table(raw, path))
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes with the file or with how it is read."""
-        columns = {"sequence_column": self._columns[0], "id_column": self._id_column}
+        columns = {"sequence_column": self._sequence_column, "id_column": self._id_column}
         return file_facts(self._path) | columns
 
     def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[Chunk]:
@@ -98,87 +88,46 @@ class Records:
             self._path, self._rows, skip=skip, most=most, most_bases=most_bases, total=self._total
         )
 
-    def _delimited(self, raw: BinaryIO) -> DelimitedRows:
-        return DelimitedRows(read_lines(raw, self._path), self._path, delimiter=self._delimiter)
+    def _check_columns(self, table: Table) -> None:
+        """Checks the columns, and learns from the table what its ids are and how many rows it has."""
+        if self._id_column is None and "id" in table.header:
+            self._id_column = "id"
+        options = {self._sequence_column: "give --sequence-column"}
+        if self._id_column is not None:
+            options |= {self._id_column: "give --id-column"}
+        table.require_columns(options)
+        table.require_text(self._sequence_column)
+        self.numbered = self._id_column is None or table.has_integers(self._id_column)
+        self._total = table.total
 
-    def _find_columns(self, header: list[str]) -> tuple[int, int | None]:
-        """Places of the sequence and of the id; None where the rows' numbers are the ids."""
-        sequence, wanted_id = self._columns
-        self._id_column = wanted_id or ("id" if "id" in header else None)
-        mistakes = []
-        for name, option in ((sequence, "--sequence-column"), (self._id_column, "--id-column")):
-            if name is not None and header.count(name) != 1:
-                rule = f"names two columns {name!r}" if name in header else f"has no column {name!r}"
-                where = f"{self._path}:1" if self._delimiter else str(self._path)
-                mistakes.append(Mistake(where, ",".join(header), rule, f"rename a column or give {option}"))
-        raise_if_any(mistakes, self._path)
-        return header.index(sequence), self._id_column and header.index(self._id_column)
+    def _rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
+        return self._fasta_rows(raw) if self._suffix in FASTA else self._table_rows(raw)
 
-    def _table(self, raw: BinaryIO) -> Iterator[SequenceRow]:
-        rows = self._delimited(raw)
-        sequence_at, id_at = self._find_columns(rows.header)
-        for number, (line, row) in enumerate(rows):
-            if isinstance(row, Mistake):
-                yield SequenceRow("", "", row)
-            else:
-                sequence = row[sequence_at].strip()
-                name = number if id_at is None else row[id_at].strip()
-                yield SequenceRow(name, sequence, sequence_mistake(sequence, f"{self._path}:{line}"))
-
-    def _fasta(self, raw: BinaryIO) -> Iterator[SequenceRow]:
-        """The id is the header's first word."""
+    def _fasta_rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
+        """The entries of a FASTA file; the id is the header's first word."""
         for entry in fasta_entries(read_lines(raw, self._path), self._path):
             name, *_ = [*entry.header.split(maxsplit=1), ""]
             yield SequenceRow(name, entry.sequence, entry.mistake)
 
-    def _check_parquet(self) -> bool:
-        """Finds the columns; True where the ids are integers."""
-        file = self._open_parquet()
-        schema, self._total = file.schema_arrow, file.metadata.num_rows
-        self._find_columns(schema.names)
-        sequences = schema.field(self._columns[0]).type
-        inner = sequences.value_type if pa.types.is_dictionary(sequences) else sequences
-        if inner not in (pa.string(), pa.large_string(), pa.string_view()):
-            where = f"{self._path}: {self._columns[0]}"
-            raise UserError(Mistake(where, sequences, "is no text", "give a column of strings"))
-        return self._id_column is None or pa.types.is_integer(schema.field(self._id_column).type)
-
-    def _parquet(self, _raw: BinaryIO) -> Iterator[SequenceRow]:
-        try:
-            yield from self._parquet_rows()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self._no_parquet(error) from None
-
-    def _parquet_rows(self) -> Iterator[SequenceRow]:
-        file = self._open_parquet()
-        wanted = [name for name in (self._columns[0], self._id_column) if name]
-        number = 0
-        for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
-            sequences = batch.column(self._columns[0]).to_pylist()
-            ids = batch.column(self._id_column).to_pylist() if self._id_column else None
-            for k, value in enumerate(sequences):
-                sequence, name = (value or "").strip(), number if ids is None else ids[k]
-                mistake = sequence_mistake(sequence, f"{self._path}, row {number}")
-                if name is None:
-                    fix = "fill it, or give another --id-column"
-                    mistake = mistake or Mistake(f"{self._path}, row {number}", "null", "is no id", fix)
-                yield SequenceRow(name if self.numbered else str(name), sequence, mistake)
-                number += 1
-
-    def _open_parquet(self) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(self._path)
-        except (pa.ArrowException, OSError) as error:
-            raise self._no_parquet(error) from None
-
-    def _no_parquet(self, error: Exception) -> UserError:
-        rule = f"is no readable Parquet file ({reason_of(error)})"
-        return UserError(Mistake("--input", self._path, rule, "write it anew"))
+    def _table_rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
+        columns = [self._sequence_column] + ([] if self._id_column is None else [self._id_column])
+        as_text = str.strip if self._suffix in DELIMITERS else str
+        for number, (where, cells) in enumerate(open_table(raw, self._path).rows(columns)):
+            if isinstance(cells, Mistake):
+                yield SequenceRow("", "", cells)
+                continue
+            sequence = text_of(cells[0])
+            name: Any = number if len(cells) == 1 else cells[1]
+            mistake = sequence_mistake(sequence, where)
+            if name is None:
+                fix = "fill it, or give another --id-column"
+                mistake = mistake or Mistake(where, "null", "is no id", fix)
+            yield SequenceRow(name if self.numbered else as_text(name), sequence, mistake)
 
 
 def in_chunks(
     path: Path,
-    rows: Callable[[BinaryIO], Iterable[SequenceRow]],
+    rows: Callable[[BufferedReader], Iterable[SequenceRow]],
     *,
     skip: int,
     most: int,

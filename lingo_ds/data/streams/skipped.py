@@ -29,8 +29,10 @@ class Skipped:
 
     def __init__(self, *, strict: bool):
         """With `strict`, what shows that file and genome do not belong together is a mistake instead."""
-        self._strict, self.counts = strict, Counter()
-        self._named, self._contigs = Counter(), Counter()
+        self._strict = strict
+        self.counts: Counter[str] = Counter()
+        self._named: Counter[str] = Counter()
+        self._contigs: Counter[str] = Counter()
 
     def add(self, reason: str, *, count: int = 1, mistake: Mistake | None = None) -> Mistake | None:
         """Counts; gives a `mistake`, which says what does not fit the genome, back where it is refused."""

@@ -7,8 +7,9 @@ of the contig stands N. Windows are of the forward strand.
 """
 
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, raise_if_any, sequence_mistake
 from lingo_ds.data.readers.genome import Genome
@@ -136,7 +137,7 @@ class Variants:
             fix = "put that line before the variants"
             raise UserError(Mistake(f"{self._path}:{number}", line.strip(), rule, fix))
 
-    def _lines(self, raw: BinaryIO) -> Iterator[_Line]:
+    def _lines(self, raw: BufferedReader) -> Iterator[_Line]:
         for number, text in enumerate(read_lines(raw, self._path), 1):
             if text.startswith("#") or not text.strip():
                 continue

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lingo_ds
-from lingo_ds.data.batches import PackBudget, TrainBatches, epoch_order, strands_drawn
+from lingo_ds.data.batches import MicroBatches, PackBudget, TrainBatches, epoch_order, strands_drawn
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.packing import common_prefix
 from lingo_ds.data.prompt import make_prompt
@@ -85,15 +85,13 @@ def test_a_strand_that_is_too_long_is_cut_and_counted():
 
 
 def batches(split: TokenizedSplit, *, world: int = 1, rank: int = 0, packed: bool = False, **other):
-    packing = None
+    settings = {"seed": 5, "batch": 16, "either_strand": True} | other
     if packed:
         both = split.both_strands()
-        packing = PackBudget(120, common_prefix(both, np.arange(len(both))))
-    settings = {"seed": 5, "batch": 16, "either_strand": True} | other
-    accumulation = math.ceil(math.ceil(settings["batch"] / world) / 3)
-    return TrainBatches(
-        split, micro_batch=3, accumulation=accumulation, rank=rank, world=world, packing=packing, **settings
-    )
+        forwards = PackBudget(120, common_prefix(both, np.arange(len(both))))
+    else:
+        forwards = MicroBatches(3, math.ceil(math.ceil(settings["batch"] / world) / 3))
+    return TrainBatches(split, forwards=forwards, rank=rank, world=world, **settings)
 
 
 def texts_at(loader: TrainBatches, step: int) -> list[tuple[int, str]]:

@@ -205,8 +205,8 @@ def trainers(
     """One per process."""
     return [
         TrainBatches(
-            split, seed=3, batch=batch, micro_batch=1, accumulation=1, rank=rank, world=world,
-            packing=PackBudget(budget, common_prefix(split, np.arange(len(split))), most),
+            split, seed=3, batch=batch, rank=rank, world=world,
+            forwards=PackBudget(budget, common_prefix(split, np.arange(len(split))), most),
         )
         for rank in range(world)
     ]  # fmt: skip
@@ -310,10 +310,7 @@ class Watched(TrainBatches):
     """Notes which step is built in which thread, and does something first, if it is told to."""
 
     def __init__(self, split: TokenizedSplit):
-        packing = PackBudget(1000, 3)
-        super().__init__(
-            split, seed=3, batch=6, micro_batch=1, accumulation=1, rank=0, world=1, packing=packing
-        )
+        super().__init__(split, seed=3, batch=6, forwards=PackBudget(1000, 3), rank=0, world=1)
         self.built: list[tuple[int, str]] = []
         self.before: Callable[[int], None] = lambda step: None
         self._changed = threading.Condition()

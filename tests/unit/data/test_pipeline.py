@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.batches import TrainBatches, eval_batches, make_batch
+from lingo_ds.data.batches import MicroBatches, TrainBatches, eval_batches, make_batch
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import read_examples
 from lingo_ds.data.prompt import make_prompt
@@ -242,8 +242,7 @@ def loaders(
             split,
             seed=seed,
             batch=batch,
-            micro_batch=micro,
-            accumulation=accumulation,
+            forwards=MicroBatches(micro, accumulation),
             rank=rank,
             world=world,
         )
