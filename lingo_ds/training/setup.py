@@ -1,4 +1,4 @@
-"""From a config to all a run stands on: files found, data tokenised, plan made, backbone loaded, adapted."""
+"""From a config to a run's inputs: files found, data tokenised, plan made, backbone loaded and adapted."""
 
 import json
 import logging
@@ -51,10 +51,73 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class RunFiles:
+    """Where the inputs of a run lie on this host.
+
+    Attributes:
+        config: the run's settings.
+        env: this process.
+        cache: folder of everything that is made once per host.
+        backbone: the backbone's folder.
+    """
+
+    config: RunConfig
+    env: DistEnv
+    cache: Path
+    backbone: Path
+
+
+@dataclass(frozen=True)
+class RunShapes:
+    """What the backbone's small files tell.
+
+    Attributes:
+        files: where they lie.
+        spec: shapes of the backbone.
+        sites: its adapted maps.
+        max_length: tokens of the longest example.
+        tokenizer: the backbone's tokenizer.
+        letters: its tokens that learned embeddings of nucleotides start from; none for text.
+        profile: DeepSpeed's settings before its `auto`s are filled in.
+    """
+
+    files: RunFiles
+    spec: BackboneSpec
+    sites: list[Site]
+    max_length: int
+    tokenizer: CachedTokenizer
+    letters: list[list[int]]
+    profile: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The examples of a run, and what is learned from them.
+
+    Attributes:
+        shapes: the backbone they were tokenised for.
+        data: token ids and labels of every split.
+        task: what the outputs mean.
+        backbone_fingerprint: fingerprint of the backbone's weights.
+    """
+
+    shapes: RunShapes
+    data: TokenizedData
+    task: Task
+    backbone_fingerprint: str
+
+
+@dataclass(frozen=True)
 class RunSetup:
     """What a run knows before any weight is loaded.
 
-    `letters` are the backbone's tokens that learned embeddings of nucleotides start from; none in text.
+    Attributes:
+        layout: where each adapter lies in the bank.
+        plan: every derived number.
+        dtype: precision of the computation.
+        config, env: as in `RunFiles`.
+        spec, tokenizer, letters, sites, profile: as in `RunShapes`.
+        task, data, backbone_fingerprint: as in `RunData`.
     """
 
     config: RunConfig
@@ -73,62 +136,113 @@ class RunSetup:
 
 
 def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
-    """Finds files, reads and tokenises the data once per host, and makes the plan.
+    """Finds files, reads and tokenises the data once per host, and makes the plan; call on all processes.
 
     Raises:
         UserError: for every mistake in config or input that can be seen without loading weights.
     """
+    files = find_files(config, env)
+    shapes = read_shapes(files)
+    data = read_data(shapes)
+    setup = plan_run(data)
+    return agree(setup)
+
+
+def find_files(config: RunConfig, env: DistEnv) -> RunFiles:
+    """Finds or downloads the inputs, once per host."""
     cache = config.data.cache_dir or default_cache()
     agreement.run_once_per_host(lambda: make_folder(cache, setting="data.cache_dir"), env)
 
-    def find_inputs() -> None:
+    def backbone() -> Path:
+        return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
+
+    def find() -> None:
         make_builtin_backbone(config.backbone.path, cache)
         make_builtin_data(config.data.path, cache)
         require_folder(config.data.task, path=config.data.path, root=config.data.root)
-        _backbone_folder(config, cache)
+        backbone()
 
-    agreement.run_once_per_host(find_inputs, env)
+    agreement.run_once_per_host(find, env)
     with agreement.errors_raised_on_all(env):
         require_quantizable(config.backbone.quantization, config.zero)
-        spec = read_spec(
-            _backbone_folder(config, cache),
-            trust_remote_code=config.backbone.trust_remote_code,
-            cache=cache,
-        )
+        return RunFiles(config, env, cache, backbone())
+
+
+def read_shapes(files: RunFiles) -> RunShapes:
+    """Reads the backbone's shapes and tokenizer, and what the config makes of them."""
+    config, trusted = files.config, files.config.backbone.trust_remote_code
+    with agreement.errors_raised_on_all(files.env):
+        spec = read_spec(files.backbone, trust_remote_code=trusted, cache=files.cache)
         sites = sites_of(config, spec)
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
-        tokenizer = CachedTokenizer(
-            spec.folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache
-        )
-        letters = []
+        tokenizer = CachedTokenizer(spec.folder, trust_remote_code=trusted, cache=files.cache)
+        letters: list[list[int]] = []
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
-        profile = read_profile(config.zero, env)
+        profile = read_profile(config.zero, files.env)
+    return RunShapes(files, spec, sites, max_length, tokenizer, letters, profile)
+
+
+def read_data(shapes: RunShapes) -> RunData:
+    """Reads and tokenises the examples, and checks that all hosts hold the same data and backbone."""
+    files, spec = shapes.files, shapes.spec
+    config, env = files.config, files.env
     data = tokenized_data(
-        config, tokenizer, vocabulary=spec.embedding_shape[0], max_length=max_length, cache=cache, env=env
+        config,
+        shapes.tokenizer,
+        vocabulary=spec.embedding_shape[0],
+        max_length=shapes.max_length,
+        cache=files.cache,
+        env=env,
     )
-    task = task_of(config, data, max_length=max_length)
+    task = task_of(config, data, max_length=shapes.max_length)
     if env.is_main:
         log_data_summary(data, task)
-    layout = layout_of(config, spec, sites, outputs=data.classes)
-    dtype = compute_dtype(config.backbone.dtype, env.device)
-    backbone_fingerprint = weights_fingerprint(spec.folder)
+    fingerprint = weights_fingerprint(spec.folder)
     agreement.require_equal(data.fingerprint, "data.path", env)
-    agreement.require_equal(backbone_fingerprint, "backbone.path", env)
+    agreement.require_equal(fingerprint, "backbone.path", env)
+    return RunData(shapes, data, task, fingerprint)
+
+
+def plan_run(read: RunData) -> RunSetup:
+    """Derives every number of the run."""
+    shapes, files = read.shapes, read.shapes.files
+    config, env, spec = files.config, files.env, shapes.spec
     if config.data.packing == "auto" and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
+    layout = layout_of(config, spec, shapes.sites, outputs=read.data.classes)
+    dtype = compute_dtype(config.backbone.dtype, env.device)
     facts = model_facts(
-        spec, layout, dtype, gather_processes(env),
-        quantization=config.backbone.quantization, eight_bit=config.zero.quantized_weights,
-    )  # fmt: skip
-    plan = make_plan(config, Facts.of(facts, data_facts(config, spec, data)))
-    agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
-    warn_if_nothing_eight_bit(config.zero, plan, env)
+        spec,
+        layout,
+        dtype,
+        gather_processes(env),
+        quantization=config.backbone.quantization,
+        eight_bit=config.zero.quantized_weights,
+    )
     return RunSetup(
-        config, env, spec, tokenizer, letters, task, data, sites, layout, plan, profile, dtype,
-        backbone_fingerprint,
-    )  # fmt: skip
+        config=config,
+        env=env,
+        spec=spec,
+        tokenizer=shapes.tokenizer,
+        letters=shapes.letters,
+        task=read.task,
+        data=read.data,
+        sites=shapes.sites,
+        layout=layout,
+        plan=make_plan(config, Facts.of(facts, data_facts(config, spec, read.data))),
+        profile=shapes.profile,
+        dtype=dtype,
+        backbone_fingerprint=read.backbone_fingerprint,
+    )
+
+
+def agree(setup: RunSetup) -> RunSetup:
+    """Checks that all processes made the same plan, and returns it."""
+    agreement.require_equal(json.dumps(setup.plan.to_dict()), "plan", setup.env)
+    warn_if_nothing_eight_bit(setup.config.zero, setup.plan, setup.env)
+    return setup
 
 
 def build_model(setup: RunSetup) -> AdaptedModel:
@@ -148,7 +262,7 @@ def backbone_options(setup: RunSetup) -> BackboneOptions:
 
 
 def sharding_numbers(setup: RunSetup) -> Sharding:
-    """How the backbone lies, as the formula of traffic takes it."""
+    """How the backbone is sharded, as the formula of traffic takes it."""
     return sharding_of_plan(setup.plan, setup.profile, setup.dtype)
 
 
@@ -179,12 +293,8 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
-    """Nucleotide tokens need an input embedding that only looks rows up."""
+    """Checks that the input embedding only looks rows up, as nucleotide tokens need it."""
     if learned_tokens(config) and spec.model_type not in LEARNS_TOKENS:
         rule = f"is not known to work with family {spec.model_type}"
-        fix = f"set text, or take one of {', '.join(sorted(LEARNS_TOKENS))}"
+        fix = f"set text, or choose one of {', '.join(sorted(LEARNS_TOKENS))}"
         raise UserError(Mistake("data.tokens", config.data.tokens, rule, fix))
-
-
-def _backbone_folder(config: RunConfig, cache: Path) -> Path:
-    return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
