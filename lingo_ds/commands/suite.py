@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lingo_ds.commands.evaluate import evaluate_one
@@ -20,10 +19,10 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions, load_backbone
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
+from lingo_ds.training.report import RunReport, read_report
 from lingo_ds.training.setup import RunSetup, adapt, backbone_options, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.safe_read import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -151,29 +150,12 @@ def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:
     return agreement.broadcast_json(finished, env)
 
 
-def _finished_report(member: Member) -> dict[str, Any] | None:
+def _finished_report(member: Member) -> RunReport | None:
     """The report of this very run; None where it was not finished, or made with another config."""
-    report = _report(member.config.run_dir)
-    if report is None or report["outcome"] == "interrupted" or not _same_config(member.config):
+    report = read_report(member.config.run_dir / "report.json")
+    if report is None or report.outcome == "interrupted" or not _same_config(member.config):
         return None
     return report
-
-
-def _report(folder: Path) -> dict[str, Any] | None:
-    """A run's report; None where there is none.
-
-    Raises:
-        UserError: where it is something else.
-    """
-    path = folder / "report.json"
-    try:
-        report = read_json(path)
-        return {"outcome": report["outcome"], "metrics": report["metrics"]}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        fix = "remove it: the run is then made again"
-        raise UserError(Mistake("output_dir", path, "is no report of a run", fix)) from None
 
 
 def _same_config(config: RunConfig) -> bool:
@@ -202,8 +184,8 @@ def _result(task: str, members: Sequence[Member]) -> TaskResult:
     config = members[0].config
     known = registry().tasks.get(config.data.task) if config.data.task else None
     published = known.scores if known and known.metric == config.metric else {}
-    metrics = [report["metrics"] for member in members if (report := _finished_report(member))]
-    dev, test = ([(one[split] or {}).get(config.metric) for one in metrics] for split in ("dev", "test"))
+    metrics = [report.metrics for member in members if (report := _finished_report(member))]
+    dev, test = ([(one.get(split) or {}).get(config.metric) for one in metrics] for split in ("dev", "test"))
     return TaskResult(task, config.metric, len(members), dev, test, published)
 
 

@@ -76,13 +76,13 @@ class Checkpoint(NamedTuple):
 
 
 @dataclass
-class Written:
-    """What became of a run's checkpoints.
+class CheckpointCounts:
+    """How many checkpoints a run wrote, and the time that they took.
 
     Attributes:
-        written, failed: how many.
-        stall_seconds: in which the loop waited for them.
-        last: step of the last one written.
+        written, failed: checkpoints that were written, and that could not be.
+        stall_seconds: time in which the loop waited for them.
+        last: step of the last one that was written.
     """
 
     written: int = 0
@@ -95,14 +95,14 @@ class CheckpointStore:
     """The `checkpoints/` folder of a run: one `step-XXXXXXXX` folder per checkpoint.
 
     Attributes:
-        folder: path of it.
-        written: counts so far.
+        folder: its path.
+        counts: counts so far.
     """
 
     def __init__(self, folder: Path, keep_last: int):
         """`keep_last` checkpoints stay, and the one of the best step."""
         self.folder, self._keep_last = folder, keep_last
-        self.written = Written()
+        self.counts = CheckpointCounts()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._writer: threading.Thread | None = None
 
@@ -118,7 +118,7 @@ class CheckpointStore:
         tensors = {name: value.to("cpu", copy=True) for name, value in bank.state().items()}
         self._jobs.join()
         self._jobs.put(lambda: self._write(state, tensors, best_step))
-        self.written.stall_seconds += time.perf_counter() - start
+        self.counts.stall_seconds += time.perf_counter() - start
 
     def finish(self) -> None:
         """Waits until what was saved is on disk."""
@@ -128,7 +128,7 @@ class CheckpointStore:
             self._jobs.put(None)
             self._writer.join()
             self._writer = None
-        self.written.stall_seconds += time.perf_counter() - start
+        self.counts.stall_seconds += time.perf_counter() - start
 
     def _write_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -154,16 +154,14 @@ class CheckpointStore:
                 if old != best:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
-            self.written.failed += 1
-            last = (
-                f"the last one is of step {self.written.last}" if self.written.last else "there is none yet"
-            )
+            self.counts.failed += 1
+            last = f"the last one is of step {self.counts.last}" if self.counts.last else "there is none yet"
             logger.warning(
                 "checkpoint of step %d: not written (%s): training goes on; %s", state.step, error, last
             )
         else:
-            self.written.written += 1
-            self.written.last = state.step
+            self.counts.written += 1
+            self.counts.last = state.step
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))

@@ -25,12 +25,13 @@ class StepStats(NamedTuple):
     """What one optimizer step did.
 
     Attributes:
-        loss: mean cross-entropy per example of the global batch, without the penalty.
+        loss: mean loss per example of the global batch, without the penalty.
         penalty: the weighted orthogonality penalty.
-        grad_norm: of what may move, before clipping; not finite where the step was skipped.
-        examples, real_tokens: of the global batch.
-        all_tokens: computed, padding included.
-        shared_tokens: real ones that needed no computing, since a pack holds its prefix once.
+        grad_norm: norm of what may move, before clipping; not finite where the step was skipped.
+        examples: examples of the global batch.
+        real_tokens: its tokens without padding.
+        all_tokens: tokens that were computed, padding included.
+        shared_tokens: real tokens that needed no computing, since a pack holds its prefix once.
         stop: True where some process was asked to stop.
         skipped: True where the gradient was not finite and nothing was changed.
     """
@@ -145,8 +146,7 @@ class OptimizerStep:
         self._count_skipped(finite)
         if not finite:
             return _stats(sums, penalty, grad_norm=math.nan, skipped=True)
-        if bank.sensitivity is not None:
-            self._update_importance(virtual)
+        self._update_importance(virtual)
         if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
             bank.grad.mul_(self._train.max_grad_norm / grad_norm)
         self.optimizer.param_groups[0]["lr"] = learning_rate
@@ -164,8 +164,10 @@ class OptimizerStep:
             self.skipped_in_a_row += self.loss_scale.value <= 1
 
     def _update_importance(self, lam_grad: Tensor) -> None:
-        """Importance from the gradient of the product m * lam for lam, of P and Q for P and Q."""
+        """Updates importance, where the bank keeps it: lam's from the gradient of the product m * lam."""
         bank, sampling = self._bank, self._sampling
+        if bank.sensitivity is None or bank.uncertainty is None or bank.scratch is None:
+            return
         flats = (bank.sensitivity, bank.uncertainty, bank.master, bank.grad, bank.scratch)
         *blocks, lam = zip(*map(bank.row_views, flats), bank.moving_rows, strict=True)
         lam = (*lam[:3], lam_grad[:, None], *lam[4:])

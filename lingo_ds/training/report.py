@@ -1,7 +1,10 @@
-"""The report of a run, as the contract names its parts."""
+"""A run's report.json: its content at the end of a run, and the part of it that later runs read."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
@@ -12,11 +15,44 @@ from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.callbacks import Watcher
-from lingo_ds.training.checkpoint import Written
+from lingo_ds.training.checkpoint import CheckpointCounts
+from lingo_ds.training.saved_adapter import adapter_folder
 from lingo_ds.training.selection import Best
 from lingo_ds.training.setup import RunSetup
 from lingo_ds.training.trainer import Outcome
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.safe_read import read_json
+from lingo_ds.utils.state import Count
 from lingo_ds.utils.versions import versions
+
+
+class RunReport(BaseModel, strict=True):
+    """What other runs and suites need of a `report.json`; all else in it is left unread.
+
+    Attributes:
+        outcome: how training ended, see `Outcome`.
+        steps: the last finished step.
+        metrics: metrics of each split by their names; None where the split was not evaluated.
+    """
+
+    outcome: str
+    steps: Count
+    metrics: dict[str, dict[str, float | None] | None]
+
+
+def read_report(path: Path) -> RunReport | None:
+    """Reads a run's report; None where there is none.
+
+    Raises:
+        UserError: where the file is no report.
+    """
+    try:
+        return RunReport.model_validate(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        fix = "remove it, or choose another output_dir"
+        raise UserError(Mistake("output_dir", path, "is no report of a run", fix)) from None
 
 
 def make_report(
@@ -28,13 +64,11 @@ def make_report(
     sampler: RankSampler | None,
     audit: Audit,
     watcher: Watcher,
-    written: Written,
+    checkpoints: CheckpointCounts,
 ) -> dict[str, Any]:
     """Everything that is known at the end of a run, as plain JSON values; call on all processes."""
-    config, plan, watched = setup.config, setup.plan, watcher.throughput
+    config, plan = setup.config, setup.plan
     ranks, saved_size = _saved_ranks(setup, best)
-    events = sampler.events if sampler else []
-    scores = agreement.broadcast_json(sampler and sampler.scores.state_dict()["histogram"], setup.env)
     return {
         "task": (test.task if test else setup.task).to_dict(),
         "outcome": outcome.reason,
@@ -47,18 +81,7 @@ def make_report(
         "seed": config.seed,
         "data": setup.data.facts(),
         "adapter": config.adapter.model_dump(mode="json"),
-        "rank_sampling": {
-            "mode": config.rank_sampling.mode,
-            "initial_triplets": plan.facts.sites * config.adapter.rank,
-            "target_triplets": plan.schedule.target if plan.schedule else None,
-            "kept_triplets": sum(ranks.values()),
-            "mask_events": len(events),
-            "returned_triplets": sum(event.returned for event in events),
-            "ranks": ranks,
-            "shares": budget_shares(ranks),
-            "scores": scores,
-            "history": [event._asdict() for event in events],
-        },
+        "rank_sampling": _rank_sampling(setup, sampler, ranks),
         "parameters": {
             "trainable": plan.facts.bank_parameters,
             "saved": saved_size,
@@ -66,18 +89,10 @@ def make_report(
             "fraction": plan.fraction,
             "quantization": config.backbone.quantization,
         },
-        "sync": {"audits": audit.audits, "divergences": audit.divergences, "repairs": audit.repairs},
-        "throughput": {
-            "seconds": watched.seconds,
-            "examples_per_second": watched.examples_per_second,
-            "tokens_per_second": watched.tokens_per_second,
-            "padding_fraction": watched.padding_fraction,
-            "shared_prefix_fraction": watched.shared_prefix_fraction,
-            "input_wait_fraction": watched.input_wait_fraction,
-            "mfu": watcher.mfu(),
-        },
+        "sync": audit.state_dict(),
+        "throughput": _throughput(watcher),
         "traffic": watcher.traffic.report(),
-        "checkpoints": agreement.broadcast_json(_of_time(written, watched.seconds), setup.env),
+        "checkpoints": _checkpoints(checkpoints, watcher.throughput.seconds, setup.env),
         "memory": _memory(setup.env),
         "zero": {
             "stage": plan.zero_stage,
@@ -90,14 +105,48 @@ def make_report(
     }
 
 
+def _rank_sampling(setup: RunSetup, sampler: RankSampler | None, ranks: dict[str, int]) -> dict[str, Any]:
+    """How the ranks came about; `ranks` are those of the saved adapter."""
+    config, plan = setup.config, setup.plan
+    events = sampler.events if sampler else []
+    scores = agreement.broadcast_json(sampler and sampler.scores.state_dict()["histogram"], setup.env)
+    return {
+        "mode": config.rank_sampling.mode,
+        "initial_triplets": plan.facts.sites * config.adapter.rank,
+        "target_triplets": plan.schedule.target if plan.schedule else None,
+        "kept_triplets": sum(ranks.values()),
+        "mask_events": len(events),
+        "returned_triplets": sum(event.returned for event in events),
+        "ranks": ranks,
+        "shares": budget_shares(ranks),
+        "scores": scores,
+        "history": [event._asdict() for event in events],
+    }
+
+
+def _throughput(watcher: Watcher) -> dict[str, float | None]:
+    """Speed of the whole job, evaluations left out."""
+    throughput = watcher.throughput
+    return {
+        "seconds": throughput.seconds,
+        "examples_per_second": throughput.examples_per_second,
+        "tokens_per_second": throughput.tokens_per_second,
+        "padding_fraction": throughput.padding_fraction,
+        "shared_prefix_fraction": throughput.shared_prefix_fraction,
+        "input_wait_fraction": throughput.input_wait_fraction,
+        "mfu": watcher.mfu(),
+    }
+
+
 def _saved_ranks(setup: RunSetup, best: Best) -> tuple[dict[str, int], int]:
-    """Rank of every site in the saved adapter, and its entries with the head."""
+    """Rank of every site in the saved adapter, and the adapter's entries with the head."""
     ranks, size = dict.fromkeys((site.name for site in setup.sites), 0), 0
     if setup.env.is_main and best.step:
-        layout = load_adapter(setup.config.run_dir / "adapter", setup.spec).layout
+        layout = load_adapter(adapter_folder(setup), setup.spec).layout
         ranks |= {site.name: rank for site, rank in zip(layout.sites, layout.ranks, strict=True)}
         size = layout.size
-    return tuple(agreement.broadcast_json([ranks, size], setup.env))
+    ranks, size = agreement.broadcast_json([ranks, size], setup.env)
+    return ranks, size
 
 
 def _memory(env: DistEnv) -> dict[str, list[int | None]]:
@@ -109,6 +158,8 @@ def _memory(env: DistEnv) -> dict[str, list[int | None]]:
     }
 
 
-def _of_time(written: Written, seconds: float) -> dict[str, Any]:
-    """What became of the checkpoints, with the share of the training time that was spent waiting for them."""
-    return {**asdict(written), "stall_fraction": written.stall_seconds / seconds if seconds else 0.0}
+def _checkpoints(counts: CheckpointCounts, seconds: float, env: DistEnv) -> dict[str, Any]:
+    """Global rank 0's counts, with the share of the training time that was spent waiting for checkpoints."""
+    stalled = counts.stall_seconds / seconds if seconds else 0.0
+    found: dict[str, Any] = agreement.broadcast_json({**asdict(counts), "stall_fraction": stalled}, env)
+    return found

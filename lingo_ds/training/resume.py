@@ -1,4 +1,4 @@
-"""Whether a run goes on from a checkpoint, and which: `checkpoint.resume`."""
+"""Whether a run resumes from a checkpoint, and from which one: `checkpoint.resume`."""
 
 import logging
 from dataclasses import asdict, replace
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from lingo_ds.distributed import agreement
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
+from lingo_ds.training.report import read_report
 from lingo_ds.training.setup import RunSetup
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.safe_read import read_json
 from lingo_ds.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ OUTPUTS = (
     "report.json",
     "evaluation.json",
 )
-"""What a run leaves in its folder; a new run in the same folder begins by moving it to `earlier/`."""
+"""What a run writes into its folder; a new run in the same folder first moves it to `earlier/`."""
 
 FREE_SETTINGS = {
     "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "data.root", "data.task",
@@ -34,11 +34,11 @@ FREE_SETTINGS = {
     "train.num_epochs", "train.max_steps", "train.max_skipped", "train.timeout",
     "rank_sampling.audit_interval", "rank_sampling.on_divergence",
 }  # fmt: skip
-"""Settings that may differ when a run is resumed; data and backbone are known by their fingerprints."""
+"""Settings that may differ when a run is resumed; data and backbone are compared by their fingerprints."""
 
 
 class ResumePoint(NamedTuple):
-    """Where a run begins: what is prepared for it, and the checkpoint that it takes up, if any."""
+    """Where a run begins: its setup, and the checkpoint that it resumes from, if any."""
 
     setup: RunSetup
     checkpoint: Checkpoint | None
@@ -52,11 +52,11 @@ def checkpoint_store(setup: RunSetup) -> CheckpointStore:
 def find_start(setup: RunSetup) -> ResumePoint:
     """Looks for a checkpoint as `checkpoint.resume` says; without one, clears the run's folder.
 
-    A run may be longer than the one it takes up: the learning rate then follows the new length, and the
+    A run may be longer than the one it resumes: the learning rate then follows the new length, and the
     budget of triplets the old one, so that a final mask stays where it was.
 
     Raises:
-        UserError: on every process, where the checkpoint is damaged or of a run that means something else.
+        UserError: on every process, where the checkpoint is damaged or its run would have other results.
     """
     found = None
     with agreement.errors_raised_on_all(setup.env):
@@ -75,24 +75,19 @@ def find_start(setup: RunSetup) -> ResumePoint:
 
 
 def _choose(setup: RunSetup) -> Checkpoint | None:
-    resume, report = setup.config.checkpoint.resume, setup.config.run_dir / "report.json"
+    resume = setup.config.checkpoint.resume
     if resume == "never":
         return None
     if resume != "auto":
         return read_checkpoint(Path(resume))
-    try:
-        earlier = read_json(report)
-        over = earlier["outcome"] != "interrupted" and earlier["steps"] >= setup.plan.steps
-    except FileNotFoundError:
-        over = False
-    except (OSError, ValueError, KeyError, TypeError):
-        rule = "is no report of a run"
-        raise UserError(Mistake("output_dir", report, rule, "remove it, or name another folder")) from None
-    return None if over else checkpoint_store(setup).newest()
+    earlier = read_report(setup.config.run_dir / "report.json")
+    if earlier and earlier.outcome != "interrupted" and earlier.steps >= setup.plan.steps:
+        return None
+    return checkpoint_store(setup).newest()
 
 
 def compatibility_key(setup: RunSetup) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped."""
+    """What two runs must share for one to resume where the other stopped."""
     flat: dict[str, Any] = {}
     for name, value in setup.config.model_dump(mode="json").items():
         flat |= (
@@ -134,7 +129,7 @@ def _is_schedule(state: RunState, ours: BudgetSchedule | None) -> bool:
     """Whether a checkpoint's schedule can be that of a run whose own would be `ours`."""
     theirs = state.schedule
     if ours is None or theirs is None:
-        return ours is theirs
+        return ours is None and theirs is None
     fixed = {"initial": ours.initial, "target": ours.target, "interval": ours.interval}
     free = {"t_init", "t_final", "total"}
     return (
@@ -147,12 +142,12 @@ def _is_schedule(state: RunState, ours: BudgetSchedule | None) -> bool:
 
 def _lengthened(setup: RunSetup, state: RunState) -> RunSetup:
     """The same run with the checkpoint's schedule of ranks, in a plan that may be longer."""
-    plan = setup.plan
-    if plan.schedule is None or plan.steps == state.total_steps:
+    plan, theirs = setup.plan, state.schedule
+    if theirs is None or plan.steps == state.total_steps:
         return setup
-    total = state.schedule["total"]
-    t_final = state.schedule["t_final"] + plan.steps - total
-    schedule = BudgetSchedule(**state.schedule | {"total": plan.steps, "t_final": t_final})
+    total = theirs["total"]
+    t_final = theirs["t_final"] + plan.steps - total
+    schedule = BudgetSchedule(**theirs | {"total": plan.steps, "t_final": t_final})
     logger.info(
         "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d",
         plan.steps, total, schedule.final_step,

@@ -191,7 +191,7 @@ class Session:
             sampler=self.sampler,
             audit=self.audit,
             watcher=self._watcher,
-            written=self._store.written,
+            checkpoints=self._store.counts,
         )
 
     def _follow_new_tensors(self) -> None:
