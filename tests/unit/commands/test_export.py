@@ -486,7 +486,7 @@ def test_output_that_is_there_is_kept(run: Path, tmp_path: Path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/letter.txt").write_text("dear")
     assert "exists already" in refused(capsys, *arguments)
-    assert "something else" in refused(capsys, *arguments, "--overwrite")
+    assert "is not an earlier export" in refused(capsys, *arguments, "--overwrite")
     assert (tmp_path / "out/letter.txt").read_text() == "dear"
     (tmp_path / "out/letter.txt").rename(tmp_path / "letter.txt")
     (tmp_path / "out").rmdir()
