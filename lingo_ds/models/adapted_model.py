@@ -1,10 +1,11 @@
-"""The adapted model: frozen backbone, adapters on its linear maps, learned tokens, and the head on top."""
+"""The adapted model: a frozen backbone, adapters on its linear maps, learned tokens, and the head."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.hooks import SiteHooks
@@ -12,9 +13,12 @@ from lingo_ds.models.adapters.layout import BankLayout
 from lingo_ds.models.adapters.token_embeddings import TokenHooks
 from lingo_ds.models.backbone.backbone import Backbone
 
+Pooling = Literal["last", "mean", "first"]
+"""Ways from an example's hidden states to one vector: its last real token, their mean, its first token."""
+
 
 class AdaptedModel:
-    """Turns batches into logits.
+    """A backbone with adapters and a head, which turns token ids into logits.
 
     Attributes:
         backbone: the frozen model.
@@ -26,7 +30,7 @@ class AdaptedModel:
         backbone: Backbone,
         bank: AdapterBank,
         *,
-        pooling: str,
+        pooling: Pooling,
         dropout: float,
         shared_inputs: Sequence[Sequence[str]] = (),
     ):
@@ -35,11 +39,13 @@ class AdaptedModel:
         self._hooks = SiteHooks(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
         self._token_hooks = None
         if bank.layout.token_size:
-            self._token_hooks = TokenHooks(backbone.module.get_input_embeddings(), bank)
+            embedding = backbone.module.get_input_embeddings()
+            assert isinstance(embedding, nn.Embedding), "learned tokens need an embedding that looks rows up"
+            self._token_hooks = TokenHooks(embedding, bank)
 
     @property
     def learns_inside(self) -> bool:
-        """Whether a backward pass must go through the backbone: not where the head alone learns."""
+        """Whether a backward pass goes through the backbone: it does not where the head alone learns."""
         return any(self.bank.layout.ranks) or self.bank.layout.token_size > 0
 
     def padded_logits(self, input_ids: Tensor, attention_mask: Tensor | None, lengths: Tensor) -> Tensor:
@@ -91,26 +97,23 @@ class AdaptedModel:
         return values.to(self.bank.device, non_blocking=True)
 
     def follow_bank(self) -> None:
-        """Hooks the sites anew, after the bank was compacted or replaced."""
+        """Renews the hooks after the bank was compacted or replaced."""
         self._hooks.attach()
 
     def detach(self) -> None:
-        """Takes the adapters off the backbone, which another run may then use."""
+        """Removes the adapters from the backbone, which another run may then use."""
         self._hooks.detach()
         if self._token_hooks:
             self._token_hooks.detach()
 
     def replace(self, layout: BankLayout, master: Tensor) -> None:
-        """Puts a saved adapter in the bank's place, for evaluation."""
+        """Replaces the bank's layout and values by a saved adapter's, for evaluation."""
         self.bank.replace(layout, master)
         self.follow_bank()
 
 
-def pool(hidden: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """Hidden states (n, length, size) to one vector per example, (n, size).
-
-    `last` real token, `mean` or `first`.
-    """
+def pool(hidden: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    """Hidden states (n, length, size), of which `lengths` (n,) are real, to one vector each, (n, size)."""
     if pooling == "first":
         return hidden[:, 0]
     if pooling == "last":

@@ -196,6 +196,9 @@ class AdapterBank:
 
     def scores(self) -> Tensor:
         """Importance of every triplet, (triplets,): arXiv 2303.10512, eq. 7."""
+        assert self.sensitivity is not None and self.uncertainty is not None, (
+            "importance is no longer averaged"
+        )
         score = torch.mul(self.sensitivity, self.uncertainty, out=self.scratch)
         means = torch.cat([block.of(score).mean(1) for block in self.layout.blocks])
         return triplet_scores(self.layout.lam(score), means[self._p_rows], means[self._q_rows])
@@ -208,10 +211,8 @@ class AdapterBank:
     def compact(self, kept: np.ndarray) -> None:
         """Stores only the kept triplets, moments carried over. The masks are final: importance goes."""
         layout = self.layout
-        values = {
-            name: layout.take(getattr(self, name), kept) for name in ("master", "exp_avg", "exp_avg_sq")
-        }
-        self.replace(layout.keep(kept), **values)
+        flat = (self.master, self.exp_avg, self.exp_avg_sq)
+        self.replace(layout.keep(kept), *(layout.take(values, kept) for values in flat))
 
     def replace(
         self,

@@ -63,7 +63,7 @@ class SiteHooks:
         """Hooks the bank's sites among `modules`; `shared_inputs` names maps that read the same tensor."""
         self._modules, self._bank, self._dropout = modules, bank, dropout
         self._shared_inputs = shared_inputs
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         self.attach()
 
     def attach(self) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.layout import SiteViews
+from lingo_ds.models.adapters.layout import Block, SiteViews
 from lingo_ds.models.ops import matmul
 
 
@@ -54,7 +54,7 @@ class Orthogonality:
         layout = bank.layout
         filled = [rows for rows in layout.matrices if len(rows)]
         self._count = len(filled)
-        self._batches = []
+        self._batches: list[tuple[Block, Tensor, Tensor]] = []
         first = 0
         for block in layout.blocks:
             inside = [rows - first for rows in filled if first <= rows[0] < first + block.rows]
@@ -64,8 +64,8 @@ class Orthogonality:
             index = np.full((len(inside), max(map(len, inside))), block.rows)
             for row, rows in zip(index, inside, strict=True):
                 row[: len(rows)] = rows
-            index = torch.from_numpy(index).to(bank.device)
-            self._batches.append((block, index, torch.diag_embed((index < block.rows).float())))
+            places = torch.from_numpy(index).to(bank.device)
+            self._batches.append((block, places, torch.diag_embed((places < block.rows).float())))
 
     @torch.no_grad()
     def add_gradient_(self, bank: AdapterBank, *, weight: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tokens that are learned: ids behind the backbone's vocabulary, whose embeddings are in the bank."""
+"""Learned tokens: ids behind the backbone's vocabulary, whose embeddings are in the bank."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from lingo_ds.models.adapters.bank import AdapterBank
 
 
 class TokenHooks:
-    """Hooks on the frozen input embedding that put the bank's rows where its ids end.
+    """Hooks on the frozen input embedding that return the bank's rows for the ids behind its own.
 
     They come after those of a sharded backbone, which therefore gathers the embedding's weight for the lookup
     and never for a backward pass: the gradient goes to the bank alone.
@@ -17,27 +17,28 @@ class TokenHooks:
         self._first, self._bank = embedding.num_embeddings, bank
         self._ids: Tensor | None = None
         self._handles = [
-            embedding.register_forward_pre_hook(self._keep_inside),
-            embedding.register_forward_hook(self._put_in),
+            embedding.register_forward_pre_hook(self._clamp_ids),
+            embedding.register_forward_hook(self._insert_learned),
         ]
 
     def detach(self) -> None:
-        """Takes the hooks off."""
+        """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
 
-    def _keep_inside(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Keeps the ids for later and gives the frozen lookup what it has rows for."""
+    def _clamp_ids(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Notes the ids and passes on those that the frozen embedding has rows for."""
         self._ids, *others = args
         return self._ids.clamp(max=self._first - 1), *others
 
-    def _put_in(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _insert_learned(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Embeddings (.., size) with the bank's in their places.
 
         As a product with one-hot rows, exact in every dtype, whose gradient is a product too: the same sum in
         the same order at every run, which scattered additions on a GPU are not.
         """
         ids, rows = self._ids, self._bank.token_leaf
+        assert ids is not None, "the embedding's forward was not begun"
         self._ids = None
         places = torch.arange(self._first, self._first + len(rows), device=ids.device)
         learned = (ids[..., None] == places).to(rows.dtype) @ rows

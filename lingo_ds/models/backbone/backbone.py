@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
@@ -20,6 +20,7 @@ from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
 
 if TYPE_CHECKING:
+    from lingo_ds.models.backbone.packed_forward import PackedForward
     from lingo_ds.models.backbone.zero import ShardedModule
 
 
@@ -34,103 +35,6 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-class Backbone:
-    """A frozen language model that turns token ids into hidden states.
-
-    Attributes:
-        module: the transformers base model; adapters hook onto its linear maps.
-        embedding_rows: (rows, size) fp32, of the input embedding: those that were asked for at loading.
-    """
-
-    def __init__(
-        self,
-        spec: BackboneSpec,
-        *,
-        shards: "ShardedModule | None",
-        activation_checkpointing: bool,
-        packed: bool,
-        embedding_rows: Tensor,
-    ):
-        module, self.embedding_rows = spec.skeleton, embedding_rows
-        self.module, self._shards, self._first_position = module, shards, spec.first_position
-        self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
-        self._last_layer = None
-        if packed:
-            from lingo_ds.models.backbone import (
-                packed_forward as packed_model,  # imports what models are built of
-            )
-
-            self._begin_pack = packed_model.begin
-            module.set_attn_implementation(packed_model.NAME)
-            self._last_layer = packed_model.LastLayerForTokens(module.get_submodule(spec.last_layer))
-        if activation_checkpointing:
-            module.gradient_checkpointing_enable({"use_reentrant": False})
-        module.eval()
-
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Last hidden states, (batch, length, output_size).
-
-        Args:
-            input_ids: (batch, length) token ids.
-            attention_mask: (batch, length), 1 on real tokens; None: all are real.
-        """
-        return self.module(
-            input_ids=input_ids, attention_mask=attention_mask, **self._no_cache
-        ).last_hidden_state
-
-    def packed_states(
-        self, input_ids: Tensor, prefix: int, lengths: Sequence[int], *, only: Literal["last", "first"] | None
-    ) -> tuple[Tensor, PackedAttention]:
-        """Last hidden states of a pack, (tokens, output_size), and where in it what lies.
-
-        Args:
-            input_ids: (tokens,), the shared prefix, then every example's own tokens.
-            prefix: tokens of the shared prefix, 0 for none.
-            lengths: own tokens of each example.
-            only: compute the last layer for each example's last or first token alone, 0 elsewhere, where
-                that token sees its whole example.
-        """
-        pack = PackedAttention(prefix, lengths, input_ids.device)
-        self._begin_pack(pack)
-        sees_all = only == "last" or not self._causal  # what the shortened last layer takes for granted
-        self._last_layer.wanted = getattr(pack, only) if only and sees_all else None
-        positions = pack.positions + self._first_position
-        hidden = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
-        return hidden.last_hidden_state[0], pack
-
-    def train(self, mode: bool = True) -> None:
-        """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
-        self.module.train(mode)
-
-    def held_entries(self) -> int:
-        """Entries of the weights that this process holds now."""
-        if self._shards:
-            return self._shards.held_entries()
-        return sum(p.numel() for p in self.module.parameters()) + held_by_maps(self.module)[0]
-
-    def held_bytes(self) -> int:
-        """Bytes of these entries."""
-        if self._shards:
-            return self._shards.held_bytes()
-        width = next(self.module.parameters()).element_size()
-        quantized, size = held_by_maps(self.module)
-        return (self.held_entries() - quantized) * width + size
-
-    def release(self) -> None:
-        """After a forward without backward: lets go of weights that were gathered for a backward pass."""
-        if self._shards:
-            self._shards.release()
-
-    def start(self) -> GatherState:
-        """What the next forward and backward pass must gather of a sharded backbone."""
-        return self._shards.start() if self._shards else GatherState.STEADY
-
-    def require_partitioned(self) -> None:
-        """Checks, between steps, that no weight stayed whole on this process."""
-        whole = self._shards.gathered_weights() if self._shards else []
-        assert not whole, f"{len(whole)} weights stayed gathered, e.g. {whole[0]}"
 
 
 @dataclass(frozen=True)
@@ -158,6 +62,99 @@ class BackboneOptions:
     embedding_rows: tuple[int, ...] = ()
 
 
+class Backbone:
+    """A frozen language model that turns token ids into hidden states.
+
+    Attributes:
+        module: the transformers base model; adapters hook onto its linear maps.
+        embedding_rows: (rows, size) fp32, the rows of the input embedding that the options name.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        options: BackboneOptions,
+        *,
+        shards: "ShardedModule | None",
+        embedding_rows: Tensor,
+    ):
+        """Wraps the filled skeleton of `spec`, whose weights are whole or `shards`."""
+        self.module, self.embedding_rows = spec.skeleton, embedding_rows
+        self._shards, self._first_position = shards, spec.first_position
+        self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
+        self._packed: PackedForward | None = None
+        if options.packed:
+            from lingo_ds.models.backbone import packed_forward  # imports what models are built of
+
+            self._packed = packed_forward.PackedForward(self.module, spec.last_layer)
+        if options.activation_checkpointing:
+            self.module.gradient_checkpointing_enable({"use_reentrant": False})
+        self.module.eval()
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Last hidden states, (batch, length, output_size).
+
+        Args:
+            input_ids: (batch, length) token ids.
+            attention_mask: (batch, length), 1 on real tokens; None: all are real.
+        """
+        return self.module(
+            input_ids=input_ids, attention_mask=attention_mask, **self._no_cache
+        ).last_hidden_state
+
+    def packed_states(
+        self, input_ids: Tensor, prefix: int, lengths: Sequence[int], *, only: Literal["last", "first"] | None
+    ) -> tuple[Tensor, PackedAttention]:
+        """Last hidden states of a pack, (tokens, output_size), and the pack with the places of its tokens.
+
+        Args:
+            input_ids: (tokens,), the shared prefix, then every example's own tokens.
+            prefix: tokens of the shared prefix, 0 for none.
+            lengths: own tokens of each example.
+            only: compute the last layer for each example's last or first token alone, 0 elsewhere, where
+                that token sees its whole example.
+        """
+        assert self._packed is not None, "a backbone that was loaded for padded batches"
+        pack = PackedAttention(prefix, lengths, input_ids.device)
+        sees_all = only == "last" or not self._causal  # the shortened last layer relies on it
+        self._packed.begin(pack, wanted=getattr(pack, only) if only and sees_all else None)
+        positions = pack.positions + self._first_position
+        hidden = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
+        return hidden.last_hidden_state[0], pack
+
+    def train(self, mode: bool = True) -> None:
+        """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
+        self.module.train(mode)
+
+    def held_entries(self) -> int:
+        """Number of the weights' entries that this process holds now."""
+        if self._shards:
+            return self._shards.held_entries()
+        return sum(p.numel() for p in self.module.parameters()) + held_by_maps(self.module)[0]
+
+    def held_bytes(self) -> int:
+        """Bytes of these entries."""
+        if self._shards:
+            return self._shards.held_bytes()
+        width = next(self.module.parameters()).element_size()
+        quantized, size = held_by_maps(self.module)
+        return (self.held_entries() - quantized) * width + size
+
+    def release(self) -> None:
+        """Frees weights that a forward gathered for a backward pass which does not come."""
+        if self._shards:
+            self._shards.release()
+
+    def start(self) -> GatherState:
+        """The state in which the next forward and backward pass find a sharded backbone's weights."""
+        return self._shards.start() if self._shards else GatherState.STEADY
+
+    def require_partitioned(self) -> None:
+        """Checks, between steps, that no weight stayed whole on this process."""
+        whole = self._shards.gathered_weights() if self._shards else []
+        assert not whole, f"{len(whole)} weights stayed gathered, e.g. {whole[0]}"
+
+
 def load_backbone(
     spec: BackboneSpec, options: BackboneOptions, *, dtype: torch.dtype, env: DistEnv
 ) -> Backbone:
@@ -179,20 +176,15 @@ def load_backbone(
         if options.quantization != "none":
             quantize_maps(spec, files, options.quantization, dtype=dtype, device=device)
         fill_whole(spec.skeleton, files, dtype=dtype, device=device)
-        spec.skeleton.to(device)
+        module: nn.Module = spec.skeleton  # transformers' own `to` has no type for a device
+        module.to(device)
     else:
         shards = _shard(spec, files, options, dtype=dtype, env=env)
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
     if options.liger:
         use_liger(spec, device=device)
     fused_cpu.fuse(spec, dtype=dtype, device=device)
-    return Backbone(
-        spec,
-        shards=shards,
-        activation_checkpointing=options.activation_checkpointing,
-        packed=options.packed,
-        embedding_rows=embedding_rows,
-    )
+    return Backbone(spec, options, shards=shards, embedding_rows=embedding_rows)
 
 
 def _shard(

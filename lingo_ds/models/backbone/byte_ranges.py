@@ -95,7 +95,7 @@ def _fill(out: Tensor, file: FileIO) -> Tensor:
     Raises:
         UserError: where there are not enough.
     """
-    left = memoryview(out.view(torch.uint8).numpy())
+    left = out.view(torch.uint8).numpy().data
     while left:
         count = file.readinto(left)
         if not count:

@@ -1,4 +1,4 @@
-"""Frozen linear maps whose backward pass keeps no weight; in fp32 on the CPU they go through oneDNN."""
+"""Frozen linear maps whose backward pass keeps no weight; in fp32 on the CPU they are oneDNN's products."""
 
 from typing import Any
 
@@ -24,23 +24,25 @@ def freeze_maps(spec: BackboneSpec, *, dtype: torch.dtype, device: torch.device,
 
 
 class FrozenForward:
-    """In place of a linear map's forward, plain or quantised: x W^T + b, whose gradient goes to x alone."""
+    """Forward of a linear map, plain or quantised: x W^T + b, whose gradient goes to x alone."""
 
     def __init__(self, module: nn.Module):
-        self._module, self._transposed = module, isinstance(module, Conv1D)
+        self._module: Any = module  # a linear map of torch, transformers or `quantized_linear`
+        self._transposed = isinstance(module, Conv1D)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(.., d_in) to (.., d_out)."""
         return _FrozenProduct.apply(x, self)
 
     def weight(self) -> Tensor:
-        """(d_out, d_in); a sharded one must be whole now, and may have been given back since the forward."""
-        weight = self._module.weight.detach()
+        """(d_out, d_in); a sharded one must be whole now, and may have been freed since the forward."""
+        weight: Tensor = self._module.weight.detach()
         return weight.t() if self._transposed else weight
 
     def bias(self) -> Tensor | None:
         """(d_out,) or None."""
-        return self._module.bias
+        bias: Tensor | None = self._module.bias
+        return bias
 
 
 class _FrozenProduct(torch.autograd.Function):

@@ -6,15 +6,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from lingo_ds.distributed.traffic import counter
 from lingo_ds.models.backbone import eight_bit
+from lingo_ds.models.backbone.partitioned import PartitionedParameter
 from lingo_ds.models.ops.host_memory import use_large_pages
 
 
 class GatherState(StrEnum):
-    """What the next pass finds: nothing known of the model's order, no small weights, or all as usual."""
+    """What the next pass has to gather.
+
+    RECORDING: the order of the weights is not known yet. FILLING: weights that stay whole once they were
+    gathered are not here. STEADY: everything else.
+    """
 
     RECORDING = "recording"
     FILLING = "filling"
@@ -22,20 +27,30 @@ class GatherState(StrEnum):
 
 
 def count_collectives(backend: Any) -> None:
-    """Lets the counter of traffic see what DeepSpeed issues, at the one object all of it passes."""
+    """Counts the collectives that DeepSpeed issues, at the one object which all of them pass.
+
+    It replaces two functions of that object, DeepSpeed's communication backend, for the whole process.
+    """
     if "all_gather_into_tensor" in vars(backend):
         return
     gather, broadcast = backend.all_gather_into_tensor, backend.broadcast
 
-    def counted_gather(output_tensor, input_tensor, group=None, async_op=False):
+    def counted_gather(
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup | None = None,
+        async_op: bool = False,
+    ) -> Any:
         kind = counter.add("all_gather", "weights", output_tensor.nbytes, group)
-        # where several of a host's processes are in it, gloo's ring crosses the cable less often
+        # where several processes of a host are in the group, gloo's ring sends less between hosts
         directly = kind.hosts in (1, kind.group)
         if async_op and directly and output_tensor.device.type == "cpu":
             return GatheredInPlace(output_tensor, input_tensor, group)
         return gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
-    def counted_broadcast(tensor, src, group=None, async_op=False):
+    def counted_broadcast(
+        tensor: Tensor, src: int, group: dist.ProcessGroup | None = None, async_op: bool = False
+    ) -> Any:
         counter.add("broadcast", "order", tensor.nbytes, group)
         return broadcast(tensor, src, group=group, async_op=async_op)
 
@@ -43,7 +58,7 @@ def count_collectives(backend: Any) -> None:
 
 
 class GatheredInPlace:
-    """An all-gather on the CPU under way: every part goes to each, and is received where it belongs.
+    """A running all-gather on the CPU in which every process receives each part where it belongs.
 
     gloo's own receives into a second tensor as large as the whole, and copies.
     """
@@ -60,29 +75,31 @@ class GatheredInPlace:
     def wait(self) -> None:
         """Returns once `whole` is whole, and `own` may be changed."""
         for transfer in self._under_way:
-            transfer.wait()
+            if transfer is not None:
+                transfer.wait()
 
 
 class EightBitGather:
-    """Maps on their way in 8 bits, in one all-gather."""
+    """A running all-gather of maps in 8 bits."""
 
     def __init__(
         self,
-        maps: Sequence[nn.Parameter],
+        maps: Sequence[PartitionedParameter],
         group: dist.ProcessGroup | None,
         *,
         backend: Any,
-        arrived: Callable[[nn.Parameter], None],
+        arrived: Callable[[PartitionedParameter], None],
     ):
         """Begins.
 
         Args:
-            maps: each with its own part as `ds_tensor`; the same in the same order on all of `group`.
+            maps: maps with their own parts as `ds_tensor`, in the same order on all of `group`.
             group: processes that gather.
-            backend: what issues the all-gather, see `count_collectives`.
+            backend: DeepSpeed's backend, which issues the all-gather, see `count_collectives`.
             arrived: called with each map that has its values.
         """
-        self._arrived, self._under_way = arrived, None
+        self._arrived = arrived
+        self._under_way: Any = None
         parts = [one.ds_tensor[None] for one in maps]
         if (members := dist.get_world_size(group)) > 1:
             own = torch.cat(parts, dim=1)[0] if len(parts) > 1 else maps[0].ds_tensor
@@ -95,7 +112,7 @@ class EightBitGather:
         """Returns once every map has its values, in the compute dtype; called again it does nothing."""
         if self._under_way is not None:
             self._under_way.wait()
-            self._under_way = None  # it holds on to what was gathered
+            self._under_way = None  # it refers to the gathered parts
         while self._left:
             param, parts = self._left.pop()
             whole = param.data.new_empty(len(parts) * param.ds_tensor.ds_numel)

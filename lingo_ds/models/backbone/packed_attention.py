@@ -1,6 +1,7 @@
 """Attention over packs: no padding, one prefix for all examples.
 
-A pack is one row of tokens, [prefix | own tokens of example 0 | own tokens of example 1 | ...]. A token of an
+It is the package's own because no library's attention shares the keys of a prefix between sequences. A pack
+is one row of tokens, [prefix | own tokens of example 0 | own tokens of example 1 | ...]. A token of an
 example attends to the prefix and to its own example; the prefix attends to itself. In an encoder, where
 earlier tokens see later ones, a prefix cannot be shared and is empty.
 """
@@ -8,7 +9,7 @@ earlier tokens see later ones, a prefix cannot be shared and is empty.
 import inspect
 from collections.abc import Sequence
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +25,16 @@ class Bucket(NamedTuple):
     """Neighbouring examples whose attention is one batched product.
 
     Attributes:
-        tokens: own tokens of all of them.
-        count: examples.
+        tokens: own tokens of all examples.
+        examples: number of examples.
         width: own tokens of the longest.
-        place: (count * width,) which of the tokens stands there, 0 in padding; None where nothing is padded.
-        real: (tokens,) the entries of (count * width) that are no padding; None likewise.
-        lengths: (count,) own tokens of each.
+        place: (examples * width,) which token is at each place, 0 in padding; None where nothing is padded.
+        real: (tokens,) the places among (examples * width) that are no padding; None likewise.
+        lengths: (examples,) own tokens of each.
     """
 
     tokens: int
-    count: int
+    examples: int
     width: int
     place: Tensor | None
     real: Tensor | None
@@ -45,7 +46,7 @@ class PackedAttention:
 
     Attributes:
         prefix: tokens of the shared prefix.
-        tokens: of the whole pack.
+        tokens: tokens of the whole pack.
     """
 
     def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
@@ -56,7 +57,7 @@ class PackedAttention:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(1, tokens): 0, 1, .. in the prefix; every example goes on where the prefix ended."""
+        """(1, tokens): 0, 1, .. in the prefix; every example continues where the prefix ended."""
         own = torch.tensor(self._lengths)
         starts = own.cumsum(0) - own
         positions = torch.arange(self.tokens - self.prefix) - starts.repeat_interleave(own) + self.prefix
@@ -88,14 +89,13 @@ class PackedAttention:
 
     def _bucket(self, group: list[int]) -> Bucket:
         lengths, width = torch.tensor(group), max(group)
-        real = place = None
-        if min(group) < width:
-            inside = torch.arange(width) < lengths[:, None]
-            real = inside.flatten().nonzero().flatten()
-            place = torch.zeros(len(group) * width, dtype=torch.long)
-            place[real] = torch.arange(len(real))
-            real, place = real.to(self._device), place.to(self._device)
-        return Bucket(sum(group), len(group), width, place, real, lengths.to(self._device))
+        if min(group) == width:
+            return Bucket(sum(group), len(group), width, None, None, lengths.to(self._device))
+        real = (torch.arange(width) < lengths[:, None]).flatten().nonzero().flatten()
+        place = torch.zeros(len(group) * width, dtype=torch.long)
+        place[real] = torch.arange(len(real))
+        real, place, lengths = (part.to(self._device) for part in (real, place, lengths))
+        return Bucket(sum(group), len(group), width, place, real, lengths)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
@@ -106,7 +106,7 @@ class PackedAttention:
             query: (1, heads, tokens, size); key and value may have fewer heads, in whole groups of query's.
             key: (1, key heads, tokens, size), positions already in it.
             value: likewise.
-            scale: of the scores.
+            scale: factor on the scores.
             window: a token sees itself and the `window` - 1 tokens before; None: all.
             causal: False in an encoder: every token of an example sees all of it.
 
@@ -121,19 +121,26 @@ class PackedAttention:
             return attention.attend(
                 query, key, value, self._sequences, scale=scale, window=window, causal=causal
             )[None]
-        heads, pieces = zip(*map(self._apart, (query, key, value)), strict=True)
+        return self._by_bucket(query, key, value, scale=scale, window=window, causal=causal)
+
+    def _by_bucket(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
+    ) -> Tensor:
+        """Attention by torch's own kernels: of the prefix, then of bucket after bucket."""
+        (head_q, queries), (head_k, keys), (head_v, values) = map(self._apart, (query, key, value))
         outputs = []
-        if self.prefix:
+        if head_q is not None and head_k is not None and head_v is not None:
             mask = self._mask(0, self.prefix, window)
-            outputs.append(_attend(*heads, mask=mask, scale=scale).squeeze(0))
-        for bucket, q, k, v in zip(self._buckets, *pieces, strict=True):
-            q, k, v = (_sharding(part, bucket) for part in (q, k, v))
-            k, v = _behind(heads[1], k), _behind(heads[2], v)
+            outputs.append(_attend(head_q, head_k, head_v, mask=mask, scale=scale).squeeze(0))
+        for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
+            q, k, v = (_batched(part, bucket) for part in (q, k, v))
+            k, v = _behind(head_k, k), _behind(head_v, v)
+            allowed: Tensor | None = None
             if causal:  # padding stands behind the tokens of its example, where none of them looks
-                mask = self._mask(self.prefix, bucket.width, window)
-            else:
-                mask = None if bucket.real is None else _real_keys(bucket, 0)[:, None, None]
-            out = _attend(q, k, v, mask=mask, scale=scale).flatten(0, 1)
+                allowed = self._mask(self.prefix, bucket.width, window)
+            elif bucket.real is not None:
+                allowed = _real_keys(bucket, 0)[:, None, None]
+            out = _attend(q, k, v, mask=allowed, scale=scale).flatten(0, 1)
             outputs.append(out if bucket.real is None else out[bucket.real])
         return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
 
@@ -151,12 +158,12 @@ class PackedAttention:
         Returns:
             (1, examples, heads, size).
         """
-        counts = [bucket.count for bucket in self._buckets]
+        counts = [bucket.examples for bucket in self._buckets]
         queries = query.squeeze(0).transpose(0, 1).unsqueeze(1).split(counts)
         (key_head, keys), (value_head, values) = self._apart(key), self._apart(value)
         outputs = []
         for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
-            k, v = _behind(key_head, _sharding(k, bucket)), _behind(value_head, _sharding(v, bucket))
+            k, v = _behind(key_head, _batched(k, bucket)), _behind(value_head, _batched(v, bucket))
             mask = None
             if bucket.real is not None or (window is not None and window < k.shape[1]):
                 mask = _real_keys(bucket, self.prefix, window)[:, None, None]
@@ -164,13 +171,13 @@ class PackedAttention:
         return torch.cat(outputs)[None]
 
     def _apart(self, x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """Of (1, heads, tokens, size): the prefix's (1, prefix, heads, size), and each bucket's tokens."""
+        """Tokens of (1, heads, tokens, size): the prefix's (1, prefix, heads, size), and each bucket's."""
         sizes = [self.prefix] * bool(self.prefix) + [bucket.tokens for bucket in self._buckets]
         parts = x.squeeze(0).transpose(0, 1).split(sizes)
         return (parts[0].unsqueeze(0), parts[1:]) if self.prefix else (None, parts)
 
     def _mask(self, before: int, width: int, window: int | None) -> Tensor:
-        """(width, before + width) bool: what each of the last `width` tokens sees."""
+        """(width, before + width) bool: the tokens that each of the last `width` ones sees."""
         key = before, width, window
         if key not in self._masks:
             query = torch.arange(before, before + width, device=self._device)[:, None]
@@ -182,25 +189,27 @@ class PackedAttention:
     def _varlen(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
     ) -> Tensor:
-        """The same by a flash kernel for sequences of different length; keys of the prefix are gathered."""
+        """Attention by a flash kernel for sequences of different length; keys of the prefix are gathered."""
         from torch.nn.attention.varlen import varlen_attn
 
         of_query, of_key, gather, longest = self._varlen_places
         key, value = (part[0].transpose(0, 1)[gather] for part in (key, value))
         sees = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
         heads = query.shape[1] // key.shape[1]
-        options = {"enable_gqa": True} if heads > 1 else {}
-        if options.keys() - _varlen_options():
+        options: dict[str, Any] = {"scale": scale, "window_size": sees}
+        if heads > 1 and "enable_gqa" in _varlen_options():
+            options["enable_gqa"] = True
+        elif heads > 1:
             key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
-            options = {}
-        return varlen_attn(
-            query[0].transpose(0, 1), key, value, of_query, of_key, longest, self.prefix + longest,
-            scale=scale, window_size=sees, **options,
-        )[None]  # fmt: skip
+        attend: Any = varlen_attn  # its parameters differ between versions of torch
+        out: Tensor = attend(
+            query[0].transpose(0, 1), key, value, of_query, of_key, longest, self.prefix + longest, **options
+        )
+        return out[None]
 
     @cached_property
     def _sequences(self) -> Tensor:
-        """(n, 3) on the CPU: where the prefix, if any, and each example begin, own tokens, those before."""
+        """(n, 3) on the CPU, of a prefix and each example: first token, own tokens, tokens seen before."""
         own = torch.tensor(self._lengths)
         starts = own.cumsum(0) - own + self.prefix
         examples = torch.stack([starts, own, torch.full_like(own, self.prefix)], dim=1)
@@ -208,7 +217,7 @@ class PackedAttention:
 
     @cached_property
     def _varlen_places(self) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Where sequences begin among queries and among gathered keys; the keys' places; the longest one."""
+        """Starts of the sequences among queries and gathered keys; the keys' places; the longest sequence."""
         own = torch.tensor(self._lengths)
         counts = torch.cat([torch.tensor([self.prefix] * bool(self.prefix), dtype=torch.long), own])
         prefix, start, gather = torch.arange(self.prefix), self.prefix, []
@@ -218,8 +227,8 @@ class PackedAttention:
             gather += [prefix, torch.arange(start, start + length)]
             start += length
         seen = torch.cat([counts[: len(counts) - len(own)], own + self.prefix])
-        ends = [F.pad(part.cumsum(0), (1, 0)).int().to(self._device) for part in (counts, seen)]
-        return *ends, torch.cat(gather).to(self._device), int(counts.max())
+        of_query, of_key = (F.pad(part.cumsum(0), (1, 0)).int().to(self._device) for part in (counts, seen))
+        return of_query, of_key, torch.cat(gather).to(self._device), int(counts.max())
 
 
 def _has_varlen(query: Tensor) -> bool:
@@ -237,27 +246,27 @@ def _varlen_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _sharding(own: Tensor, bucket: Bucket) -> Tensor:
-    """(tokens, heads, size) of a bucket as (count, width, heads, size), with padding where lengths differ."""
+def _batched(own: Tensor, bucket: Bucket) -> Tensor:
+    """A bucket's (tokens, heads, size) as (examples, width, heads, size), padded where lengths differ."""
     if bucket.place is not None:
         own = own.index_select(0, bucket.place)
-    return own.unflatten(0, (bucket.count, bucket.width))
+    return own.unflatten(0, (bucket.examples, bucket.width))
 
 
 def _behind(head: Tensor | None, own: Tensor) -> Tensor:
-    """Keys or values (count, width, heads, size) behind the prefix's, (1, prefix, heads, size)."""
+    """Keys or values (examples, width, heads, size) behind the prefix's, (1, prefix, heads, size)."""
     return own if head is None else torch.cat([head.expand(len(own), -1, -1, -1), own], dim=1)
 
 
 def _real_keys(bucket: Bucket, prefix: int, window: int | None = None) -> Tensor:
-    """(count, prefix + width) bool: the tokens of each example, the last `window` of them."""
+    """(examples, prefix + width) bool: the tokens of each example, the last `window` of them."""
     place = torch.arange(prefix + bucket.width, device=bucket.lengths.device)
     end = prefix + bucket.lengths[:, None]
     return (place < end) if window is None else (place < end) & (place >= end - window)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
-    """Scaled dot-product attention of (count, queries, heads, size) over (count, keys, key heads, size)."""
+    """Scaled dot-product attention of (n, queries, heads, size) over (n, keys, key heads, size)."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     shared = query.shape[1] > key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared)

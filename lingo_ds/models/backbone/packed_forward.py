@@ -1,6 +1,13 @@
-"""Running a transformers model on packs: its attention replaced, its last layer cut to what is used."""
+"""Runs a transformers model on packs: its attention replaced, its last layer cut to what is used.
 
+Packing is the package's own because no library shares a prefix between the examples of a row of tokens.
+Two tricks: an exception ends the last layer's forward once its keys and values are known, and the pack that
+attention works on is a global, since transformers calls the attention function without it.
+"""
+
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from lingo_ds.models.backbone.packed_attention import PackedAttention
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "lingo_ds_packed"
-"""Of the attention implementation, among transformers' own."""
+"""Name of the attention implementation among transformers' own."""
 
 
 class _Captured(Exception):
@@ -17,7 +27,7 @@ class _Captured(Exception):
 
 
 class _ActivePack:
-    """What the attention function works on: the pack of the last forward, until the next one begins.
+    """The pack of the last forward, for the attention function, until the next forward begins.
 
     A recomputation in the backward pass, and threads of autograd, need it after the forward is over.
     """
@@ -38,7 +48,7 @@ def _packed_attention(
     sliding_window: int | None = None,
     **_ignored: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every attention layer."""
+    """Attention as transformers calls it in every layer."""
     assert _ActivePack.pack is not None, "packed attention outside of a pack"
     if _ActivePack.capturing:
         _ActivePack.captured = key, value
@@ -56,17 +66,31 @@ AttentionInterface.register(NAME, _packed_attention)
 AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
-def begin(pack: PackedAttention) -> None:
-    """Makes all following attention that of `pack`."""
-    _ActivePack.pack = pack
+class PackedForward:
+    """A transformers model that computes packs."""
+
+    def __init__(self, module: "PreTrainedModel", last_layer: str):
+        """Replaces the attention of `module`, and the forward of the layer with the name `last_layer`."""
+        module.set_attn_implementation(NAME)
+        self._last_layer = LastLayerForTokens(module.get_submodule(last_layer))
+
+    def begin(self, pack: PackedAttention, *, wanted: Tensor | None) -> None:
+        """Makes all following attention that of `pack`.
+
+        Args:
+            pack: the pack that is computed next.
+            wanted: (examples,) places of the tokens that the last layer is computed for; None: all.
+        """
+        _ActivePack.pack = pack
+        self._last_layer.wanted = wanted
 
 
 class LastLayerForTokens:
-    """In place of the last layer's forward: runs it for one token per example, where only those are used.
+    """Forward of the last layer for one token per example, where only those are used.
 
     Keys and values come from all tokens: the layer's forward runs until its attention has them, then again
-    with the wanted tokens alone. What it puts out elsewhere is 0. Nothing there is recomputed in the backward
-    pass: what would be kept is small anyway.
+    with the wanted tokens alone. Its output elsewhere is 0. Nothing there is recomputed in the backward pass:
+    what would be kept is small anyway.
 
     Attributes:
         wanted: (examples,) places in the pack; None: the layer runs for all tokens.
@@ -74,13 +98,15 @@ class LastLayerForTokens:
 
     def __init__(self, layer: nn.Module):
         self.wanted: Tensor | None = None
-        self._layer, self._forward = layer, layer.forward
+        self._layer: Any = layer  # of any family, which mypy knows no attributes of
+        self._forward: Callable[..., Any] = layer.forward
         layer.forward = self
 
-    def __call__(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's output for `hidden` (1, tokens, size)."""
         if self.wanted is None:
             return self._forward(hidden, *args, **kwargs)
+        wanted, tokens = self.wanted, hidden.shape[1]
         recompute = getattr(self._layer, "gradient_checkpointing", False)
         self._layer.gradient_checkpointing = False
         try:
@@ -88,23 +114,20 @@ class LastLayerForTokens:
                 _ActivePack.capturing = True
                 self._forward(hidden, *args, **kwargs)
             _ActivePack.capturing = False
-            out = self._forward(
-                *self._cut((hidden, *args), hidden.shape[1]), **self._cut(kwargs, hidden.shape[1])
-            )
+            out = self._forward(*_select((hidden, *args), wanted, tokens), **_select(kwargs, wanted, tokens))
         finally:
             _ActivePack.capturing, _ActivePack.captured = False, None
             self._layer.gradient_checkpointing = recompute
         out = out[0] if isinstance(out, tuple) else out
-        return torch.zeros_like(hidden).index_copy(1, self.wanted, out)
+        return torch.zeros_like(hidden).index_copy(1, wanted, out)
 
-    def _cut(self, value: object, tokens: int) -> object:
-        """Every (1, tokens, ..) tensor in a forward's arguments, as that of the wanted tokens."""
-        if isinstance(value, Tensor):
-            return (
-                value.index_select(1, self.wanted) if value.ndim > 1 and value.shape[1] == tokens else value
-            )
-        if isinstance(value, tuple):
-            return tuple(self._cut(part, tokens) for part in value)
-        if isinstance(value, dict):
-            return {name: self._cut(part, tokens) for name, part in value.items()}
-        return value
+
+def _select(value: Any, wanted: Tensor, tokens: int) -> Any:
+    """A forward's arguments with every (1, tokens, ..) tensor among them cut to the wanted tokens."""
+    if isinstance(value, Tensor):
+        return value.index_select(1, wanted) if value.ndim > 1 and value.shape[1] == tokens else value
+    if isinstance(value, tuple):
+        return tuple(_select(part, wanted, tokens) for part in value)
+    if isinstance(value, dict):
+        return {name: _select(part, wanted, tokens) for name, part in value.items()}
+    return value

@@ -48,7 +48,7 @@ def require_bitsandbytes(quantization: str) -> None:
 def quantize_maps(
     spec: BackboneSpec, files: WeightFiles, quantization: str, *, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Puts quantised maps in the place of the skeleton's, one after the other; biases are loaded later.
+    """Replaces the skeleton's maps by quantised ones, one after the other; biases are loaded later.
 
     No more than one map is in memory in full precision at once: it is read from the memory-mapped file, cast
     to the compute dtype on the device, and quantised there.
@@ -60,15 +60,19 @@ def quantize_maps(
             values = values.t()
         weight = values.to(device=device, dtype=dtype).contiguous()
         parent, _, child = name.rpartition(".")
-        setattr(spec.skeleton.get_submodule(parent), child, FORMS[quantization](weight, module.bias))
+        setattr(
+            spec.skeleton.get_submodule(parent),
+            child,
+            FORMS[quantization](weight, module._parameters["bias"]),
+        )
 
 
 class QuantizedMap(nn.Module):
-    """x W^T + b, with W in fewer bits; to be used like a linear map, adapters included.
+    """x W^T + b, with W in fewer bits; it is used like a linear map, adapters included.
 
     Attributes:
         bias: (d_out,) or None.
-        entries: of W.
+        entries: number of W's entries.
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None):
@@ -79,7 +83,7 @@ class QuantizedMap(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(d_out, d_in) in the compute dtype, made anew each time it is asked for."""
+        """(d_out, d_in) in the compute dtype, dequantised at every call."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,6 +97,9 @@ class QuantizedMap(nn.Module):
 class Int8Map(QuantizedMap):
     """W as whole numbers from -127 to 127, scaled by the largest entry of each row."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, weight: Tensor, bias: nn.Parameter | None):
         super().__init__(weight, bias)
         codes, scales, _ = _functional().int8_vectorwise_quant(weight.to(torch.float16))
@@ -101,7 +108,7 @@ class Int8Map(QuantizedMap):
 
     @property
     def weight(self) -> Tensor:
-        """(d_out, d_in) in the compute dtype, made anew each time it is asked for."""
+        """(d_out, d_in) in the compute dtype, dequantised at every call."""
         if self.codes.is_cuda:
             return self.codes.to(self._dtype).mul_(self.scales)
         out = torch.empty(self.codes.shape, dtype=self._dtype)
@@ -127,12 +134,12 @@ class NF4Map(QuantizedMap):
 
     @property
     def weight(self) -> Tensor:
-        """(d_out, d_in) in the compute dtype, made anew each time it is asked for."""
+        """(d_out, d_in) in the compute dtype, dequantised at every call."""
         flat = _functional().dequantize_4bit(self.codes, self._state)
         return flat.view(-1)[: self.entries].view(self.out_features, self.in_features)
 
     def scales(self) -> list[Tensor]:
-        """All tensors beside the codes."""
+        """All tensors but the codes."""
         state, inner = self._state, self._state.state2
         return [state.absmax, state.code, state.offset, inner.absmax, inner.code]
 

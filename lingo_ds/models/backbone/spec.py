@@ -1,15 +1,13 @@
-"""The backbone without its weights: shapes, linear maps, layers.
+"""Shapes of a backbone: its linear maps, layers and weights.
 
-Cheap for any size, needed before anything is loaded. What builds models takes seconds to import: it is where
-it is called, and shapes that were read once are kept.
+They are cheap to read for any size and needed before anything is loaded. Building the module that they are
+read from takes seconds, which is why they are cached.
 """
 
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -17,30 +15,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from lingo_ds.models.backbone import families
-from lingo_ds.models.backbone.families import (
-    DROPOUT_SETTINGS,
-    PACKABLE,
-    SHARED_INPUTS,
-    TARGETS,
-    first_position,
-)
+from lingo_ds.models.backbone import families, skeleton, weight_sizes
+from lingo_ds.models.backbone.families import PACKABLE, SHARED_INPUTS, TARGETS
+from lingo_ds.models.backbone.skeleton import build_skeleton, decoder_layers, map_shape
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-MAX_SIZES = {
-    "num_hidden_layers": 1000, "hidden_size": 10**6, "vocab_size": 10**8, "max_position_embeddings": 10**9,
-}  # fmt: skip
-"""Sizes in a `config.json` that no model comes near."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +35,28 @@ class BackboneSpec:
     """Shapes of a frozen language model.
 
     Attributes:
-        folder: where its files are.
+        folder: folder of its files.
         trust_remote_code: whether code in the folder may be run.
         model_type: family name, e.g. `llama`.
         linear_maps: (d_out, d_in) of every linear map inside the decoder layers, by module name.
-        target_names: what `all-linear` means for this family; empty: every map.
+        target_names: names of the maps that `all-linear` means in this family; empty: every map.
         layers: number of decoder layers.
         last_layer: module name of the one whose output is the last hidden state.
         shared_inputs: names of linear maps of one module that read the same tensor.
         causal: False in an encoder, where a token sees those after it.
         packable: whether packed attention is known to give what padded batches give.
-        first_position: of a text, in learned position embeddings.
+        first_position: position of a text's first token, in learned position embeddings.
         parameters: entries of all weights.
         layer_parameters: entries of the largest decoder layer.
         hidden_size: width of the residual stream.
-        output_size: width of what comes out.
+        output_size: width of the last hidden states.
         query_size: width of the queries of all heads.
         key_size: width of the keys of all heads, which several query heads may share.
-        upcast_norms: whether norms compute in fp32 and keep their input so (transformers' RMS norms).
+        upcast_norms: whether norms compute in fp32 and keep their input in it (transformers' RMS norms).
         ffn_size: width inside the feed-forward part.
         context: longest input in tokens.
         embedding: module name of the input embedding.
-        embedding_shape: (vocabulary, size) of it; OPT may widen its rows afterwards.
+        embedding_shape: (vocabulary, size) of the input embedding; OPT may widen its rows afterwards.
         weights: size of every weight, by layer.
     """
 
@@ -98,34 +85,34 @@ class BackboneSpec:
     weights: Weights
 
     @cached_property
-    def skeleton(self) -> nn.Module:
+    def skeleton(self) -> "PreTrainedModel":
         """The module with parameters on the meta device and real buffers; loading fills it."""
-        return _build_skeleton(self.folder, trust_remote_code=self.trust_remote_code)[0]
+        return build_skeleton(self.folder, trust_remote_code=self.trust_remote_code).module
 
     @property
     def layer_classes(self) -> tuple[type[nn.Module], ...]:
         """Classes of the decoder layers."""
-        return tuple({type(layer) for layer in _layers_of(self.skeleton).values()})
+        return tuple({type(layer) for layer in decoder_layers(self.skeleton).values()})
 
 
 def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | None = None) -> BackboneSpec:
-    """Reads the shapes off a skeleton that is built from the config alone, or from where they were kept.
+    """Reads the shapes from a skeleton that is built from the config alone, or from the cache.
 
     Args:
-        folder: of the backbone.
-        trust_remote_code: whether code in it may be run; then nothing is kept.
-        cache: folder in which shapes are kept.
+        folder: the backbone's files.
+        trust_remote_code: whether code among them may be run; then nothing is cached.
+        cache: folder of cached shapes.
 
     Raises:
         UserError: where the folder holds no config that transformers knows.
     """
-    kept = None if trust_remote_code or cache is None else _place_of_shapes(folder, cache)
-    spec = kept and _kept_spec(folder, kept)
-    if not spec:
-        spec = _spec_of(folder, trust_remote_code=trust_remote_code)
-        if kept:
-            shapes = {key: value for key, value in asdict(spec).items() if key not in _NOT_KEPT}
-            atomic_write(kept, lambda aside: aside.write_text(json.dumps(shapes)))
+    cached = None if trust_remote_code or cache is None else _cache_path(folder, cache)
+    spec = _read_cached(folder, cached) if cached else None
+    if spec is None:
+        spec = _build_spec(folder, trust_remote_code=trust_remote_code)
+        if cached:
+            shapes = {key: value for key, value in asdict(spec).items() if key not in _NOT_CACHED}
+            atomic_write(cached, lambda temporary: temporary.write_text(json.dumps(shapes)))
     if not spec.target_names:
         logger.warning(
             "family %s is not in the table: all-linear adapts every map of its layers", spec.model_type
@@ -133,154 +120,115 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | No
     return spec
 
 
-_NOT_KEPT = ("folder", "trust_remote_code")
+_NOT_CACHED = ("folder", "trust_remote_code")
 
 
-def _place_of_shapes(folder: Path, cache: Path) -> Path | None:
+def _cache_path(folder: Path, cache: Path) -> Path | None:
     """A file whose name changes with config, transformers and what is read here; None: no config."""
     try:
         digest = hashlib.sha256((folder / "config.json").read_bytes())
     except OSError:
         return None
-    for source in (__file__, families.__file__):
+    for source in (__file__, families.__file__, skeleton.__file__, weight_sizes.__file__):
         digest.update(Path(source).read_bytes())
     digest.update(metadata.version("transformers").encode())
     return cache / "shapes" / f"{digest.hexdigest()[:32]}.json"
 
 
-def _kept_spec(folder: Path, kept: Path) -> BackboneSpec | None:
-    """What was kept there; None where nothing readable is."""
+def _read_cached(folder: Path, path: Path) -> BackboneSpec | None:
+    """The cached shapes; None where nothing readable is."""
     try:
-        shapes: dict[str, Any] = json.loads(kept.read_text())
+        shapes: dict[str, Any] = json.loads(path.read_text())
         shapes["linear_maps"] = {name: tuple(shape) for name, shape in shapes["linear_maps"].items()}
         shapes["shared_inputs"] = tuple(map(tuple, shapes["shared_inputs"]))
         for name in ("target_names", "embedding_shape"):
             shapes[name] = tuple(shapes[name])
-        kept_weights = shapes["weights"]
-        runs = tuple((count, _read_weights(layer)) for count, layer in kept_weights["runs"])
-        outside = (_read_weights(kept_weights[name]) for name in ("embeddings", "others"))
-        shapes["weights"] = Weights(runs, *outside)
+        weights = shapes["weights"]
+        runs = tuple((count, _read_weights(layer)) for count, layer in weights["runs"])
+        embeddings, others = _read_weights(weights["embeddings"]), _read_weights(weights["others"])
+        shapes["weights"] = Weights(runs, embeddings, others)
         return BackboneSpec(folder=folder, trust_remote_code=False, **shapes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _read_weights(kept: list[list[int]]) -> tuple[Weight, ...]:
-    return tuple(Weight(entries, bool(is_map)) for entries, is_map in kept)
+def _read_weights(cached: list[list[int]]) -> tuple[Weight, ...]:
+    return tuple(Weight(entries, bool(is_map)) for entries, is_map in cached)
 
 
-def _build_skeleton(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, int, str]:
-    """The skeleton, its first position and the name of its input embedding; raises as `read_spec` does."""
-    from transformers import AutoConfig, AutoModel
-    from transformers.initialization import no_init_weights
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        for setting in DROPOUT_SETTINGS:
-            if isinstance(getattr(config, setting, None), float):
-                setattr(config, setting, 0.0)
-        if config.is_encoder_decoder:
-            raise ValueError(f"{config.model_type} is an encoder-decoder")
-        _require_sizes(config)
-        with _parameters_on_meta(), no_init_weights():
-            skeleton = AutoModel.from_config(
-                config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
-            )
-        start = first_position(config)
-        embedding = skeleton.get_input_embeddings()  # raises where the model reads something else than text
-    except Exception as error:  # of a config that transformers does not expect it may raise anything
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        rule = f"has no usable config.json ({reason})"
-        raise UserError(
-            Mistake("backbone.path", folder, rule, "give a decoder model's Hugging Face folder")
-        ) from None
-    skeleton.requires_grad_(False)
-    for top in ("pooler", "contact_head"):  # of encoders; the head is ours
-        if hasattr(skeleton, top):
-            setattr(skeleton, top, None)
-    name = next(name for name, module in skeleton.named_modules() if module is embedding)
-    return skeleton, start, name
-
-
-def _layers_of(skeleton: nn.Module) -> dict[str, nn.Module]:
-    """The decoder layers by their names."""
-    names = set(skeleton._no_split_modules or ())
-    return {
-        name: module
-        for name, module in skeleton.named_modules()
-        if type(module).__name__ in names and re.search(r"\.\d+$|^\d+$", name)
-    }
+def _build_spec(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
+    built = build_skeleton(folder, trust_remote_code=trust_remote_code)
+    module, layers = built.module, decoder_layers(built.module)
+    family = module.config.model_type
+    if not layers:
+        rule = f"{family} does not name its decoder layers"
+        raise UserError(Mistake("backbone.path", folder, rule, "use another model"))
+    linear_maps = _linear_maps(layers)
+    vocabulary, size = module.get_submodule(built.embedding).get_parameter("weight").shape
+    spec = BackboneSpec(
+        folder=folder,
+        trust_remote_code=trust_remote_code,
+        model_type=family,
+        linear_maps=linear_maps,
+        target_names=TARGETS.get(family, ()),
+        layers=len(layers),
+        last_layer=list(layers)[-1],
+        shared_inputs=_shared_inputs(layers),
+        causal=any(getattr(inner, "is_causal", False) for inner in module.modules()),
+        packable=family in PACKABLE,
+        first_position=built.first_position,
+        parameters=sum(p.numel() for p in module.parameters()),
+        layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
+        upcast_norms=any("RMSNorm" in type(inner).__name__ for inner in module.modules()),
+        ffn_size=max(d for shape in linear_maps.values() for d in shape),
+        embedding=built.embedding,
+        embedding_shape=(vocabulary, size),
+        weights=_weights(module, layers, linear_maps),
+        **_widths(module.config),
+    )
+    vars(spec)["skeleton"] = module  # built already
+    return spec
 
 
-def _spec_of(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
+def _linear_maps(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of every linear map inside the layers, by module name."""
     from transformers.pytorch_utils import Conv1D
 
-    skeleton, start, embedding = _build_skeleton(folder, trust_remote_code=trust_remote_code)
-    config, layers = skeleton.config, _layers_of(skeleton)
-    if not layers:
-        rule = f"{config.model_type} does not name its decoder layers"
-        raise UserError(Mistake("backbone.path", folder, rule, "use another model"))
-    linear_maps = {
-        f"{layer}.{name}": _map_shape(module)
+    return {
+        f"{layer}.{name}": map_shape(module)
         for layer, block in layers.items()
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+def _widths(config: Any) -> dict[str, int]:
+    """Fields of `BackboneSpec` that a config tells, whose settings differ from family to family."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    spec = BackboneSpec(
-        folder=folder,
-        trust_remote_code=trust_remote_code,
-        model_type=config.model_type,
-        linear_maps=linear_maps,
-        target_names=TARGETS.get(config.model_type, ()),
-        layers=len(layers),
-        last_layer=list(layers)[-1],
-        shared_inputs=_shared_inputs(layers),
-        causal=any(getattr(module, "is_causal", False) for module in skeleton.modules()),
-        packable=config.model_type in PACKABLE,
-        first_position=start,
-        parameters=sum(p.numel() for p in skeleton.parameters()),
-        layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
-        hidden_size=config.hidden_size,
-        output_size=getattr(config, "word_embed_proj_dim", config.hidden_size),
-        query_size=heads * size,
-        key_size=(getattr(config, "num_key_value_heads", None) or heads) * size,
-        upcast_norms=any("RMSNorm" in type(module).__name__ for module in skeleton.modules()),
-        ffn_size=max(d for shape in linear_maps.values() for d in shape),
-        context=config.max_position_embeddings,
-        embedding=embedding,
-        embedding_shape=tuple(skeleton.get_submodule(embedding).weight.shape),
-        weights=_weights(skeleton, layers, linear_maps),
-    )
-    vars(spec)["skeleton"] = skeleton  # built already
-    return spec
+    return {
+        "hidden_size": config.hidden_size,
+        "output_size": getattr(config, "word_embed_proj_dim", config.hidden_size),
+        "query_size": heads * size,
+        "key_size": (getattr(config, "num_key_value_heads", None) or heads) * size,
+        "context": config.max_position_embeddings,
+    }
 
 
-def _weights(skeleton: nn.Module, layers: Mapping[str, nn.Module], linear_maps: Iterable[str]) -> Weights:
-    """Every weight, a tied one once."""
-    maps = {id(skeleton.get_submodule(name).weight) for name in linear_maps}
+def _weights(
+    module: "PreTrainedModel", layers: Mapping[str, nn.Module], linear_maps: Iterable[str]
+) -> Weights:
+    """Sizes of every weight, of a tied one once."""
+    maps = {id(module.get_submodule(name).weight) for name in linear_maps}
     by_layer = [
         tuple(Weight(p.numel(), id(p) in maps) for p in layer.parameters()) for layer in layers.values()
     ]
     inside = {id(p) for layer in layers.values() for p in layer.parameters()}
-    outside = {id(p): Weight(p.numel()) for p in skeleton.parameters() if id(p) not in inside}
-    tables = [id(m.weight) for m in skeleton.modules() if isinstance(m, nn.Embedding)]
+    outside = {id(p): Weight(p.numel()) for p in module.parameters() if id(p) not in inside}
+    tables = [id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)]
     embeddings = tuple(outside.pop(table) for table in dict.fromkeys(tables) if table in outside)
     runs = tuple((len(list(run)), layer) for layer, run in groupby(by_layer))
     return Weights(runs, embeddings, tuple(outside.values()))
-
-
-def _require_sizes(config: "PreTrainedConfig") -> None:
-    """The sizes that time and memory grow with; a skeleton of a billion layers would never be finished.
-
-    Raises:
-        ValueError: where one is missing or beyond any model.
-    """
-    for name, most in MAX_SIZES.items():
-        value = getattr(config, name, None)
-        if not isinstance(value, int) or not 1 <= value <= most:
-            raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
 
 
 def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ...]:
@@ -292,27 +240,3 @@ def _shared_inputs(layers: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], ..
         for names in SHARED_INPUTS
         if all(hasattr(module, child) for child in names)
     )
-
-
-def _map_shape(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a linear map; GPT-2's Conv1D keeps its weight transposed."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    return module.out_features, module.in_features
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Inside, new parameters have a shape but no memory; buffers (rotary frequencies) are computed."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(self, name, param if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
-
-    nn.Module.register_parameter = register_on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,9 @@ from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader
 from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class WeightFiles:
         UserError: where files or weights are missing, damaged, of another shape, or a format that runs code.
     """
 
-    def __init__(self, folder: Path, module: nn.Module):
+    def __init__(self, folder: Path, module: "PreTrainedModel"):
         self._folder = folder
         self._file_of = self._index()
         self._open: dict[str, safe_open] = {}
@@ -126,7 +130,7 @@ class WeightFiles:
         )
         raise UserError(Mistake("backbone.path", self._folder, rule, fix))
 
-    def _match(self, module: nn.Module) -> dict[str, str]:
+    def _match(self, module: "PreTrainedModel") -> dict[str, str]:
         wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         prefixes = ("", f"{module.base_model_prefix}.", "model.", "transformer.")
         prefix = max(dict.fromkeys(prefixes), key=lambda p: sum(p + name in self._file_of for name in wanted))

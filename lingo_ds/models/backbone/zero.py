@@ -1,6 +1,6 @@
-"""The one seam to DeepSpeed: a frozen module, partitioned by ZeRO stage 3 without optimizer."""
+"""The one seam to DeepSpeed: partitions a frozen module by ZeRO stage 3, without an optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import deepspeed
@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from lingo_ds.models.backbone.deepspeed_config import is_large
 from lingo_ds.models.backbone.eight_bit import pack, packed_bytes, packed_entries, split
 from lingo_ds.models.backbone.gathers import EightBitGather, GatherState, count_collectives
+from lingo_ds.models.backbone.partitioned import (
+    PartitionedParameter,
+    PartTensor,
+    as_part,
+    as_partitioned,
+)
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, replace_parameters
 from lingo_ds.models.ops.host_memory import Arena, return_freed_blocks
@@ -42,9 +48,9 @@ def shard(
         files: its weights.
         ds_config: DeepSpeed's settings, without any `auto` left.
         group: processes that share one copy; None: all.
-        dtype: of the weights in memory.
-        device: where they are used.
-        eight_bit: whether maps are held and gathered so, see `lingo_ds.models.backbone.eight_bit`.
+        dtype: dtype of the weights in memory.
+        device: where the weights are used.
+        eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.models.backbone.eight_bit`.
 
     Returns:
         The module with DeepSpeed's hooks on it.
@@ -57,50 +63,17 @@ def shard(
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group)
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
-
-    members, place = dist.get_world_size(group), dist.get_rank(group)
-    weights = {name: weight.numel() for name, weight in module.named_parameters()}
-    # Room for any weight, used for one after the other; of each at most this process's range is written to.
-    room = torch.empty(max(weights.values()), dtype=dtype, device=device)
-    maps = {f"{name}.weight" for name in spec.linear_maps} if eight_bit else set()
-    packed = {name: packed_entries(count, members) for name, count in weights.items() if name in maps}
-    packed_block = Arena(map(packed_bytes, packed.values()), torch.uint8, device)
     in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
-    plain = (_part_size(count, members) for name, count in weights.items() if name not in packed)
-    block = Arena(plain, dtype, device) if in_place else None
-
-    def own_range(name: str, old: nn.Parameter) -> nn.Parameter:
-        # No broadcast: zero.Init would send every weight from the group's first process.
-        whole, size = room[: old.numel()], _part_size(old.numel(), members)
-        param = nn.Parameter(whole.view(old.shape), requires_grad=False)
-        partitioner._convert_to_deepspeed_param(param)
-        if name in packed:
-            entries = packed[name]
-            part = packed_block.take(packed_bytes(entries))
-            _hold_eight_bit(param, part, group, partitioner)
-
-            def read(start: int, values: Tensor) -> None:
-                _fill_part(values, entries * place + start, old.numel(), name, files)
-
-            pack(part, read)
-            return param
-        if block is None:
-            own = whole[size * place : size * (place + 1)]
-        else:
-            own = _hold(param, block.take(size), size, members)
-        _fill_part(own, size * place, old.numel(), name, files)
-        param.partition()  # copies the range to wherever it is kept, unless it is there
-        second = param.ds_secondary_tensor
-        if second is not None:
-            _fill_part(second, second.ds_numel * partitioner.rank_in_group, old.numel(), name, files)
-        return param
-
+    maps = {f"{name}.weight" for name in spec.linear_maps} if eight_bit else set()
+    loader = _RangeLoader(
+        module, files, partitioner, group=group, device=device, maps=maps, in_place=in_place
+    )
     count_collectives(deepspeed.comm.comm.cdb)
-    replace_parameters(module, own_range)
+    replace_parameters(module, loader.load)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
-    _put_back(module, buffers)
+    _restore_buffers(module, buffers)
     # The first layer's weights are given back by the gradient that passes its input; without one they would
     # stay whole.
     module.get_input_embeddings().register_forward_hook(
@@ -109,33 +82,110 @@ def shard(
     return ShardedModule(module, engine)
 
 
+class _RangeLoader:
+    """Partitions weight after weight, and reads this process's range of each from the files.
+
+    Nothing is broadcast: `zero.Init` alone would send every weight from the group's first process.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        files: WeightFiles,
+        partitioner: deepspeed.zero.Init,
+        *,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+        maps: Collection[str],
+        in_place: bool,
+    ):
+        """Makes room for the ranges of all weights of `module`.
+
+        Args:
+            module: the skeleton.
+            files: its weights.
+            partitioner: DeepSpeed's, which turns parameters into partitioned ones.
+            group: processes that share one copy; None: all.
+            device: where the weights are used.
+            maps: names of the weights that are held in 8 bits.
+            in_place: whether ranges are read to where they stay, which DeepSpeed otherwise copies them to.
+        """
+        self._files, self._partitioner, self._group = files, partitioner, group
+        self._members, self._place = dist.get_world_size(group), dist.get_rank(group)
+        dtype, weights = partitioner.dtype, {name: p.numel() for name, p in module.named_parameters()}
+        # Room for any weight, used for one after the other; of each at most this process's range is written.
+        self._room = torch.empty(max(weights.values()), dtype=dtype, device=device)
+        self._packed = {
+            name: packed_entries(weights[name], self._members) for name in weights if name in maps
+        }
+        self._packed_memory = Arena(map(packed_bytes, self._packed.values()), torch.uint8, device)
+        plain = (_part_size(n, self._members) for name, n in weights.items() if name not in self._packed)
+        self._memory = Arena(plain, dtype, device) if in_place else None
+
+    def load(self, name: str, old: nn.Parameter) -> nn.Parameter:
+        """A partitioned parameter in place of the skeleton's, with this process's range."""
+        param = nn.Parameter(self._room[: old.numel()].view(old.shape), requires_grad=False)
+        self._partitioner._convert_to_deepspeed_param(param)
+        if name in self._packed:
+            self._pack_range(name, as_partitioned(param), old.numel())
+        else:
+            self._read_range(name, as_partitioned(param), old.numel())
+        return param
+
+    def _read_range(self, name: str, param: PartitionedParameter, count: int) -> None:
+        size = _part_size(count, self._members)
+        if self._memory is None:
+            own = self._room[:count][size * self._place : size * (self._place + 1)]
+        else:
+            own = _hold(param, self._memory.take(size), size, self._members)
+        _fill_part(own, size * self._place, count, name, self._files)
+        param.partition()  # copies the range to wherever it is kept, unless it is there
+        if (second := param.ds_secondary_tensor) is not None:
+            start = second.ds_numel * self._partitioner.rank_in_group
+            _fill_part(second, start, count, name, self._files)
+
+    def _pack_range(self, name: str, param: PartitionedParameter, count: int) -> None:
+        entries = self._packed[name]
+        part = self._packed_memory.take(packed_bytes(entries))
+        _hold_eight_bit(param, part, self._group, self._partitioner)
+
+        def read(start: int, values: Tensor) -> None:
+            _fill_part(values, entries * self._place + start, count, name, self._files)
+
+        pack(part, read)
+
+
 def _part_size(count: int, members: int) -> int:
     """Entries of each process's range of a weight of `count`; the last ranges may reach beyond its end."""
     return -(-count // members)
 
 
-def _hold(param: nn.Parameter, own: Tensor, entries: int, members: int) -> Tensor:
-    """Makes `own` what this process keeps of a weight: DeepSpeed then makes none to copy it to."""
+def _hold(param: PartitionedParameter, memory: Tensor, entries: int, members: int) -> PartTensor:
+    """Makes `memory` this process's range of a weight, so that DeepSpeed makes none to copy it to."""
+    own = as_part(memory)
     own.ds_numel, own.status, own.final_location = entries, PartitionedParamStatus.AVAILABLE, None
     param.ds_tensor, param.ds_numel_aligned = own, entries * members
     return own
 
 
 def _hold_eight_bit(
-    param: nn.Parameter, part: Tensor, group: dist.ProcessGroup | None, partitioner: deepspeed.zero.Init
+    param: PartitionedParameter,
+    memory: Tensor,
+    group: dist.ProcessGroup | None,
+    partitioner: deepspeed.zero.Init,
 ) -> None:
-    """Makes `part` (bytes,), yet to be filled, what this process keeps of a map, and says how to gather it.
+    """Makes `memory` (bytes,), yet to be filled, this process's part of a map, and says how to gather it.
 
     Maps that DeepSpeed wants at the same time come in one all-gather, large ones one by one.
     """
-    values, scales = split(part)
-    _hold(param, part, values.numel(), dist.get_world_size(group))
+    values, scales = split(memory)
+    part = _hold(param, memory, values.numel(), dist.get_world_size(group))
     part.ds_quant_scale = scales  # DeepSpeed gathers what has scales by itself
 
-    def arrived(one: nn.Parameter) -> None:
+    def arrived(one: PartitionedParameter) -> None:
         one.ds_status = ZeroParamStatus.AVAILABLE
 
-    def gather(params: Iterable[nn.Parameter], **_: Any) -> MultipleAllGatherHandles:
+    def gather(params: Iterable[PartitionedParameter], **_: Any) -> MultipleAllGatherHandles:
         ordered = sorted(params, key=lambda one: one.ds_id)  # on all processes alike
         for one in ordered:
             one.ds_status = ZeroParamStatus.INFLIGHT
@@ -150,16 +200,16 @@ def _hold_eight_bit(
 
 
 def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFiles) -> None:
-    """Reads a weight of `count` entries from `start` on; what is beyond its end is 0."""
+    """Reads a weight of `count` entries from `start` on; entries beyond its end are 0."""
     own = max(0, min(len(part), count - start))
     files.read_into(part[:own], name, min(start, count))
     part[own:].zero_()
 
 
 def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:
-    """The settings, for weights on NVMe with buffers for the largest layer and what lies outside of layers.
+    """The settings with buffers for weights on NVMe: the largest layer's and those outside of layers.
 
-    A buffer takes one weight's range; all of a layer are read at once.
+    A buffer takes one weight's range; a layer's weights are read together.
 
     Raises:
         UserError: where NVMe is asked for and DeepSpeed cannot use it here.
@@ -191,8 +241,8 @@ def require_nvme() -> None:
         raise UserError(Mistake("zero.profile", "offload_param.device: nvme", rule, fix))
 
 
-def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """DeepSpeed casts every buffer to the compute dtype; rotary frequencies need their fp32."""
+def _restore_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Undoes DeepSpeed's cast of every buffer to the compute dtype: rotary frequencies need their fp32."""
     for name, value in buffers.items():
         owner, _, key = name.rpartition(".")
         module.get_submodule(owner)._buffers[key] = value
@@ -205,8 +255,8 @@ class ShardedModule:
         self.module, self._engine = module, engine
 
     def held_entries(self) -> int:
-        """Entries of the weights that this process holds now: its partitions, and whatever is gathered."""
-        return self._held(lambda t: t.ds_numel if hasattr(t, "ds_quant_scale") else t.numel())
+        """Number of entries that this process holds now: its ranges, and whatever is gathered."""
+        return self._held(lambda t: as_part(t).ds_numel if hasattr(t, "ds_quant_scale") else t.numel())
 
     def held_bytes(self) -> int:
         """Bytes of these entries, with the scales of those in 8 bits."""
@@ -217,24 +267,24 @@ class ShardedModule:
             size(p.ds_tensor)
             + (0 if p.ds_secondary_tensor is None else size(p.ds_secondary_tensor))
             + (size(p.data) if p.ds_status == ZeroParamStatus.AVAILABLE else 0)
-            for p in self.module.parameters()
+            for p in map(as_partitioned, self.module.parameters())
         )
 
     def gathered_weights(self) -> list[str]:
         """Weights that are whole on this process now, though they need not be: empty between steps."""
         return [
             name
-            for name, p in self.module.named_parameters()
-            if p.ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
+            for name, param in self.module.named_parameters()
+            if (p := as_partitioned(param)).ds_status != ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
         ]
 
     def start(self) -> GatherState:
-        """What the next forward and backward pass must gather."""
+        """The state in which the next forward and backward pass find the weights."""
         if self._engine.optimizer.get_param_coordinator().is_invalid_trace():
             return GatherState.RECORDING
-        small = (p.ds_status for p in self.module.parameters() if p.ds_persist)
+        small = (p.ds_status for p in map(as_partitioned, self.module.parameters()) if p.ds_persist)
         return GatherState.FILLING if ZeroParamStatus.NOT_AVAILABLE in small else GatherState.STEADY
 
     def release(self) -> None:
-        """After a forward without backward: gives back what was kept gathered for the backward pass."""
+        """Frees weights that a forward gathered for a backward pass which does not come."""
         self._engine.optimizer.empty_partition_cache()

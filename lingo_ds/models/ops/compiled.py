@@ -31,12 +31,12 @@ FLAGS = (
     "-pthread",
 )
 COMPILE_SECONDS = 120
-"""After which a compiler counts as hung; it needs two."""
+"""Seconds after which a compiler counts as hung; it needs two."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where this machine has none, which is said once."""
+    """The compiled kernels; None where this machine has none, which is logged once."""
     flags = _processor()
     if "avx2" not in flags or "fma" not in flags:
         return None
@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL | None:
     path = default_cache() / "kernels" / f"{name}.so"
     try:
         if not path.exists():
-            atomic_write(path, lambda aside: _compile(compiler, aside))
+            atomic_write(path, lambda temporary: _compile(compiler, temporary))
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
@@ -59,8 +59,15 @@ def library() -> ctypes.CDLL | None:
 
 
 def run(kernel: str, *arguments: Tensor | float) -> None:
-    """One of the kernels, with as many threads as torch has; a tensor is passed as where its entries are."""
-    getattr(library(), kernel)(*map(_as_c, (*arguments, torch.get_num_threads())))
+    """Runs a kernel with as many threads as torch has; a tensor is passed as the address of its entries."""
+    find_kernel(kernel)(*map(_as_c, (*arguments, torch.get_num_threads())))
+
+
+def find_kernel(name: str) -> Any:
+    """A compiled kernel as a function of C values, to be called only where there is a `library`."""
+    kernels = library()
+    assert kernels is not None, "no kernels on this machine"
+    return getattr(kernels, name)
 
 
 def _as_c(value: Tensor | float) -> Any:
@@ -75,10 +82,10 @@ def _compile(compiler: Sequence[str], output: Path) -> None:
 
 
 def _processor() -> list[str]:
-    """What an x86 processor can do, in Linux' words; what is compiled for one may not run on another.
+    """Features of an x86 processor, as Linux names them: a kernel compiled for one may not run on another.
 
     Empty for other processors, which have no line of that name.
     """
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     return next((sorted(line.split(":")[1].split()) for line in lines if line.startswith("flags")), [])

@@ -70,7 +70,7 @@ def folder(tmp_path) -> Path:
 def test_kept_shapes_are_those_that_were_read(folder, tmp_path, monkeypatch):
     fresh = read_spec(folder, cache=tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(spec_module, "_spec_of", lambda *_, **__: pytest.fail("was read again"))
+        patch.setattr(spec_module, "_build_spec", lambda *_, **__: pytest.fail("was read again"))
         kept = read_spec(folder, cache=tmp_path / "cache")
     assert asdict(kept) == asdict(fresh) == asdict(read_spec(folder))
     assert kept.layer_classes == fresh.layer_classes

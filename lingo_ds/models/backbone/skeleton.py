@@ -1,0 +1,142 @@
+"""A backbone's module without its weights, built from its config alone.
+
+What builds models takes seconds to import: it is imported where it is called.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lingo_ds.models.backbone.families import DROPOUT_SETTINGS, first_position
+from lingo_ds.utils.errors import Mistake, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+MAX_SIZES = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 10**6,
+    "vocab_size": 10**8,
+    "max_position_embeddings": 10**9,
+}
+"""Sizes in a `config.json` that no model comes near."""
+
+
+class Skeleton(NamedTuple):
+    """A base model without weights.
+
+    Attributes:
+        module: the model, its parameters on the meta device and its buffers real.
+        first_position: position of a text's first token, in learned position embeddings.
+        embedding: module name of the input embedding.
+    """
+
+    module: "PreTrainedModel"
+    first_position: int
+    embedding: str
+
+
+def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
+    """Builds the module that a folder's config describes; nothing in it learns or is dropped out.
+
+    Raises:
+        UserError: where the folder holds no config that transformers knows.
+    """
+    try:
+        config = _read_config(folder, trust_remote_code=trust_remote_code)
+        module = _build(config, trust_remote_code=trust_remote_code)
+        start = first_position(config)
+        table = module.get_input_embeddings()  # raises where the model reads something else than text
+    except Exception as error:  # of a config that transformers does not expect it may raise anything
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        rule = f"has no usable config.json ({reason})"
+        raise UserError(
+            Mistake("backbone.path", folder, rule, "give a decoder model's Hugging Face folder")
+        ) from None
+    module.requires_grad_(False)
+    for top in ("pooler", "contact_head"):  # of encoders; the head is ours
+        if hasattr(module, top):
+            setattr(module, top, None)
+    return Skeleton(module, start, next(name for name, inner in module.named_modules() if inner is table))
+
+
+def _read_config(folder: Path, *, trust_remote_code: bool) -> "PreTrainedConfig":
+    """A folder's config, without dropout.
+
+    Raises:
+        ValueError: where it describes no decoder or encoder, or one beyond any size.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    for setting in DROPOUT_SETTINGS:
+        if isinstance(getattr(config, setting, None), float):
+            setattr(config, setting, 0.0)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder")
+    _require_sizes(config)
+    return config
+
+
+def _build(config: "PreTrainedConfig", *, trust_remote_code: bool) -> "PreTrainedModel":
+    from transformers import AutoModel
+    from transformers.initialization import no_init_weights
+
+    with _parameters_on_meta(), no_init_weights():
+        return AutoModel.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+
+
+def decoder_layers(skeleton: "PreTrainedModel") -> dict[str, nn.Module]:
+    """Decoder layers by module name."""
+    names = set(skeleton._no_split_modules or ())
+    return {
+        name: module
+        for name, module in skeleton.named_modules()
+        if type(module).__name__ in names and re.search(r"\.\d+$|^\d+$", name)
+    }
+
+
+def map_shape(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a linear map; GPT-2's Conv1D keeps its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    rows, columns = module.get_parameter("weight").shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+
+
+def _require_sizes(config: "PreTrainedConfig") -> None:
+    """Checks the sizes that time and memory grow with: a skeleton of a billion layers would never be built.
+
+    Raises:
+        ValueError: where one is missing or beyond any model.
+    """
+    for name, most in MAX_SIZES.items():
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Inside, new parameters have a shape but no memory; buffers (rotary frequencies) are computed.
+
+    It replaces `register_parameter` of every torch module in the process, until it is left.
+    """
+    register = nn.Module.register_parameter
+    classes: Any = nn.Module  # mypy knows no methods that are assigned to
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+
+    classes.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        classes.register_parameter = register
