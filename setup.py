@@ -28,6 +28,7 @@ setup(
     package_data={
         "lingo_ds": ["py.typed", "models/backbone/english/*", "models/ops/kernels/*"],
         "lingo_ds.config": ["known_tasks.yaml"],
+        "lingo_ds.export": ["model_card.md.jinja"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     },
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.commands.cli:main"]},
@@ -36,6 +37,8 @@ setup(
         "datasets>=4.0",
         "deepspeed>=0.19.3",  # before it, recomputing activations over frozen weights raises
         "h5py>=3",
+        "huggingface_hub>=1.0",
+        "jinja2>=3",
         "matplotlib",
         "numpy",
         "psutil",

@@ -125,7 +125,7 @@ def test_the_card_says_how_dna_is_read(backbone: Callable, tmp_path: Path):  # n
     assert json.loads((folder / "task.json").read_text())["task"]["tokens"] == "nucleotides"
     said = (folder / "README.md").read_text()
     assert "one token per base" in said
-    assert f"{5 * 16} the embeddings of A, C, G, T and N" in said
+    assert f"{5 * 16} in the embeddings of A, C, G, T and N" in said
     assert f"{adapter.layout.size:,} learned parameters" in said
     exported = export(folder, "lora", tmp_path / "lora")
     assert "one token per base" in (exported / "README.md").read_text()
