@@ -77,8 +77,8 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> int:
     if args.tokens is not None:
         lengths = Lengths(rows=args.rows, tokens=args.tokens, shared=args.shared or 0)
     given = {name: getattr(args, name) for name in ("hosts", "gpus", "link") if getattr(args, name)}
-    asked = plan.Elsewhere(gpu=args.gpu, lengths=lengths, json_path=args.json, **given)
-    plan.plan_elsewhere(runs, env, asked)
+    request = plan.ElsewhereRequest(gpu=args.gpu, lengths=lengths, json_path=args.json, **given)
+    plan.plan_elsewhere(request, runs, env)
     return 0
 
 
@@ -101,9 +101,10 @@ def _export(args: argparse.Namespace, settings: list[str]) -> int:
         mistakes = [Mistake("command line", word, "is no option of export", fix) for word in settings]
         raise UserError(mistakes, on_all=True)
     env = _set_up()
-    from lingo_ds.commands.export import export
+    from lingo_ds.commands.export import ExportRequest, export
 
-    export(env, **{name: value for name, value in vars(args).items() if name != "verb"})
+    asked = {name: value for name, value in vars(args).items() if name != "verb"}
+    export(ExportRequest(**asked), env)
     return 0
 
 

@@ -1,38 +1,54 @@
 """`lingo-ds export`: a run's adapter in another format, or merged into its backbone."""
 
 import math
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.export.adapter_card import Card
+from lingo_ds.export.adapter_card import Card, SavedAdapter
 from lingo_ds.export.adapter_folder import as_lora, as_svd, read_settings, save_adapter
 from lingo_ds.export.merge import REPORT, save_merged
 from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.export.open_adapter import open_adapter
 from lingo_ds.export.peft_format import CONFIG
 from lingo_ds.models.backbone.hub import backbone_address, public_address
+from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, require_free
 from lingo_ds.utils.safe_read import read_own_json
 
 
-def export(
-    env: DistEnv,
-    *,
-    adapter: Path,
-    to: str,
-    output: Path,
-    backbone: str | None = None,
-    dtype: str | None = None,
-    shard_gb: float = 4.0,
-    license: str = "other",
-    overwrite: bool = False,
-) -> None:
-    """Writes a run's adapter in another format: `adalora`, `lora` or `merged`; global rank 0 does it.
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What the command line asks for.
+
+    Attributes:
+        adapter: the folder `adapter/` of a run.
+        to: `adalora`, `lora` or `merged`.
+        output: the folder to write.
+        backbone: folder or hub id of the backbone, if it has moved.
+        dtype: fp32, bf16 or fp16 for merged weights; None: the backbone's own.
+        shard_gb: size of the largest file of a merged model.
+        license: license for the model card, as the hub names it.
+        overwrite: whether to replace an earlier export.
+    """
+
+    adapter: Path
+    to: str
+    output: Path
+    backbone: str | None = None
+    dtype: str | None = None
+    shard_gb: float = 4.0
+    license: str = "other"
+    overwrite: bool = False
+
+
+def export(request: ExportRequest, env: DistEnv) -> None:
+    """Writes a run's adapter in another format; global rank 0 does it.
 
     Raises:
         UserError: where the adapter is damaged, its backbone is another one, or the output cannot be written.
@@ -40,40 +56,68 @@ def export(
     if not env.is_main:
         return
     logs.quieten_libraries()
-    if dtype and to != "merged":
-        raise UserError(Mistake("--dtype", dtype, "is for --to merged; adapters stay fp32", "leave it out"))
-    if not 0 < shard_gb < math.inf:
-        raise UserError(Mistake("--shard-gb", shard_gb, "must be above 0", "give a size in GB"))
-    saved, spec = open_adapter(adapter, backbone=backbone, cache=default_cache())
-    require_free(output, kept=[adapter, spec.folder], overwrite=overwrite, markers=(CONFIG, REPORT))
-    address = backbone_address(backbone or saved.card.backbone.path)
-    card = saved.card.model_copy(
-        update={"backbone": saved.card.backbone.model_copy(update={"path": address})}
+    _check(request)
+    saved, spec = open_adapter(request.adapter, backbone=request.backbone, cache=default_cache())
+    require_free(
+        request.output,
+        kept=[request.adapter, spec.folder],
+        overwrite=request.overwrite,
+        markers=(CONFIG, REPORT),
     )
-    saved = replace(saved, card=card)
-    path = public_address(address, spec.folder)
-    frame = task_frame(card.task, spec)
-    notes = CardNotes(license, _test_metrics(adapter, card), frame)
+    saved = _at_address(saved, request.backbone)
+    frame = task_frame(saved.card.task, spec)
+    notes = CardNotes(request.license, _test_metrics(request.adapter, saved.card), frame)
     try:
-        if to == "merged":
-            size = int(shard_gb * 1e9)
-            merged = save_merged(
-                output, saved, spec=spec, backbone_path=path, dtype=dtype, shard_bytes=size, notes=notes
-            )
-            for line in merged.lines():
-                logs.results.print(line, highlight=False, soft_wrap=True)
-        else:
-            saved = {"lora": as_lora, "adalora": as_svd}[to](saved)
-            settings = read_settings(adapter, saved)
-            save_adapter(output, saved, spec=spec, backbone_path=path, settings=settings, notes=notes)
+        for line in _write(request, saved, spec, notes):
+            logs.results.print(line, highlight=False, soft_wrap=True)
     except (OSError, SafetensorError) as error:
         rule = f"cannot be written ({error})"
-        raise UserError(Mistake("--output", output, rule, "make room, or name another place")) from None
-    logs.results.print(f"{to}: {output}", highlight=False, soft_wrap=True)
+        fix = "free disk space, or choose another folder"
+        raise UserError(Mistake("--output", request.output, rule, fix)) from None
+    logs.results.print(f"{request.to}: {request.output}", highlight=False, soft_wrap=True)
+
+
+def _check(request: ExportRequest) -> None:
+    if request.dtype and request.to != "merged":
+        rule = "is for --to merged; adapters stay fp32"
+        raise UserError(Mistake("--dtype", request.dtype, rule, "leave it out"))
+    if not 0 < request.shard_gb < math.inf:
+        raise UserError(Mistake("--shard-gb", request.shard_gb, "must be above 0", "give a size in GB"))
+
+
+def _at_address(saved: SavedAdapter, backbone: str | None) -> SavedAdapter:
+    """The adapter whose card names the backbone where it is now."""
+    card = saved.card
+    address = backbone_address(backbone or card.backbone.path)
+    card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"path": address})})
+    return replace(saved, card=card)
+
+
+def _write(
+    request: ExportRequest, saved: SavedAdapter, spec: BackboneSpec, notes: CardNotes
+) -> Iterable[str]:
+    """Writes the output. Returns lines for the terminal."""
+    path = public_address(saved.card.backbone.path, spec.folder)
+    if request.to == "merged":
+        size = int(request.shard_gb * 1e9)
+        merged = save_merged(
+            request.output,
+            saved,
+            spec=spec,
+            backbone_path=path,
+            dtype=request.dtype,
+            shard_bytes=size,
+            notes=notes,
+        )
+        return merged.lines()
+    saved = {"lora": as_lora, "adalora": as_svd}[request.to](saved)
+    settings = read_settings(request.adapter, saved)
+    save_adapter(request.output, saved, spec=spec, backbone_path=path, settings=settings, notes=notes)
+    return ()
 
 
 def _test_metrics(adapter: Path, card: Card) -> dict[str, float | None] | None:
-    """Metrics on test, where the report of the run that selected this adapter lies beside it."""
+    """Metrics on test; None where the report beside the adapter is not of the run that selected it."""
     try:
         report = read_own_json(adapter.resolve().parent, "report.json")
         if (report["task"]["name"], report["selected_step"]) != (card.task.name, card.step):

@@ -36,7 +36,7 @@ def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere:
+class ElsewhereRequest:
     """The machines that `plan --gpu` plans for, and data that is not on this one.
 
     Attributes:
@@ -60,31 +60,31 @@ class Elsewhere:
         return Cluster(hosts=self.hosts, per_host=self.gpus, machine=gpu_machine(self.gpu, self.link))
 
 
-def plan_elsewhere(runs: RunConfig | Suite, env: DistEnv, asked: Elsewhere) -> None:
+def plan_elsewhere(request: ElsewhereRequest, runs: RunConfig | Suite, env: DistEnv) -> None:
     """Prints plan, estimate and advice; for every task of a suite, or for one where `lengths` is given.
 
     Raises:
         UserError: for mistakes in config, input or arguments, or where nothing fits.
     """
     logs.quieten_libraries()
-    cluster = asked.cluster
+    cluster = request.cluster
     found = {}
-    for task, config in _members(runs, asked.lengths).items():
-        shapes = read_shapes(config, env, asked.lengths)
+    for task, config in _members(runs, request.lengths).items():
+        shapes = read_shapes(config, env, request.lengths)
         plan_there = partial(make_scenario, shapes=shapes, cluster=cluster)
         scenario = plan_there(config)
         estimate = estimate_step(scenario)
         advice = advise(config, scenario, plan_there)
         if task:
             logs.results.print(f"\n{task}", highlight=False)
-        for line in [*scenario.plan.equations(), *lines(scenario, estimate, cluster, asked.link)]:
+        for line in [*scenario.plan.equations(), *lines(scenario, estimate, cluster, request.link)]:
             logs.results.print(line, highlight=False, soft_wrap=True)
         logs.results.print(advice_table(advice, cluster))
         rows = [one._asdict() for one in advice]
         found[task] = {"plan": scenario.plan.to_dict(), "prediction": estimate.to_dict(), "advice": rows}
-    if asked.json_path:
+    if request.json_path:
         text = json.dumps(found.get("", found), indent=2)
-        atomic_write(asked.json_path, lambda aside: _write(aside, text))
+        atomic_write(request.json_path, lambda aside: _write(aside, text))
 
 
 def _members(runs: RunConfig | Suite, lengths: Lengths | None) -> dict[str, RunConfig]:

@@ -1,4 +1,4 @@
-"""What an adapter folder says: its task, its backbone, how it reads its input, and the learned values."""
+"""`task.json` and what an adapter folder holds: task, backbone, how the input is read, learned values."""
 
 import math
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ QUANTIZED = {
         'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
     ),
 }
-"""In words, and as settings of transformers' BitsAndBytesConfig, which gives the same values."""
+"""Each quantisation in words, and as the settings of transformers' BitsAndBytesConfig that equal it."""
 
 
 class BackboneCard(BaseModel, extra="forbid", frozen=True):
-    """Which backbone an adapter belongs to: a folder's whole path, a hub id, or what the package embeds.
+    """Which backbone an adapter belongs to: the whole path of a folder, a hub id, or a built-in name.
 
-    `fingerprint` is that of its files; `quantization` is what was made of their maps in training.
+    `fingerprint` is that of its files; `quantization` is how their maps were held in training.
     """
 
     path: str
@@ -34,7 +34,7 @@ class BackboneCard(BaseModel, extra="forbid", frozen=True):
 
 
 class DataCard(BaseModel, extra="forbid", frozen=True):
-    """Which data an adapter was trained on: its name, its rows by split, bases of a usual sequence."""
+    """Which data an adapter was trained on: its name, its rows by split, bases of a typical sequence."""
 
     name: str
     fingerprint: str
@@ -45,7 +45,7 @@ class DataCard(BaseModel, extra="forbid", frozen=True):
 class Card(BaseModel, extra="forbid", frozen=True):
     """What an adapter was trained for, and how it reads its input: `task.json`.
 
-    Format 1 knew classes alone, without names and thresholds, and is read as such.
+    Format 1 had only classes, without names and thresholds; it is still read.
     """
 
     format: Literal[1, 2] = 2
@@ -70,7 +70,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
 
 
 def _require_complete(task: Task) -> None:
-    """Raises ValueError where a task lacks what its answers need, or has what they have no use for."""
+    """Raises ValueError where a task lacks what its answers need, or has what they do not use."""
     if task.names and (len(task.names), len(set(task.names))) != (task.classes, task.classes):
         raise ValueError(f"the names are not those of {task.outputs}")
     thresholds = {"binary": 1, "multilabel": task.classes}.get(task.kind, 0)
@@ -103,8 +103,8 @@ class SavedAdapter:
 
     Attributes:
         layout: sites with their own ranks.
-        values: (layout.size,) fp32.
-        alpha, rank: scale is alpha / rank.
+        values: (layout.size,) fp32, all learned values.
+        alpha, rank: numerator and denominator of the scale.
         card: task, backbone, pooling, step and dev metrics.
     """
 
@@ -116,7 +116,7 @@ class SavedAdapter:
 
     @property
     def scale(self) -> float:
-        """What every site's low-rank term is multiplied by."""
+        """The factor of every site's low-rank term."""
         return self.alpha / self.rank
 
     def kept(self) -> list[KeptSite]:

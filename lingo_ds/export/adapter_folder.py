@@ -1,4 +1,4 @@
-"""The adapter folder: PEFT's AdaLoRA or LoRA format, so that stock PEFT loads it, and a card of its use."""
+"""The adapter folder: PEFT's AdaLoRA or LoRA format, which stock PEFT loads, and a card of how to use it."""
 
 import hashlib
 import json
@@ -40,10 +40,10 @@ SETTINGS = {
                 "orth_reg_weight", "total_step"),
     "LORA": ("lora_dropout",),
 }  # fmt: skip
-"""Numbers in PEFT's config that say how an adapter came about, and are kept when it is written anew."""
+"""Numbers in PEFT's config that record how an adapter was trained, and are kept when it is exported."""
 
 NO_TARGETS = "dummy-target-modules"
-"""PEFT's word for an adapter without sites: the head alone."""
+"""The target modules in PEFT's config of an adapter without sites, which is the head alone."""
 
 
 def save_adapter(
@@ -58,16 +58,20 @@ def save_adapter(
     """Writes the folder in one step, AdaLoRA where there is a lam, else LoRA.
 
     Args:
-        folder: is replaced whole.
-        adapter: goes in as it is; see `as_lora` and `as_svd`.
-        spec: of the backbone.
+        folder: the folder to write; an earlier one is replaced as a whole.
+        adapter: written as it is; see `as_lora` and `as_svd`.
+        spec: shapes of the backbone.
         backbone_path: how PEFT finds the backbone.
         settings: further fields of PEFT's AdaLoraConfig or LoraConfig.
         notes: what the model card says beside what the adapter knows.
     """
     tensors, config = _peft_tensors(adapter, spec), _peft_config(adapter, spec, backbone_path) | settings
     text = model_card(
-        adapter, spec, form=_peft_type(adapter).lower(), backbone_path=backbone_path, notes=notes
+        adapter,
+        spec,
+        form="adalora" if adapter.layout.has_lam else "lora",
+        backbone_path=backbone_path,
+        notes=notes,
     )
 
     def write(aside: Path) -> None:
@@ -81,10 +85,10 @@ def save_adapter(
 
 
 def as_lora(adapter: SavedAdapter) -> SavedAdapter:
-    """The same function without lam: its root goes into each factor, its sign into P.
+    """The same function without lam: its square root goes into each factor, its sign into P.
 
-    P and Q are near orthonormal, so the two factors come out equally large, and neither leaves a half
-    precision's range before the other.
+    P and Q are near orthonormal, so the two factors are equally large, and neither leaves the range of half
+    precision before the other.
     """
     return _with_lam(adapter, has_lam=False)
 
@@ -159,7 +163,7 @@ def read_card(folder: Path) -> Card:
     """The adapter folder's `task.json`.
 
     Raises:
-        UserError: where it is missing or no such card.
+        UserError: where it is missing or not a valid card.
     """
     try:
         return Card.model_validate(read_own_json(folder, CARD))
@@ -168,17 +172,17 @@ def read_card(folder: Path) -> Card:
 
 
 def read_settings(folder: Path, adapter: SavedAdapter) -> dict[str, Any]:
-    """How the adapter of a folder came about, for `save_adapter`: known numbers from its config, no more.
+    """How the adapter of a folder was trained, for `save_adapter`: known numbers from its config, no others.
 
     Raises:
-        UserError: where the folder holds no such config.
+        UserError: where the folder holds no valid config.
     """
     try:
         found = read_own_json(folder, CONFIG)
     except (OSError, ValueError) as error:
         raise _incomplete(folder, error) from None
     settings: dict[str, Any] = {"revision": adapter.card.backbone.revision}
-    if adapter.layout.has_lam:  # PEFT demands a schedule, also of an adapter that never had one
+    if adapter.layout.has_lam:  # PEFT requires a schedule, even for an adapter that never had one
         settings |= {
             "target_r": adapter.rank,
             "tinit": 0,

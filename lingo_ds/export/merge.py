@@ -1,9 +1,8 @@
-"""The merged model: W + scale P lam Q in the backbone's own files, shard by shard, and what rounding took."""
+"""The merged model: W + scale P lam Q in the backbone's own files, shard by shard."""
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +10,14 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.data.task import Task
 from lingo_ds.export.adapter_card import KeptSite, SavedAdapter
 from lingo_ds.export.model_card import README, CardNotes, Form, model_card
+from lingo_ds.export.rounding import Rounding
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, DTYPES
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec
@@ -25,47 +26,17 @@ from lingo_ds.models.backbone.weight_files import WeightFiles
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
 
-WEIGHTS, INDEX, HEAD, REPORT = (
-    "model.safetensors", "model.safetensors.index.json", "head.safetensors", "merge.json",
-)  # fmt: skip
+INDEX, HEAD, REPORT = "model.safetensors.index.json", "head.safetensors", "merge.json"
+
 PROBLEM_TYPES = {"multilabel": "multi_label_classification", "regression": "regression"}
-"""transformers' words for kinds of task; all others are one to it."""
+"""The names that transformers has for kinds of task; all others are one kind there."""
 
 MAX_NAMED_MAPS = 3
 """Maps with the largest losses that are named one by one."""
 
 
-class Rounding(NamedTuple):
-    """What writing W + delta in the file's dtype took from it.
-
-    Attributes:
-        largest: absolute difference of one entry.
-        lost: sum of squared differences.
-        delta: sum of squares of the adapter's term.
-        entries: of the map.
-    """
-
-    largest: float = 0.0
-    lost: float = 0.0
-    delta: float = 0.0
-    entries: int = 0
-
-    @property
-    def relative(self) -> float:
-        """RMS of the difference over RMS of the adapter's term; 0 where there is neither."""
-        return math.sqrt(self.lost / self.delta) if self.delta else 0.0
-
-    def __add__(self, other: "Rounding") -> "Rounding":
-        return Rounding(max(self.largest, other.largest), *(a + b for a, b in zip(self[1:], other[1:])))  # noqa: B905
-
-    def to_dict(self) -> dict[str, float]:
-        """As plain JSON values."""
-        rms = [math.sqrt(part / self.entries) if self.entries else 0.0 for part in (self.lost, self.delta)]
-        return {"largest": self.largest, "rms": rms[0], "delta_rms": rms[1], "relative_rms": self.relative}
-
-
 class Merged(NamedTuple):
-    """What was written, and the rounding of every adapted map."""
+    """What was written: format, dtype, number of weight files, and the rounding of every adapted map."""
 
     form: Form
     dtype: str
@@ -74,7 +45,7 @@ class Merged(NamedTuple):
 
     @property
     def total(self) -> Rounding:
-        """Over all maps."""
+        """The rounding of all maps together."""
         return sum(self.rounding.values(), Rounding())
 
     def worst(self) -> list[str]:
@@ -82,7 +53,7 @@ class Merged(NamedTuple):
         return sorted(self.rounding, key=lambda name: -self.rounding[name].relative)[:MAX_NAMED_MAPS]
 
     def lines(self) -> Iterator[str]:
-        """The losses for the terminal."""
+        """The losses as lines for the terminal."""
         yield f"rounding to {self.dtype} took {self.total.relative:.2%} of the adapters' change (RMS)"
         if self.total.lost:
             for name in self.worst():
@@ -106,13 +77,13 @@ def save_merged(
     backbone's memory-mapped files.
 
     Args:
-        folder: is replaced whole.
-        adapter: any.
-        spec: of the backbone it belongs to.
+        folder: the folder to write; an earlier one is replaced as a whole.
+        adapter: the adapter to merge.
+        spec: shapes of the backbone it belongs to.
         backbone_path: how others find the backbone.
-        dtype: fp32, bf16 or fp16; None: of each weight in the backbone's files.
-        shard_bytes: of a weight file at most, where a single weight is not larger.
-        notes: for the model card.
+        dtype: fp32, bf16 or fp16; None: the dtype of each weight in the backbone's files.
+        shard_bytes: most bytes of a weight file, unless a single weight is larger.
+        notes: what the model card says beside what the adapter knows.
 
     Raises:
         UserError: where the backbone's files are damaged, or it has no tokenizer.
@@ -120,27 +91,19 @@ def save_merged(
     files = WeightFiles(spec.folder, spec.skeleton)
     form: Form = "classifier" if spec.model_type in CLASSIFIERS and adapter.card.pooling == "last" else "base"
     weights = _Weights(adapter, spec, files, form=form, dtype=DTYPES[dtype] if dtype else None)
-    shards = split_torch_state_dict_into_shards(weights.empty, max_shard_size=shard_bytes)
     tokenizer, pad = _tokenizer(spec)
     merged: list[Merged] = []
 
     def write(aside: Path) -> None:
         aside.mkdir()
-        for name, keys in shards.filename_to_tensors.items():
-            save_file({key: weights.value(key) for key in keys}, aside / name, metadata={"format": "pt"})
-        if shards.is_sharded:
-            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-            (aside / INDEX).write_text(json.dumps(index, indent=2))
-        if form == "base":
-            head = adapter.layout.head(adapter.values).contiguous().clone()
-            save_file({"score.weight": head}, aside / HEAD, metadata={"format": "pt"})
-        _config(
-            spec, form, task=adapter.card.task, learned=adapter.layout.token_shape[0],
-            pad=pad, dtype=weights.main_dtype,
-        ).save_pretrained(aside)  # fmt: skip
+        shards = weights.save(aside, shard_bytes=shard_bytes)
+        learned = adapter.layout.token_shape[0]
+        config = _config(
+            spec, form, task=adapter.card.task, learned=learned, pad=pad, dtype=weights.main_dtype
+        )
+        config.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        dtype_name = DTYPE_NAMES.get(weights.main_dtype, str(weights.main_dtype))
-        merged.append(Merged(form, dtype_name, len(shards.filename_to_tensors), weights.rounding))
+        merged.append(Merged(form, weights.dtype_name, shards, weights.rounding))
         (aside / REPORT).write_text(json.dumps(_report(merged[0], adapter), indent=2))
         remarks = tuple(_remarks(merged[0], pad))
         text = model_card(adapter, spec, form=form, backbone_path=backbone_path, notes=notes, remarks=remarks)
@@ -151,7 +114,7 @@ def save_merged(
 
 
 class _Weights:
-    """Every weight of the merged model by its name there, made when it is asked for."""
+    """Every weight of the merged model by its name there, computed when it is asked for."""
 
     def __init__(
         self,
@@ -169,22 +132,41 @@ class _Weights:
         self._sources: dict[str, Callable[[], Tensor]] = {}
         self._kept: dict[str, KeptSite] = {}
         for name, value in spec.skeleton.state_dict().items():
-            in_files = name in files.keys
-            self._sources[prefix + name] = (lambda name=name: files.shaped(name)) if in_files else value.clone
+            source = partial(files.shaped, name) if name in files.keys else value.clone
             if name == f"{spec.embedding}.weight" and adapter.layout.token_size:
-                self._sources[prefix + name] = lambda name=name: self._with_tokens(
-                    files.shaped(name), adapter
-                )
+                source = partial(self._with_tokens, source, adapter)
+            self._sources[prefix + name] = source
             if name.endswith(".weight") and (site := kept.get(name.removesuffix(".weight"))):
                 self._kept[prefix + name] = site
         for name in _left_out(spec) if form == "base" else ():
-            if files.beside(name) is not None:
-                self._sources[name] = lambda name=name: files.beside(name)
+            if (beside := files.beside(name)) is not None:
+                self._sources[name] = beside.clone
+        head = adapter.layout.head(adapter.values).contiguous()
+        self._head_beside = head.clone() if form == "base" else None
         if form == "classifier":
-            head = adapter.layout.head(adapter.values)
-            self._sources["score.weight"] = lambda: head
+            self._sources["score.weight"] = head.clone
         types = [value.dtype for value in self.empty.values() if value.is_floating_point()]
         self.main_dtype = max(types, key=types.count)
+
+    def save(self, folder: Path, *, shard_bytes: int) -> int:
+        """Writes one or more weight files, with an index where there are several. Returns how many.
+
+        The head of a base model lies in a file of its own and is not counted.
+        """
+        if self._head_beside is not None:
+            save_file({"score.weight": self._head_beside}, folder / HEAD, metadata={"format": "pt"})
+        shards = split_torch_state_dict_into_shards(self.empty, max_shard_size=shard_bytes)
+        for name, keys in shards.filename_to_tensors.items():
+            save_file({key: self.value(key) for key in keys}, folder / name, metadata={"format": "pt"})
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+            (folder / INDEX).write_text(json.dumps(index, indent=2))
+        return len(shards.filename_to_tensors)
+
+    @property
+    def dtype_name(self) -> str:
+        """The name of the dtype that most weights have."""
+        return DTYPE_NAMES.get(self.main_dtype, str(self.main_dtype))
 
     @cached_property
     def empty(self) -> dict[str, Tensor]:
@@ -214,8 +196,9 @@ class _Weights:
         return rounded
 
     @staticmethod
-    def _with_tokens(embedding: Tensor, adapter: SavedAdapter) -> Tensor:
+    def _with_tokens(read: Callable[[], Tensor], adapter: SavedAdapter) -> Tensor:
         """(vocabulary + 5, size): the learned nucleotides' rows behind the backbone's."""
+        embedding = read()
         return torch.cat([embedding, adapter.layout.tokens(adapter.values).to(embedding.dtype)])
 
     def _require_finite(self, key: str, value: Tensor) -> Tensor:
@@ -229,19 +212,18 @@ class _Weights:
 
 
 def _left_out(spec: BackboneSpec) -> list[str]:
-    """Names under which ESM's and BERT's base models keep what a text classifier has no use for."""
-    return (
-        ["contact_head.regression.weight", "contact_head.regression.bias"] if spec.model_type == "esm" else []
-    )
+    """Names of weights that ESM's base model has and a skeleton without contact head lacks."""
+    names = ["contact_head.regression.weight", "contact_head.regression.bias"]
+    return names if spec.model_type == "esm" else []
 
 
 def _config(
     spec: BackboneSpec, form: Form, *, task: Task, learned: int, pad: int | None, dtype: torch.dtype
 ) -> Any:
-    """The backbone's config, read anew because its skeleton runs without dropout; `learned` tokens more.
+    """The backbone's config with `learned` tokens more, read anew because the skeleton runs without dropout.
 
-    What transformers has no word for is kept in fields of its own: `thresholds`; `target_mean` and
-    `target_scale` of a regression, whose output o means the value mean + scale o: the head has no bias.
+    What transformers has no field for is kept in fields of our own: `thresholds`; `target_mean` and
+    `target_scale` of a regression, whose output o stands for mean + scale * o: the head has no bias.
     """
     config = AutoConfig.from_pretrained(spec.folder)
     config.dtype, config.vocab_size = dtype, spec.embedding_shape[0] + learned
@@ -250,7 +232,7 @@ def _config(
     if form == "base":
         config.architectures = [type(spec.skeleton).__name__]
         return config
-    config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]
+    config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[config.model_type]]
     config.id2label = dict(enumerate(task.output_names))
     config.label2id = {name: place for place, name in enumerate(task.output_names)}
     config.problem_type = PROBLEM_TYPES.get(task.kind, "single_label_classification")
@@ -269,14 +251,13 @@ def _tokenizer(spec: BackboneSpec) -> tuple[PreTrainedTokenizerBase, int | None]
     last = tokenizer("A")["input_ids"][-1:]
     for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
         number = None if token is None else tokenizer.convert_tokens_to_ids(token)
-        if number is not None and [number] != last and number < spec.skeleton.config.vocab_size:
+        if isinstance(number, int) and [number] != last and number < spec.embedding_shape[0]:
             tokenizer.pad_token = token
             return tokenizer, number
     return tokenizer, None
 
 
 def _report(merged: Merged, adapter: SavedAdapter) -> dict[str, Any]:
-    card: Mapping[str, Any] = adapter.card.model_dump(mode="json")
     return {
         "form": merged.form,
         "dtype": merged.dtype,
@@ -285,7 +266,7 @@ def _report(merged: Merged, adapter: SavedAdapter) -> dict[str, Any]:
             "total": merged.total.to_dict(),
             "maps": {name: one.to_dict() for name, one in merged.rounding.items()},
         },
-        "adapter": card,
+        "adapter": adapter.card.model_dump(mode="json"),
     }
 
 
@@ -296,4 +277,4 @@ def _remarks(merged: Merged, pad: int | None) -> Iterator[str]:
         f"{merged.dtype}, which took {total.relative:.2%} (RMS) of their change; by map in {REPORT}."
     )
     if merged.form == "classifier" and pad is None:
-        yield "The tokenizer has no token to pad with: give one sequence at a time."
+        yield "The tokenizer has no token to pad with: pass one sequence at a time."

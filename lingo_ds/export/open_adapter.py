@@ -1,6 +1,5 @@
-"""Saved adapters: found again with their backbone, and put back into the model that trained them."""
+"""From an adapter folder to the adapter and its backbone's spec."""
 
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +10,9 @@ from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 
-logger = logging.getLogger(__name__)
-
 
 class OpenedAdapter(NamedTuple):
-    """An adapter folder on its own: what it holds, and the backbone it was trained on."""
+    """What an adapter folder holds, and the backbone that it was trained on."""
 
     saved: SavedAdapter
     spec: BackboneSpec
@@ -29,13 +26,13 @@ def open_adapter(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> OpenedAdapter:
-    """Reads an adapter folder and finds its backbone again; no weight of the backbone is read.
+    """Reads an adapter folder and finds its backbone; no weight of the backbone is read.
 
     Args:
         folder: `adapter/` of a run.
         backbone: folder or hub id to look in instead of the one that the adapter names.
-        cache: of this machine, for the embedded backbone.
-        revision: of a hub id, instead of the adapter's.
+        cache: folder of this machine for the built-in backbones.
+        revision: revision of a hub id, instead of the adapter's.
         trust_remote_code: whether to run model code that comes with the backbone's files.
 
     Raises:
@@ -48,5 +45,5 @@ def open_adapter(
     spec = read_spec(files, trust_remote_code=trust_remote_code)
     if weights_fingerprint(spec.folder) != card.fingerprint:
         rule = f"is not the backbone that the adapter in {folder} was trained on"
-        raise UserError(Mistake("backbone.path", path, rule, f"name the one that was at {card.path}"))
+        raise UserError(Mistake("backbone.path", path, rule, f"set the one that was at {card.path}"))
     return OpenedAdapter(load_adapter(folder, spec), spec)

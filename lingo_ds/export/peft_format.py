@@ -1,8 +1,8 @@
-"""PEFT's words for an adapter, and reading them from a folder that may come from anyone."""
+"""PEFT's names and config for an adapter, and reading them from a folder that may come from anyone."""
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ PARTS = {
 """PEFT's names of a site's tensors."""
 
 TOKENS = "token_adapter.trainable_tokens_delta"
-"""PEFT's name of rows that stand in an embedding's place for some tokens: here new ones, at its end."""
+"""PEFT's name of the rows that replace an embedding for some tokens: here new ones, at its end."""
 
 RANK_FIELD = {"ADALORA": "init_r", "LORA": "r"}
 
@@ -36,7 +36,7 @@ HEADER_LIMIT = 100_000_000
 
 
 def peft_prefix(spec: BackboneSpec) -> str:
-    """Where PEFT's sequence classifier keeps the base model."""
+    """Prefix of the base model's tensors in PEFT's sequence classifier."""
     return f"base_model.model.{spec.skeleton.base_model_prefix}."
 
 
@@ -58,7 +58,7 @@ def peft_token_indices(spec: BackboneSpec) -> dict[str, list[int]]:
 
 
 class PeftConfig(NamedTuple):
-    """What PEFT's config says about the function: kind, training rank and alpha, ranks of other sites."""
+    """The part of PEFT's config that decides the function: kind, training rank, alpha, and ranks by site."""
 
     kind: str
     rank: int
@@ -66,11 +66,11 @@ class PeftConfig(NamedTuple):
     ranks: dict[str, int]
 
     def fits(self, name: str, rank: int) -> bool:
-        """Whether a site may have this rank: LoRA says it, AdaLoRA prunes from the training rank."""
+        """Whether a site may have this rank: LoRA names it, AdaLoRA prunes from the training rank."""
         return rank == self.ranks.get(name, self.rank) if self.kind == "LORA" else 0 < rank <= self.rank
 
     def largest_file(self, spec: BackboneSpec, *, classes: int) -> int:
-        """Bytes that a weight file with every map adapted can have, in fp64, and room for its header."""
+        """Most bytes that a weight file can have: every map adapted, in fp64, and the largest header."""
         maps = spec.linear_maps.items()
         entries = sum((d_out + d_in + 1) * self.ranks.get(name, self.rank) for name, (d_out, d_in) in maps)
         beside = classes * spec.output_size + len(NUCLEOTIDES) * spec.embedding_shape[1]
@@ -78,14 +78,14 @@ class PeftConfig(NamedTuple):
 
 
 class Misfit(Exception):
-    """A tensor that the backbone's adapters do not have."""
+    """A tensor that does not fit the backbone's adapters."""
 
     def __init__(self, where: str, value: object, rule: str):
         self.where, self.value, self.rule = where, value, rule
 
 
 def read_config(config: dict[str, Any], spec: BackboneSpec, *, nucleotides: bool) -> PeftConfig:
-    """Raises ValueError where the config says what these adapters cannot be."""
+    """The config checked; raises ValueError for anything that these adapters cannot be."""
     kind = config.get("peft_type")
     if kind not in ("ADALORA", "LORA"):
         raise ValueError(f"peft_type {kind!r} is not ADALORA or LORA")
@@ -97,12 +97,22 @@ def read_config(config: dict[str, Any], spec: BackboneSpec, *, nucleotides: bool
         raise ValueError(f"trainable_token_indices {indices!r} is not {wanted}, as the card says")
     field, largest = RANK_FIELD[kind], spec.ffn_size  # no map has more singular values
     rank, alpha = config.get(field), config.get("lora_alpha")
-    if type(rank) is not int or not 0 < rank <= largest:
+    if not _is_rank(rank, largest):
         raise ValueError(f"{field} {rank!r} is no whole number in 1 .. {largest}")
-    if type(alpha) not in (int, float) or not alpha > 0:
+    if not _is_number(alpha) or not alpha > 0:
         raise ValueError(f"lora_alpha {alpha!r} is no number above 0")
     ranks = _lora_ranks(config, rank, alpha, spec) if kind == "LORA" else {}
     return PeftConfig(kind, rank, float(alpha), ranks)
+
+
+def _is_rank(value: object, largest: int) -> TypeGuard[int]:
+    """Whether a value from JSON is a rank; `True` is none."""
+    return type(value) is int and 0 < value <= largest
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON is a number; `True` is none."""
+    return type(value) in (int, float)
 
 
 def _lora_ranks(config: dict[str, Any], rank: int, alpha: float, spec: BackboneSpec) -> dict[str, int]:
@@ -117,9 +127,9 @@ def _lora_ranks(config: dict[str, Any], rank: int, alpha: float, spec: BackboneS
         raise ValueError("rank_pattern or alpha_pattern names what is no map of the backbone")
     for key in ranks.keys() | alphas:
         r, a = ranks.get(key, rank), alphas.get(key, alpha)
-        if type(r) is not int or not 0 < r <= spec.ffn_size:
+        if not _is_rank(r, spec.ffn_size):
             raise ValueError(f"rank_pattern: {r!r} is no whole number in 1 .. {spec.ffn_size}")
-        if type(a) not in (int, float) or not math.isclose(a / r, alpha / rank, rel_tol=1e-6):
+        if not _is_number(a) or not math.isclose(a / r, alpha / rank, rel_tol=1e-6):
             raise ValueError(f"alpha_pattern: {a!r} / {r} is not lora_alpha / r, the scale of all sites")
     return {names[key]: r for key, r in ranks.items()}
 
@@ -127,46 +137,67 @@ def _lora_ranks(config: dict[str, Any], rank: int, alpha: float, spec: BackboneS
 def read_layout(
     file: Any, config: PeftConfig, spec: BackboneSpec, *, classes: int, nucleotides: bool
 ) -> BankLayout:
-    """The layout that the file's header describes; nothing else of the file is read."""
-    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-    shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
-    for key, part in slices.items():
-        if part.get_dtype() not in SAFETENSORS_DTYPES:
-            raise ValueError(f"{key} is of {part.get_dtype()}, no numbers")
-    if HEAD_KEY not in shapes:
-        raise ValueError(f"{HEAD_KEY} is missing")
-    head, wanted_head = shapes.pop(HEAD_KEY), (classes, spec.output_size)
-    if head != wanted_head:
-        raise Misfit("", f"head {head}", f"is not {wanted_head}, the card's classes by the backbone's output")
-    token_shape = (len(NUCLEOTIDES), spec.embedding_shape[1]) if nucleotides else (0, 0)
+    """The layout that the file's header describes; nothing else of the file is read.
+
+    Raises:
+        Misfit: where a tensor has another shape than the backbone and the card need, or does not belong here.
+        ValueError: where a tensor is missing or holds no numbers.
+    """
+    shapes = _read_shapes(file)
+    head = classes, spec.output_size
+    _take(shapes, HEAD_KEY, head, what="head", rule="the card's classes by the backbone's output")
+    token_shape = (0, 0)
     if nucleotides:
-        if (key := tokens_key(spec)) not in shapes:
-            raise ValueError(f"{key} is missing")
-        if (found := shapes.pop(key)) != token_shape:
-            raise Misfit(
-                "", f"tokens {found}", f"is not {token_shape}, A C G T N by the backbone's embedding"
-            )
+        token_shape = (len(NUCLEOTIDES), spec.embedding_shape[1])
+        rule = "A C G T N by the backbone's embedding"
+        _take(shapes, tokens_key(spec), token_shape, what="tokens", rule=rule)
     sites, ranks = [], []
     for name, (d_out, d_in) in spec.linear_maps.items():
-        keys = {part: peft_prefix(spec) + f"{name}.{theirs}" for part, theirs in PARTS[config.kind].items()}
-        if not any(key in shapes for key in keys.values()):
-            continue
-        rank = (shapes.get(keys["q"]) or (0,))[0]
-        wanted = {"q": (rank, d_in), "lam": (rank, 1), "p": (d_out, rank)}
-        for part, key in keys.items():
-            if key not in shapes:
-                raise ValueError(f"{key} is missing")
-            if (shape := shapes.pop(key)) != wanted[part]:
-                raise Misfit(f"{name}: {part}", shape, f"is not {wanted[part]}, as its map and rank say")
-        if not config.fits(name, rank):
-            raise ValueError(f"{name} has rank {rank}, another than {CONFIG} says")
-        sites.append(Site(name, d_out, d_in))
-        ranks.append(rank)
+        site = Site(name, d_out, d_in)
+        if (rank := _take_site(shapes, site, config, peft_prefix(spec))) is not None:
+            sites.append(site)
+            ranks.append(rank)
     for key in shapes:
         raise Misfit("", key.removeprefix(peft_prefix(spec)), "does not belong to this backbone's adapters")
     return BankLayout(
         tuple(sites), tuple(ranks), head, has_lam=config.kind == "ADALORA", token_shape=token_shape
     )
+
+
+def _read_shapes(file: Any) -> dict[str, tuple[int, ...]]:
+    """Every tensor's shape, of a file that holds numbers alone."""
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # a file is no mapping
+    for key, part in slices.items():
+        if part.get_dtype() not in SAFETENSORS_DTYPES:
+            raise ValueError(f"{key} is of {part.get_dtype()}, no numbers")
+    return {key: tuple(part.get_shape()) for key, part in slices.items()}
+
+
+def _take(
+    shapes: dict[str, tuple[int, ...]], key: str, wanted: tuple[int, ...], *, what: str, rule: str
+) -> None:
+    """Removes a tensor from `shapes`, where it must be and have the wanted shape."""
+    if key not in shapes:
+        raise ValueError(f"{key} is missing")
+    if (found := shapes.pop(key)) != wanted:
+        raise Misfit("", f"{what} {found}", f"is not {wanted}, {rule}")
+
+
+def _take_site(shapes: dict[str, tuple[int, ...]], site: Site, config: PeftConfig, prefix: str) -> int | None:
+    """Removes a site's tensors from `shapes`. Returns its rank; None where it has none."""
+    keys = {part: f"{prefix}{site.name}.{theirs}" for part, theirs in PARTS[config.kind].items()}
+    if not any(key in shapes for key in keys.values()):
+        return None
+    rank = (shapes.get(keys["q"]) or (0,))[0]
+    wanted = {"q": (rank, site.d_in), "lam": (rank, 1), "p": (site.d_out, rank)}
+    for part, key in keys.items():
+        if key not in shapes:
+            raise ValueError(f"{key} is missing")
+        if (shape := shapes.pop(key)) != wanted[part]:
+            raise Misfit(f"{site.name}: {part}", shape, f"is not {wanted[part]}, as its map and rank say")
+    if not config.fits(site.name, rank):
+        raise ValueError(f"{site.name} has rank {rank}, another than {CONFIG} says")
+    return rank
 
 
 def read_values(file: Any, layout: BankLayout, config: PeftConfig, spec: BackboneSpec) -> Tensor:

@@ -1,4 +1,4 @@
-"""One decoder layer in numbers: what a token costs in it, and what it leaves there for the backward pass."""
+"""One decoder layer in numbers: what a token costs in it, and what it keeps there for the backward pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from lingo_ds.models.backbone.spec import BackboneSpec
 
 
 class Heap(NamedTuple):
-    """What an allocator takes beyond what is in use, since what is freed lies between what is kept.
+    """What an allocator takes beyond what is in use, since freed blocks lie between those that are kept.
 
     Attributes:
         kept: bytes taken for each byte of activations.
-        fused: the same where norms, gates and rotary positions leave nothing between these.
-        again: of activations that are computed again, the share that stays taken.
+        fused: the same where norms, gates and rotary positions leave nothing between the activations.
+        again: share of the activations that are computed again whose memory stays taken.
         gathered: bytes that stay taken for each byte of weights that were gathered layer by layer.
-        unpacked: the same where their maps come in 8 bits.
+        unpacked: the same where the maps are gathered in 8 bits.
     """
 
     kept: float
@@ -27,9 +27,10 @@ class Heap(NamedTuple):
 
 
 HEAPS = {"cpu": Heap(1.55, 1.0, 0.35, 1.25, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0, 0.0)}
-"""cpu: glibc's heap, read off Llama shapes of 6M to 154M parameters in November 2026; it maps blocks of
-32 MiB and more, which leave no holes. Too much where layers are large and sharded: freed memory goes back
-there (`lingo_ds.models.ops.host_memory`). cuda: torch's caching allocator, assumed and not measured."""
+"""cpu: glibc's heap, fitted to Llama shapes of 6M to 154M parameters in November 2026 (docs/scaling.md).
+It maps blocks of 32 MiB and more, which leave no holes; where layers are large and sharded this is an
+overestimate, since freed memory is returned there (`lingo_ds.models.ops.host_memory`).
+cuda: torch's caching allocator, assumed and not measured."""
 
 BACKWARD = 2
 """Element-by-element work of a backward pass over that of its forward pass."""
@@ -40,20 +41,20 @@ OPERATIONS, OPERATIONS_OF_A_SITE = 60, 6
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """Widths inside of a decoder layer.
+    """Widths inside a decoder layer.
 
     Attributes:
-        hidden: of the residual stream.
-        queries, keys: of all heads together.
-        inner: between the maps of the feed-forward part.
-        gated: whether two maps are multiplied there.
-        upcast: whether norms compute in fp32 and keep their input so (transformers' RMS norms).
+        hidden: width of the residual stream.
+        queries, keys: widths of queries and keys, of all heads together.
+        inner: width between the maps of the feed-forward part.
+        gated: whether the outputs of two maps are multiplied there.
+        upcast: whether norms compute in fp32 and keep their input in it (transformers' RMS norms).
         maps: entries of all linear maps.
         fused: whether norms, gate and rotary positions are one kernel each, with nothing kept in between.
-        sites: adapted maps.
-        rank: of their adapters.
+        sites: number of adapted maps.
+        rank: rank of their adapters.
         adapted: sum of (d_in + d_out) over the adapted maps.
-        adapted_out: sum of their d_out.
+        adapted_out: sum of d_out over the adapted maps.
         inputs: sum of d_in over adapted maps, those that read the same tensor counted once.
         out_is_input: whether the attention's output is among these inputs.
     """
@@ -74,7 +75,7 @@ class LayerShape:
     out_is_input: bool
 
     def kept(self, compute_bytes: int) -> int:
-        """Entries, in the compute type, that a token leaves in the layer for the backward pass.
+        """Entries, in the compute dtype, that a token keeps in the layer for the backward pass.
 
         Both norms' inputs, queries, keys, values and output of the attention, both sides of the
         nonlinearity, and the input of every adapted map. Frozen maps keep nothing.
@@ -86,7 +87,7 @@ class LayerShape:
 
     @property
     def working(self) -> int:
-        """Entries per token of gradients that the backward pass of a layer has at the same time."""
+        """Entries per token of the gradients that exist at the same time in the backward pass of a layer."""
         return 3 * self.inner + 4 * self.hidden
 
     @property
@@ -105,7 +106,7 @@ class LayerShape:
 
     @property
     def operations(self) -> int:
-        """Operations started in a forward pass."""
+        """Operations that Python starts in the forward pass of a layer."""
         return OPERATIONS + OPERATIONS_OF_A_SITE * self.sites
 
 
@@ -139,8 +140,8 @@ def _distinct_inputs(d_in: Mapping[str, int], names: Sequence[str], shared: Sequ
     """Sum of d_in, maps that read the same tensor counted once."""
     left, total = set(names), 0
     for group in shared:
-        errors_raised_on_all = left.intersection(group)
-        if errors_raised_on_all:
-            total += d_in[next(iter(errors_raised_on_all))]
-            left -= errors_raised_on_all
+        together = left.intersection(group)
+        if together:
+            total += d_in[next(iter(together))]
+            left -= together
     return total + sum(d_in[name] for name in left)

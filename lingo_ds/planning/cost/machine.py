@@ -136,6 +136,7 @@ def gpu_machine(name: str, link: str = DEFAULT_LINK) -> Machine:
         raise UserError(Mistake("--gpu", name, "is not in the table", f"write one of {', '.join(GPUS)}"))
     gpu = GPUS[name]
     peak = device_peak_flops(gpu.device)
+    assert peak is not None, f"{gpu.device} has no peak in monitor.throughput"
     step = NVLINK_STEP if gpu.nvlink else PCIE_STEP
     return Machine(
         name=gpu.device,
