@@ -1,4 +1,4 @@
-"""The whole path: config -> plan -> data -> backbone -> adapters -> train -> report."""
+"""The verb `train`: config -> data -> plan -> backbone -> adapters -> training -> report."""
 
 import json
 import logging
@@ -28,10 +28,10 @@ Build = Callable[[RunSetup], AdaptedModel]
 
 
 def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
-    """Trains, selects on dev, evaluates the selected adapter on test once, writes everything to `run_dir`.
+    """Trains, selects on dev, evaluates the selected adapter on test once; writes everything to `run_dir`.
 
     Returns:
-        The report; its times are this process's own.
+        The report; its times are those of this process.
 
     Raises:
         UserError: for mistakes in config or input, before anything is trained; and where training diverges.
@@ -41,7 +41,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 
 
 def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
-    """`train` inside of a job; `build` makes the model, on a backbone that may be loaded already."""
+    """Does the work of `train` inside a job; `build` makes the model, maybe on a backbone loaded before."""
     with ExitStack() as held:
         with agreement.errors_raised_on_all(env):
             logs.write_to(config.run_dir, is_main=env.is_main)
@@ -51,9 +51,12 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
         for line in setup.plan.equations():
             logger.info("%s", line)
         model = build(setup)
-        logger.info("process 0 holds %s of %s backbone entries, in %s",
-                    f"{model.backbone.held_entries():,}", f"{setup.spec.parameters:,}",
-                    as_bytes(model.backbone.held_bytes()))  # fmt: skip
+        logger.info(
+            "process 0 holds %s of %s backbone entries, in %s",
+            f"{model.backbone.held_entries():,}",
+            f"{setup.spec.parameters:,}",
+            as_bytes(model.backbone.held_bytes()),
+        )
         session = Session(setup, model)
         first_step = 1
         if checkpoint:
@@ -71,7 +74,7 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
                 labels = setup.data.splits["test"].labels
                 write_predictions(config.run_dir / "predictions" / "test.parquet", test, labels)
             write_report(config.run_dir / "report.json", report)
-            _say_how_it_ended(config, report)
+            _show_summary(config, report)
         return report
 
 
@@ -92,7 +95,7 @@ def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, Progr
 
 
 def _write_inputs(setup: RunSetup) -> None:
-    """The resolved config and the plan, so that the run can be understood and repeated from its folder."""
+    """Writes the resolved config and the plan, so that the run can be repeated from its folder."""
     if setup.env.is_main:
         folder = setup.config.run_dir
         atomic_write(folder / "config.yaml", lambda aside: aside.write_text(setup.config.to_yaml()))
@@ -100,12 +103,13 @@ def _write_inputs(setup: RunSetup) -> None:
         atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
 
 
-def _say_how_it_ended(config: RunConfig, report: dict[str, Any]) -> None:
+def _show_summary(config: RunConfig, report: dict[str, Any]) -> None:
+    """Shows the table of a finished run, and how an interrupted one is resumed."""
     if report["outcome"] == "interrupted":
         last, steps = report["checkpoints"]["last"], report["steps"]
-        where = (
-            "from there" if last == steps else f"from step {last}" if last else "from an earlier checkpoint"
-        )
+        where = "from there" if last == steps else "from an earlier checkpoint"
+        if last and last != steps:
+            where = f"from step {last}"
         logger.info("interrupted after step %d: run the same command again to resume %s", steps, where)
     logs.results.print(summary_table(report))
     logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How much the loss would miss a weight: smoothed sensitivity times uncertainty.
+"""The importance of a weight to the loss: smoothed sensitivity times uncertainty.
 
 AdaLoRA, arXiv 2303.10512, eq. 8-11.
 """
@@ -18,7 +18,7 @@ def update_importance_(
     moving: Tensor,
     scratch: Tensor | None = None,
 ) -> None:
-    """One step of the averages S and U, in place.
+    """Updates the averages S and U by one step, in place.
 
         I = |w g|      S <- beta1 S + (1 - beta1) I      U <- beta2 U + (1 - beta2) |I - S|
 
@@ -30,7 +30,7 @@ def update_importance_(
         beta1: average of S.
         beta2: average of U.
         moving: 1 where the averages move, 0 where they are held; broadcastable to the shape.
-        scratch: room for I, same shape; to touch fresh memory would take longer than the arithmetic.
+        scratch: buffer for I, same shape; touching new memory would take longer than the arithmetic.
     """
     instant = torch.mul(weight, grad, out=scratch).abs_()
     sensitivity.lerp_(instant, moving * (1 - beta1))

@@ -1,4 +1,4 @@
-"""Which triplets stay, from their scores: the best, an exchange, or the paper's coin flips; pure numpy."""
+"""Which triplets stay, from their scores: the best, an exchange, or a Bernoulli draw; pure numpy."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,13 @@ REFERENCE_DROP = 0.1
 
 
 def protected_triplets(scores: np.ndarray, ranks: Sequence[int], min_rank: int) -> np.ndarray:
-    """The `min_rank` best of every site, never pruned: (triplets,) of bool; `ranks` are per site."""
+    """The `min_rank` best triplets of every site, which are never pruned, (triplets,) of bool.
+
+    Args:
+        scores: (triplets,), site after site.
+        ranks: triplets of each site.
+        min_rank: triplets that every site keeps at least.
+    """
     protected = np.zeros(len(scores), bool)
     ends = np.cumsum(ranks)
     for start, end in zip(ends - ranks, ends, strict=True):
@@ -39,7 +45,7 @@ def exchange(
     generator: np.random.Generator,
     protected: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mode `exact`: each of the best leaves with probability rho, and as many come back from outside.
+    """Draws for mode `exact`: each of the best leaves with probability rho, as many return from outside.
 
     Args:
         best: (triplets,) of bool, the set A.
@@ -68,7 +74,7 @@ def exchange(
 
 
 def bernoulli(best: np.ndarray, *, rho: float, generator: np.random.Generator) -> np.ndarray:
-    """Mode `bernoulli`, the paper's reading: members of A stay with 1 - rho, others return with rho.
+    """Draws for mode `bernoulli`, as the paper reads: members of A stay with 1 - rho, others return with rho.
 
     The budget holds in expectation only where A is half of all triplets. Returns (triplets,) of bool.
     """
@@ -76,5 +82,5 @@ def bernoulli(best: np.ndarray, *, rho: float, generator: np.random.Generator) -
 
 
 def draw_generator(seed: int, step: int) -> np.random.Generator:
-    """Counter-based randomness of one mask step, from (seed, step) alone: resuming gives the same draws."""
+    """The generator of one mask step, from (seed, step) alone, so that resuming gives the same draws."""
     return np.random.Generator(np.random.Philox(key=[seed, step]))

@@ -73,9 +73,9 @@ class MaskEvent(NamedTuple):
 
     Attributes:
         step: optimizer step after which the masks changed.
-        budget: b(t).
-        kept: triplets kept, over all sites.
-        returned: of these, how many were pruned before.
+        budget: b(t), the triplets to be kept.
+        kept: number of triplets kept, over all sites.
+        returned: number of these that were pruned before.
         final: True where the pruned triplets left storage.
     """
 
@@ -100,7 +100,7 @@ class ScoreState(State):
 
 
 class LastScores:
-    """The scores at the last change of the masks, on global rank 0 alone: to be looked at, never compared.
+    """The scores at the last change of the masks, on global rank 0 alone, for reports and pictures.
 
     Attributes:
         histogram: None before the first change, and on other processes.
@@ -129,10 +129,10 @@ class RankSampler:
     """Decides the masks on global rank 0 and applies them on every process.
 
     Attributes:
-        seed: with the step, decides every draw.
+        seed: decides every draw, with the step.
         kept: (triplets,) of bool, those that the last change of the masks kept.
         events: all changes of the masks so far.
-        scores: at the last change, for a reader.
+        scores: scores at the last change, for reports and pictures.
     """
 
     def __init__(

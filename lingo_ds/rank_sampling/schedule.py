@@ -72,7 +72,7 @@ class BudgetSchedule:
         return int((self.initial - self.target) * (1 - done) ** 3 + self.target)
 
     def is_mask_step(self, step: int) -> bool:
-        """True at multiples of `interval` inside the middle phase, and at the final mask."""
+        """Whether masks change: at multiples of `interval` in the middle phase, and at the final mask."""
         inside = self.t_init < step < self.final_step
         return step == self.final_step or (inside and step % self.interval == 0)
 
@@ -82,7 +82,7 @@ class BudgetSchedule:
         return range(first, self.final_step, self.interval)
 
     def rho_at(self, step: int, *, rho: float, rho_final: float | None) -> float:
-        """Probability of leaving at a mask step.
+        """Probability that a kept triplet leaves at a mask step.
 
         Constant, or linear from `rho` to `rho_final` over the middle phase.
         """

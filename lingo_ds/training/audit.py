@@ -1,4 +1,4 @@
-"""Do all processes still hold the same state? A 64-bit fingerprint per part, compared in one collective."""
+"""Whether all processes hold the same state: a 64-bit fingerprint per part, compared in one collective."""
 
 import json
 import logging
@@ -17,10 +17,10 @@ from lingo_ds.utils.state import Count, State, Stateful
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 21}
-"""Entries hashed at a time: what stays in a core's cache; what fills a GPU with 50 MiB of temporaries."""
+"""Entries hashed at a time: what fits a core's cache; what fills a GPU with 50 MiB of temporaries."""
 
 ODD = 0x5851F42D4C957F2D
-"""Knuth's multiplier of a linear congruential generator: odd, and with bits all over."""
+"""Knuth's multiplier of a linear congruential generator: odd, with bits set throughout."""
 
 
 class DivergenceError(RuntimeError):
@@ -67,7 +67,7 @@ def tensor_fingerprint(tensor: Tensor) -> Tensor:
     """64-bit fingerprint on the tensor's device: a polynomial over chunks of sums of bits times odd numbers.
 
     A change of one entry changes it, since an odd factor is invertible modulo 2^64. The factors are mixed:
-    in line with the places, an exchange of masked triplets could leave the sum as it was.
+    in line with the positions, an exchange of masked triplets could leave the sum unchanged.
     """
     words = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor.view(torch.uint8)
     size = FINGERPRINT_CHUNK.get(tensor.device.type, FINGERPRINT_CHUNK["cuda"])
@@ -79,7 +79,7 @@ def tensor_fingerprint(tensor: Tensor) -> Tensor:
 
 
 def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    """(count,) int64 odd numbers without pattern: a multiply-xorshift mix of the place."""
+    """(count,) int64 odd numbers without pattern: a multiply-xorshift mix of the position."""
     mixed = torch.arange(1, count + 1, device=device).mul_(ODD)
     for shift in (32, 29, 32):
         mixed = mixed.bitwise_xor_(mixed >> shift).mul_(ODD)
@@ -95,11 +95,11 @@ def host_fingerprint(value: Any) -> int:
 class Audit:
     """Compares the state of all processes and counts what it finds.
 
-    The bank is hashed where it lies; what travels is one 64-bit number per part.
+    The bank is hashed on its device; one 64-bit number per part is sent.
 
     Attributes:
-        bank: whose tensors and layout are compared.
-        env: this process's place.
+        bank: the bank whose tensors and layout are compared.
+        env: this process.
         on_divergence: `repair` or `raise`.
         parts: what must agree beside the bank, by the name that a divergence is reported with.
         interval: steps between audits.
@@ -137,12 +137,12 @@ class Audit:
         self.audits, self.divergences, self.repairs = found.audits, found.divergences, found.repairs
 
     def __call__(self, step: int) -> bool:
-        """One audit after a step; counts it, and does as `check`."""
+        """Counts one audit after a step, and makes it; see `check`."""
         self.audits += 1
         return self.check(step)
 
     def check(self, step: int) -> bool:
-        """Compares. Returns True where a difference was found and repaired from global rank 0.
+        """Compares; returns True where a difference was found and repaired from global rank 0.
 
         Raises:
             DivergenceError: on every process, where differences are not to be repaired.
@@ -168,7 +168,7 @@ class Audit:
         return True
 
     def _prints(self) -> tuple[list[str], Tensor]:
-        """Names of all parts, and this process's fingerprints of them; 0 for tensors it has not."""
+        """Names of all parts, and this process's fingerprints of them; 0 for missing tensors."""
         state, bank = self.bank.state(), self.bank
         host = {"ranks": bank.layout.ranks, **self._host_states()}
         nothing = torch.zeros((), dtype=torch.int64, device=bank.device)

@@ -1,4 +1,4 @@
-"""What looks on while training runs: limits, evaluation, checkpoints, traffic, TensorBoard.
+"""Observers of a training run: limits, evaluation, checkpoints, traffic, TensorBoard.
 
 Nothing here changes a weight.
 """
@@ -31,7 +31,7 @@ from lingo_ds.utils.units import GIB
 logger = logging.getLogger(__name__)
 
 PICTURES = 5
-"""About how often ranks are drawn over a run: a picture takes half a second, in which others wait."""
+"""Approximate number of pictures of a run: each takes half a second, in which other processes wait."""
 
 
 def skip_limit(optimizer_step: OptimizerStep, max_skipped: int) -> Hook:

@@ -109,7 +109,7 @@ class CheckpointStore:
     def save(self, state: RunState, bank: AdapterBank, *, best_step: int) -> None:
         """Copies the bank and lets the thread write; waits only while an earlier one is still being written.
 
-        A checkpoint that cannot be written is a warning: training and the earlier ones stay as they are.
+        Where a checkpoint cannot be written, a warning is logged and training continues; earlier ones stay.
         """
         start = time.perf_counter()
         if self._writer is None:
@@ -157,7 +157,7 @@ class CheckpointStore:
             self.counts.failed += 1
             last = f"the last one is of step {self.counts.last}" if self.counts.last else "there is none yet"
             logger.warning(
-                "checkpoint of step %d: not written (%s): training goes on; %s", state.step, error, last
+                "checkpoint of step %d: not written (%s): training continues; %s", state.step, error, last
             )
         else:
             self.counts.written += 1
@@ -167,7 +167,7 @@ class CheckpointStore:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; what a killed run was writing is removed."""
+        """The newest checkpoint that is not damaged; what a killed run was writing is removed."""
         clear_leftovers(self.folder)
         for path in reversed(self._steps()):
             try:
@@ -178,7 +178,7 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Checks a checkpoint's sums and reads its state; its tensors wait for `load_bank`.
+    """Checks a checkpoint's sums and reads its state; `load_bank` reads its tensors.
 
     Raises:
         UserError: where it is incomplete, damaged, altered, or no checkpoint.
@@ -214,10 +214,10 @@ def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Stateful]) -> None:
 
 
 def load_bank(checkpoint: Checkpoint, bank: AdapterBank, env: DistEnv) -> None:
-    """Puts a checkpoint's tensors into the bank of every process: read on global rank 0, then broadcast.
+    """Loads a checkpoint's tensors into the bank of every process: read on global rank 0, then broadcast.
 
     Raises:
-        UserError: on every process, where the tensors are not those of such a bank.
+        UserError: on every process, where the tensors do not fit the bank.
     """
     path, ranks = checkpoint.path, checkpoint.state.ranks
     tensors: dict[str, Tensor] = {}

@@ -17,17 +17,17 @@ from lingo_ds.data.labels import balanced_weights
 from lingo_ds.data.task import Task
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From logits (n, outputs), labels as in a batch, and weights (n,) to the sum of the examples' losses."""
+"""A function of logits (n, outputs), a batch's labels, and weights (n,): the sum of the examples' losses."""
 
 
 def make_loss(task: Task, setting: TaskConfig, train_labels: np.ndarray, device: torch.device) -> Loss:
-    """The loss of a task.
+    """Makes the loss of a task.
 
     Args:
         task: what is learned.
         setting: class weights and focal loss.
-        train_labels: of all training rows, (rows,) or (rows, values), for balanced weights.
-        device: of the logits.
+        train_labels: labels of all training rows, (rows,) or (rows, values), for balanced weights.
+        device: device of the logits.
     """
     if task.kind == "regression":
         moments = {"mean": task.mean, "scale": task.scale}
@@ -51,14 +51,14 @@ def cross_entropy_sum(
     class_weights: Tensor | None = None,
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of classes.
+    """Computes the cross-entropy of classes.
 
     Args:
         logits: (n, classes).
         labels: (n,) int64.
-        weights: (n,) of the examples.
-        class_weights: (classes,) factors by label.
-        focal_gamma: the loss times (1 - p)^gamma, p the label's probability (arXiv 1708.02002, eq. 5).
+        weights: (n,) weights of the examples.
+        class_weights: (classes,) factors of the labels.
+        focal_gamma: exponent of a factor (1 - p)^gamma, p the label's probability (arXiv 1708.02002, eq. 5).
     """
     losses = F.cross_entropy(logits, labels, weight=class_weights, reduction="none")
     if focal_gamma:
@@ -75,13 +75,13 @@ def binary_cross_entropy_sum(
     class_weights: Tensor | None = None,
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of labels that may each be true.
+    """Computes the cross-entropy of labels each of which may be true.
 
     Args:
         logits: (n, labels).
         labels: (n, labels) 0 or 1, NaN where unknown.
-        weights: (n,) of the examples.
-        class_weights: (labels,) factors of positives.
+        weights: (n,) weights of the examples.
+        class_weights: (labels,) factors of positive examples.
         focal_gamma: as for `cross_entropy_sum`, label by label.
     """
     known = ~labels.isnan()
@@ -96,14 +96,14 @@ def binary_cross_entropy_sum(
 def squared_error_sum(
     logits: Tensor, values: Tensor, weights: Tensor, *, mean: Tensor, scale: Tensor
 ) -> Tensor:
-    """Squared error of standardised values.
+    """Computes the squared error of standardised values.
 
     Args:
         logits: (n, values), standardised.
         values: (n, values) in the data's units, NaN where unknown.
-        weights: (n,) of the examples.
-        mean: (values,) of the training rows.
-        scale: (values,) standard deviation of the training rows.
+        weights: (n,) weights of the examples.
+        mean: (values,) means of the training rows.
+        scale: (values,) standard deviations of the training rows.
     """
     known = ~values.isnan()
     truth = torch.where(known, (values - mean) / scale, 0).to(logits.dtype)

@@ -173,13 +173,19 @@ class OptimizerStep:
         lam = (*lam[:3], lam_grad[:, None], *lam[4:])
         for sensitivity, uncertainty, weight, grad, scratch, moving in (*blocks, lam):
             update_importance_(
-                sensitivity, uncertainty, weight, grad,
-                beta1=sampling.beta1, beta2=sampling.beta2, moving=moving, scratch=scratch,
-            )  # fmt: skip
+                sensitivity,
+                uncertainty,
+                weight,
+                grad,
+                beta1=sampling.beta1,
+                beta2=sampling.beta2,
+                moving=moving,
+                scratch=scratch,
+            )
 
 
 def _stats(sums: Sequence[float], penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:
-    """What a step did, from its sums in `Scalar`'s order."""
+    """The statistics of a step, from its sums in `Scalar`'s order."""
     return StepStats(
         loss=sums[Scalar.LOSS] / max(sums[Scalar.EXAMPLES], 1.0),
         penalty=penalty,
@@ -194,7 +200,7 @@ def _stats(sums: Sequence[float], penalty: float, *, grad_norm: float, skipped: 
 
 
 class LossScale:
-    """Dynamic loss scale for fp16, else 1: halved after an overflow, doubled after 1,000 steps without."""
+    """Dynamic loss scale for fp16, else 1: halved after an overflow, doubled after 1,000 good steps."""
 
     def __init__(self, *, enabled: bool):
         self._enabled = enabled

@@ -66,7 +66,7 @@ def make_report(
     watcher: Watcher,
     checkpoints: CheckpointCounts,
 ) -> dict[str, Any]:
-    """Everything that is known at the end of a run, as plain JSON values; call on all processes."""
+    """Puts together the report of a run, plain JSON values; call on all processes."""
     config, plan = setup.config, setup.plan
     ranks, saved_size = _saved_ranks(setup, best)
     return {
@@ -106,7 +106,7 @@ def make_report(
 
 
 def _rank_sampling(setup: RunSetup, sampler: RankSampler | None, ranks: dict[str, int]) -> dict[str, Any]:
-    """How the ranks came about; `ranks` are those of the saved adapter."""
+    """The section on rank sampling; `ranks` are those of the saved adapter."""
     config, plan = setup.config, setup.plan
     events = sampler.events if sampler else []
     scores = agreement.broadcast_json(sampler and sampler.scores.state_dict()["histogram"], setup.env)

@@ -27,13 +27,31 @@ OUTPUTS = (
 """What a run writes into its folder; a new run in the same folder first moves it to `earlier/`."""
 
 FREE_SETTINGS = {
-    "name", "output_dir", "checkpoint", "zero", "data.cache_dir", "data.path", "data.root", "data.task",
-    "data.hyperparameters", "backbone.path",
-    "backbone.revision", "backbone.activation_checkpointing", "data.packing", "train.micro_batch_size",
-    "train.micro_batch_tokens", "train.eval_steps", "train.eval_epochs", "train.early_stopping",
-    "train.num_epochs", "train.max_steps", "train.max_skipped", "train.timeout",
-    "rank_sampling.audit_interval", "rank_sampling.on_divergence",
-}  # fmt: skip
+    "name",
+    "output_dir",
+    "checkpoint",
+    "zero",
+    "data.cache_dir",
+    "data.path",
+    "data.root",
+    "data.task",
+    "data.hyperparameters",
+    "backbone.path",
+    "backbone.revision",
+    "backbone.activation_checkpointing",
+    "data.packing",
+    "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "train.eval_steps",
+    "train.eval_epochs",
+    "train.early_stopping",
+    "train.num_epochs",
+    "train.max_steps",
+    "train.max_skipped",
+    "train.timeout",
+    "rank_sampling.audit_interval",
+    "rank_sampling.on_divergence",
+}
 """Settings that may differ when a run is resumed; data and backbone are compared by their fingerprints."""
 
 
@@ -61,11 +79,11 @@ def find_start(setup: RunSetup) -> ResumePoint:
     found = None
     with agreement.errors_raised_on_all(setup.env):
         if setup.env.is_main:
-            found = _choose(setup)
+            found = _find_checkpoint(setup)
             if found:
                 _require_same_run(found, setup)
             else:
-                _set_aside(setup.config.run_dir)
+                _move_to_earlier(setup.config.run_dir)
     shared = [str(found.path), found.state.model_dump(mode="json")] if found else None
     shared = agreement.broadcast_json(shared, setup.env)
     if shared is None:
@@ -74,7 +92,7 @@ def find_start(setup: RunSetup) -> ResumePoint:
     return ResumePoint(_lengthened(setup, checkpoint.state), checkpoint)
 
 
-def _choose(setup: RunSetup) -> Checkpoint | None:
+def _find_checkpoint(setup: RunSetup) -> Checkpoint | None:
     resume = setup.config.checkpoint.resume
     if resume == "never":
         return None
@@ -150,8 +168,10 @@ def _lengthened(setup: RunSetup, state: RunState) -> RunSetup:
     schedule = BudgetSchedule(**theirs | {"total": plan.steps, "t_final": t_final})
     logger.info(
         "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d",
-        plan.steps, total, schedule.final_step,
-    )  # fmt: skip
+        plan.steps,
+        total,
+        schedule.final_step,
+    )
     return replace(setup, plan=replace(plan, schedule=schedule))
 
 
@@ -167,8 +187,8 @@ def fixed_state(setup: RunSetup) -> dict[str, Any]:
     }
 
 
-def _set_aside(folder: Path) -> None:
-    """Moves what an earlier run left in the folder into `earlier/<n>` there, so that nothing is lost."""
+def _move_to_earlier(folder: Path) -> None:
+    """Moves the files of an earlier run to `earlier/<n>` in the folder, so that nothing is lost."""
     left = [folder / name for name in OUTPUTS if (folder / name).exists()]
     if left:
         number = 1 + sum(1 for _ in (folder / "earlier").glob("*"))
@@ -176,4 +196,4 @@ def _set_aside(folder: Path) -> None:
         target.mkdir(parents=True)
         for path in left:
             path.rename(target / path.name)
-        logger.warning("a new run begins in %s; what was there is in %s", folder, target)
+        logger.warning("a new run begins in %s; the files of the earlier one are in %s", folder, target)

@@ -35,9 +35,9 @@ def save_best(setup: RunSetup, bank: AdapterBank, task: Task, best: Best) -> Non
     """Saves the bank as the run's adapter, on global rank 0.
 
     Args:
-        setup: of the run.
-        bank: as it was evaluated.
-        task: with the thresholds that were chosen on dev.
+        setup: the run.
+        bank: the bank as it was evaluated.
+        task: the task, with the thresholds that were chosen on dev.
         best: the evaluation.
     """
     if not setup.env.is_main:
@@ -139,7 +139,7 @@ def load_saved(model: AdaptedModel, setup: RunSetup, folder: Path) -> Task:
 
 
 def _require_same_reading(saved: SavedAdapter, setup: RunSetup, folder: Path) -> None:
-    """The config must turn sequences into hidden states as it was done in training."""
+    """Checks that the config turns sequences into hidden states as it was done in training."""
     card, task = saved.card, setup.task
     theirs, ours = card.backbone.quantization, setup.config.backbone.quantization
     if theirs != ours:

@@ -1,4 +1,4 @@
-"""Best on dev: which step's adapter is kept, and when there is no hope of a better one."""
+"""The best step on dev: whose adapter is kept, and when training stops early."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,8 +12,8 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-        step: where it was reached; 0: none yet.
-        metrics: all dev metrics there.
+        step: step at which it was reached; 0: there is none yet.
+        metrics: all metrics on dev at that step.
         at_budget: whether the final mask was in place.
         stale: eligible evaluations in a row that were no better.
     """

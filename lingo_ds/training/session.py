@@ -1,4 +1,4 @@
-"""One training run put together: the loop's parts, what a checkpoint holds of them, what the report says."""
+"""One training run: the parts of its loop, what a checkpoint holds of them, what the report says."""
 
 import logging
 from contextlib import closing
@@ -93,7 +93,7 @@ class Session:
         )
 
     def _hooks(self) -> list[Hook]:
-        """What looks on, in an order that matters: later hooks read what earlier ones found."""
+        """Observers, in an order that matters: later ones read what earlier ones found."""
         setup = self._setup
         config, plan = setup.config, setup.plan
         return [
@@ -143,7 +143,7 @@ class Session:
         return self.selection.best
 
     def evaluate_best(self, split: str) -> Evaluation:
-        """Logits and metrics of the adapter as saved: read back from disk, so that both are the same."""
+        """Evaluates the adapter as saved: it is read back from disk, so that both are the same."""
         task = load_saved(self.model, self._setup, adapter_folder(self._setup))
         return self._evaluate(split, task)
 

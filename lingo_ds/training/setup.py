@@ -1,4 +1,4 @@
-"""From a config to a run's inputs: files found, data tokenised, plan made, backbone loaded and adapted."""
+"""From a config to a model that can be trained: files, shapes, data, plan, backbone, adapters."""
 
 import json
 import logging
@@ -142,7 +142,7 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
         UserError: for every mistake in config or input that can be seen without loading weights.
     """
     files = find_files(config, env)
-    shapes = read_shapes(files)
+    shapes = read_backbone_shapes(files)
     data = read_data(shapes)
     setup = plan_run(data)
     return agree(setup)
@@ -168,7 +168,7 @@ def find_files(config: RunConfig, env: DistEnv) -> RunFiles:
         return RunFiles(config, env, cache, backbone())
 
 
-def read_shapes(files: RunFiles) -> RunShapes:
+def read_backbone_shapes(files: RunFiles) -> RunShapes:
     """Reads the backbone's shapes and tokenizer, and what the config makes of them."""
     config, trusted = files.config, files.config.backbone.trust_remote_code
     with agreement.errors_raised_on_all(files.env):
@@ -252,7 +252,7 @@ def build_model(setup: RunSetup) -> AdaptedModel:
 
 
 def backbone_options(setup: RunSetup) -> BackboneOptions:
-    """How a run needs its backbone loaded."""
+    """The options with which a run loads its backbone."""
     return setup.plan.backbone_options(
         setup.config.backbone,
         setup.profile,

@@ -1,4 +1,4 @@
-"""What each step's collectives moved, beside what they should move by the formula."""
+"""Bytes that each step's collectives sent, counted and by the formula."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from lingo_ds.planning.traffic import Collective, Sharding, audit_traffic, by_li
 
 
 class StepTraffic(NamedTuple):
-    """What one step moved, and what it should have moved by the formula."""
+    """What one step sent, and what it should have sent by the formula."""
 
     counted: dict[CollectiveKind, Tally]
     expected: tuple[Collective, ...]
@@ -70,7 +70,7 @@ class TrafficSum:
         self._inter_host += inter_host_bytes(traffic)
 
     def report(self) -> dict[str, Any]:
-        """Sums over all steps, plain JSON values."""
+        """The sums over all steps, as plain JSON values."""
         counted = sent_by_link(self._counted)
         return {
             "steps": self._steps,

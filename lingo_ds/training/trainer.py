@@ -1,4 +1,4 @@
-"""The training loop: what changes the weights is a line of it, what only looks on is a hook."""
+"""The training loop: what changes weights is a line of it, what only observes is a hook."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ def every_step(info: StepInfo) -> bool:
 
 
 class Hook(NamedTuple):
-    """What looks on.
+    """An observer of the loop.
 
     Attributes:
         after: called after a step for which `due` is True.
@@ -88,7 +88,7 @@ class Outcome(NamedTuple):
 
 
 def seed_dropout(seed: int, step: int, global_rank: int) -> None:
-    """Seeds torch's generators from what a resumed run knows as well, so that it drops the same entries."""
+    """Seeds torch's generators from what a resumed run also knows, so that it drops the same entries."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, global_rank]).generate_state(1, np.uint64)[0]))
 
 
@@ -96,7 +96,7 @@ class Trainer:
     """Runs a plan's steps; it holds no state of its own, so that its parts are all there is to save.
 
     Attributes:
-        hooks: what looks on, called in this order.
+        hooks: observers, called in this order.
     """
 
     def __init__(
