@@ -1,6 +1,6 @@
-"""Which examples a process sees at a step, and their batches.
+"""The examples that a process sees at a step, and their batches.
 
-Everything follows from (seed, step): resuming needs no state.
+Everything follows from (seed, step), so that resuming needs no state.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
         lengths: (n,) real tokens.
         labels: (n,) int64 classes, or (n, values) float32 with NaN where unknown.
         rows: (n,) place in the split.
-        weights: (n,) 1, or 0 for a filler that keeps the number of forwards equal on all processes.
+        weights: (n,) 1, or 0 for a dummy row that keeps the number of forwards equal on all processes.
     """
 
     input_ids: Tensor
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
     @property
     def attention_mask(self) -> Tensor | None:
-        """(n, length), 1 on real tokens; None where nothing is padded."""
+        """(n, length) int64, 1 on real tokens; None where nothing is padded."""
         width = self.input_ids.shape[1]
         if bool((self.lengths == width).all()):
             return None
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
     @property
     def real_tokens(self) -> int:
-        """Tokens of examples that count."""
+        """Tokens of the examples of weight 1."""
         return int((self.lengths * self.weights.bool()).sum())
 
     @property
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
     @property
     def shared_tokens(self) -> int:
-        """Real tokens that need no computing: none, without packing."""
+        """Real tokens that are computed with others: none without packing."""
         return 0
 
     def logits(self, model: PaddedModel) -> Tensor:
@@ -91,12 +91,12 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def strands_drawn(rows: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Of each row, 0 or 1: the strand on which an epoch reads it, from (seed, epoch) alone."""
+    """(rows,) 0 or 1, the strand on which an epoch reads each row, from (seed, epoch) alone."""
     return np.random.Generator(np.random.Philox(key=[seed, 2**33 + epoch])).integers(0, 2, rows)
 
 
 class MicroBatches(NamedTuple):
-    """How a process's examples of a step become padded batches.
+    """The way from a process's examples of a step to padded batches.
 
     Attributes:
         size: examples of a batch at most.
@@ -108,7 +108,7 @@ class MicroBatches(NamedTuple):
 
 
 class PackBudget(NamedTuple):
-    """How a process's examples of a step become packs.
+    """The way from a process's examples of a step to packs.
 
     Attributes:
         budget: tokens of a pack at most.
@@ -172,7 +172,7 @@ class TrainBatches:
         return drawn[1][place * self._batch : (place + 1) * self._batch]
 
     def at(self, step: int) -> Sequence[Batch | Pack]:
-        """This process's forwards of `step`: as many on every process, some of them of weight 0."""
+        """This process's forwards of `step`: as many on every process, some with a dummy row."""
         rows = self.rows_at(step)
         if isinstance(self._forwards, MicroBatches):
             return list(_shares(self._split, rows, self._forwards, self._rank, self._world))
@@ -189,14 +189,14 @@ class Prefetcher:
     """Builds the next step's batches in a thread of its own while this step's are computed."""
 
     def __init__(self, batches: TrainBatches, *, last_step: int, pin: bool):
-        """Takes the batches of all steps; `pin`: into memory that a GPU copies from without waiting."""
+        """Takes the batches of all steps; with `pin`, they are in memory that a GPU copies in parallel."""
         self._batches, self._last_step, self._pin = batches, last_step, pin
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: tuple[tuple[int, int], Future] | None = None
 
     @property
     def seed(self) -> int:
-        """As `TrainBatches.seed`; batches that were built with another one are not used."""
+        """The seed, see `TrainBatches`; batches that were built with another one are not used."""
         return self._batches.seed
 
     @seed.setter
@@ -204,11 +204,11 @@ class Prefetcher:
         self._batches.seed = seed
 
     def rows_at(self, step: int) -> np.ndarray:
-        """As `TrainBatches.rows_at`."""
+        """Rows of a step, see `TrainBatches.rows_at`."""
         return self._batches.rows_at(step)
 
     def at(self, step: int) -> Sequence[Batch | Pack]:
-        """As `TrainBatches.at`; begins with those of the next step."""
+        """Forwards of a step, see `TrainBatches.at`; those of the next step begin to be built."""
         wanted = self.seed, step
         if self._next is not None and self._next[0] == wanted:
             batches = self._next[1].result()

@@ -9,7 +9,7 @@ BUILTIN_DATA = "builtin:promoters"
 
 
 def make_builtin_data(name: str, cache: Path) -> None:
-    """Writes the generated promoters where `name` asks for them and the cache lacks them.
+    """Writes the generated promoters where `name` names them and the cache lacks them.
 
     Raises:
         UserError: where no data of that name is built in.

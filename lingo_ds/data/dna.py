@@ -1,4 +1,4 @@
-"""What makes a sequence DNA, its reverse complement, pairs of sequences, and the mistakes of a file."""
+"""Checks of DNA, its reverse complement, pairs of sequences, and the mistakes of a file."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,11 @@ MAX_MISTAKES_PER_FILE = 20
 
 _LETTERS = (IUPAC + IUPAC.lower()).encode()
 _ILLEGAL = re.compile(f"[^{_LETTERS.decode()}]")
-
-
 _COMPLEMENT = str.maketrans("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN")
 
 
 def join(sequence: str, pair: str | None, separator: str) -> str:
-    """The two sequences of a pair with the separator between them; a sequence alone as it is."""
+    """The two sequences of a pair with the separator between them, or the only sequence."""
     return sequence if pair is None else sequence + separator + pair
 
 
@@ -35,7 +33,7 @@ def reverse_complement(sequence: str) -> str:
 
 
 def sequence_mistake(sequence: str, where: str) -> Mistake | None:
-    """What is wrong with a sequence that stands at `where`: nothing there, or a letter that is no base."""
+    """The mistake in the sequence at `where`: it is empty, or has a letter that is no base."""
     if not sequence:
         return Mistake(where, sequence, "sequence is empty", "remove the row or fill it")
     if sequence.isascii() and not sequence.encode().translate(None, _LETTERS):  # as the regex, much faster
@@ -47,14 +45,14 @@ def sequence_mistake(sequence: str, where: str) -> Mistake | None:
 
 
 def raise_if_any(mistakes: list[Mistake], path: Path) -> None:
-    """Raises what was found in a file, the first `MAX_MISTAKES_PER_FILE` of it.
+    """Raises the mistakes of a file, the first `MAX_MISTAKES_PER_FILE` of them.
 
     Raises:
         UserError: where there are mistakes.
     """
     if len(mistakes) > MAX_MISTAKES_PER_FILE:
         more = len(mistakes) - MAX_MISTAKES_PER_FILE
-        rest = Mistake(str(path), f"{more} more rows", "have mistakes too", "mend those above first")
+        rest = Mistake(str(path), f"{more} more rows", "have mistakes too", "fix the errors above first")
         mistakes = [*mistakes[:MAX_MISTAKES_PER_FILE], rest]
     if mistakes:
         raise UserError(mistakes)

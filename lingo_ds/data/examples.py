@@ -1,4 +1,4 @@
-"""Labelled sequences: one as its source has it, and all of them checked, in the cache."""
+"""Labelled sequences: one as its source has it, and the checked ones in the cache."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,7 @@ import pyarrow as pa
 SPLITS = ("train", "dev", "test")
 
 FACTS, NUMBERS = "facts.json", "numbers.npy"
-"""Files of a cache entry beside the splits': what is known of all; the classes that stored labels mean."""
-
+"""Further files of a cache entry: facts of all splits; (labels,) the class of each stored label."""
 
 NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
@@ -25,9 +24,9 @@ class Example(NamedTuple):
     Attributes:
         sequence: DNA, in any case.
         cells: values of the label columns, in their order.
-        where: its place, e.g. `train.csv:17`.
+        where: place of the example, e.g. `train.csv:17`.
         pair: the second sequence of a pair.
-        fields: what else its source says of it; of a window `chromosome`, `start` and `end`.
+        fields: further columns of its source; of a window `chromosome`, `start` and `end`.
     """
 
     sequence: str
@@ -44,12 +43,12 @@ class Examples:
     A split that is drawn from train has no table of its own: `<split>.npy` holds its rows there.
 
     Attributes:
-        folder: where it lies.
+        folder: of the entry.
         rows: examples by split.
         classes: number of classes, or of values that an example has.
         class_names: in the order of the classes; None where they are numbers, or no classes.
         duplicates: see `count_duplicates`.
-        bases: of the median training sequence.
+        bases: median length of the training sequences.
         pairs: whether an example has two sequences.
     """
 

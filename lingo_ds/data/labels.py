@@ -1,4 +1,4 @@
-"""What a label cell says: a class, or one number per label or value; and the names of a split's classes."""
+"""The content of label cells: a class, or one number per label or value; and the names of the classes."""
 
 import math
 import re
@@ -13,50 +13,32 @@ from lingo_ds.utils.errors import Mistake
 Cell = str | int | float | None
 """Content of a label column, as text or as Parquet has it."""
 
-
 Target = int | list[float]
 """A class, counted from 0; or one float per label or value, NaN where it is unknown."""
-
 
 VALUE_KINDS = ("multilabel", "regression")
 """Kinds of task whose target is a list of floats."""
 
-
 MAX_OUTPUTS = 1 << 16
-"""Classes, labels or values of a task; more are taken for a mistake or a damaged file."""
-
+"""Classes, labels or values of a task at most; more are taken for a mistake or a damaged file."""
 
 UNKNOWN = ("", "na", "nan")
-"""What an unknown label or value is written as, in any case."""
-
+"""Spellings of an unknown label or value, in any case."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
-
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class BadTarget(ValueError):
-    """A label that is none: what stands there, the rule, and what to do."""
+    """A label that cannot be read: its value, the rule that it breaks, and how to correct it."""
 
     def __init__(self, value: object, rule: str, fix: str):
         super().__init__(f"{value!r}: {rule}: {fix}")
         self.value, self.rule, self.fix = value, rule, fix
 
 
-def read_target(cells: Sequence[Cell], *, kind: str) -> Target:
-    """The target of one example.
-
-    Args:
-        cells: content of the label columns, in order. One alone may hold several values, `0 1 0`, `0;1;0`
-            or `[0, 1, 0]`, and labels also as `010`.
-        kind: `task.kind`; of `auto`, `binary` and `multiclass` the target is a class.
-
-    Raises:
-        BadTarget: for content that says no class, label or value.
-    """
-    if kind not in VALUE_KINDS:
-        return _read_class(cells[0])
+def _read_values(cells: Sequence[Cell], *, kind: str) -> list[float]:
+    """The labels or values of one example, NaN where unknown."""
     parts = cells if len(cells) > 1 else _values_in(cells[0], kind)
     read = _read_label if kind == "multilabel" else _read_value
     return [math.nan if _is_unknown(part) else read(part) for part in parts]
@@ -108,12 +90,13 @@ def _number(part: Cell) -> float | None:
 
 def _text(cell: Cell) -> str:
     """As a CSV would have it: Parquet's 1.0 and true are 1."""
-    whole = isinstance(cell, bool) or (isinstance(cell, float) and cell.is_integer())
-    return str(int(cell)) if whole else str(cell).strip()
+    if isinstance(cell, bool) or (isinstance(cell, float) and cell.is_integer()):
+        return str(int(cell))
+    return str(cell).strip()
 
 
 def value_mistakes(train: np.ndarray, *, kind: str) -> list[Mistake]:
-    """Labels or values that the training rows (rows, values), NaN where unknown, cannot teach."""
+    """Mistakes for outputs that training rows, (rows, values) with NaN where unknown, cannot teach."""
     if kind not in VALUE_KINDS:
         return []
     if train.shape[1] > MAX_OUTPUTS:
@@ -141,7 +124,7 @@ class Moments(NamedTuple):
 
 
 def moments(values: np.ndarray) -> Moments:
-    """Of targets (rows, values) with NaN where unknown; a value known nowhere is no target."""
+    """The moments of targets (rows, values), NaN where unknown; each value is known in some row."""
     values = values.astype(np.float64)
     return Moments(np.nanmean(values, axis=0), np.nanstd(values, axis=0))
 
@@ -160,20 +143,20 @@ def balanced_weights(labels: np.ndarray, *, outputs: int) -> np.ndarray:
 
 
 class ClassNames:
-    """Numbers the classes of a stream of labels that are all numbers or all names.
+    """The numbers of the classes in a stream of labels that are all numbers or all names.
 
-    What begins with a letter is a name. Names get numbers as they come; the order they end in is known when
-    all were seen: sorted, or as given. The first label decides which of the two all are.
+    A label that begins with a letter is a name; the first label decides which of the two all are. Names get
+    numbers in the order they come in; their final order, sorted or as given, is known when all were seen.
     """
 
     def __init__(self, given: tuple[str, ...] | None):
-        """Takes the names in the order of their classes; None: whatever comes."""
+        """Takes the names in the order of their classes; None: the names that come."""
         self._given = given
         self._numbers: dict[str, int] = {name: k for k, name in enumerate(given or ())}
         self._named: bool | None = None if given is None else True
 
     def number(self, label: Any) -> Any:
-        """The number that stands for a name for now; what is no name as it is.
+        """The provisional number of a name; a label that is no name is returned as it is.
 
         Raises:
             BadTarget: for a name among numbers or a number among names, or a name that is not given.
@@ -195,21 +178,66 @@ class ClassNames:
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """In the order of their classes; None where classes are numbers."""
+        """The names in the order of their classes; None where classes are numbers."""
         return self._given or (tuple(sorted(self._numbers)) if self._named else None)
 
     def final_numbers(self) -> np.ndarray | None:
-        """(names,) the class of each number given out; None where it is the number itself."""
+        """(names,) the class of each provisional number; None where it is the number itself."""
         if self._given is not None or not self._named:
             return None
         order = {name: k for k, name in enumerate(sorted(self._numbers))}
         return np.array([order[name] for name in self._numbers], dtype=np.int64)
 
 
+class TargetReader:
+    """The targets of a stream of examples: all of them classes, or all lists of as many values.
+
+    Attributes:
+        has_classes: whether a target is a class.
+        names: the classes' names, see `ClassNames`.
+        width: values of each target; None before the first one, and of classes.
+    """
+
+    def __init__(self, kind: str, class_names: tuple[str, ...] | None):
+        """Takes `task.kind` and the names in the order of the classes, see `ClassNames`."""
+        self._kind, self.has_classes = kind, kind not in VALUE_KINDS
+        self.names = ClassNames(class_names)
+        self.width: int | None = None
+        self._known: dict[tuple[Cell, ...], int] = {}  # classes of labels that were read before
+
+    def read(self, cells: tuple[Cell, ...]) -> Target:
+        """The target of one example; the number of a class that has a name is final only at the end.
+
+        Args:
+            cells: content of the label columns, in order. One alone may hold several values, `0 1 0`, `0;1;0`
+                or `[0, 1, 0]`, and labels also as `010`.
+
+        Raises:
+            BadTarget: for content that says no class, label or value, or not as many as before.
+        """
+        return self._class_of(cells) if self.has_classes else self._values_of(cells)
+
+    def _class_of(self, cells: tuple[Cell, ...]) -> int:
+        if (known := self._known.get(cells)) is not None:
+            return known
+        if len(cells) != 1:
+            raise BadTarget(len(cells), "values are no single class", "name one label column")
+        return self._known.setdefault(cells, _read_class(self.names.number(cells[0])))
+
+    def _values_of(self, cells: tuple[Cell, ...]) -> list[float]:
+        values = _read_values(cells, kind=self._kind)
+        if self.width is None:
+            self.width = len(values)
+        if len(values) != self.width:
+            rule = f"are not as many as in the first row, which has {self.width}"
+            raise BadTarget(f"{len(values)} values", rule, "give each row a value for each label")
+        return values
+
+
 def label_mistakes(
     labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None, *, first: Callable[[str, int], str]
 ) -> list[Mistake]:
-    """What is wrong with the classes of all splits together.
+    """Mistakes in the classes of all splits together.
 
     Args:
         labels: (rows,) classes by split.

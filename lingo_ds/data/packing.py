@@ -1,4 +1,6 @@
-"""Packs: whole examples without padding in one row of tokens, their common prefix once.
+"""Packs: whole examples without padding in one row of tokens, with their common prefix once.
+
+Own code, since no library shares a prefix inside a pack.
 
 The prefix is found as the longest common token prefix of the pack's examples, so that sharing it cannot
 change a result. Who computes which example follows from the examples' lengths alone.
@@ -35,7 +37,7 @@ class Pack(NamedTuple):
         lengths: own tokens of each example, ascending, so that neighbours are of like length.
         labels: (n,) int64 classes, or (n, values) float32 with NaN where unknown.
         rows: (n,) place in the split.
-        weights: (n,) 1, or 0 for a filler that keeps the number of forwards equal on all processes.
+        weights: (n,) 1, or 0 for a dummy row that keeps the number of forwards equal on all processes.
     """
 
     input_ids: Tensor
@@ -47,7 +49,7 @@ class Pack(NamedTuple):
 
     @property
     def real_tokens(self) -> int:
-        """Tokens that the examples which count have, prefixes included."""
+        """Tokens of the examples of weight 1, prefixes included."""
         counting = zip(self.lengths, self.weights.tolist(), strict=True)
         return sum(self.prefix + own for own, weight in counting if weight)
 
@@ -58,7 +60,7 @@ class Pack(NamedTuple):
 
     @property
     def shared_tokens(self) -> int:
-        """Real tokens that need no computing, since the prefix stands there once."""
+        """Real tokens that are not computed again, since the pack has the prefix once."""
         return self.prefix * max(int(self.weights.count_nonzero()) - 1, 0)
 
     def logits(self, model: PackedModel) -> Tensor:
@@ -82,8 +84,8 @@ def make_pack(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray, *, s
     Args:
         split: where they are.
         rows: (n,) their places.
-        weights: (n,) 1, or 0 for a filler.
-        share_prefix: False in an encoder, where a prefix sees what follows it.
+        weights: (n,) 1, or 0 for a dummy row.
+        share_prefix: False in an encoder, where a prefix attends to what follows it.
     """
     order = np.argsort(split.lengths[rows], kind="stable")
     rows, weights = rows[order], weights[order]
@@ -108,7 +110,7 @@ def or_dummy_row(part: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 def assign_to_ranks(
     lengths: np.ndarray, *, world: int, budget: int, most: int | None = None, turn: int = 0
 ) -> list[list[np.ndarray]]:
-    """Shares examples out: to every process the same number of packs and nearly the same tokens.
+    """Assigns examples to processes: as many packs to each, and nearly as many tokens.
 
     The longest example goes first, each to the process that has least; a process's packs are filled alike.
 
@@ -117,7 +119,7 @@ def assign_to_ranks(
         world: processes.
         budget: own tokens of a pack at most; a longer example has a pack to itself.
         most: examples of a pack at most.
-        turn: which process is first where several have as little, so that over many steps none has more.
+        turn: rotates the processes, so that over many steps none gets more than another.
 
     Returns:
         Per process its packs, each the places (k,) of its examples in `lengths`; a pack may be empty where
@@ -141,7 +143,7 @@ def _fits(lengths: np.ndarray, budget: int, most: int | None) -> bool:
 
 
 def _sharding(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Places of the examples in each of `parts` parts of nearly equal tokens: the longest goes first."""
+    """Places of the examples in each of `parts` parts of nearly equal tokens, the longest assigned first."""
     loads = [(0, 0, part) for part in range(parts)]
     members: list[list[int]] = [[] for _ in range(parts)]
     for place in np.argsort(-lengths, kind="stable").tolist():
@@ -162,7 +164,7 @@ def eval_packs(
         rank: of this process.
         world: processes.
         share_prefix: as for `make_pack`.
-        least: packs at least; where examples are too few, some hold a filler alone.
+        least: packs at least; where examples are too few, some hold a dummy row alone.
     """
     order = np.argsort(split.lengths, kind="stable")
     ends = np.cumsum(split.lengths[order])

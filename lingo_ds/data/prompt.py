@@ -19,7 +19,7 @@ class Prompt(NamedTuple):
     columns: tuple[str, ...] = ()
 
     def render(self, sequence: str, *, fields: Mapping[str, str] | None = None) -> str:
-        """The whole text of one example; `fields` are its cells by column, None leaves their names."""
+        """The whole text of one example; `fields` are its cells by column, None leaves their {names}."""
         filled = self.filled(fields or {})
         return filled.before + sequence + filled.after
 

@@ -1,4 +1,4 @@
-"""Which examples are train, dev and test where the data does not say it, and what splits have in common."""
+"""Splits drawn from the training rows where the data has none, and what splits have in common."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from lingo_ds.utils.errors import Mistake, UserError
 
 
 class SplitSummary:
-    """What is remembered of one split's rows, so that splits can be compared: 12 bytes each, 36 of a window.
+    """What splits are compared by, of each row: 12 bytes, and 24 more of a window.
 
     Attributes:
         hashes: of each row's sequence or pair, the same where the sequence is.
@@ -20,7 +20,7 @@ class SplitSummary:
     """
 
     def __init__(self, chromosomes: dict[str, int]):
-        """Takes the numbers of chromosomes, shared by all splits and filled as they come."""
+        """Takes the numbers of chromosomes by name, shared by all splits and filled as chromosomes come."""
         self.hashes, self.lengths = array("q"), array("I")
         self._chromosomes = chromosomes
         self._windows = array("q"), array("q"), array("q")
@@ -31,7 +31,7 @@ class SplitSummary:
     def add(
         self, sequences: Sequence[str], pairs: Sequence[str | None], fields: Sequence[Mapping[str, str]]
     ) -> None:
-        """Remembers rows; `fields` are those of all of them that are windows."""
+        """Adds rows; `fields` are those of the rows that are windows."""
         if any(pairs):
             self.hashes.extend(map(hash, zip(sequences, pairs, strict=True)))
         else:
@@ -50,17 +50,17 @@ class SplitSummary:
 
 
 def groups_of(seen: SplitSummary) -> np.ndarray:
-    """(rows,) numbers of groups that must stay together: overlapping windows, else equal sequences."""
+    """(rows,) the group of each row, which stays in one split: overlapping windows, else equal sequences."""
     if (windows := seen.windows()) is None:
         _, first, group = np.unique(np.asarray(seen.hashes), return_index=True, return_inverse=True)
-        return first[group]  # by first row: hashes are others in another process
+        return first[group]  # named by its first row, since hashes differ between processes
     chromosome, start, end = windows
     offset = chromosome * (1 << 44)  # beyond any chromosome, so that none reaches into the next
     return overlap_groups(offset + start, offset + end)
 
 
 def draw_splits(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
-    """Draws splits out of the training rows, whole groups each.
+    """Draws splits from the training rows, each of whole groups.
 
     Args:
         groups: (rows,) the group of each row.
@@ -93,7 +93,7 @@ def draw_splits(groups: np.ndarray, shares: Mapping[str, float], *, seed: int) -
 
 
 def count_duplicates(hashes: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Rows whose sequence occurs twice: inside train, and in dev or test as well as in an earlier split."""
+    """Counts rows whose sequence is there twice: inside train, or in dev or test and an earlier split."""
     train, dev, test = (np.sort(hashes[name]) for name in SPLITS)
     return {
         "train": int((train[1:] == train[:-1]).sum()),
@@ -104,13 +104,13 @@ def count_duplicates(hashes: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def _count_in(ascending: np.ndarray, values: np.ndarray) -> int:
-    """How many of the values are among some others; np.isin takes ten times as long."""
+    """Counts the values that are among others; np.isin takes ten times as long."""
     places = np.searchsorted(ascending, values)
     return int((ascending[np.minimum(places, len(ascending) - 1)] == values).sum())
 
 
 def overlaps(windows: Mapping[str, np.ndarray], chromosomes: Sequence[str]) -> str:
-    """In words, what splits have in common of the genome; empty where that is nothing.
+    """A text on what splits have in common of the genome; empty where that is nothing.
 
     Args:
         windows: (3, rows) chromosome, start and end, by split.
@@ -134,5 +134,5 @@ def _on(windows: np.ndarray, chromosome: int) -> np.ndarray:
 
 
 def _count_overlaps(one: np.ndarray, other: np.ndarray) -> int:
-    """How many of `other`'s windows (2, m) overlap one of `one`'s (2, n)."""
+    """Counts windows of `other`, (2, m), that overlap one of `one`, (2, n)."""
     return int(merge_intervals(*one).overlap(*other).sum())

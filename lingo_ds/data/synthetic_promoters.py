@@ -1,9 +1,9 @@
-"""Labelled core promoters made on the spot, for the quickstart and the tests: nothing is downloaded.
+"""Labelled core promoters that are generated, for the quickstart and the tests: nothing is downloaded.
 
 A positive is drawn from published base counts of the TATA box, the initiator and the downstream promoter
 element, each at its published distance from the transcription start (TSS). A negative has the same
-background and often a TATA box too, but in the wrong place: a model has to learn where a motif lies, not
-only which bases there are. The shares of each kind are ours. Nothing here is a measured sequence, and no
+background and often a TATA box too, but in the wrong place: a model has to learn the places of motifs, not
+only the frequencies of bases. The shares of each kind are ours. Nothing here is a measured sequence, and no
 score on it says anything about biology.
 
 Positions are relative to the TSS, which is +1; there is no 0. In a file the TSS has index `length // 2 - 1`.

@@ -1,4 +1,4 @@
-"""What is learned: the kind of task, its outputs, and what turns them into answers."""
+"""The task of a run: its kind, its outputs, and how these become answers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +13,7 @@ from lingo_ds.utils.errors import Mistake, UserError
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """A task, as its adapter keeps it.
 
     Attributes:
         name: of the run that trains it.
@@ -51,16 +51,16 @@ class Task:
 
     @property
     def outputs(self) -> str:
-        """What the outputs are, in words."""
+        """The outputs in words, e.g. `3 labels`."""
         word = {"multilabel": "labels", "regression": "values"}.get(self.kind, "classes")
         return f"{self.classes} {word}"
 
     def with_thresholds(self, thresholds: tuple[float, ...] | None) -> "Task":
-        """The same task, decided by others."""
+        """The same task with these thresholds."""
         return replace(self, thresholds=thresholds)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The task as plain JSON values."""
         values = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -75,8 +75,8 @@ def make_task(
     pair_separator: str | None = None,
     tokens: Literal["text", "nucleotides"] = "text",
 ) -> Task:
-    """The task behind labels 0 .. classes - 1."""
-    kind = "binary" if classes == 2 else "multiclass"
+    """A task of classes 0 .. classes - 1."""
+    kind: TaskKind = "binary" if classes == 2 else "multiclass"
     return Task(name, kind, classes, template, domain, max_length, pair_separator, tokens=tokens)
 
 
@@ -89,7 +89,7 @@ def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
         max_length: longest example in tokens.
 
     Raises:
-        UserError: on every process alike, where a setting of `task` does not go with the rows.
+        UserError: on every process alike, where a setting of `task` does not fit the rows.
     """
     setting, text, classes = config.task, config.data, data.classes
     train_labels = data.splits["train"].labels
@@ -112,9 +112,9 @@ def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
     if task.kind == "regression":
         mean, scale = moments(train_labels)
         return replace(task, mean=tuple(mean.tolist()), scale=tuple(scale.tolist()))
-    if setting.threshold not in ("dev", 0.5):
-        many = classes if task.kind == "multilabel" else 1
-        return task.with_thresholds((setting.threshold,) * many)
+    if setting.threshold != "dev" and setting.threshold != 0.5:
+        count = classes if task.kind == "multilabel" else 1
+        return task.with_thresholds((setting.threshold,) * count)
     return task
 
 

@@ -1,4 +1,4 @@
-"""Tokenising once: Arrow tables in a cache, read back by memory map."""
+"""The cache of token ids: examples are tokenised once, to Arrow tables that are read by memory map."""
 
 import hashlib
 import json
@@ -15,14 +15,16 @@ from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import SPLITS, Examples
 from lingo_ds.data.labels import Target
 from lingo_ds.data.prompt import Prompt
-from lingo_ds.data.tokenization import ExampleText, Tokenize
+from lingo_ds.data.tokenization import ExampleText, Tokenize, Tokens
 from lingo_ds.data.tokenized import IDS, SCHEMA, VALUES, TokenizedData, TokenizedSplit
 from lingo_ds.utils.files import write_once
 
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 3
-BATCH = 1000
+"""Part of every cache key; increased with every change of what is written."""
+
+TEXTS_PER_BATCH = 1000
 """Texts tokenised at a time."""
 
 TOKENIZE_LOG_SECONDS = 10.0
@@ -30,7 +32,7 @@ TOKENIZE_LOG_SECONDS = 10.0
 
 
 def tokenized_fingerprint(examples: Path, *, tokenizer: str, settings: Mapping[str, Any]) -> str:
-    """32 hex digits that change with the examples, the tokenizer's definition or any setting."""
+    """The name of a cache entry: 32 hex digits of the examples, the tokenizer and all settings."""
     parts = [CACHE_VERSION, examples.name, tokenizer, dict(settings)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -44,15 +46,15 @@ def write_tokenized(
     max_length: int,
     both_strands: bool = False,
 ) -> None:
-    """Tokenises all splits into `folder`, batch by batch; written aside and renamed.
+    """Tokenises all splits into a cache entry, batch by batch, unless it is there.
 
     Args:
-        folder: where the cache entry goes; it appears whole or not at all.
+        folder: the cache entry, which appears whole or not at all.
         examples: the rows.
-        tokenize: what makes tokens of them: `TextTokens`, or `NucleotideTokens`.
+        tokenize: turns rows into token ids, see `make_tokenize`.
         prompt: text around each sequence.
-        max_length: longest example in tokens.
-        both_strands: whether to tokenise each sequence's reverse complement, too.
+        max_length: tokens of the longest example.
+        both_strands: whether each sequence's reverse complement is tokenised, too.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
@@ -76,7 +78,7 @@ def write_tokenized(
         aside.mkdir()
         for name in SPLITS:
             logger.info("tokenising %s: %d rows", name, examples.rows[name])
-            tables = map(tokenized, examples.batches(name, most=BATCH))
+            tables = map(tokenized, examples.batches(name, most=TEXTS_PER_BATCH))
             _write_stream(aside / f"{name}.arrow", tables, rows=examples.rows[name])
         facts = {
             "classes": examples.classes,
@@ -91,15 +93,15 @@ def write_tokenized(
 
 
 def _write_stream(path: Path, tables: Iterator[pa.Table], *, rows: int) -> None:
-    """Writes tables of one schema behind each other; says now and then how many rows are done."""
+    """Writes tables of one schema one after the other; logs now and then how many rows are done."""
     first = next(tables)
-    said, done = time.monotonic(), 0
+    logged, done = time.monotonic(), 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
         for table in chain([first], tables):
             stream.write_table(table)
             done += len(table)
-            if time.monotonic() - said > TOKENIZE_LOG_SECONDS:
-                said = time.monotonic()
+            if time.monotonic() - logged > TOKENIZE_LOG_SECONDS:
+                logged = time.monotonic()
                 logger.info("tokenised %s of %s rows", f"{done:,}", f"{rows:,}")
 
 
@@ -109,7 +111,7 @@ def _read_stream(path: Path) -> pa.Table:
 
 
 def read_tokenized(folder: Path) -> TokenizedData:
-    """The cache entry that `write_tokenized` made, by memory map."""
+    """The cache entry that `write_tokenized` made, read by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
     splits = {name: TokenizedSplit(_read_stream(folder / f"{name}.arrow")) for name in SPLITS}
     names = facts.pop("class_names")
@@ -127,10 +129,13 @@ def tokenized_split(
     max_length: int,
     both_strands: bool = False,
 ) -> TokenizedSplit:
-    """Tokenises labelled sequences, in memory; the arguments are those of `write_tokenized`.
+    """Tokenises labelled sequences in memory.
 
-    `pairs` holds the second sequence of each, or None; None: none has one. `fields` holds each example's
-    cells of the columns that the prompt reads; None: it reads none.
+    Args:
+        sequences, labels: of the rows.
+        pairs: the second sequence of each row, or None; None: no row has one.
+        fields: each row's cells of the columns that the prompt reads; None: it reads none.
+        tokenize, prompt, max_length, both_strands: as in `write_tokenized`.
 
     Raises:
         UserError: where not even one base fits between prefix and suffix.
@@ -138,28 +143,19 @@ def tokenized_split(
     count = len(sequences)
     rows = list(map(ExampleText, sequences, pairs or [None] * count, fields or [()] * count))
 
-    def strand(rows: Sequence[ExampleText]) -> tuple[list[Sequence[int]], list[bool]]:
-        return _tokenized_strand(rows, tokenize=tokenize, prompt=prompt, max_length=max_length)
+    def strand(rows: Sequence[ExampleText]) -> list[Tokens]:
+        batches = (rows[start : start + TEXTS_PER_BATCH] for start in range(0, count, TEXTS_PER_BATCH))
+        return [tokens for batch in batches for tokens in tokenize(batch, prompt, max_length)]
 
-    input_ids, truncated = strand(rows)
-    columns, schema = {"input_ids": input_ids, "label": labels, "truncated": truncated}, SCHEMA
+    forward = strand(rows)
+    truncated = [tokens.cut for tokens in forward]
+    columns: dict[str, Any] = {"input_ids": [tokens.ids for tokens in forward], "label": labels}
+    schema = SCHEMA
     if isinstance(labels[0], list):
         schema = schema.set(schema.get_field_index("label"), pa.field("label", VALUES))
     if both_strands:
-        turned = [row._replace(sequence=reverse_complement(row.sequence)) for row in rows]
-        columns["reverse_ids"], also = strand(turned)
-        columns["truncated"] = [one or other for one, other in zip(truncated, also, strict=True)]
+        reverse = strand([row._replace(sequence=reverse_complement(row.sequence)) for row in rows])
+        columns["reverse_ids"] = [tokens.ids for tokens in reverse]
+        truncated = [one.cut or other.cut for one, other in zip(forward, reverse, strict=True)]
         schema = schema.append(pa.field("reverse_ids", IDS))
-    return TokenizedSplit(pa.table(columns, schema=schema))
-
-
-def _tokenized_strand(
-    rows: Sequence[ExampleText], *, tokenize: Tokenize, prompt: Prompt, max_length: int
-) -> tuple[list[Sequence[int]], list[bool]]:
-    """Token ids of each example, and whether it was cut."""
-    input_ids, truncated = [], []
-    for start in range(0, len(rows), BATCH):
-        for ids, cut in tokenize(rows[start : start + BATCH], prompt, max_length):
-            input_ids.append(ids)
-            truncated.append(cut)
-    return input_ids, truncated
+    return TokenizedSplit(pa.table(columns | {"truncated": truncated}, schema=schema))

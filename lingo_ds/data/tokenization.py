@@ -1,4 +1,4 @@
-"""From a sequence and its prompt to token ids: through the backbone's tokenizer, or one token per base."""
+"""From a sequence and its prompt to token ids: by the backbone's tokenizer, or one token per base."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -22,19 +22,19 @@ _PLACE[ord("U")] = NUCLEOTIDES.index("T")
 
 
 class ExampleText(NamedTuple):
-    """What is read of an example: a sequence, the second one of a pair, cells of the prompt's columns."""
+    """The parts of an example's text: a sequence, the second one of a pair, cells of the prompt's columns."""
 
     sequence: str
     pair: str | None = None
     cells: Sequence[str] = ()
 
     def first(self, bases: int) -> "ExampleText":
-        """The same, shortened to so many bases."""
+        """The same example, shortened to so many bases."""
         return ExampleText(*first_bases(self.sequence, self.pair, bases), self.cells)
 
     @property
     def bases(self) -> int:
-        """Of both sequences."""
+        """Bases of both sequences."""
         return len(self.sequence) + len(self.pair or "")
 
 
@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
 
 
 Tokenize = Callable[[Sequence[ExampleText], Prompt, int], Iterable[Tokens]]
-"""What makes tokens of examples, with a prompt around each and at most so many per example."""
+"""Turns examples into tokens, with a prompt around each and at most so many tokens per example."""
 
 
 def make_tokenize(
@@ -56,10 +56,10 @@ def make_tokenize(
     vocabulary: int,
     pair_separator: str = "",
 ) -> Tokenize:
-    """What `data.tokens` names.
+    """The way to tokens that `data.tokens` names.
 
     Args:
-        tokens: how DNA is read.
+        tokens: `data.tokens`, how DNA is read.
         tokenizer: the backbone's.
         vocabulary: rows of the backbone's embedding.
         pair_separator: text between the two sequences of a pair.
@@ -122,7 +122,7 @@ class NucleotideTokens:
     """Sequences as one token per base, their prompt as the backbone's tokenizer reads it."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocabulary: int, pair_separator: str = ""):
-        """Takes the tokenizer, and how many ids the backbone's embedding has: A is the first one behind."""
+        """Takes the tokenizer and the rows of the backbone's embedding: A has the first id behind them."""
         self._tokenizer, self._first, self._separator = tokenizer, vocabulary, pair_separator
 
     def __call__(self, rows: Sequence[ExampleText], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
@@ -151,10 +151,10 @@ class NucleotideTokens:
         return self._first + _PLACE[np.frombuffer(sequence.encode("ascii"), np.uint8)]
 
     def frame(self, prompt: Prompt) -> PromptTokens:
-        """The prompt's tokens; special ones stand where the tokenizer puts them around a text.
+        """The prompt's tokens; special ones are where the tokenizer puts them around a text.
 
-        What comes after the sequence is read as the text behind a letter: some tokenizers begin every text
-        with the mark of a space.
+        The text after the sequence is tokenised behind a letter, since some tokenizers begin every text with
+        the mark of a space.
 
         Raises:
             UserError: where the tokenizer gives tokens that the backbone has no embedding for.
@@ -178,7 +178,7 @@ def _fields(row: ExampleText, prompt: Prompt) -> dict[str, str]:
 
 
 def letter_ids(tokenizer: "PreTrainedTokenizerBase", *, vocabulary: int) -> list[list[int]]:
-    """The backbone's tokens of each of `NUCLEOTIDES`: that of the letter, or those it is spelled with.
+    """The backbone's tokens of each of `NUCLEOTIDES`: the letter's own, or those it is spelled with.
 
     Raises:
         UserError: where there is none for a letter, or one without a row among the embedding's `vocabulary`.
@@ -205,7 +205,7 @@ def _plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 def _read(tokenizer: "PreTrainedTokenizerBase", texts: str | list[str], **how: bool) -> "BatchEncoding":
     try:
         return tokenizer(texts, verbose=False, **how)
-    except Exception as error:  # of files that are not a whole tokenizer only their use may tell
+    except Exception as error:  # a tokenizer of incomplete files may fail only in use, and with anything
         raise _misfit(tokenizer, f"cannot read the data ({reason_of(error)})") from None
 
 

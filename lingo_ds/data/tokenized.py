@@ -9,20 +9,20 @@ import numpy as np
 import pyarrow as pa
 
 IDS, CLASS, VALUES = pa.list_(pa.int32()), pa.int64(), pa.list_(pa.float32())
-
+"""Arrow types of token ids, and of the label of a class or of a list of values (NaN: unknown)."""
 
 SCHEMA = pa.schema({"input_ids": IDS, "label": CLASS, "truncated": pa.bool_()})
-"""Of a table on one strand; `label` is VALUES, NaN where unknown, where the target is a list of values."""
+"""Columns of a table on one strand; `label` is VALUES where the target is a list of values."""
 
 
 def as_numpy(values: pa.Array) -> np.ndarray:
-    """A view on them, where none is missing; pyarrow's `to_numpy` would import pandas first."""
+    """A view of values of which none is null; pyarrow's own `to_numpy` would import pandas first."""
     return np.from_dlpack(values)
 
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """One split's token ids, read where the table has them: on disk by memory map, whatever it is cut into.
+    """One split's token ids, read from the table without a copy: on disk by memory map.
 
     Attributes:
         table: columns input_ids (list of int32), label (int64 or list of float32), truncated (bool), and for
@@ -37,24 +37,24 @@ class TokenizedSplit:
         return len(self.table) * (1 + self.both)
 
     def both_strands(self) -> "TokenizedSplit":
-        """The same table with both strands as rows; it must hold them."""
+        """The same table with both strands as rows; it must have the column reverse_ids."""
         return TokenizedSplit(self.table, both=True)
 
     @property
     def widest(self) -> "TokenizedSplit":
-        """All that the table holds."""
+        """The same table with all strands that it holds as rows."""
         return self.both_strands() if "reverse_ids" in self.table.column_names else self
 
     @cached_property
     def _chunks(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids and offsets of the pieces that Arrow keeps the column in; none is copied."""
+        """Ids and offsets of the chunks of the column; none is copied."""
         names = ("input_ids", "reverse_ids") if self.both else ("input_ids",)
         chunks = [chunk for name in names for chunk in self.table.column(name).chunks]
         return [(as_numpy(chunk.values), as_numpy(chunk.offsets)) for chunk in chunks]
 
     @cached_property
     def _begins(self) -> np.ndarray:
-        """The first row of each piece."""
+        """(chunks + 1,) first row of each chunk, and the number of rows."""
         return np.cumsum([0, *(len(offsets) - 1 for _, offsets in self._chunks)])
 
     def _chunk_of(self, rows: np.ndarray | int) -> np.ndarray:
@@ -73,7 +73,7 @@ class TokenizedSplit:
 
     @property
     def unknown(self) -> int:
-        """Labels or values that are not known."""
+        """The number of labels or values that are unknown."""
         return int(np.isnan(self.labels).sum())
 
     @cached_property
@@ -83,13 +83,13 @@ class TokenizedSplit:
 
     @property
     def largest_id(self) -> int:
-        """Of all tokens; -1 where there is none."""
+        """The largest token id; -1 where there is none."""
         pieces = (values[offsets[0] : offsets[-1]] for values, offsets in self._chunks)
         return max((int(piece.max(initial=-1)) for piece in pieces), default=-1)
 
     @property
     def truncated(self) -> int:
-        """Examples whose sequence was cut, on one strand at least."""
+        """The number of examples whose sequence was cut, on one strand at least."""
         column = self.table.column("truncated").cast(pa.uint8())
         return sum(int(as_numpy(chunk).sum()) for chunk in column.chunks)
 
@@ -110,15 +110,15 @@ class TokenizedSplit:
 
 @dataclass(frozen=True)
 class TokenizedData:
-    """All splits, and what was noticed while reading them.
+    """All splits, and facts of their examples.
 
     Attributes:
         splits: by name.
         classes: outputs that a head needs: classes, labels or values.
         class_names: in the order of the classes; None where they are numbers.
         duplicates: rows that occur twice, see `count_duplicates`.
-        fingerprint: of files, tokenizer, prompt and length together.
-        bases: of the median training sequence.
+        fingerprint: changes with files, tokenizer, prompt and length.
+        bases: median length of the training sequences.
         pairs: whether an example has two sequences.
     """
 
@@ -142,7 +142,7 @@ class TokenizedData:
 
     @property
     def largest_id(self) -> int:
-        """Of all tokens."""
+        """The largest token id."""
         return max(split.widest.largest_id for split in self.splits.values())
 
     def facts(self) -> dict[str, Any]:

@@ -15,10 +15,10 @@ class FastaEntry(NamedTuple):
     """One sequence of a FASTA file.
 
     Attributes:
-        header: what stands behind >.
+        header: the text behind >.
         sequence: all its lines as one.
-        line: of the header.
-        mistake: what is wrong with it, at the line where that is.
+        line: number of the header's line.
+        mistake: what is wrong with the sequence, with its line; None: nothing.
     """
 
     header: str
@@ -28,7 +28,7 @@ class FastaEntry(NamedTuple):
 
 
 def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
-    """The entries of a FASTA file; a sequence may go over many lines, those that begin with ; are comments.
+    """The entries of a FASTA file; a sequence may have many lines, and lines that begin with ; are comments.
 
     Raises:
         UserError: for a sequence before the first header.
@@ -50,7 +50,7 @@ def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
         elif text and not text.startswith(";"):
             where = f"{path}:{number}"
             if header is None:
-                rule = "stands before the first header"
+                rule = "comes before the first header"
                 raise UserError(Mistake(where, text, rule, "begin with a line like >name"))
             mistake = mistake or sequence_mistake(text, where)
             parts.append(text)

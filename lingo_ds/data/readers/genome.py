@@ -1,4 +1,4 @@
-"""A genome on disk: any stretch of a FASTA by contig and place, never the whole of it in memory."""
+"""A genome on disk: any stretch of a FASTA file by contig and position, never the whole in memory."""
 
 import gzip
 import hashlib
@@ -17,18 +17,19 @@ from lingo_ds.utils.safe_read import require_regular
 logger = logging.getLogger(__name__)
 
 READ_AHEAD = 1 << 15
-"""Bases read at a time: places that ascend, as in a sorted file, are mostly found in what was read before."""
+"""Bases read at a time: of ascending places, as in a sorted file, most were read with the one before."""
 
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
-"""What a damaged file or index may raise."""
+"""Exceptions that a damaged file or index may raise."""
+
 GZIP_MAGIC, BGZIP_FIELD = b"\x1f\x8b", b"BC"
-"""How a packed file begins, and what bgzip, and only it, adds at byte 12 (SAM specification, 4.1)."""
+"""First bytes of a packed file, and the field that only bgzip has, at byte 12 (SAM specification, 4.1)."""
 
 
 class Genome:
-    """A FASTA that is read by places: 0-based and half-open, [begin, end). It may be packed with bgzip.
+    """A FASTA file read by places, 0-based and half-open: [begin, end). It may be packed with bgzip.
 
-    What is packed with plain gzip has no places to read at: it is unpacked once, into the cache.
+    A file packed with plain gzip cannot be read by places: it is unpacked once, into the cache.
 
     Attributes:
         path: the file.
@@ -61,17 +62,17 @@ class Genome:
         """The end - begin bases of a stretch, upper case; N for each that lies beyond an end of the contig.
 
         Raises:
-            UserError: where the file holds something else than bases there, or less than its index says.
+            UserError: where the file has something else than bases there, or less than its index says.
         """
         first, last = max(begin, 0), min(end, self.lengths[contig])
         where = f"{self.path}, {contig}:{first + 1}-{last}"
         try:
             inside = self._fasta.fetch(contig, first + 1, last) if first < last else ""
         except (*UNREADABLE, OverflowError, FetchError) as error:
-            rule, fix = f"cannot be read ({reason_of(error)})", "copy the file anew, and remove its index"
+            rule, fix = f"cannot be read ({reason_of(error)})", "copy the file again, and remove its index"
             raise UserError(Mistake(where, "bases", rule, fix)) from None
         if len(inside) != max(last - first, 0):
-            fix = "remove the index, so that it is made anew"
+            fix = "remove the index, so that it is made again"
             raise UserError(Mistake(where, f"{len(inside)} bases", "the index beside the file is wrong", fix))
         if inside and (mistake := sequence_mistake(inside, where)):
             raise UserError(mistake)
@@ -79,7 +80,7 @@ class Genome:
         return "N" * before + inside + "N" * (end - begin - before - len(inside))
 
     def other_name(self, contig: str) -> str | None:
-        """How the genome may call a contig that it lacks by this name: `1` for `chr1`, or the other way."""
+        """The name that the genome may have for a contig that it lacks: `1` for `chr1`, or the other way."""
         bare = contig.removeprefix("chr")
         names = [bare] if bare != contig else [f"chr{contig}"]
         if bare in ("M", "MT"):
@@ -88,7 +89,7 @@ class Genome:
 
 
 def _unpacked(path: Path, cache: Path) -> Path:
-    """The file that is read: the user's, or where that is packed with plain gzip a copy in the cache."""
+    """The file to read: the user's own, or an unpacked copy in the cache of one in plain gzip."""
     with path.open("rb") as file:
         head = file.read(16)
     if head[:2] != GZIP_MAGIC or head[12:14] == BGZIP_FIELD:
@@ -106,14 +107,14 @@ def _unpacked(path: Path, cache: Path) -> Path:
 
 
 def _place_in(cache: Path, path: Path) -> Path:
-    """The cache's folder for a genome."""
+    """The folder of a genome in the cache."""
     facts = path.stat()
     known = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     return cache / "genomes" / hashlib.sha256(known.encode()).hexdigest()[:32]
 
 
 def _indexes(path: Path, cache: Path) -> dict[str, Path]:
-    """Where the indexes are, as arguments of `Faidx`: beside the file unless older, else in `cache`."""
+    """Paths of the indexes as arguments of `Faidx`: beside the file unless older than it, else in `cache`."""
     endings = {"indexname": ".fai"}
     if path.name.lower().endswith((".gz", ".bgz")):
         endings["gzi_indexname"] = ".gzi"

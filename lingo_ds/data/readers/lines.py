@@ -1,4 +1,4 @@
-"""Text files as streams of lines, plain or gzipped; what is no text is told by its line."""
+"""Text files as streams of lines, plain or gzipped; bytes that are no text are reported by their line."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ READ_BYTES = 1 << 20
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that says what a file is, in lower case, without a `.gz` behind one of text."""
+    """The ending that tells a file's format, in lower case, without a `.gz` behind one of text."""
     endings = [ending.lower() for ending in path.suffixes]
     if endings[-1:] == [".gz"] and endings[-2:-1] != [".parquet"]:
         endings.pop()
@@ -31,7 +31,7 @@ def stem_of(path: Path) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """A regular file, open for reading.
+    """Opens a regular file for reading.
 
     Raises:
         UserError: where there is none, or where it may not be read.
@@ -41,7 +41,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         raw = path.open("rb")
     except OSError as error:
         raise UserError(
-            Mistake(str(path), "file", error.strerror or "cannot be read", "put it there")
+            Mistake(str(path), "file", error.strerror or "cannot be read", "check the path")
         ) from None
     with raw:
         yield raw
@@ -65,7 +65,7 @@ def read_lines(raw: BufferedReader, path: Path) -> Iterator[str]:
         path: names the file in mistakes.
 
     Raises:
-        UserError: naming the line of a byte that is no text; what stands before it was given out.
+        UserError: naming the line of a byte that is no text, after the lines before it were given.
     """
     packed = path.name.lower().endswith(".gz")
     file = gzip.GzipFile(fileobj=raw) if packed else raw
@@ -84,7 +84,7 @@ def _whole_lines(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[b
     pieces: list[bytes] = []
     number = 0
     try:
-        while piece := file.read1(READ_BYTES):  # not read(): before an error that gives less than there is
+        while piece := file.read1(READ_BYTES):  # not read(), which loses what it read before an error
             end = piece.rfind(b"\n") + 1
             if end:
                 block = b"".join([*pieces, piece[:end]])
@@ -94,13 +94,13 @@ def _whole_lines(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[b
             pieces.append(piece[end:])
     except (OSError, EOFError, zlib.error) as error:
         rule = f"cannot be read further ({error})"
-        raise UserError(Mistake(f"{path}:{number + 1}", "line", rule, "copy the file anew")) from None
+        raise UserError(Mistake(f"{path}:{number + 1}", "line", rule, "copy the file again")) from None
     if rest := b"".join(pieces):
         yield rest
 
 
 def _before_what_is_no_text(block: bytes) -> tuple[bytes, Mistake | None]:
-    """The lines before one with a NUL byte or what is no UTF-8, and what is wrong with that."""
+    """The lines before one with a NUL byte or invalid UTF-8, and the mistake in that one."""
     zero, bad = block.find(b"\0"), None
     try:
         block.decode("utf-8")

@@ -26,7 +26,7 @@ TABLE_SUFFIXES = (*DELIMITERS, *JSON_LINES, PARQUET)
 PARQUET_ROWS = 1024
 """Rows of a Parquet file decoded at a time."""
 
-csv.field_size_limit(1 << 31)  # a chromosome may stand in one field
+csv.field_size_limit(1 << 31)  # one field may hold a chromosome
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ class Table:
         self.header, self.where, self.total = header, where, total
 
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
-        """The rows, each with the cells of these columns, which are in the header; to be read once.
+        """The rows with the cells of these columns of the header; they can be read once.
 
         Raises:
             UserError: where nothing can be read further.
@@ -66,7 +66,7 @@ class Table:
         """Checks that the header has each of some columns once.
 
         Args:
-            settings: by column, what chooses another one, e.g. `set data.sequence_column`.
+            settings: by column, the advice that chooses another one, e.g. `set data.sequence_column`.
 
         Raises:
             UserError: for each column that is not there, or there twice.
@@ -228,7 +228,7 @@ class ParquetTable(Table):
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             rule = f"is no readable Parquet file ({reason_of(error)})"
-            raise UserError(Mistake(str(self._path), "file", rule, "write it anew")) from None
+            raise UserError(Mistake(str(self._path), "file", rule, "write it again")) from None
 
 
 def text_of(value: Any) -> str:
@@ -237,7 +237,7 @@ def text_of(value: Any) -> str:
 
 
 def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:
-    """What takes the cells at some places from a row."""
+    """A function that takes the cells at some places from a row."""
     if len(places) > 1:
         return itemgetter(*places)
     (place,) = places

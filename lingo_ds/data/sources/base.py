@@ -1,4 +1,4 @@
-"""What all sources share: the parts of a data set, and a fingerprint of the files behind them."""
+"""Sources of labelled sequences: their protocol, the parts of a data set, and its fingerprint."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,16 +13,17 @@ SPLIT_NAMES = {
     "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "eval": "dev",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What a split may be called in names of files, folders and columns."""
+"""Names of splits in files, folders and columns, and the split that each means."""
 
-WHOLE = 1 << 28
-"""Bytes of a file whose whole content is in the fingerprint; of a larger one, size, time and samples are."""
+MAX_HASHED_BYTES = 1 << 28
+"""Bytes of a file at most whose whole content is in the fingerprint; of a larger one samples are."""
 
 SAMPLES, SAMPLE = 64, 1 << 16
+"""Samples of a larger file, and bytes of each."""
 
 Examined = TypeVar("Examined")
 Found = tuple[str, Example | Mistake]
-"""A split's name, and an example of it or what is wrong with one."""
+"""A split's name, and an example of it or the mistake in one."""
 
 
 class Part(NamedTuple):
@@ -37,7 +38,7 @@ class Source(Protocol):
     """Labelled sequences as they are stored somewhere."""
 
     def fingerprint(self) -> str:
-        """Changes with what the examples are made from."""
+        """A text that changes with what the examples are made from."""
 
     def examples(self) -> Iterator[Found]:
         """All examples as a stream; sequences and cells are as stored, nothing in them is checked.
@@ -50,7 +51,7 @@ class Source(Protocol):
 def read_parts(
     parts: Iterable[Part], read: Callable[[Part], Iterator[Examined | Mistake]]
 ) -> Iterator[tuple[str, Examined | Mistake]]:
-    """The examples of all parts; what ends one part early is a mistake among its examples."""
+    """The examples of all parts; an error that ends a part early becomes mistakes among its examples."""
     for part in parts:
         split, item = part.split, None
         try:
@@ -65,9 +66,9 @@ def read_parts(
 
 
 def fingerprint_of(parts: Iterable[Part]) -> str:
-    """Hex digits that change with a part's split, label or content; the same files elsewhere are the same.
+    """Hex digits that change with a part's split, label or content, and not with its place.
 
-    Files in a folder are known by name, size and time, since there may be a million of them.
+    Files in a folder are identified by name, size and time, since there may be a million of them.
     """
     digest = hashlib.sha256()
     for split, path, label in parts:
@@ -79,8 +80,8 @@ def fingerprint_of(parts: Iterable[Part]) -> str:
 def file_digest(path: Path) -> bytes:
     """32 bytes that change with a file; the same for all files that cannot be read.
 
-    Up to `WHOLE` bytes it is of the content. Of a larger file (a genome is not read for minutes at each
-    start) it is of its size, its time of change, and samples from beginning to end: a copy that keeps
+    Up to `MAX_HASHED_BYTES` bytes it is of the content. Of a larger file (a genome is not read for minutes at
+    each start) it is of its size, its time of change, and samples from beginning to end: a copy that keeps
     the time (cp -p, rsync -t) is the same file.
     """
     digest = hashlib.sha256()
@@ -89,7 +90,7 @@ def file_digest(path: Path) -> bytes:
             return digest.digest()
         facts = path.stat()
         with path.open("rb") as file:
-            if facts.st_size <= WHOLE:
+            if facts.st_size <= MAX_HASHED_BYTES:
                 return hashlib.file_digest(file, "sha256").digest()
             digest.update(repr((facts.st_size, facts.st_mtime_ns)).encode())
             for sample in range(SAMPLES):
@@ -118,7 +119,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """All that is in a folder by name.
+    """All entries of a folder by name.
 
     Raises:
         UserError: where it cannot be listed.

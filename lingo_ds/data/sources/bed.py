@@ -1,4 +1,4 @@
-"""Intervals of a genome: BED with a reference FASTA. Positions are 0-based and half-open."""
+"""Intervals of a genome as examples: BED files with a reference FASTA."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from lingo_ds.utils.errors import Mistake, UserError
 
 
 class Chromosomes(NamedTuple):
-    """Which chromosomes make up dev and test; the others are train. Both empty: the file says it."""
+    """The chromosomes of dev and test; all others are train. Both empty: the file names the splits."""
 
     dev: tuple[str, ...]
     test: tuple[str, ...]
@@ -41,7 +41,7 @@ class BedSource:
         negatives: float,
         seed: int,
     ):
-        """Takes BED files, the genome (once more for places in any order), and how to read them.
+        """Takes BED files, the genome (`scattered`: the same for places in any order), and how to read them.
 
         Raises:
             UserError: for chromosomes that the genome lacks, or that contradict splits by file.
@@ -85,7 +85,7 @@ class BedSource:
                 for drawn in negatives.like(positive, per_interval=self._per_interval):
                     yield split, drawn
         if negatives:
-            negatives.say_what_was_drawn()
+            negatives.log_summary()
 
     def _example(self, line: BedLine) -> Example:
         start, end = self._windows.around(line.start, line.end)
@@ -114,7 +114,7 @@ class BedSource:
             yield item if isinstance(item, Mistake) else self._checked(item)
 
     def _checked(self, line: BedLine) -> BedLine | Mistake:
-        """The line with its split by our name, or what does not fit the genome in it."""
+        """The line with the usual name of its split, or the mistake in it."""
         length = self._genome.lengths.get(line.chromosome)
         if length is None:
             fix = "rename it, or give its genome"

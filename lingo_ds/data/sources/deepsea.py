@@ -21,7 +21,7 @@ Read = Callable[[int, int], np.ndarray]
 
 
 class Array(NamedTuple):
-    """An array in a file; `read(begin, end)` gives examples, called in order, on the first axis."""
+    """An array in a file; `read(begin, end)` gives its examples on the first axis and is called in order."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,9 +52,9 @@ class DeepSea:
                 yield from _examples(path, *_sequences_and_labels(path, arrays), order)
         except UserError:
             raise
-        except Exception as error:  # whatever files of strangers make three libraries raise
+        except Exception as error:  # three libraries may raise anything on files of strangers
             rule = f"has no arrays that can be read ({reason_of(error)})"
-            raise UserError(Mistake(str(path), "file", rule, "write it anew")) from None
+            raise UserError(Mistake(str(path), "file", rule, "write it again")) from None
 
 
 def _examples(path: Path, sequences: Array, labels: Array, order: str) -> Iterator[Example | Mistake]:
@@ -76,7 +76,7 @@ def _examples(path: Path, sequences: Array, labels: Array, order: str) -> Iterat
 
 
 def _sequences_and_labels(path: Path, arrays: list[Array]) -> tuple[Array, Array]:
-    """The array of three axes, one of them 4, and that of two with as many examples."""
+    """The array with three axes, one of them of length 4, and that with two axes and as many examples."""
     hot = [one for one in arrays if len(one.shape) == 3 and 4 in one.shape[1:]]
     flat = [one for one in arrays if len(one.shape) == 2 and hot and one.shape[0] == hot[0].shape[0]]
     if len(hot) != 1 or len(flat) != 1:

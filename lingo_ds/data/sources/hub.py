@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library: saved on disk, or on the hub."""
+"""Data sets of the `datasets` library, saved on disk or on the hub."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ class HubDataset:
                 found = datasets.load_from_disk(path)
             else:
                 found = datasets.load_dataset(path, subset, revision=revision)
-        except Exception as error:  # whatever files of strangers make a library raise
+        except Exception as error:  # a library may raise anything on files of strangers
             rule = f"is no data set that can be read ({reason_of(error)})"
             fix = "give a folder of save_to_disk or a hub id (with data.subset where it has several)"
             raise UserError(Mistake("data.path", path, rule, fix)) from None

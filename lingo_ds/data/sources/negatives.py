@@ -1,4 +1,4 @@
-"""Windows without an interval: drawn by chance, each like a positive one in length and GC share."""
+"""Windows without an interval: drawn at random, each like a positive one in length and GC share."""
 
 import logging
 from array import array
@@ -15,10 +15,10 @@ from lingo_ds.data.readers.intervals import merge_intervals
 logger = logging.getLogger(__name__)
 
 TRIES = 100
-"""Free places looked at for a window before the best of them is taken."""
+"""Free places compared for a window; the best of them is taken."""
 
 DRAWS = 10
-"""Times that `TRIES` places are drawn to find as many free ones."""
+"""Draws of `TRIES` places each, until as many free ones are found."""
 
 GC_CLOSE = 0.02
 """Difference of GC shares that ends the search."""
@@ -30,11 +30,11 @@ MAX_N_SHARE = 0.1
 class Negatives:
     """Draws windows off all intervals of a genome, each on the chromosome of an interval it is drawn for.
 
-    What is held are the merged intervals: 16 bytes each before they are merged.
+    It holds the merged intervals in memory: 16 bytes for each interval before they are merged.
     """
 
     def __init__(self, genome: Genome, occupied: Iterable[tuple[str, int, int]], *, seed: int):
-        """Takes chromosome, start and end of what must be kept off, in any order."""
+        """Takes chromosome, start and end of the intervals to avoid, in any order."""
         self._genome, self._rng = genome, np.random.default_rng(seed)
         self._drawn = self._not_placed = 0
         self._owed = self._gc_distance = 0.0
@@ -49,7 +49,7 @@ class Negatives:
         }
 
     def like(self, positive: Example, *, per_interval: float) -> Iterator[Example]:
-        """Windows for a positive one: `per_interval` of them, on average where that is no whole number."""
+        """Windows for a positive one: `per_interval` of them, which is an average and may be a fraction."""
         self._owed += per_interval
         while self._owed >= 1:
             self._owed -= 1
@@ -59,8 +59,8 @@ class Negatives:
             else:
                 self._not_placed += 1
 
-    def say_what_was_drawn(self) -> None:
-        """Logs how many windows there are and how close they came."""
+    def log_summary(self) -> None:
+        """Logs how many windows were drawn and how close their GC shares are."""
         mean = self._gc_distance / max(self._drawn, 1)
         logger.info("drew %d windows off the intervals; their GC share differs by %.3f on average",
                     self._drawn, mean)  # fmt: skip
@@ -92,7 +92,7 @@ class Negatives:
         return Example(sequence, ("0",), f"drawn for {positive.where}", fields=fields)
 
     def _free_places(self, chromosome: str, width: int) -> Iterator[int]:
-        """Starts of windows off all intervals, drawn anew as they are asked for."""
+        """Random starts of windows off all intervals, drawn as they are asked for."""
         room = self._genome.lengths[chromosome] - width
         for _ in range(DRAWS if room >= 0 else 0):
             drawn = self._rng.integers(0, room + 1, TRIES)
@@ -100,6 +100,6 @@ class Negatives:
 
 
 def gc_share(sequence: str) -> float:
-    """G and C among A, C, G and T of upper-case DNA; 0 where there is none of them."""
+    """Share of G and C among A, C, G and T of upper-case DNA; 0 where there is none of these."""
     gc = sequence.count("G") + sequence.count("C")
     return gc / max(gc + sequence.count("A") + sequence.count("T"), 1)

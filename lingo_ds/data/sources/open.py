@@ -1,4 +1,4 @@
-"""From `data.path` to a source: what is there, by the endings of files and the names of folders."""
+"""From `data.path` to a source, by the endings of files and the names of folders."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +26,11 @@ SOURCE_SUFFIXES = {
     "deepsea": (".mat", ".npz"),
 }
 SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
-WHAT_MAY_BE_THERE = "give a file or folder that docs/data.md knows, or set data.format"
+KNOWN_FORMATS_FIX = "give a file or folder that docs/data.md knows, or set data.format"
 
 
 def open_source(config: DataConfig, path: Path, *, cache: Path) -> Source:
-    """The source at a path; files are found and heads looked at, no example is read.
+    """The source at a path; files are found and their heads read, but no example.
 
     Args:
         config: how to read it.
@@ -38,11 +38,11 @@ def open_source(config: DataConfig, path: Path, *, cache: Path) -> Source:
         cache: for the index of a genome.
 
     Raises:
-        UserError: where nothing known is there, or a setting means nothing for what is.
+        UserError: where no known format is there, or a setting has no meaning for it.
     """
     format = config.format if config.format != "auto" else _format_at(path)
     for name in config.unread_by(format):
-        rule = f"means nothing for what is at data.path, which is read as {format}"
+        rule = f"has no meaning for data.path, which is read as {format}"
         raise UserError(Mistake(f"data.{name}", getattr(config, name), rule, "remove it, or set data.format"))
     return _OPEN[format](config, path, cache)
 
@@ -106,10 +106,10 @@ _OPEN: dict[str, Callable[[DataConfig, Path, Path], Source]] = {
 
 
 def _format_at(path: Path) -> str:
-    """What is at a path.
+    """The format of what is at a path.
 
     Raises:
-        UserError: where it is nothing known.
+        UserError: where it is unknown.
     """
     if isdir(path):
         if any((path / name).is_file() for name in SAVED_DATASET):
@@ -129,11 +129,11 @@ def _format_at(path: Path) -> str:
         rule = f"is no folder, and the ending is none of {known}"
         if not exists(path):
             rule = "is not there (a data set on the hub needs data.format=dataset)"
-    raise UserError(Mistake("data.path", path, rule, WHAT_MAY_BE_THERE))
+    raise UserError(Mistake("data.path", path, rule, KNOWN_FORMATS_FIX))
 
 
 def _files(path: Path, format: str) -> list[Part]:
-    """The files of a data set: one, or one per split, or of FASTA one per class.
+    """The files of a data set: one, one per split, or of FASTA one per class.
 
     Raises:
         UserError: where there is none.
@@ -149,7 +149,7 @@ def _files(path: Path, format: str) -> list[Part]:
     if not any(part.split == "train" for part in parts):
         endings = ", ".join(SOURCE_SUFFIXES[format])
         rule = f"holds no file train.* with one of the endings {endings}"
-        raise UserError(Mistake("data.path", path, rule, "name the file of training examples so"))
+        raise UserError(Mistake("data.path", path, rule, "rename the file of training examples"))
     return parts
 
 

@@ -18,8 +18,8 @@ class Regions:
     """A BED file, plain or gzipped; the id of a row is its interval's name, else like `chr1:10-30`.
 
     Attributes:
-        numbered: whether ids are integers: never.
-        skipped: what the last call of `chunks` has left out by now.
+        numbered: False, ids are text.
+        skipped: counts of what the last call of `chunks` left out so far.
     """
 
     numbered = False
@@ -36,7 +36,7 @@ class Regions:
         self.skipped = Skipped(strict=strict)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes with the files or with how they are read."""
+        """Facts that change with the files or with how they are read."""
         return {
             **file_facts(self._path),
             "genome": file_facts(self._genome.path),
@@ -44,7 +44,7 @@ class Regions:
         }
 
     def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[Chunk]:
-        """As `Records.chunks`.
+        """The sequences in chunks, see `Records.chunks`.
 
         Raises:
             UserError: as there; and where nothing in the whole file can be predicted.

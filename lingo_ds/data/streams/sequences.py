@@ -1,4 +1,4 @@
-"""Sequences without labels, read as a stream: CSV, TSV, FASTA, each also gzipped, and Parquet."""
+"""Sequences without labels, read as a stream from CSV, TSV and FASTA, each also gzipped, and Parquet."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
@@ -17,7 +17,7 @@ SEQUENCE_SUFFIXES = (*DELIMITERS, *FASTA, PARQUET)
 
 
 class SequenceRow(NamedTuple):
-    """One sequence of a file; `mistake` says what is wrong with it."""
+    """One sequence of a file, and the mistake in it; None: there is none."""
 
     id: str | int
     sequence: str
@@ -28,10 +28,10 @@ class Chunk(NamedTuple):
     """Neighbouring sequences of a file.
 
     Attributes:
-        begin: place of the first one in the file, counted from 0.
-        ids: of each.
+        begin: place of the first sequence in the file, counted from 0.
+        ids: of the sequences.
         sequences: upper-case DNA.
-        read: share of the file that was read by now, 0 to 1.
+        read: share of the file that was read so far, 0 to 1.
     """
 
     begin: int
@@ -41,16 +41,16 @@ class Chunk(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Rows of the output."""
+        """Rows of the output that the chunk makes."""
         return len(self.ids)
 
 
 class Records:
-    """A file of sequences; its head is read and checked at once, its rows when `chunks` is called.
+    """A file of sequences; its header is checked at once, its rows are read by `chunks`.
 
     Attributes:
         numbered: whether ids are integers: the file's own or, where it has none, rows counted from 0.
-        skipped: nothing: every row is predicted or a mistake.
+        skipped: stays empty, since every row is predicted or a mistake.
     """
 
     skipped = Skipped(strict=True)
@@ -74,7 +74,7 @@ class Records:
                 self._check_columns(open_table(raw, path))
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes with the file or with how it is read."""
+        """Facts that change with the file or with how it is read."""
         columns = {"sequence_column": self._sequence_column, "id_column": self._id_column}
         return file_facts(self._path) | columns
 
@@ -89,7 +89,7 @@ class Records:
         )
 
     def _check_columns(self, table: Table) -> None:
-        """Checks the columns, and learns from the table what its ids are and how many rows it has."""
+        """Checks the columns, and reads the type of the ids and the number of rows from the table."""
         if self._id_column is None and "id" in table.header:
             self._id_column = "id"
         options = {self._sequence_column: "give --sequence-column"}
@@ -162,7 +162,7 @@ def in_chunks(
 
 
 def require_readable(path: Path, *, fix: str) -> int:
-    """Bytes of the file that `--input` names.
+    """Checks that the file of `--input` can be read, and returns its bytes.
 
     Raises:
         UserError: with this `fix`, where it cannot be read.
@@ -177,6 +177,6 @@ def require_readable(path: Path, *, fix: str) -> int:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """What changes with a file."""
+    """Facts that change with a file."""
     facts = path.stat()
     return {"path": str(path.resolve()), "bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}

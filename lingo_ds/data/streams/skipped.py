@@ -1,4 +1,4 @@
-"""What of a file cannot be predicted although the file is sound: left out, counted, the first ones named."""
+"""Rows of a sound file that cannot be predicted: they are counted, and the first ones are named."""
 
 import logging
 from collections import Counter
@@ -21,21 +21,21 @@ MISSING = "on contigs that the genome lacks"
 
 
 class Skipped:
-    """Counts what is left out by reason.
+    """Counts of skipped rows by reason.
 
     Attributes:
         counts: by reason.
     """
 
     def __init__(self, *, strict: bool):
-        """With `strict`, what shows that file and genome do not belong together is a mistake instead."""
+        """With `strict`, rows that do not fit the genome are mistakes instead."""
         self._strict = strict
         self.counts: Counter[str] = Counter()
         self._named: Counter[str] = Counter()
         self._contigs: Counter[str] = Counter()
 
     def add(self, reason: str, *, count: int = 1, mistake: Mistake | None = None) -> Mistake | None:
-        """Counts; gives a `mistake`, which says what does not fit the genome, back where it is refused."""
+        """Counts rows; a `mistake`, by which they do not fit the genome, is returned where it is refused."""
         self.counts[reason] += count
         if mistake is None or self._strict:
             return mistake
@@ -45,7 +45,7 @@ class Skipped:
         return None
 
     def add_missing(self, contig: str, genome: Genome, *, where: str, count: int = 1) -> Mistake | None:
-        """As `add`, for a contig that the genome lacks; each is named once."""
+        """Counts rows on a contig that the genome lacks, see `add`; each contig is named once."""
         self._contigs[contig] += count
         if self._contigs[contig] > count:
             return self.add(MISSING, count=count)
@@ -56,17 +56,17 @@ class Skipped:
         return self.add(MISSING, count=count, mistake=Mistake(where, contig, rule, fix))
 
     def require_none(self, path: Path) -> None:
-        """For a file of which nothing else is left.
+        """Checks that nothing was skipped, for a file without any other row.
 
         Raises:
-            UserError: where something was left out.
+            UserError: where something was skipped.
         """
         if self.counts:
             fix = "give the genome that the file was made with"
             raise UserError(Mistake(str(path), "every row", f"was skipped: {self}", fix))
 
     def __str__(self) -> str:
-        """E.g. `3 with a REF that differs from the genome, 2 on contigs that the genome lacks (chrUn: 2)`."""
+        """The counts, e.g. `3 beyond the end of their contig, 2 on contigs that the genome lacks (c9: 2)`."""
         parts = [f"{count:,} {reason}" for reason, count in self.counts.items()]
         if self._contigs:
             most = ", ".join(

@@ -3,7 +3,9 @@
 A window of `window` bases begins so that the middle base of REF is its base window // 2, counted from 0.
 With ALT in REF's place, what is before it stays where it is and what follows moves up or down. The window
 keeps its length: an insertion pushes the last bases out, a deletion lets more of the genome in. Beyond an end
-of the contig stands N. Windows are of the forward strand.
+of the contig there is N. Windows are of the forward strand.
+
+The text is read here and not by a library, so that every mistake names its file and line.
 """
 
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from lingo_ds.data.streams.skipped import BEYOND, MISMATCH, Skipped
 from lingo_ds.utils.errors import Mistake, UserError
 
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT"]
-"""The first ones of a VCF, which are all that is read."""
+"""The first columns of a VCF, which are all that is read."""
 
 NO_ALLELE = "without an alternative allele"
 SYMBOLIC = "with a symbolic allele (*, <..>, a breakend)"
@@ -27,7 +29,7 @@ TOO_LONG = "longer than their window"
 
 
 class Variant(NamedTuple):
-    """One alternative allele, as the file has it; `pos` counts from 1."""
+    """One alternative allele as its file has it; `pos` counts from 1."""
 
     chrom: str
     pos: int
@@ -41,11 +43,11 @@ class VariantChunk(NamedTuple):
 
     Attributes:
         begin: place of the first one among the file's variants that can be predicted, counted from 0.
-        ids: of each window, where its variant stands.
+        ids: place of each window's variant.
         sequences: windows: of each line of the file the one with REF, then one for each ALT.
         variants: one for each ALT.
         places: of each variant's two windows, REF's and ALT's, in `sequences`.
-        read: share of the file that was read by now, 0 to 1.
+        read: share of the file that was read so far, 0 to 1.
     """
 
     begin: int
@@ -57,12 +59,12 @@ class VariantChunk(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Rows of the output."""
+        """Rows of the output that the chunk makes."""
         return len(self.variants)
 
 
 class VariantWindows(NamedTuple):
-    """The windows of one line, equally long: with REF, and with each ALT; `found` stands in REF's place."""
+    """The windows of one line, with REF and with each ALT; `found` is what the genome has in REF's place."""
 
     found: str
     reference: str
@@ -70,7 +72,7 @@ class VariantWindows(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """What one line gives: its variants and their windows, REF's first; or a mistake."""
+    """The variants of one line and their windows, REF's first; or the mistake in it."""
 
     variants: list[Variant]
     windows: list[str]
@@ -78,15 +80,15 @@ class _Line(NamedTuple):
 
 
 class Variants:
-    """A VCF, plain or gzipped; its head is read and checked at once, its lines when `chunks` is called.
+    """A VCF file, plain or gzipped; its header is checked at once, its lines are read by `chunks`.
 
     Attributes:
         window: bases of a window.
-        skipped: what the last call of `chunks` has left out by now.
+        skipped: counts of what the last call of `chunks` left out so far.
     """
 
     def __init__(self, path: Path, *, genome: Genome, window: int, strict: bool = False):
-        """Takes the file, the genome that its places and REFs are of, and bases of a window.
+        """Takes the file, the genome that it was called on, and the bases of a window.
 
         Raises:
             UserError: where the file cannot be read, or is no VCF.
@@ -97,7 +99,7 @@ class Variants:
         self._check_head()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes with the files or with how they are read."""
+        """Facts that change with the files or with how they are read."""
         return {**file_facts(self._path), "genome": file_facts(self._genome.path), "window": self.window}
 
     def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[VariantChunk]:

@@ -17,9 +17,9 @@ from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.labels import (
     MAX_OUTPUTS,
     BadTarget,
+    TargetReader,
     balanced_weights,
     moments,
-    read_target,
     value_mistakes,
 )
 from lingo_ds.data.packing import make_pack
@@ -65,7 +65,7 @@ SPLITS = ("train", "dev", "test")
     ],
 )
 def test_cells_are_read(cells, kind, target):
-    found = read_target(cells, kind=kind)
+    found = TargetReader(kind, None).read(tuple(cells))
     assert type(found) is type(target)
     np.testing.assert_array_equal(found, target)
 
@@ -93,7 +93,7 @@ def test_cells_are_read(cells, kind, target):
 )
 def test_what_is_no_label_is_refused_in_words(cells, kind, value, rule):
     with pytest.raises(BadTarget, match=rule) as caught:
-        read_target(cells, kind=kind)
+        TargetReader(kind, None).read(tuple(cells))
     assert caught.value.value == value and caught.value.fix
 
 
@@ -130,8 +130,8 @@ def test_labels_of_a_real_set_in_deepsea_form(shared):
     assert lines[0].split(",") == ["sequence", *names] and len(names) == 58
     for line in lines[1:]:
         cells = line.split(",")[1:]
-        alone = read_target(["".join(cells)], kind="multilabel")
-        assert alone == read_target(cells, kind="multilabel") == [float(cell) for cell in cells]
+        alone = TargetReader("multilabel", None).read(("".join(cells),))
+        assert alone == TargetReader("multilabel", None).read(cells) == [float(cell) for cell in cells]
 
 
 @pytest.mark.parametrize(

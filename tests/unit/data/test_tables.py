@@ -274,6 +274,7 @@ def test_mistake_in_a_row_is_named_by_file_and_line(folder, cache, text, line, s
         ('{"sequence": "ACGT", "label": 0}\n\n{"sequence": 7, "label": 0}\n', 3, "empty"),
         ('{"sequence": "ACGT", "label": 0}\n{"sequence": "A"}\n', 2, "not an integer"),
         ('{"seq": "ACGT", "label": 0}\n', 1, "no column 'sequence'"),
+        ('{"sequence": "ACGT", "label": 0}\n{"sequence": "A", "label": {"a": 1}}\n', 2, "not an integer"),
     ],
 )
 def test_mistake_in_json_lines_is_named_by_file_and_line(folder, cache, text, line, says):
@@ -365,7 +366,7 @@ def test_what_is_no_data_is_refused(tmp_path, cache, name, says):
 def test_settings_that_mean_nothing_there_are_refused(folder, cache):
     (mistake,) = refused(folder, cache, intervals={"genome": "g.fa"})
     assert (mistake.where, mistake.rule) == (
-        "data.intervals", "means nothing for what is at data.path, which is read as table"
+        "data.intervals", "has no meaning for data.path, which is read as table"
     )  # fmt: skip
 
 
