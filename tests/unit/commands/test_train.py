@@ -25,7 +25,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lingo_ds.commands.cli import main
 from lingo_ds.config.suite_config import load_runs
-from lingo_ds.training.trainer import seed_dropout
 from tests.first_rows import first_rows
 from tests.unit.running import at_step, command, contents, crash, ctrl_c, report_of
 
@@ -734,14 +733,3 @@ def test_a_real_process_ends_with_status_2_and_without_a_traceback(recipe, tmp_p
     assert [line.split(": ")[1] for line in errors(ended.stderr)] == [
         "command line", "train.max_stepz (command line)"
     ]  # fmt: skip
-
-
-def test_dropout_follows_the_seed_and_resumes_exactly():
-    def dropped(seed: int, step: int, rank: int) -> torch.Tensor:
-        seed_dropout(seed, step, rank)
-        return torch.nn.functional.dropout(torch.ones(64), 0.5)
-
-    first = dropped(0, 7, 0)
-    assert torch.equal(first, dropped(0, 7, 0))
-    for other in ((1, 7, 0), (0, 8, 0), (0, 7, 1)):
-        assert not torch.equal(first, dropped(*other))
