@@ -47,10 +47,10 @@ def predicted(setting: Setting, work: Work, rates: dict[str, Any], runtime: int,
     """What the plan says of a job, from its config, its data and the rates alone."""
     config = config_of(setting, work, folder)
     env: DistEnv = detect()
-    place = Cluster(
+    cluster = Cluster(
         hosts=setting.hosts,
         per_host=setting.processes // setting.hosts,
         machine=machine(rates, runtime, setting.link),
         device="cpu",
     )
-    return estimate_step(make_scenario(config, read_shapes(config, env, None), place))
+    return estimate_step(make_scenario(config, read_shapes(config, env, None), cluster))

@@ -39,7 +39,7 @@ SIZES = {
 PER_HOST = 8
 HOSTS = (1, 2, 4, 8, 16, 32, 64)
 TOKENS = 128
-"""Of an example."""
+"""Tokens of an example."""
 
 WAYS = {"planned": {}, "plain ZeRO-3": {"stage": 3, "hpz": "off"}}
 """Settings of `zero`; plain ZeRO-3 spreads one copy over all processes."""
@@ -75,10 +75,10 @@ class Scaling:
             train={"global_batch_size": world * math.ceil(self._per_process / TOKENS), "max_steps": 1000},
             zero=zero | ({"shard_group": world} if zero else {}),
         )
-        place = Cluster(hosts=hosts, per_host=PER_HOST, machine=gpu_machine(self._gpu, link))
+        cluster = Cluster(hosts=hosts, per_host=PER_HOST, machine=gpu_machine(self._gpu, link))
         self._shapes = self._shapes or read_shapes(config, detect(), Lengths(rows=10**7, tokens=TOKENS))
         try:
-            return estimate_step(make_scenario(config, self._shapes, place))
+            return estimate_step(make_scenario(config, self._shapes, cluster))
         except UserError:
             return None
 

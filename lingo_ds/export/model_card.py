@@ -61,7 +61,7 @@ class CardNotes(NamedTuple):
 def task_frame(
     task: Task, spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> PromptTokens | None:
-    """Tokens for `CardNotes`: None where DNA is read as text.
+    """Tokens around the DNA for `CardNotes`: None where DNA is read as text.
 
     Without a `tokenizer` it is the one in the backbone's folder.
     """

@@ -6,7 +6,7 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.planning.plan_inputs import Facts
 
 WORTH_SHARING = 0.03
-"""Share of an example that a common prefix must be: each example's attention gets a copy of its keys."""
+"""Share of an example that a common prefix must be: sharing costs each example a copy of its keys."""
 
 
 def example_bytes(config: RunConfig, facts: Facts) -> int:
@@ -39,7 +39,7 @@ def choose_micro_batch(config: RunConfig, facts: Facts, free: float, tokens: int
 
 
 def choose_micro_batch_tokens(config: RunConfig, facts: Facts, free: float) -> int | None:
-    """Tokens of a pack: what memory allows or the config says, at most what a process's share can have."""
+    """Tokens of a pack: what memory allows or the config says, at most a process's share of the batch."""
     if config.data.packing == "off" or not facts.packable:
         return None
     share = math.ceil(config.train.global_batch_size / facts.world_size)
@@ -51,6 +51,6 @@ def choose_micro_batch_tokens(config: RunConfig, facts: Facts, free: float) -> i
 
 
 def prefix_shared(facts: Facts) -> int:
-    """Tokens that a pack holds once for all of its examples; 0 where sharing cannot be or does not pay."""
+    """Tokens that a pack holds once for all its examples; 0 where sharing is impossible or does not pay."""
     worth = facts.causal and facts.shared_prefix >= WORTH_SHARING * facts.mean_tokens
     return facts.shared_prefix if worth else 0

@@ -35,7 +35,7 @@ from lingo_ds.utils.units import as_bytes
 logger = logging.getLogger(__name__)
 
 EVAL_BATCH_FACTOR = 4
-"""Examples of an evaluation forward over those of a training one."""
+"""Examples of an evaluation forward pass for each of a training one."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class RunPlan:
     """Every derived number of a run.
 
     Attributes:
-        facts: what it was derived from.
+        facts: the numbers that it was derived from.
         global_batch_size: examples per step.
-        micro_batch_size: examples per forward of one process; with packing an average.
-        micro_batch_tokens: tokens of a pack at most; None without packing.
-        accumulation: forwards of one process per step; with packing an estimate, since lengths differ.
+        micro_batch_size: examples per forward pass of one process; with packing an average.
+        micro_batch_tokens: most tokens of a pack; None without packing.
+        accumulation: forward passes of one process per step; with packing an estimate, since lengths differ.
         steps_per_epoch, steps: optimizer steps; the last batch of an epoch may be smaller.
         warmup_steps: steps in which the learning rate rises.
         eval_interval: steps between evaluations on dev; the last step is always evaluated.
-        schedule: budget of triplets; None without sampling.
+        schedule: budget of triplets over the run; None without sampling.
         zero_stage: 3 or 0.
         shard_group: processes that share one copy of the backbone.
         secondary_group: processes of a host that hold a second copy; 1: there is none.
         bytes_per_process: memory by part.
-        flops_per_token: forward and backward through the frozen backbone.
+        flops_per_token: FLOPs of a token's forward and backward pass through the frozen backbone.
     """
 
     facts: Facts
@@ -82,22 +82,22 @@ class RunPlan:
 
     @property
     def eval_batch_size(self) -> int:
-        """Examples of an evaluation forward of one process: nothing is kept there for a backward pass."""
+        """Examples of an evaluation forward pass of one process, which keeps nothing for a backward pass."""
         return EVAL_BATCH_FACTOR * self.micro_batch_size
 
     @property
     def packed(self) -> bool:
-        """Whether forwards are packs, without padding."""
+        """Whether forward passes are packs, without padding."""
         return self.micro_batch_tokens is not None
 
     @property
     def eight_bit(self) -> bool:
-        """Whether the frozen maps are held and gathered in 8 bits: where they are sharded, and it was set."""
+        """Whether the frozen maps are held and gathered in 8 bits: if they are sharded and it was set."""
         return self.facts.packed_parameters(self.zero_stage) > 0
 
     @property
     def shared_prefix(self) -> int:
-        """Tokens that a pack holds once for all of its examples, at least; 0: none are shared."""
+        """Fewest tokens that a pack holds once for all of its examples; 0: none are shared."""
         return prefix_shared(self.facts) if self.packed else 0
 
     @property
@@ -107,12 +107,12 @@ class RunPlan:
 
     @property
     def eval_tokens(self) -> int:
-        """Tokens of an evaluation forward of one process, about."""
+        """Tokens of an evaluation forward pass of one process, about."""
         return EVAL_BATCH_FACTOR * self.forward_tokens
 
     @property
     def forward_tokens(self) -> int:
-        """Tokens of a training forward of one process at most."""
+        """Most tokens of a training forward pass of one process."""
         return self.micro_batch_tokens or self.micro_batch_size * self.facts.longest
 
     def equations(self) -> list[str]:
@@ -291,7 +291,7 @@ def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | N
 
 
 def _flops_per_token(facts: Facts) -> float:
-    """4 N: forward and the gradient by activations, none by frozen weights; three passes of causal attention.
+    """4 N: forward and the gradient of activations, none of frozen weights; three passes of causal attention.
 
     Where the head alone learns there is no backward pass through the backbone.
     """
@@ -301,7 +301,7 @@ def _flops_per_token(facts: Facts) -> float:
 
 
 def warn_if_nothing_eight_bit(zero: ZeroConfig, plan: RunPlan | ForwardPlan, env: DistEnv) -> None:
-    """Warns where maps were to be in 8 bits, and whole copies are not."""
+    """Warns where 8 bits were asked for and every process holds a whole copy, which is never in 8 bits."""
     if zero.quantized_weights and not plan.eight_bit and env.is_main:
         logger.warning(
             "zero.quantized_weights: no effect, a whole copy fits every process; zero.stage=3 shards it"

@@ -22,13 +22,13 @@ from lingo_ds.planning.plan import RunPlan
 KEPT_LAYERS = 2
 """Last layers that stay gathered from the forward to the backward pass where weights may be reused: with
 `stage3_max_live_parameters` of three layers and prefetching of one, as the plan sets them, DeepSpeed has seen
-them needed again before their forward pass ends. What lies outside of the layers is small and stays, too."""
+them needed again before their forward pass ends. What lies outside the layers is small and stays, too."""
 
 PERSISTENT = 100_000
 """DeepSpeed's own `stage3_param_persistence_threshold`."""
 
 AUDIT_BYTES = 8
-"""Of one part's fingerprint."""
+"""Bytes of the fingerprint of one part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,11 @@ class Sharding:
         shard_group: processes that share one copy.
         secondary_group: processes that a second copy is sharded over, from which weights are gathered
             (`zero_hpz_partition_size`); 1: there is none.
-        entry_bytes: bytes of a weight's entry in the compute dtype.
+        entry_bytes: bytes of an entry in the compute dtype.
         eight_bit: whether maps are held and gathered in 8 bits, see `lingo_ds.models.backbone.eight_bit`.
-        persistent: weights of at most so many entries are gathered once and stay.
-        reuses: whether weights that are needed again soon may stay: a `stage3_max_reuse_distance` above 0.
+        persistent: entries up to which a weight is gathered once and then stays.
+        reuses: whether weights that are needed again soon may stay gathered: a `stage3_max_reuse_distance`
+            above 0.
     """
 
     world_size: int
@@ -66,7 +67,7 @@ class Sharding:
         return self.secondary_group if self.secondary_group > 1 else self.shard_group
 
     def hosts(self, processes: int) -> int:
-        """Hosts that a group of so many neighbouring processes reaches over."""
+        """Number of hosts that a group of neighbouring processes reaches over."""
         if self.local_world_size % processes == 0:
             return 1
         return max(2, math.ceil(processes / self.local_world_size))
@@ -78,10 +79,11 @@ class Collective:
 
     Attributes:
         name: `all_gather`, `all_reduce` or `broadcast`.
-        what: `forward`, `backward` (weights gathered for that pass), `bank` (what learns), `masks`, `audit`.
+        what: its purpose: `forward`, `backward` (weights gathered for that pass), `bank` (its gradient),
+            `masks` or `audit`.
         group: processes that take part.
-        hosts: hosts that these are on.
-        payload: bytes of the whole tensor, over a step's calls: what is gathered, reduced or sent to all.
+        hosts: hosts of these processes.
+        payload: bytes of the whole tensor that is gathered, reduced or broadcast, over all calls of a step.
     """
 
     name: str
@@ -92,17 +94,17 @@ class Collective:
 
     @property
     def link(self) -> Link:
-        """Over what its bytes go."""
+        """The link that its bytes travel over."""
         return link_of(self.hosts)
 
     @property
     def sent(self) -> int:
-        """Bytes that one process sends in a step, and receives."""
+        """Bytes that one process sends, and also receives, in a step."""
         return sent_bytes(self.name, self.payload, self.group)
 
     @property
     def inter_host(self) -> int:
-        """Bytes that leave one host, and come to it."""
+        """Bytes that leave one host, and also arrive there, in a step."""
         return self.sent if self.link is Link.BETWEEN else 0
 
 
@@ -115,17 +117,17 @@ def step_traffic(
     learns_inside: bool = True,
     start: GatherState = GatherState.STEADY,
 ) -> tuple[Collective, ...]:
-    """Every collective of one step, beside those of masks and audits.
+    """Every collective of one step, except those of masks and audits.
 
     Args:
-        weights: of the backbone.
-        spread: how it lies.
-        micro_batches: forwards of one process in the step.
+        weights: sizes of the backbone's weights.
+        sharding: how they lie over processes.
+        micro_batches: forward passes of one process in the step.
         reduce_buffer: bytes of the bank's gradient with the step's sums.
-        learns_inside: whether a backward pass goes through the backbone; else its weights are given back
-            after each forward, the persistent ones too.
-        start: what the first pass of the step finds. A run's first pass gathers all it uses, while DeepSpeed
-            notes the order; its second, and the first after an evaluation, gather the persistent weights,
+        learns_inside: whether a backward pass goes through the backbone; otherwise its weights are released
+            after each forward pass, the persistent ones too.
+        start: what is gathered when the step begins. A run's first pass gathers all it uses, while DeepSpeed
+            records the order; its second, and the first after an evaluation, gather the persistent weights,
             which then stay.
     """
     starts = [start] + [GatherState.STEADY] * (micro_batches - 1)
@@ -142,7 +144,7 @@ def step_traffic(
 
 
 def _bank(sharding: Sharding, reduce_buffer: int) -> Collective:
-    """The one sum of a step, over all processes."""
+    """The one all-reduce of a step, over all processes."""
     world = sharding.world_size
     return Collective("all_reduce", "bank", world, sharding.hosts(world), reduce_buffer)
 
@@ -150,7 +152,7 @@ def _bank(sharding: Sharding, reduce_buffer: int) -> Collective:
 def _pass_bytes(
     weights: Weights, sharding: Sharding, start: GatherState, *, learns_inside: bool
 ) -> tuple[int, int]:
-    """Bytes gathered for one forward pass, and for the backward pass that follows."""
+    """Bytes gathered for one forward pass and for the backward pass that follows."""
     layers, small = weights.layers, sharding.persistent
     everything = gathered_bytes(weights.every, sharding, above=0)
     if not learns_inside:
@@ -164,7 +166,7 @@ def _pass_bytes(
 
 
 def gathered_again(weights: Weights, sharding: Sharding) -> tuple[Weight, ...]:
-    """Weights that a backward pass gathers, not knowing them small."""
+    """Weights that a backward pass gathers; the persistent ones among them stay and are not gathered."""
     return (
         flatten(weights.layers[:-KEPT_LAYERS])
         if sharding.reuses
@@ -173,22 +175,22 @@ def gathered_again(weights: Weights, sharding: Sharding) -> tuple[Weight, ...]:
 
 
 def audit_traffic(sharding: Sharding, *, parts: int) -> Collective:
-    """One audit: a fingerprint per part of what must agree, of every process."""
+    """The all-gather of one audit: every process's fingerprint of each part that must agree."""
     world = sharding.world_size
     return Collective("all_gather", "audit", world, sharding.hosts(world), world * parts * AUDIT_BYTES)
 
 
 def mask_traffic(sharding: Sharding, *, triplets: int) -> Collective:
-    """One change of the masks: which triplets are kept, a bit for each, from the first process to all."""
+    """The broadcast of one change of the masks: a bit per triplet, from the first process to all."""
     world = sharding.world_size
     return Collective("broadcast", "masks", world, sharding.hosts(world), math.ceil(triplets / 8))
 
 
 def gathered_bytes(weights: Iterable[Weight], sharding: Sharding, *, above: int) -> int:
-    """Bytes of weights of more than `above` entries on their way, each padded to equal parts."""
+    """Bytes of the gathered weights of more than `above` entries, each padded to equal parts."""
     if sharding.gathering == 1:
         return 0
-    parts = sharding.shard_group  # with hpz too: its copy is cut from the padded weight
+    parts = sharding.shard_group  # with a second copy too: it is cut from the padded weight
 
     def whole(weight: Weight) -> int:
         if sharding.eight_bit and weight.is_map:
@@ -207,7 +209,7 @@ def by_link(collectives: Iterable[Collective]) -> dict[str, int]:
 
 
 def sharding_of_plan(plan: RunPlan, profile: dict[str, Any], dtype: torch.dtype) -> Sharding:
-    """How a plan spreads the backbone under a DeepSpeed profile."""
+    """How a plan shards the backbone under a DeepSpeed profile."""
     facts = plan.facts
     settings = plan.deepspeed_config(profile, dtype=DTYPE_NAMES[dtype])["zero_optimization"]
     return Sharding(

@@ -37,13 +37,13 @@ from lingo_ds.utils.files import default_cache, make_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Data that is not here either.
+    """A description of data that is not on this machine.
 
     Attributes:
-        rows: training examples.
-        tokens: of each example.
-        shared: tokens that all of them begin with.
-        outputs: classes, labels or values.
+        rows: number of training examples.
+        tokens: tokens of each example.
+        shared: tokens that all examples begin with.
+        outputs: number of classes, labels or values.
     """
 
     rows: int
@@ -54,7 +54,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where the run is to be: so many hosts with so many processes each."""
+    """The machines that a run is planned for: hosts with equally many processes."""
 
     hosts: int
     per_host: int
@@ -63,18 +63,18 @@ class Cluster:
 
     @property
     def world_size(self) -> int:
-        """Processes."""
+        """Number of processes."""
         return self.hosts * self.per_host
 
     @property
     def env(self) -> DistEnv:
-        """The first process there."""
+        """The environment of the first process there."""
         return DistEnv(0, 0, self.world_size, self.per_host, torch.device(self.device, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """What no other place or spread of the same run would change."""
+    """The inputs of a plan that are the same on any machines and under any sharding."""
 
     spec: BackboneSpec
     sites: tuple[Site, ...]
@@ -133,10 +133,10 @@ def _read(
 
 
 def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenario:
-    """The plan of a run there, and all that its time and memory follow from.
+    """The plan of a run on a cluster, and all that its time and memory follow from.
 
     Raises:
-        UserError: as `make_plan`.
+        UserError: for the same reasons as `make_plan`.
     """
     spec, machine = shapes.spec, cluster.machine
     name = config.backbone.dtype

@@ -1,4 +1,4 @@
-"""What a plan will take: memory by part, FLOPs, bytes on each link, seconds of a step. Pure arithmetic."""
+"""The cost of a step: memory by part, FLOPs, bytes on each link, seconds. Pure arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ UPDATE_PASSES, SAMPLING_PASSES = 14, 16
 """Floats that an update reads or writes per learned entry: clear, norm, clip, AdamW, copy; importance."""
 
 TREE_RATE = 0.9
-"""Of a ring's bytes/s, what NCCL's model grants a tree (src/graph/tuning.cc)."""
+"""Share of a ring's bytes/s that a tree reaches in NCCL's own model (src/graph/tuning.cc)."""
 
 
 class CollectiveTime(NamedTuple):
-    """A collective of a step: what each process sends, the seconds it takes, those that nothing hides."""
+    """A collective of a step, the seconds it takes, and those of them that no computation hides."""
 
     collective: Collective
     seconds: float
@@ -28,17 +28,17 @@ class CollectiveTime(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a job takes, per process and step.
+    """The cost of a job, per process and step.
 
     Attributes:
         memory: bytes by part at the peak of training.
-        kept_by_layer: bytes that one layer's activations take, without and with checkpointing.
-        flops: by part.
-        sent: collectives.
+        kept_by_layer: bytes of one layer's activations, without and with checkpointing.
+        flops: FLOPs by part.
+        sent: collectives with their seconds.
         compute, exposed, update: seconds of a step: passes, communication that nothing hides, optimizer.
-        real_tokens, examples: of a step, over all processes.
+        real_tokens, examples: tokens and examples of a step, over all processes.
         rows: training examples of an epoch.
-        most_tokens: tokens of a forward at most that fit.
+        most_tokens: most tokens of a forward pass that fit.
     """
 
     memory: dict[str, int]
@@ -55,27 +55,27 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
+        """Seconds of one step."""
         return self.compute + self.exposed + self.update
 
     @property
     def peak_bytes(self) -> int:
-        """Of one process."""
+        """Memory of one process at the peak of a step, in bytes."""
         return sum(self.memory.values())
 
     @property
     def model_bytes(self) -> int:
-        """Of these, what the model and its training take: `USABLE_MEMORY` leaves room for the runtime."""
+        """The peak without the runtime, for which `USABLE_MEMORY` leaves room."""
         return self.peak_bytes - self.memory.get("runtime", 0)
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens of all processes."""
+        """Tokens per second of all processes, padding not counted."""
         return self.real_tokens / self.seconds
 
     @property
     def epochs_per_hour(self) -> float:
-        """Passes over the training split, evaluation not counted."""
+        """Epochs per hour, evaluation not counted."""
         return 3600 * self.examples / self.rows / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Estimate:
 
 
 def estimate_step(scenario: Scenario) -> Estimate:
-    """What a job takes."""
+    """Derives the cost of a step from plain numbers."""
     plan, facts = scenario.plan, scenario.plan.facts
     work = pass_work(scenario)
     forward, backward = (seconds(scenario, part) for part in (work.forward, work.backward))
@@ -129,7 +129,7 @@ def _collectives(scenario: Scenario) -> Sequence[Collective]:
 
 
 def _sent(scenario: Scenario, one: Collective, forward: float, backward: float) -> CollectiveTime:
-    """Seconds of a collective: gathers come layer by layer and hide behind the layer before."""
+    """Seconds of a collective: gathers run layer by layer and hide behind the layer before."""
     passes = scenario.plan.accumulation
     if one.what not in ("forward", "backward"):
         seconds = ring_seconds(scenario.machine, one, calls=1)

@@ -32,7 +32,7 @@ def memory_parts(scenario: Scenario) -> dict[str, int]:
 
 
 def kept_per_token(scenario: Scenario) -> float:
-    """Bytes that a token leaves for the backward pass, over all layers."""
+    """Bytes that a token keeps for the backward pass, over all layers."""
     facts, shape = scenario.plan.facts, scenario.layer
     whole = facts.layers - (1 if scenario.last_layer_cut else 0)
     last = (shape.hidden * 3 + shape.inputs // 4 + 2 * shape.keys) if scenario.last_layer_cut else 0
@@ -46,12 +46,12 @@ def kept_per_token(scenario: Scenario) -> float:
 
 
 def _taken_per_byte(scenario: Scenario) -> float:
-    """Bytes that the process grows by for each that a layer keeps or works on."""
+    """Bytes that the process grows by for each byte that a layer keeps or works on."""
     return scenario.machine.heap.fused if scenario.layer.fused else scenario.machine.heap.kept
 
 
 def _taken_per_token(scenario: Scenario) -> float:
-    """Bytes that the process grows by for what a token leaves."""
+    """Bytes that the process grows by for the activations of one token."""
     heap, facts = scenario.machine.heap, scenario.plan.facts
     again = 0.0
     if scenario.checkpointing and facts.learns_inside:
@@ -60,7 +60,7 @@ def _taken_per_token(scenario: Scenario) -> float:
 
 
 def kept_by_layer(scenario: Scenario, *, checkpointing: bool) -> int:
-    """Bytes of activations in use that one layer keeps of a forward."""
+    """Bytes of activations that one layer keeps of a forward pass."""
     tokens = math.ceil(scenario.tokens / scenario.plan.accumulation)
     facts = scenario.plan.facts
     entries = scenario.layer.hidden if checkpointing else scenario.layer.kept(facts.compute_bytes)
@@ -68,7 +68,7 @@ def kept_by_layer(scenario: Scenario, *, checkpointing: bool) -> int:
 
 
 def most_tokens(scenario: Scenario) -> int:
-    """Tokens of a forward at most that leave a fifth of the memory free."""
+    """Most tokens of a forward pass that leave a fifth of the memory free."""
     parts = memory_parts(scenario)
     counted_apart = ("activations", "working", "buffers", "runtime")
     fixed = sum(size for part, size in parts.items() if part not in counted_apart)

@@ -1,4 +1,4 @@
-"""What a plan counts with: how fast one process computes, reads its memory and talks to others."""
+"""The rates that an estimate counts with: computing, reading memory and talking to other processes."""
 
 import math
 import re
@@ -18,7 +18,7 @@ class Wire(NamedTuple):
     Attributes:
         rate: bytes/s that pass in each direction.
         latency: seconds of one step of a ring over it.
-        hidden: share of computing behind which gathers over it can hide.
+        hidden: share of the computing time behind which gathers over it can hide.
     """
 
     rate: float
@@ -31,11 +31,11 @@ class Machine:
     """Rates of one process while all processes of its host compute.
 
     Attributes:
-        name: for a person to read.
+        name: name for a person to read.
         memory_bytes: memory that one process may use.
-        runtime_bytes: what a process needs before it holds anything of a model: libraries, context, buffers.
-        heap: what the allocator takes beyond what is in use.
-        widths: of the residual stream at which the two following rates are known.
+        runtime_bytes: memory of a process without any model: libraries, context, buffers.
+        heap: overhead of the allocator.
+        widths: widths of the residual stream at which the two following rates are known.
         products: FLOP/s of products with frozen weights.
         adapters: FLOP/s of products of low rank, beside the memory they read.
         attention: FLOP/s of attention, forward and backward.
@@ -65,7 +65,7 @@ class Machine:
     trees: bool
 
     def at_width(self, rates: tuple[float, ...], width: int) -> float:
-        """A rate at a width: between the known ones by the logarithm, beyond them the nearest."""
+        """A rate at a width: interpolated by logarithm between the known ones, beyond them the nearest."""
         if width <= self.widths[0] or len(rates) == 1:
             return rates[0]
         for k in range(1, len(rates)):
@@ -81,7 +81,7 @@ class Gpu(NamedTuple):
 
     Attributes:
         device: name as CUDA gives it; its dense bf16 peak is in `monitor/throughput.py`.
-        memory: bytes.
+        memory: bytes of its memory.
         hbm: bytes/s of its memory.
         links: bytes/s to the other GPUs of its host, in each direction.
         nvlink: whether these are NVLink or the like, else PCI Express.
@@ -112,7 +112,7 @@ GPUS = {
 ACHIEVED = {
     "products": 0.60, "attention": 0.25, "adapters": 0.05, "memory": 0.75, "inside": 0.75, "between": 0.85,
 }  # fmt: skip
-"""Share of the data sheet's peak that a plan counts with. Assumed, not measured: no GPU was at hand."""
+"""Shares of the data sheet's peaks that estimates count with. Assumed, not measured: no GPU was at hand."""
 
 GPU_RUNTIME = 3 * 1024**3
 """Context, libraries, NCCL's buffers and what the allocator cannot use. Assumed, not measured."""
@@ -121,7 +121,7 @@ LAUNCH = 6 * US
 """Seconds in which Python starts one kernel through torch and autograd. Assumed, not measured."""
 
 NVLINK_STEP, PCIE_STEP, NETWORK_STEP = 3.4 * US, 5.7 * US, 9.6 * US
-"""A ring's step as NCCL's own model has it (src/graph/tuning.cc, hardware latencies, Ring, Simple)."""
+"""Latency of a ring's step in NCCL's own model (src/graph/tuning.cc, hardware latencies, Ring, Simple)."""
 
 DEFAULT_LINK = "400Gb"
 
@@ -130,10 +130,10 @@ def gpu_machine(name: str, link: str = DEFAULT_LINK) -> Machine:
     """A process with one GPU of a host whose network is `link`.
 
     Raises:
-        UserError: for a GPU that is not in the table, or a link that is none.
+        UserError: for a GPU that is not in the table, or a link that is no rate.
     """
     if name not in GPUS:
-        raise UserError(Mistake("--gpu", name, "is not in the table", f"write one of {', '.join(GPUS)}"))
+        raise UserError(Mistake("--gpu", name, "is not in the table", f"choose one of {', '.join(GPUS)}"))
     gpu = GPUS[name]
     peak = device_peak_flops(gpu.device)
     assert peak is not None, f"{gpu.device} has no peak in monitor.throughput"

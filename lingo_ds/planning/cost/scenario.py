@@ -1,4 +1,4 @@
-"""A job as it is planned: the run's numbers, the model's shapes, how it is spread, and on what."""
+"""A job as it is planned: its derived numbers, the model's shapes, the sharding, and the machine."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from lingo_ds.planning.traffic import Sharding
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Everything that a prediction starts from.
+    """Everything that an estimate starts from.
 
     Attributes:
         plan: the run's derived numbers.
-        layer: one decoder layer.
+        layer: shape of one decoder layer.
         weights: sizes of the backbone's weights.
-        spread: how it lies over processes.
-        machine: what a process can do.
+        sharding: how they lie over processes.
+        machine: rates of one process.
         checkpointing: whether layers are computed again in the backward pass.
         sampling: whether importance is averaged.
         offload: whether frozen weights stay in the host's memory between uses.
@@ -36,7 +36,7 @@ class Scenario:
 
     @property
     def hosts(self) -> int:
-        """Hosts of the job."""
+        """Number of hosts of the job."""
         return self.sharding.hosts(self.sharding.world_size)
 
     @property

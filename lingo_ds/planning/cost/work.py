@@ -10,7 +10,7 @@ from lingo_ds.planning.traffic import gathered_again
 
 
 class PassWork(NamedTuple):
-    """Work of one direction of all micro-batches of a process's step."""
+    """Work of one process in one direction, over all micro-batches of a step."""
 
     products: float
     adapters: float
@@ -20,7 +20,7 @@ class PassWork(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Of a step: both directions, and FLOPs by part."""
+    """Work of a step: both directions, and FLOPs by part."""
 
     forward: PassWork
     backward: PassWork
@@ -68,7 +68,7 @@ def pass_work(scenario: Scenario) -> Work:
 
 
 def _with_unpacking(part: PassWork, scenario: Scenario, gathered: Iterable[Weight]) -> PassWork:
-    """With the maps among what is gathered, which in 8 bits are read and written once more."""
+    """Work including that of unpacking: gathered maps in 8 bits are read and written once more."""
     if not scenario.sharding.eight_bit:
         return part
     entries = scenario.plan.accumulation * sum(weight.entries for weight in gathered if weight.is_map)
@@ -86,7 +86,7 @@ def _flops(forward: PassWork, backward: PassWork, again: PassWork) -> dict[str, 
 
 
 def seconds(scenario: Scenario, part: PassWork) -> float:
-    """Of one direction: the device's work, and the host's where it does not run ahead of it."""
+    """Seconds of one direction: the device's, and the host's where it does not run ahead."""
     machine, width = scenario.machine, scenario.layer.hidden
     device = (
         part.products / machine.at_width(machine.products, width)

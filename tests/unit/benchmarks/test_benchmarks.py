@@ -34,7 +34,7 @@ from lingo_ds.planning.plan import make_plan
 from lingo_ds.training.lr_schedule import learning_rate_factor
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.units import GIB
-from tests.unit.planning.test_plan import SMALL
+from tests.unit.planning.facts import SMALL
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, *given: str):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +15,10 @@ from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed.process_group import detect
 from lingo_ds.planning.plan import RunPlan, make_plan
 from lingo_ds.planning.plan_inputs import Facts
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.resources import list_resources, resource_path
 from lingo_ds.utils.units import GIB
-
-SMALL = Facts(
-    train_rows=4904,
-    dev_rows=613,
-    test_rows=613,
-    longest=72,
-    shared_prefix=0,
-    mean_tokens=71.5,
-    backbone_parameters=260_032,
-    layer_parameters=45_440,
-    layers=5,
-    hidden_size=64,
-    ffn_size=172,
-    sites=35,
-    bank_parameters=46_648,
-    head_parameters=128,
-    compute_bytes=4,
-    packable=False,
-    causal=True,
-    world_size=1,
-    local_world_size=1,
-    memory_bytes=8 * GIB,
-)
-LLAMA_7B = replace(
-    SMALL,
-    backbone_parameters=6_607_343_616,
-    layer_parameters=202_383_360,
-    layers=32,
-    hidden_size=4096,
-    ffn_size=11_008,
-    sites=224,
-    bank_parameters=20_000_000,
-    head_parameters=8192,
-    compute_bytes=2,
-    packable=False,
-    causal=True,
-    longest=128,
-    shared_prefix=0,
-)
-LLAMA_70B = replace(
-    LLAMA_7B,
-    backbone_parameters=68_714_504_192,
-    layer_parameters=855_654_400,
-    layers=80,
-    hidden_size=8192,
-    ffn_size=28_672,
-    sites=560,
-    bank_parameters=103_000_000,
-)
-
-
-def config(**fields: Any) -> RunConfig:
-    """A config with some fields set: `train__max_steps=3`."""
-    values: dict[str, Any] = {"name": "x", "backbone": {"path": "x"}, "data": {"path": "x"}}
-    for field, value in fields.items():
-        section, _, name = field.partition("__")
-        values.setdefault(section, {})[name] = value
-    return RunConfig.model_validate(values)
-
-
-def job(facts: Facts, world: int, *, per_host: int | None = None, memory: float | None = None) -> Facts:
-    """The facts on `world` processes of `memory` GiB each."""
-    bytes_each = facts.memory_bytes if memory is None else int(memory * GIB)
-    return replace(facts, world_size=world, local_world_size=per_host or world, memory_bytes=bytes_each)
-
-
-def refused(run: RunConfig, facts: Facts = SMALL) -> list[Mistake]:
-    with pytest.raises(UserError) as caught:
-        make_plan(run, facts)
-    return caught.value.mistakes
-
+from tests.unit.planning.facts import LLAMA_7B, SMALL, config, on, refused
 
 # -- batch, epochs, steps
 
@@ -110,7 +39,7 @@ def refused(run: RunConfig, facts: Facts = SMALL) -> list[Mistake]:
 )
 def test_batch_is_shared_by_processes_and_micro_batches(world, batch, asked, micro, accumulation):
     fields = {"train__global_batch_size": batch, "train__micro_batch_size": asked}
-    plan = make_plan(config(**fields), job(SMALL, world))
+    plan = make_plan(config(**fields), on(SMALL, world))
     assert (plan.global_batch_size, plan.micro_batch_size, plan.accumulation) == (batch, micro, accumulation)
 
 
@@ -124,10 +53,10 @@ def test_batch_is_shared_by_processes_and_micro_batches(world, batch, asked, mic
 def test_micro_batches_hold_the_batch_and_none_is_superfluous(world, batch, asked, fitting):
     batch = max(batch, world)
     run = config(train__global_batch_size=batch, train__micro_batch_size=asked, zero__stage=0)
-    roomy = make_plan(run, job(SMALL, world))
+    roomy = make_plan(run, on(SMALL, world))
     fixed = sum(size for part, size in roomy.bytes_per_process.items() if part != "activations")
     example = roomy.bytes_per_process["activations"] // roomy.micro_batch_size
-    plan = make_plan(run, job(SMALL, world, memory=(fixed + (fitting + 0.5) * example) / 0.8 / GIB))
+    plan = make_plan(run, on(SMALL, world, memory=(fixed + (fitting + 0.5) * example) / 0.8 / GIB))
     share = math.ceil(batch / world)
     assert world * plan.accumulation * plan.micro_batch_size >= batch
     assert (plan.accumulation - 1) * plan.micro_batch_size < share
@@ -140,7 +69,7 @@ def test_micro_batches_hold_the_batch_and_none_is_superfluous(world, batch, aske
 
 
 def test_batch_below_the_number_of_processes_is_refused():
-    (mistake,) = refused(config(train__global_batch_size=7), job(SMALL, 8))
+    (mistake,) = refused(config(train__global_batch_size=7), on(SMALL, 8))
     assert (mistake.where, mistake.value) == ("train.global_batch_size", 7)
     assert "8 processes" in mistake.rule
 
@@ -165,7 +94,7 @@ def test_steps_and_rhythm_of_evaluation(fields, steps, eval_interval):
 
 
 def test_the_plan_is_told_as_equations_and_as_json():
-    plan = make_plan(config(train__num_epochs=6), job(SMALL, 2))
+    plan = make_plan(config(train__num_epochs=6), on(SMALL, 2))
     told = "\n".join(plan.equations())
     for words in (
         "32 examples <= 2 processes x 1 accumulation x 16 micro-batch",
@@ -277,117 +206,6 @@ def test_warmup_in_steps_or_as_a_fraction(warmup, steps):
     assert make_plan(config(train__max_steps=100, train__warmup=warmup), SMALL).warmup_steps == steps
 
 
-# -- how the backbone is spread
-
-
-@pytest.mark.parametrize(
-    "facts, stage, group",
-    [
-        (job(SMALL, 1), 0, 1),
-        (job(SMALL, 16, per_host=8), 0, 1),
-        (job(LLAMA_7B, 8, memory=80), 0, 1),  # 12.3 GiB of weights
-        (job(LLAMA_7B, 1, memory=24), 0, 1),
-        (job(LLAMA_7B, 8, memory=14), 3, 2),  # 11.2 GiB usable: not whole, but half and three layers
-        (job(LLAMA_7B, 6, per_host=3, memory=14), 3, 3),  # two of three on a host would reach into the next
-        (job(LLAMA_70B, 8, memory=80), 3, 4),  # 128 GiB of weights, 64 usable: halves leave nothing
-        (job(LLAMA_70B, 64, per_host=8, memory=80), 3, 4),
-        (job(LLAMA_70B, 12, per_host=6, memory=65), 3, 6),  # four of six would reach into the next host
-        (job(LLAMA_70B, 16, per_host=8, memory=30), 3, 16),  # an eighth and the rest are 28 of 24 GiB usable
-    ],
-)
-def test_a_copy_is_whole_where_it_fits_else_in_the_smallest_group_inside_a_host(facts, stage, group):
-    plan = make_plan(config(train__global_batch_size=64), facts)
-    assert (plan.zero_stage, plan.shard_group) == (stage, group)
-    assert sum(plan.bytes_per_process.values()) <= 0.8 * facts.memory_bytes
-    assert plan.bytes_per_process["backbone"] * group >= facts.backbone_parameters * facts.compute_bytes
-
-
-@pytest.mark.parametrize(
-    "fields, world, stage, group",
-    [
-        ({"zero__stage": 0}, 8, 0, 1),
-        ({"zero__stage": 3}, 8, 3, 2),
-        ({"zero__stage": 3}, 1, 3, 1),
-        ({"zero__stage": 3, "zero__shard_group": 8}, 8, 3, 8),
-        ({"zero__stage": 3, "zero__shard_group": 4}, 8, 3, 4),
-        ({"zero__shard_group": 4}, 8, 3, 4),
-        ({"zero__shard_group": 1}, 8, 0, 1),
-    ],
-)
-def test_the_users_word_on_spreading_holds(fields, world, stage, group):
-    plan = make_plan(config(**fields), job(SMALL, world))
-    assert (plan.zero_stage, plan.shard_group) == (stage, group)
-
-
-@pytest.mark.parametrize("group", [3, 5, 16])
-def test_group_must_divide_the_processes(group):
-    (mistake,) = refused(config(zero__shard_group=group), job(SMALL, 8))
-    assert (mistake.where, mistake.value) == ("zero.shard_group", group)
-    assert "does not divide the 8 processes" in mistake.rule
-
-
-@pytest.mark.parametrize(
-    "fields, memory, hpz",
-    [
-        ({"zero__shard_group": 16}, 80, 8),  # 8 GiB of 16 and 16 of 8 in 64 usable
-        ({"zero__shard_group": 16}, 30, 1),
-        ({"zero__shard_group": 16, "zero__hpz": "off"}, 80, 1),
-        ({"zero__shard_group": 16, "zero__hpz": 4}, 80, 4),
-        ({"zero__shard_group": 8}, 80, 1),  # inside a host already
-        ({}, 80, 1),
-    ],
-)
-def test_a_second_copy_keeps_gathers_inside_a_host_where_there_is_room(fields, memory, hpz):
-    plan = make_plan(
-        config(**fields, train__global_batch_size=64), job(LLAMA_70B, 16, per_host=8, memory=memory)
-    )
-    assert plan.secondary_group == hpz
-    filled = plan.deepspeed_config({"zero_optimization": {"stage": 3}}, dtype="bf16")["zero_optimization"]
-    assert filled.get("zero_hpz_partition_size", 1) == hpz
-    if hpz > 1:
-        assert plan.bytes_per_process["second copy"] * hpz == plan.bytes_per_process["backbone"] * 16
-        assert sum(plan.bytes_per_process.values()) <= 0.8 * plan.facts.memory_bytes
-        assert any(f"again over every {hpz}" in line for line in plan.equations())
-
-
-@pytest.mark.parametrize("fields", [{"hpz": 3}, {"hpz": 16}, {"hpz": 2, "stage": 0}])
-def test_a_second_copy_that_cannot_be_is_refused(fields):
-    fields = {f"zero__{name}": value for name, value in {"shard_group": 16, **fields}.items()}
-    facts = job(LLAMA_70B, 32, per_host=8, memory=80)
-    (mistake,) = refused(config(**fields, train__global_batch_size=64), facts)
-    assert mistake.where == "zero.hpz" and mistake.fix == "choose auto or off"
-
-
-def test_what_is_advised_where_nothing_fits_is_not_set_already():
-    small_gpus, advised = job(LLAMA_70B, 8, memory=16), "zero.quantized_weights=true"
-    assert advised in refused(config(), small_gpus)[0].fix
-    packed = replace(small_gpus, eight_bit_parameters=small_gpus.backbone_parameters)
-    (mistake,) = refused(config(zero__quantized_weights=True), packed)
-    assert advised not in mistake.fix and "zero3_offload" not in mistake.fix
-    assert "backbone.quantization=nf4" in mistake.fix and mistake.fix.endswith(" or bf16")
-
-
-def test_maps_in_8_bits_fit_where_they_would_not():
-    """128 GiB over eight of 32 GiB, of which 25 are usable: with three layers whole only in 8 bits."""
-    small_gpus = job(LLAMA_70B, 8, memory=32)
-    assert refused(config(), small_gpus)
-    packed = replace(small_gpus, eight_bit_parameters=small_gpus.backbone_parameters)
-    plan = make_plan(config(zero__quantized_weights=True), packed)
-    assert plan.eight_bit and (plan.zero_stage, plan.shard_group) == (3, 8)
-
-
-def test_backbone_that_fits_nowhere_is_refused_unless_the_user_insists():
-    small_gpus = job(LLAMA_70B, 8, memory=24)
-    (mistake,) = refused(config(), small_gpus)
-    assert (
-        mistake.where == "backbone.path" and "8 processes" in mistake.rule and "zero3_offload" in mistake.fix
-    )
-    assert "backbone.path" in refused(config(), job(LLAMA_7B, 1, memory=8))[0].where
-    for insisting in ({"zero__profile": "zero3_offload"}, {"zero__stage": 3}):
-        plan = make_plan(config(**insisting), small_gpus)
-        assert (plan.zero_stage, plan.shard_group) == (3, 8)
-
-
 # -- DeepSpeed's settings
 
 
@@ -405,7 +223,7 @@ def keys(value: Any, above: str = "") -> set[str]:
 
 @pytest.fixture
 def sharded() -> RunPlan:
-    return make_plan(config(zero__stage=3), job(LLAMA_7B, 4, memory=80))
+    return make_plan(config(zero__stage=3), on(LLAMA_7B, 4, memory=80))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -434,9 +252,9 @@ def settings_of(profile: str, facts: Facts) -> tuple[bool, int, int]:
 
 def test_on_the_cpu_a_large_layer_is_held_alone():
     large, small = LLAMA_7B.layer_parameters, SMALL.layer_parameters
-    assert settings_of("zero3_cpu.json", job(LLAMA_7B, 4, memory=80)) == (True, 0, 0)
-    assert settings_of("zero3_cpu.json", job(SMALL, 4, memory=80)) == (False, small, 2 * small)
-    assert settings_of("zero3.json", job(LLAMA_7B, 4, memory=80)) == (False, large, 2 * large)
+    assert settings_of("zero3_cpu.json", on(LLAMA_7B, 4, memory=80)) == (True, 0, 0)
+    assert settings_of("zero3_cpu.json", on(SMALL, 4, memory=80)) == (False, small, 2 * small)
+    assert settings_of("zero3.json", on(LLAMA_7B, 4, memory=80)) == (False, large, 2 * large)
 
 
 def test_what_a_profile_sets_itself_is_kept(sharded):
@@ -455,79 +273,6 @@ def test_auto_that_the_plan_does_not_know_is_the_users_mistake(sharded):
 @pytest.mark.parametrize("name", list_resources("recipes"))
 def test_every_recipe_plans(name, world):
     runs = load_runs(resource_path("recipes", name))
-    for config in [member.config for member in runs.members] if isinstance(runs, Suite) else [runs]:
-        plan = make_plan(config, job(SMALL, world))
+    for run in [member.config for member in runs.members] if isinstance(runs, Suite) else [runs]:
+        plan = make_plan(run, on(SMALL, world))
         assert plan.steps > 0 and plan.equations()
-
-
-# -- packs
-
-PACKED = replace(SMALL, packable=True, shared_prefix=20)
-
-
-@pytest.mark.parametrize(
-    ("facts", "fields"),
-    [(SMALL, {}), (PACKED, {"data__packing": "off"})],
-    ids=["no family for it", "off"],
-)
-def test_batches_are_padded_where_packs_cannot_or_must_not_be(facts, fields):
-    plan = make_plan(config(**fields), facts)
-    assert (plan.packed, plan.share_prefix, plan.micro_batch_tokens) == (False, False, None)
-    assert "padded" in plan.equations()[0]
-
-
-@pytest.mark.parametrize(
-    ("fields", "tokens", "micro", "accumulation"),
-    [
-        ({}, 20 + 32 * 52, 32, 1),  # a whole share of the longest examples, their prefix once
-        ({"train__micro_batch_tokens": 300}, 300, 5, 7),  # (300 - 20) / 51.5 examples on average
-        ({"train__micro_batch_tokens": 5}, 72, 1, 32),  # the longest example fits
-        ({"train__micro_batch_size": 4}, 20 + 4 * 52, 4, 8),
-    ],
-    ids=["room", "asked", "at least the longest", "examples"],
-)
-def test_tokens_of_a_pack(fields, tokens, micro, accumulation):
-    plan = make_plan(config(train__global_batch_size=32, zero__stage=0, **fields), PACKED)
-    assert (plan.micro_batch_tokens, plan.micro_batch_size, plan.accumulation) == (
-        tokens,
-        micro,
-        accumulation,
-    )
-    assert f"packed to {tokens:,} tokens at most, 20 of each shared" in plan.equations()[0]
-
-
-def test_tokens_of_a_pack_are_what_memory_holds():
-    roomy = make_plan(config(zero__stage=0), PACKED)
-    fixed = sum(roomy.bytes_per_process.values()) - roomy.bytes_per_process["activations"]
-    one = roomy.bytes_per_process["activations"] // roomy.micro_batch_tokens
-    tight = replace(PACKED, memory_bytes=int((fixed + 200.5 * one) / 0.8))
-    plan = make_plan(config(zero__stage=0), tight)
-    assert plan.micro_batch_tokens == 200
-    assert plan.bytes_per_process["activations"] == 200 * one
-
-
-@pytest.mark.parametrize(
-    ("prefix", "causal", "shared"), [(1, True, False), (3, True, True), (20, False, False)]
-)
-def test_prefix_is_shared_where_it_pays_and_can_be(prefix, causal, shared):
-    """Above 3 % of 71.5 tokens, and never in an encoder."""
-    plan = make_plan(config(), replace(PACKED, shared_prefix=prefix, causal=causal))
-    assert plan.packed and plan.share_prefix is shared
-
-
-@pytest.mark.parametrize(
-    "world, batch, tokens",
-    [(2, 32, 20 + 16 * 52), (3, 32, 20 + 11 * 52), (32, 32, 72)],
-)
-def test_pack_holds_a_process_share_of_the_batch_and_no_more(world, batch, tokens):
-    plan = make_plan(config(train__global_batch_size=batch), job(PACKED, world))
-    assert (plan.micro_batch_tokens, plan.accumulation) == (tokens, 1)
-    assert plan.eval_tokens > plan.micro_batch_tokens
-
-
-def test_share_of_like_examples_is_one_pack_where_the_prefix_is_not_shared():
-    """Sequences of one length, which have only their first token in common."""
-    facts = replace(PACKED, longest=301, mean_tokens=301.0, shared_prefix=1)
-    plan = make_plan(config(train__global_batch_size=32), facts)
-    assert not plan.share_prefix and plan.accumulation == 1
-    assert plan.micro_batch_tokens == 32 * 301
