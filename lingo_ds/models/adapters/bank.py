@@ -25,7 +25,7 @@ def triplet_scores(lam_score: Tensor, p_mean: Tensor, q_mean: Tensor) -> Tensor:
 
 
 class Scalar(IntEnum):
-    """Places in `AdapterBank.scalars`: the step's sums over examples and processes, in the all-reduce."""
+    """Places in `AdapterBank.scalars` of a step's sums over examples and processes."""
 
     LOSS = 0
     EXAMPLES = 1
@@ -39,9 +39,9 @@ class AdapterBank:
     """All adapters, the head, and learned tokens.
 
     Attributes:
-        layout: which entry of a flat tensor is what.
-        scale: alpha / r0; stays when triplets are pruned.
-        master: (size,) fp32, the truth.
+        layout: places of adapters, head and tokens in a flat tensor.
+        scale: alpha / r0, which pruning does not change.
+        master: (size,) fp32, the values.
         exp_avg, exp_avg_sq: (size,) fp32, AdamW's moments.
         sensitivity, uncertainty: (adapter_size,) fp32, S and U; None without sampling or with final masks.
         scratch: (adapter_size,) fp32, room for what one step computes of importance; None without it.
@@ -72,10 +72,10 @@ class AdapterBank:
         self._allocate(scalars, importance=importance)
 
     def initialize(self, seed: int, *, init: str = "lora", tokens: Tensor | None = None) -> None:
-        """New values, from `seed` alone: adapters that are the identity. Call on one process, then broadcast.
+        """Draws new values from `seed` alone; adapters change nothing yet. One process draws for all.
 
         Args:
-            seed: of all draws.
+            seed: seed of all draws.
             init: `lora`: P = 0, lam = 1, Q uniform within 1 / sqrt(d_in), as LoRA's code does (Kaiming with
                 a = sqrt 5); `adalora`: lam = 0, P and Q ~ N(0, 0.02^2), as AdaLoRA's (arXiv 2303.10512).
             tokens: (tokens, size) that learned tokens start from; all else starts as it does without them.
@@ -93,7 +93,7 @@ class AdapterBank:
         self.refresh()
 
     def _allocate(self, scalars: int, *, importance: bool) -> None:
-        """What goes with new values: importance and masks as at the start, a step's buffers, the leaves."""
+        """Allocates what belongs to new values: importance and masks as at the start, buffers, leaves."""
         layout = self.layout
         self.sensitivity = torch.zeros(layout.adapter_size, device=self.device) if importance else None
         self.uncertainty = torch.zeros(layout.adapter_size, device=self.device) if importance else None
@@ -126,17 +126,14 @@ class AdapterBank:
         self.reduce_buffer.zero_()
 
     def collect_grad(self) -> None:
-        """After a backward pass: adds low-precision gradients to the fp32 sum.
-
-        So many micro-batches lose nothing.
-        """
+        """Adds the gradients of a backward pass to the fp32 sum, so that many micro-batches lose nothing."""
         if self._compute_grad is not self.grad:
             self.grad.add_(self._compute_grad)
             self._compute_grad.zero_()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Makes the compute copy follow the masters: m * lam in place of lam."""
+        """Copies the masters to the compute copy, with m * lam in place of lam."""
         self._compute.copy_(self.master)
         lam = self.layout.lam(self._compute)
         lam.mul_(self.mask[: len(lam)])
@@ -163,7 +160,7 @@ class AdapterBank:
                 self._held.append((view, gone, view.new_empty(len(gone), view.shape[1])))
 
     def masks_from_tensor(self) -> None:
-        """Derives anew what follows from `mask` and `master`, after these were written from outside."""
+        """Renews what follows from `mask` and `master`, after these were written from outside."""
         self.set_mask(self.mask.cpu().numpy())
 
     @torch.no_grad()
@@ -177,7 +174,7 @@ class AdapterBank:
         return [*(block.of(flat) for block in self.layout.blocks), self.layout.lam(flat)[:, None]]
 
     def zero_masked_grad(self) -> Tensor:
-        """Clears masked triplets' gradient: it counts in no norm. Returns lam's as it was, (triplets,)."""
+        """Clears masked triplets' gradient, which counts in no norm; returns lam's as it was, (triplets,)."""
         virtual = self.layout.lam(self.grad)
         if self._masked_rows:
             virtual = virtual.clone()
@@ -187,7 +184,7 @@ class AdapterBank:
 
     @contextmanager
     def frozen_masked(self) -> Iterator[None]:
-        """Around the optimizer's step: values and moments of masked triplets are afterwards as before."""
+        """Keeps values and moments of masked triplets as they are through the optimizer's step inside."""
         for view, gone, room in self._held:
             torch.index_select(view, 0, gone, out=room)
         yield
@@ -209,7 +206,7 @@ class AdapterBank:
         return self.layout.keep(kept), self.layout.take(self.master, kept)
 
     def compact(self, kept: np.ndarray) -> None:
-        """Stores only the kept triplets, moments carried over. The masks are final: importance goes."""
+        """Stores the kept triplets alone, with their moments. The masks are final: importance is dropped."""
         layout = self.layout
         flat = (self.master, self.exp_avg, self.exp_avg_sq)
         self.replace(layout.keep(kept), *(layout.take(values, kept) for values in flat))
@@ -223,7 +220,7 @@ class AdapterBank:
         *,
         importance: bool = False,
     ) -> None:
-        """Takes other tensors in place of its own, all triplets kept; importance, if wanted, starts at 0."""
+        """Replaces the bank's tensors, all triplets kept; importance, if wanted, starts at 0."""
         self.layout, self.master = layout, master
         self.exp_avg = torch.zeros_like(master) if exp_avg is None else exp_avg
         self.exp_avg_sq = torch.zeros_like(master) if exp_avg_sq is None else exp_avg_sq
@@ -231,7 +228,7 @@ class AdapterBank:
         self.refresh()
 
     def reshape(self, ranks: Sequence[int], *, importance: bool) -> bool:
-        """Makes room for another process's or checkpoint's tensors; True where its own had to go."""
+        """Makes room for another process's or a checkpoint's tensors; True where its own were replaced."""
         if tuple(ranks) == self.layout.ranks and importance == (self.sensitivity is not None):
             return False
         layout = self.layout.with_ranks(ranks)

@@ -1,4 +1,4 @@
-"""Which linear maps of a backbone are adapted, and the hooks that adapt them."""
+"""The adapted linear maps of a backbone, and the hooks that adapt them."""
 
 import difflib
 import re
@@ -32,7 +32,7 @@ def choose_sites(
     unmatched: list[str] = []
     if isinstance(targets, str):
         chosen = [name for name in linear_maps if re.fullmatch(targets, name)]
-        targets = [] if chosen else [targets]  # not a regex on full names, then, but one ending
+        targets = [] if chosen else [targets]  # one ending then, not a regex of whole names
     if not chosen:
         matched = {t: [n for n in linear_maps if n == t or n.endswith(f".{t}")] for t in targets}
         chosen = [name for name in linear_maps if any(name in names for names in matched.values())]
@@ -76,13 +76,13 @@ class SiteHooks:
         self._handles = [handle for group in groups for handle in self._hook(group)]
 
     def detach(self) -> None:
-        """Takes all hooks off."""
+        """Removes all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _hook(self, group: Sequence[int]) -> list[RemovableHandle]:
-        """Hooks on maps that read the same tensor; `group` are their places in the layout."""
+        """Hooks on maps that read the same tensor; `group` has their places in the layout."""
         bank = self._bank
         projection = SharedProjection([bank.leaves[k] for k in group], dropout=self._dropout)
 

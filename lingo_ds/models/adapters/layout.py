@@ -1,4 +1,4 @@
-"""Where every adapter lies in the flat buffer: rows of equal length together, so few kernels serve all sites.
+"""Places of the adapters in the flat buffer: rows of equal length together, so few kernels serve all sites.
 
 The buffer is [block of rows | block of rows | ... | lam | head | tokens]; LoRA has no lam. One block holds
 all rows of one length d: the columns of P of every site with d_out = d, then the rows of Q of every site
@@ -26,7 +26,7 @@ class Site(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows of one length; `triplet_of_row` (rows,) says which triplet a row belongs to."""
+    """Rows of one length; `triplet_of_row` (rows,) is the triplet that each row belongs to."""
 
     start: int
     rows: int
@@ -53,7 +53,7 @@ class BankLayout:
     Attributes:
         sites: the adapted maps, in the order that breaks ties between equal scores.
         ranks: triplets of each site; 0 is legal.
-        head_shape: (classes, hidden).
+        head_shape: (classes, hidden) of the head.
         has_lam: False in LoRA, whose triplets are pairs of a P column and a Q row.
         token_shape: (tokens, size) of input embeddings that are learned; (0, 0): none are.
     """
@@ -93,14 +93,10 @@ class BankLayout:
 
     @cached_property
     def _placed(self) -> tuple[list[Block], np.ndarray, np.ndarray]:
-        """The blocks; per site (P, Q) where its rows start: in the flat buffer, counted over all blocks."""
-        blocks, at, first_row, start, row = (
-            [],
-            np.zeros((2, len(self.sites)), int),
-            np.zeros((2, len(self.sites)), int),
-            0,
-            0,
-        )
+        """The blocks; (P or Q, site) starts of the rows in the flat buffer, and counted over all blocks."""
+        blocks: list[Block] = []
+        at, first_row = np.zeros((2, len(self.sites)), int), np.zeros((2, len(self.sites)), int)
+        start = row = 0
         for length in sorted({d for site in self.sites for d in (site.d_out, site.d_in)}):
             owners = [np.zeros(0, int)]
             block_start = start

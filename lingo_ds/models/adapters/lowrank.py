@@ -32,11 +32,11 @@ def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: 
 
 
 def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: float) -> Tensor:
-    """W x + scale P ((m lam) (Q dropout(x))), in place: arXiv 2303.10512, eq. 3; LoRA where there is no lam.
+    """Adds an adapter in place: W x + scale P ((m lam) (Q dropout(x))), arXiv 2303.10512, eq. 3.
 
     Args:
         output: W x, (tokens, d_out) or (batch, tokens, d_out); nobody else may hold it.
-        projected: what `project` gave, (tokens, rank).
+        projected: result of `project`, (tokens, rank).
         site: p (rank, d_out).
         scale: alpha / r0.
     """
@@ -46,8 +46,8 @@ def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: f
 class Orthogonality:
     """gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F, with its gradient in closed form.
 
-    All matrices that share a row length are one batched product; shorter ones (after pruning) are filled up
-    with a zero row.
+    All matrices that share a row length are one batched product; those with fewer rows (after pruning) are
+    filled up with a zero row.
     """
 
     def __init__(self, bank: AdapterBank):

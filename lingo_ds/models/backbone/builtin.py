@@ -1,11 +1,11 @@
 """The backbones that need no download: a small English language model, and a tiny random one for tests.
 
-The English one lies beside this module, as `scripts/pretrain_backbone.py` left it: a causal language model
-that reads one token a character.
+The English one lies beside this module, as `scripts/pretrain_backbone.py` wrote it: a causal language model
+that reads one token per character.
 
-The random one is made on the spot: a stand-in with a real model's shape. What makes it good enough for
-adapters of rank 8 to learn the promoters of `data/synthetic.py` within a few epochs is the scale of the
-weights (instead of 0.02) and a rotary base that tells neighbouring bases apart.
+The random one is written when it is needed: a stand-in with a real model's shape. It is good enough for
+adapters of rank 8 to learn the promoters of `data/synthetic_promoters.py` within a few epochs by the scale of
+its weights (instead of 0.02) and by a rotary base that tells neighbouring bases apart.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""Ranges of weights read from safetensors files by plain reads, straight to where they are kept.
+"""Reads ranges of weights from safetensors files by plain reads, straight to where they are kept.
 
-The system has the disk work ahead of a plain read, which it does not for a memory map: pages of a map are
-read when the copy has come to them.
+The reader is the package's own because safetensors' is a memory map: the system reads ahead of a plain read,
+and reads a map's pages only when the copy has come to them.
 """
 
 import json
@@ -22,27 +22,27 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-"""What weights may be of in a file, by its name there."""
+"""Dtypes that weights may have in a file, by their names there."""
 
-PIECE = 1 << 20
-"""Bytes that are read at a time to be cast or moved: they are still in the processor's cache then."""
+READ_BYTES = 1 << 20
+"""Bytes that are read at a time to be cast or moved while they are in the processor's cache."""
 
 HALVES = {torch.float16, torch.bfloat16}
-"""Of which torch casts one to the other entry by entry; by way of fp32 it takes a third of the time."""
+"""Dtypes between which torch casts entry by entry; by way of fp32 it takes a third of the time."""
 
 
 class RangeReader:
-    """Reads from some safetensors files, whose headers are known to be sound.
+    """Reads from safetensors files whose headers are known to be sound.
 
-    What was read into the CPU's memory leaves the system's cache at once where the host can't hold all of the
-    files beside it: the system would have to make room again and again, and would find no large pages.
+    Where the host can't hold all of the files beside the weights, what was read leaves the system's cache at
+    once: the system would have to make room again and again, and would find no large pages.
     """
 
     def __init__(self, paths: Iterable[Path]):
-        # made once: new ones would have to be mapped each time
-        self._piece, self._wide = torch.empty(PIECE, dtype=torch.uint8), torch.empty(PIECE // 2)
+        # buffers are allocated once: new ones would have to be mapped each time
+        self._piece, self._wide = torch.empty(READ_BYTES, dtype=torch.uint8), torch.empty(READ_BYTES // 2)
         self._places: dict[Path, dict[str, tuple[int, torch.dtype]]] = {}
-        self._let_go = 2 * sum(path.stat().st_size for path in paths) > host_bytes()
+        self._drop_cache = 2 * sum(path.stat().st_size for path in paths) > host_bytes()
 
     def read(self, path: Path, key: str, out: Tensor, start: int = 0) -> None:
         """Fills `out`, flat, of any dtype and on any device, with a weight's entries from `start` on.
@@ -58,9 +58,9 @@ class RangeReader:
             if out.dtype == dtype and out.device.type == "cpu":
                 _fill(out, file)
             else:
-                for part in out.split(PIECE // dtype.itemsize):
+                for part in out.split(READ_BYTES // dtype.itemsize):
                     self._convert(_fill(self._piece.view(dtype)[: len(part)], file), part)
-            if self._let_go and out.device.type == "cpu":
+            if self._drop_cache and out.device.type == "cpu":
                 _advise(file.fileno(), begin, size, "DONTNEED")
 
     def _convert(self, stored: Tensor, out: Tensor) -> None:
@@ -84,13 +84,13 @@ class RangeReader:
 
 
 def _advise(file: int, begin: int, size: int, what: str) -> None:
-    """Tells the system how a part of a file will be used, where it can be told."""
+    """Tells the system, where it listens, how a part of a file will be used."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, begin, size, getattr(os, f"POSIX_FADV_{what}"))
 
 
 def _fill(out: Tensor, file: FileIO) -> Tensor:
-    """`out` with the file's next bytes.
+    """Fills `out` with the file's next bytes and returns it.
 
     Raises:
         UserError: where there are not enough.

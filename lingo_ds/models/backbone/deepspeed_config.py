@@ -16,11 +16,11 @@ OURS = {
     "zero_quantized_weights": "zero.quantized_weights",
     "zero_quantized_nontrainable_weights": "zero.quantized_weights",
 }
-"""DeepSpeed's settings that no profile may have, and what decides them."""
+"""DeepSpeed's settings that no profile may have, and the settings that decide them."""
 
 
 LARGE_LAYER = 128 * 1024**2
-"""Bytes of a decoder layer from which the CPU holds no more of its weights, and keeps no freed memory."""
+"""Bytes of a decoder layer from which the CPU holds one layer at a time and keeps no freed memory."""
 
 
 def is_large(layer_bytes: int) -> bool:

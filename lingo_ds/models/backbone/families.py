@@ -1,4 +1,4 @@
-"""What is known of each family of language models: where adapters go, and what packing needs to know."""
+"""Facts about each family of language models: its adapted maps, and what packing needs to know."""
 
 from typing import TYPE_CHECKING
 
@@ -20,15 +20,17 @@ TARGETS = {
 """`adapter.targets: all-linear` by model type; other types adapt every linear map of their decoder layers."""
 
 SHARED_INPUTS = (
-    ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"),
-)  # fmt: skip
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("query", "key", "value"),
+)
 """Maps of one module that read the same tensor: the first factors of their adapters are one product."""
 
 FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Families with RMS norms, gates by SiLU and rotary positions, all of which fused kernels compute."""
 
 LEARNS_TOKENS = frozenset(TARGETS)
-"""Families whose input embedding only looks rows up: what a learned token does there is tested."""
+"""Families whose input embedding only looks rows up, so that it can have learned tokens; tested."""
 
 PACKABLE = frozenset(TARGETS)
 """Families whose packed outputs are tested against padded ones; others are padded."""
@@ -37,14 +39,25 @@ CLASSIFIERS = frozenset(TARGETS) - {"bert", "esm"}
 """Families whose <Family>ForSequenceClassification is a map `score` without bias on the last real token."""
 
 DROPOUT_SETTINGS = (
-    "dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop",
-    "attention_probs_dropout_prob", "hidden_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop",
-    "resid_dropout", "embed_dropout", "emb_pdrop", "ffn_dropout",
-)  # fmt: skip
-"""Dropout settings in the families' configs. A frozen backbone runs without: its output must not vary."""
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "hidden_dropout",
+    "layerdrop",
+    "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "resid_dropout",
+    "embed_dropout",
+    "emb_pdrop",
+    "ffn_dropout",
+)
+"""Dropout settings in the families' configs. A frozen backbone has no dropout: its output must not vary."""
 
 
 def first_position(config: "PreTrainedConfig") -> int:
-    """Position of a text's first token in learned embeddings: ESM counts on from its padding id."""
+    """Position of a text's first token in learned embeddings: ESM counts from its padding id."""
     counts_on = config.model_type == "esm" and config.position_embedding_type == "absolute"
     return config.pad_token_id + 1 if counts_on else 0

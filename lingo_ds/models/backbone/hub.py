@@ -1,4 +1,4 @@
-"""Where a backbone's files are: in the package, in a folder, or at a hub id."""
+"""Finds a backbone's files: in the package, in a folder, or at a hub id."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "vocab*", 
 
 
 def find_backbone(path: str, *, revision: str | None = None, weights: bool = True) -> Path:
-    """A local folder as it is; a hub id as the folder of its downloaded files, with or without weights.
+    """The folder of a backbone: a local one as it is, a hub id's after its files were downloaded.
 
     Raises:
         UserError: where neither is there.

@@ -29,7 +29,7 @@ NF4_BLOCK = 64
 SCALES_BLOCK = 256
 """Scales that share a scale of their own."""
 INT8_ROWS = 64
-"""Rows of a map in int8 dequantised at once on a CPU, which stay in its cache: 8 times as fast in bf16."""
+"""Rows of a map in int8 that are dequantised at once on a CPU, in its cache: 8 times as fast in bf16."""
 TABLES = 4 * (16 + 256 + 1)
 """Bytes of the values that codes and scales stand for, and of the scales' mean: fp32, for every map."""
 
@@ -157,7 +157,7 @@ def map_bytes(shape: tuple[int, int], quantization: str) -> int:
 
 
 def quantized_facts(linear_maps: Mapping[str, tuple[int, int]], quantization: str) -> dict[str, int]:
-    """What a plan needs to know of the quantised maps: the fields of `ModelFacts` with this word."""
+    """Sizes of the quantised maps, as the fields of `ModelFacts` that are named by them."""
     if quantization == "none":
         return {}
     shapes = linear_maps.values()
@@ -169,7 +169,7 @@ def quantized_facts(linear_maps: Mapping[str, tuple[int, int]], quantization: st
 
 
 def held_by_maps(module: nn.Module) -> tuple[int, int]:
-    """Entries of the quantised maps inside a module, and the bytes that they take; biases are not of them."""
+    """Entries of the quantised maps inside a module, without biases, and the bytes that they take."""
     maps = [inner for inner in module.modules() if isinstance(inner, QuantizedMap)]
     tensors = [
         t for one in maps for t in (*one.buffers(), *(one.scales() if isinstance(one, NF4Map) else ()))
@@ -178,7 +178,7 @@ def held_by_maps(module: nn.Module) -> tuple[int, int]:
 
 
 def _functional() -> Any:
-    """The library's functions; at its import it misses kernels for the CPU that are not used here."""
+    """The functions of bitsandbytes. Its import warns of kernels for the CPU that are not used here."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes.functional
 

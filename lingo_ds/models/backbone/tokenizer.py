@@ -1,4 +1,4 @@
-"""A backbone's own tokenizer, loaded when it is needed: its library takes seconds to import."""
+"""A backbone's own tokenizer, loaded only when it is needed, since its library takes seconds to import."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILES = ("*.json", "*.model", "vocab*", "merges*", "tokenizer*")
-"""What a tokenizer may be read from; the index of the weights among it does no harm."""
+"""Files that a tokenizer may be read from; the index of the weights among them does no harm."""
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrai
 
 
 class CachedTokenizer:
-    """The tokenizer of a folder, and a fingerprint of it that a cache keeps.
+    """The tokenizer of a folder, with a fingerprint that is cached.
 
     Attributes:
         fingerprint: 64 hex digits that change with what the tokenizer does.
@@ -56,7 +56,7 @@ class CachedTokenizer:
         known = kept.is_file() and not trust_remote_code
         self.fingerprint = kept.read_text() if known else self._fingerprint()
         if not known:
-            atomic_write(kept, lambda aside: aside.write_text(self.fingerprint))
+            atomic_write(kept, lambda temporary: temporary.write_text(self.fingerprint))
 
     @cached_property
     def loaded(self) -> "PreTrainedTokenizerBase":

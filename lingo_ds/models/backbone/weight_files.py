@@ -1,4 +1,4 @@
-"""Finding a backbone's files and reading from them: any contiguous range of any weight, and no more."""
+"""A backbone's weight files: which file holds what, and reads of any contiguous range of any weight."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ HEAD_KEYS = (
     r"(lm_head|embed_out|score|classifier|cls|pooler|contact_head|qa_outputs|"
     r".*inv_freq|.*masked_bias|.*att(n|ention)\.bias)\b"
 )
-"""Weights that checkpoints carry and the base model does not: task heads, and buffers that are computed."""
+"""Weights of checkpoints that the base model lacks: task heads, and buffers that are computed."""
 
 
 CONVERT = (
@@ -35,8 +35,8 @@ CONVERT = (
 )
 """A command that writes a backbone whose weights are pickle files, a folder or a hub id, as safetensors."""
 
-LINE = 64
-"""Entries at whose multiples a whole weight begins in memory: at least a cache line of each."""
+ALIGN_ENTRIES = 64
+"""Entries, at least a cache line of every dtype, at whose multiples a whole weight begins in memory."""
 
 
 class WeightFiles:
@@ -68,14 +68,14 @@ class WeightFiles:
         return self.shaped(name)[list(places)].float()
 
     def shaped(self, name: str) -> Tensor:
-        """The module's weight `name` in its own shape and the file's dtype, a view on the memory map.
+        """The module's weight `name` in its own shape and the file's dtype, as a view of the memory map.
 
         Only the pages that are then copied are read from disk.
         """
         return self._tensor(self._key_of[name])
 
     def beside(self, name: str) -> Tensor | None:
-        """A weight that the module was built without, under its name there; None: not in the files."""
+        """A weight that the module was built without, by its name in a whole model; None: in no file."""
         key = self._prefix + name
         return self._tensor(key) if key in self._file_of else None
 
@@ -105,7 +105,7 @@ class WeightFiles:
                 weight_map = {str(k): str(v) for k, v in read_json(index)["weight_map"].items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(
-                    Mistake(str(index), "file", "is no index of weights", "download it again")
+                    Mistake(str(index), "file", "is not an index of weights", "download it again")
                 ) from None
             for file in sorted(set(weight_map.values())):
                 if Path(file).name != file or not os.path.isfile(self._folder / file):
@@ -144,16 +144,12 @@ class WeightFiles:
         computed = {name for name, _ in module.named_buffers()}
         missing = [name for name in wanted if name not in found and name not in computed]
         if missing:
-            raise UserError(
-                Mistake(
-                    "backbone.path", self._folder,
-                    f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}",
-                    "the weights must belong to the config.json beside them",
-                )
-            )  # fmt: skip
+            rule = f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}"
+            fix = "give the weights that belong to the config.json beside them"
+            raise UserError(Mistake("backbone.path", self._folder, rule, fix))
         for name, key in found.items():
             self._require_fitting(key, wanted[name], computed=name in computed)
-        self._look_at_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
+        self._check_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
         return found
 
     def _key_in_file(self, key: str) -> str:
@@ -172,11 +168,11 @@ class WeightFiles:
             fix = "give the weights that belong to the config"
             raise UserError(Mistake(key, shape, f"config.json says {wanted}", fix))
         if dtype not in SAFETENSORS_DTYPES and not computed:
-            fix = "give the backbone before it was quantised; `backbone.quantization` does it here"
+            fix = "give the backbone before it was quantised, and set backbone.quantization instead"
             raise UserError(Mistake(key, dtype, f"is none of {', '.join(SAFETENSORS_DTYPES)}", fix))
 
-    def _look_at_extra(self, keys: list[str], prefix: str, wanted: Iterable[str]) -> None:
-        """Weights without a place: a mistake inside the layers, elsewhere said to stay unread."""
+    def _check_extra(self, keys: list[str], prefix: str, wanted: Iterable[str]) -> None:
+        """Checks weights without a place: an error inside the layers, elsewhere logged as unread."""
         stacks = tuple(
             {re.sub(r"(?<=\.)\d+\..*", "", prefix + name) for name in wanted if re.search(r"\.\d+\.", name)}
         )
@@ -188,11 +184,11 @@ class WeightFiles:
                 Mistake(str(self._folder), layers[0], rule, "give the config that belongs to the weights")
             )
         if extra:
-            logger.warning("%s: %d weights stay unread, e.g. %s", self._folder, len(extra), extra[0])
+            logger.warning("%s: %d weights are not read, e.g. %s", self._folder, len(extra), extra[0])
 
 
 def replace_parameters(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
-    """Replaces every parameter by `make(name, parameter)`; one that is used in several places stays one."""
+    """Replaces every parameter by `make(name, parameter)`, a tied one by the same in all of its places."""
     made: dict[int, nn.Parameter] = {}
     for prefix, inner in module.named_modules():
         for key, old in list(inner._parameters.items()):
@@ -207,7 +203,7 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
     """Loads a whole copy of every weight onto this process's device."""
 
     def room(weight: Tensor) -> int:
-        return -(-weight.numel() // LINE) * LINE
+        return -(-weight.numel() // ALIGN_ENTRIES) * ALIGN_ENTRIES
 
     block = Arena(map(room, module.parameters()), dtype, device)
 
@@ -220,15 +216,15 @@ def fill_whole(module: nn.Module, files: WeightFiles, *, dtype: torch.dtype, dev
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """64 hex digits that tell backbones' files apart: names, sizes, headers and ends of all weight files.
+    """64 hex digits that identify a backbone's files, of their names, sizes, headers and ends.
 
     Raises:
-        UserError: where something with such a name is no file.
+        UserError: where something with such a name is not a file.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         if not os.path.isfile(path):
-            raise UserError(Mistake(str(path), "weights", "is no file", "download the backbone again"))
+            raise UserError(Mistake(str(path), "weights", "is not a file", "download the backbone again"))
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Entries of every frozen weight, by layer, embedding and the rest."""
+"""Sizes of every frozen weight: of each layer, of the embeddings and of the rest."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Weight(NamedTuple):
-    """Entries of a frozen weight, and whether it is a linear map inside a decoder layer."""
+    """A frozen weight: its entries, and whether it is a linear map inside a decoder layer."""
 
     entries: int
     is_map: bool = False
@@ -14,12 +14,12 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """Sizes of a frozen model's weights: ZeRO splits each one by itself, so that each is padded by itself.
+    """Sizes of a frozen model's weights, each of which ZeRO partitions, and therefore pads, by itself.
 
     Attributes:
-        runs: (layers, every weight of one such layer), from the first decoder layer to the last.
-        embeddings: every embedding outside of the decoder layers; no backward pass needs them.
-        others: every other weight there.
+        runs: (number of layers, weights of one such layer), from the first decoder layer to the last.
+        embeddings: all embeddings outside of the decoder layers; no backward pass needs them.
+        others: all other weights outside of the decoder layers.
     """
 
     runs: tuple[tuple[int, tuple[Weight, ...]], ...]
@@ -28,15 +28,15 @@ class Weights:
 
     @property
     def layers(self) -> tuple[tuple[Weight, ...], ...]:
-        """Every weight, by layer."""
+        """Weights of each layer."""
         return tuple(weights for count, weights in self.runs for _ in range(count))
 
     @property
     def every(self) -> tuple[Weight, ...]:
-        """Every weight."""
+        """All weights."""
         return (*self.embeddings, *flatten(self.layers), *self.others)
 
 
 def flatten(layers: Iterable[Iterable[Weight]]) -> tuple[Weight, ...]:
-    """The weights of several layers, one after the other."""
+    """Weights of several layers, one after the other."""
     return tuple(weight for layer in layers for weight in layer)

@@ -1,7 +1,7 @@
-"""Products in fp32 on the CPU through oneDNN: over twice as fast as torch's own on some processors.
+"""Products in fp32 on the CPU through oneDNN, over twice as fast as torch's own on some processors.
 
-torch's fp32 matrix product is MKL's, which does not use AVX-512 on every processor that has it; oneDNN's
-does. Both are fp32 throughout and differ by rounding.
+They are here because torch's fp32 matrix product is MKL's, which does not use AVX-512 on every processor that
+has it; oneDNN's does. Both are fp32 throughout and differ by rounding.
 """
 
 import platform
@@ -24,14 +24,14 @@ def _on_x86() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W^T + b on any device, which is no view of anything: one may write to it.
+    """X W^T + b on any device, in a new tensor that may be written to.
 
-    No gradient comes of it where oneDNN computes.
+    It has no gradient where oneDNN computes.
 
     Args:
         x: (.., d_in).
-        weight: (d_out, d_in), contiguous or the transpose of what is; any other takes a thousand times as
-            long in oneDNN.
+        weight: (d_out, d_in), contiguous or the transpose of a contiguous one; oneDNN takes a thousand times
+            as long for others.
         bias: (d_out,).
     """
     rows = x.reshape(-1, x.shape[-1])
