@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lingo_ds.models.adapters import hooks
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import SharedProjection, SiteHooks
+from lingo_ds.models.adapters.hooks import SharedProjection, SiteHooks, choose_sites
 from lingo_ds.models.adapters.layout import Site, uniform_layout
+from lingo_ds.utils.errors import UserError
 from tests.unit.models.test_packed_forward import (
     CPU,
     LENGTHS,
@@ -171,3 +172,49 @@ def test_member_that_is_called_with_another_tensor_gets_its_own():
         outputs.append([map_(given) for map_, given in calls])
     for found, expected in zip(*outputs, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+MAPS = {
+    "layers.0.self_attn.q_proj": (32, 32),
+    "layers.0.self_attn.v_proj": (16, 32),
+    "layers.0.mlp.up_proj": (48, 32),
+    "layers.1.self_attn.q_proj": (32, 32),
+    "layers.1.self_attn.v_proj": (16, 32),
+    "layers.1.mlp.up_proj": (48, 32),
+}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", [0, 1, 3, 4]),
+        (["v_proj"], [1, 4]),
+        (["up_proj", "q_proj"], [0, 2, 3, 5]),  # the backbone's order, not the list's
+        (["self_attn.v_proj", "layers.0.mlp.up_proj"], [1, 2, 4]),
+        (["q_proj", "layers.0.self_attn.q_proj"], [0, 3]),  # named twice, adapted once
+        (r".*\.1\..*_proj", [3, 4, 5]),
+        (r"layers\.0\.mlp\.up_proj", [2]),
+    ],
+    ids=str,
+)
+def test_choose_sites(targets, expected):
+    sites = choose_sites(MAPS, targets=targets, family_default=("q_proj", "v_proj"))
+    names = [list(MAPS)[k] for k in expected]
+    assert [(site.name, site.d_out, site.d_in) for site in sites] == [(name, *MAPS[name]) for name in names]
+
+
+@pytest.mark.parametrize("targets", [["qproj"], ["q_proj", "qproj"], "qproj"], ids=str)
+def test_target_that_matches_nothing_suggests_the_nearest(targets):
+    with pytest.raises(UserError, match=r"error: adapter.targets: 'qproj': .*did you mean q_proj\?"):
+        choose_sites(MAPS, targets=targets, family_default=())
+
+
+def test_every_target_that_matches_nothing_is_named():
+    with pytest.raises(UserError) as caught:
+        choose_sites(MAPS, targets=["qproj", "proj", "nothing_alike"], family_default=())
+    assert [mistake.value for mistake in caught.value.mistakes] == ["qproj", "proj", "nothing_alike"]
+
+
+def test_list_entry_does_not_match_a_part_of_a_name():
+    with pytest.raises(UserError, match="matches no linear map"):
+        choose_sites(MAPS, targets=["proj"], family_default=())

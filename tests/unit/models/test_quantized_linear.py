@@ -31,7 +31,7 @@ from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import ModelFacts
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import GIB
-from tests.unit.models.test_backbone import COMMON, GATED, random_model, save, some_input
+from tests.unit.models.random_models import COMMON, GATED, random_model, save, some_input
 from tests.unit.planning.facts import LLAMA_7B
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install lingo_ds[quant]")

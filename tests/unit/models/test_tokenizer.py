@@ -1,0 +1,13 @@
+"""A backbone's own tokenizer."""
+
+import pytest
+
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
+from lingo_ds.utils.errors import UserError
+
+
+@pytest.mark.parametrize("text", ['{"tokenizer_class": []}', '{"unk_token": []}', '{"a":' * 5000, "[]"])
+def test_unusable_tokenizer(folder, text):
+    (folder / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UserError, match="has no usable tokenizer"):
+        read_tokenizer(folder)
