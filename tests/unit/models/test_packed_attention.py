@@ -185,20 +185,22 @@ def test_neighbours_of_like_length_are_one_product():
 # The kernel for sequences of different length
 
 
-def plain_varlen(  # noqa: PLR0913 (torch's own signature)
+def plain_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     cu_seq_q: Tensor,
     cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
+    *longest: int,
     scale: float,
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Torch's kernel by its description: queries are the last of their keys; (left, right), -1 is all."""
+    """Torch's kernel by its description: queries are the last of their keys; (left, right), -1 is all.
+
+    `longest` are the most tokens of a sequence's queries, and of its keys.
+    """
+    max_q, max_k = longest
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert len(cu_seq_q) == len(cu_seq_k) and cu_seq_q[0] == cu_seq_k[0] == 0
     assert int(cu_seq_q[-1]) == len(query) and int(cu_seq_k[-1]) == len(key) == len(value)
