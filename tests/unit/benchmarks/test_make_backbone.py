@@ -1,8 +1,6 @@
-"""Backbones with random weights for measures: what transformers would have written, in many files."""
+"""Backbones with random weights for measurements: what transformers would have written, in several files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616, "mistral-7b": 7_241_732_096, "qwen-2.5-0.5b": 494_032_768,
     "qwen-2.5-7b": 7_615_616_512, "opt-350m": 331_196_416, "opt-6.7b": 6_658_473_984,
@@ -86,15 +83,3 @@ def test_a_weight_is_drawn_in_pieces(tmp_path, monkeypatch):
     pieces = list(make_backbone._values(weight, torch.float32, 0))
     assert [len(piece) for piece in pieces] == [100, 100, 100, 50]
     assert len(torch.cat(pieces).unique()) == 350
-
-
-def test_loading_benchmark_runs(tmp_path):
-    """From files made on the spot to the row that is printed."""
-    found = tmp_path / "found.json"
-    words = ["--quick", "--parts", "load", "--json", str(found)]
-    subprocess.run([sys.executable, "-m", "benchmarks.load", *words], cwd=CHECKOUT, check=True, timeout=200)
-    rows = json.loads(found.read_text())["rows"]
-    assert [row["process"] for row in rows] == [0, 1]
-    for row in rows:
-        assert row["broadcasts"] == 0
-        assert row["ours"] > 0 and row["rival"] > 0
