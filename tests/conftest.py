@@ -4,6 +4,10 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.ranks.launching import FinishedRun
 
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,9 +30,21 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def deepspeed_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
+    """The shipped recipe, trained for some steps by two processes under `deepspeed` on this host."""
+    from tests.ranks.launching import STEPS, FinishedRun, launch, small_run, starting
+
+    folder = tmp_path_factory.mktemp("deepspeed")
+    with starting() as start:
+        return FinishedRun(
+            launch(start, folder, [*small_run(shared, folder), *STEPS]).wait(300), folder / "run"
+        )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """The command line routes the package's log; the next file's tests look at it where it was."""
+    """Restores the package's logger after each file: the command line adds handlers to it."""
     package = logging.getLogger("lingo_ds")
     before = list(package.handlers), package.level, package.propagate
     yield

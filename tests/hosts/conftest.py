@@ -1,6 +1,7 @@
 """Every test in this folder starts real processes, and most compare with what one host learns."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.hosts.hosts import STEPS
-from tests.ranks.launching import launch, small_run, starting
+from tests.hosts.hosts import CableRun, Hosts, missing, run_over_cable, two_hosts
+from tests.ranks.launching import STEPS, small_run, starting
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Learned(NamedTuple):
-    """What a run left."""
+    """The adapter and the report of a run."""
 
     adapter: dict[str, Tensor]
     report: dict[str, Any]
@@ -56,10 +57,24 @@ def overrides(shared, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def one_host(shared, tmp_path_factory) -> Learned:
+def one_host(deepspeed_run) -> Learned:
     """What two processes under `deepspeed` on one host learn."""
-    folder = tmp_path_factory.mktemp("one-host")
+    assert deepspeed_run.ended.status == 0, deepspeed_run.ended.output
+    return learned(deepspeed_run.folder)
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory) -> Iterator[Hosts]:
+    """The two hosts, with no process on them but their sshd."""
+    if reason := missing():
+        pytest.skip(f"two hosts: {reason}")
+    with two_hosts(tmp_path_factory.mktemp("hosts") / "net") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def short_run(shared, hosts, tmp_path_factory) -> CableRun:
+    """The run of `one_host` on two hosts, with one process on each."""
+    folder = tmp_path_factory.mktemp("two-hosts")
     with starting() as job:
-        ended = launch(job, folder, [*small_run(shared, folder), *STEPS]).wait(300)
-    assert ended.status == 0, ended.output
-    return learned(folder / "run")
+        return run_over_cable(job, hosts, folder, [*small_run(shared, folder), *STEPS], slots=1)

@@ -1,30 +1,30 @@
 """Two hosts on one machine: network namespaces joined by a cable, each with an address, a name and an sshd.
 
 Needs root, iproute2, util-linux, openssh-server and pdsh. Nothing leaves the two namespaces, and nothing of
-them stays: processes are ended by namespace, then the namespaces go.
+them stays: processes are killed by namespace, then the namespaces are removed.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from lingo_ds.distributed.process_group import free_port
-from tests.ranks.launching import BIN, CHECKOUT, RECIPE
+from tests.ranks.launching import BIN, CHECKOUT, RECIPE, Job
 
 NEEDED = ("ip", "unshare", "pdsh", "ssh", "ssh-keygen", "sshd")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 2222
-STEPS = ["train.max_steps=6", "train.eval_steps=6", "zero.stage=3"]
-"""Settings of the runs that are compared with what one host learns."""
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here; None where there can."""
+    """Why there can be no hosts on this machine; None if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -39,10 +39,10 @@ def missing() -> str | None:
 
 
 class Hosts:
-    """The two hosts, up until `down`.
+    """The two hosts, between `up` and `down`.
 
     Attributes:
-        names: of the hosts, as their processes know them.
+        names: the hosts' names, as their processes know them.
     """
 
     def __init__(self, folder: Path):
@@ -51,7 +51,7 @@ class Hosts:
         folder.mkdir()
 
     def up(self) -> None:
-        """Makes namespaces, cable, keys, and starts an sshd in each."""
+        """Creates the namespaces, the cable and the keys, and starts an sshd in each."""
         for space in self._spaces:
             _do("ip", "netns", "add", space)
             _do("ip", "-n", space, "link", "set", "lo", "up")
@@ -105,20 +105,20 @@ class Hosts:
         return self._folder / "ssh_config"
 
     def sent_bytes(self, k: int) -> int:
-        """Bytes that a host has put on the cable so far, frames and all."""
+        """Bytes that a host has sent over the cable so far, frame headers included."""
         path = "/sys/class/net/eth0/statistics/tx_bytes"
         return int(subprocess.check_output(["ip", "netns", "exec", self._spaces[k], "cat", path]))
 
-    def cut(self, k: int) -> None:
-        """Pulls the cable out of a host."""
+    def unplug(self, k: int) -> None:
+        """Unplugs a host's cable."""
         _do("ip", "-n", self._spaces[k], "link", "set", "eth0", "down")
 
-    def join(self, k: int) -> None:
-        """Puts it in again."""
+    def plug_in(self, k: int) -> None:
+        """Plugs it in again."""
         _do("ip", "-n", self._spaces[k], "link", "set", "eth0", "up")
 
     def limit(self, rate: str | None) -> None:
-        """Lets `rate` (as tc says it: `100mbit`) through the cable each way and no more; None: all it can."""
+        """Limits the cable to `rate` each way, in tc's notation (`100mbit`); None: no limit."""
         for space in self._spaces:
             subprocess.run(["tc", "-n", space, "qdisc", "del", "dev", "eth0", "root"], capture_output=True)
             if rate:
@@ -127,17 +127,17 @@ class Hosts:
                     *["burst", "512kb", "latency", "500ms"])  # fmt: skip
 
     def processes(self, k: int) -> list[int]:
-        """Ids of the processes on a host, its sshd included."""
+        """Ids of the processes on a host, including its sshd."""
         listed = subprocess.run(["ip", "netns", "pids", self._spaces[k]], capture_output=True, text=True)
         return [int(word) for word in listed.stdout.split()]
 
     def kill(self, k: int) -> None:
-        """Ends everything on a host at once, as a power cut does; its sshd is started again."""
+        """Kills everything on a host at once, as a power cut does, and starts its sshd again."""
         self._end_all(k)
         self._start_sshd(k)
 
     def down(self) -> None:
-        """Ends what runs on the hosts and takes them away."""
+        """Kills what runs on the hosts and removes them."""
         for k, space in enumerate(self._spaces):
             self._end_all(k)
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
@@ -152,7 +152,7 @@ class Hosts:
 
 @contextlib.contextmanager
 def two_hosts(folder: Path) -> Iterator[Hosts]:
-    """Two hosts, for as long as the block runs."""
+    """Two hosts while the block runs."""
     hosts = Hosts(folder)
     try:
         hosts.up()
@@ -161,8 +161,39 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
         hosts.down()
 
 
-def over_hosts(start, hosts, folder, overrides, *, slots, hostfile=None):
-    """Starts on both hosts as a user on the first one would."""
+class CableRun(NamedTuple):
+    """A run over both hosts: its folder, and the bytes that the first host sent to the second meanwhile."""
+
+    folder: Path
+    sent: int
+
+    @property
+    def traffic(self) -> dict[str, Any]:
+        """What the run reports of its traffic."""
+        return json.loads((self.folder / "report.json").read_text())["traffic"]
+
+
+def run_over_cable(
+    start: Callable[..., Job], hosts: Hosts, folder: Path, overrides: list[str], *, slots: int
+) -> CableRun:
+    """Trains on both hosts, `slots` processes on each, in `folder`/run."""
+    before = hosts.sent_bytes(0)
+    output = f"output_dir={folder / 'run'}"
+    ended = over_hosts(start, hosts, folder, [*overrides, output], slots=slots).wait(400)
+    assert ended.status == 0, ended.output
+    return CableRun(folder / "run", hosts.sent_bytes(0) - before)
+
+
+def over_hosts(
+    start: Callable[..., Job],
+    hosts: Hosts,
+    folder: Path,
+    overrides: list[str],
+    *,
+    slots: int,
+    hostfile: str | None = None,
+) -> Job:
+    """Starts training on both hosts as a user on the first one would; `hostfile`: its text, if another."""
     file = hosts.hostfile(slots)
     if hostfile:
         file.write_text(hostfile)

@@ -1,4 +1,4 @@
-"""Every way to start a job ends in the same bank: deepspeed, torchrun, mpirun, srun. sbatch goes on alone."""
+"""Every launcher gives the same bank: deepspeed, torchrun, mpirun, srun; what sbatch queues again resumes."""
 
 import shutil
 import sys
@@ -8,8 +8,7 @@ import pytest
 
 from lingo_ds.distributed.process_group import free_port
 from tests.hosts import slurm
-from tests.hosts.hosts import STEPS
-from tests.ranks.launching import BIN, CHECKOUT, RECIPE
+from tests.ranks.launching import BIN, CHECKOUT, RECIPE, STEPS
 
 TRAIN = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
 
@@ -47,7 +46,7 @@ def test_srun(start, cluster, overrides, one_host, tmp_path):
 
 
 @pytest.mark.slow  # SLURM lets a job that is queued again wait for two minutes
-def test_a_batch_job_asked_to_stop_is_queued_again_and_goes_on(cluster, overrides, tmp_path, monkeypatch):
+def test_a_batch_job_asked_to_stop_is_queued_again_and_resumes(cluster, overrides, tmp_path, monkeypatch):
     for name, value in {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}.items():
         monkeypatch.setenv(name, value)
     log = tmp_path / "job.log"

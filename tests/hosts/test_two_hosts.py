@@ -4,26 +4,20 @@ import time
 
 import pytest
 
-from tests.hosts.hosts import ADDRESSES, STEPS, missing, over_hosts, two_hosts
-from tests.ranks.launching import launch
-
-if reason := missing():
-    pytest.skip(f"two hosts: {reason}", allow_module_level=True)
+from tests.hosts.hosts import ADDRESSES, over_hosts, run_over_cable
+from tests.ranks.launching import STEPS, launch
 
 FOREVER = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.every=2"]
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    with two_hosts(tmp_path_factory.mktemp("hosts") / "net") as made:
-        yield made
+def test_two_hosts_learn_what_one_does(short_run, one_host):
+    one_host.require_same(short_run.folder, processes=2)
 
 
-@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_hosts_learn_what_one_does(start, hosts, overrides, one_host, tmp_path, slots):
-    ended = over_hosts(start, hosts, tmp_path, [*overrides, *STEPS], slots=slots).wait(300)
-    assert ended.status == 0, ended.output
-    one_host.require_same(tmp_path / "run", processes=2 * slots)
+@pytest.mark.slow
+def test_two_hosts_of_two_processes_learn_what_one_does(start, hosts, overrides, one_host, tmp_path):
+    run = run_over_cable(start, hosts, tmp_path, [*overrides, *STEPS], slots=2)
+    one_host.require_same(run.folder, processes=4)
 
 
 def trains(job, folder):
@@ -35,7 +29,7 @@ def trains(job, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["cut", "kill"])
+@pytest.mark.parametrize("how", ["unplug", "kill"])
 def test_a_lost_host_ends_the_job_everywhere_and_is_named(start, hosts, overrides, tmp_path, how):
     job = over_hosts(start, hosts, tmp_path, [*overrides, *FOREVER, "zero.stage=3"], slots=1)
     trains(job, tmp_path)
@@ -47,7 +41,7 @@ def test_a_lost_host_ends_the_job_everywhere_and_is_named(start, hosts, override
             assert time.monotonic() < deadline, "processes stayed"
             time.sleep(0.5)
     finally:
-        hosts.join(1)
+        hosts.plug_in(1)
     assert ended.status != 0 and "Traceback" not in ended.output, ended.output
     assert "node1" in ended.output, ended.output
     alone = launch(start, tmp_path, [*overrides, "train.max_steps=100000", "train.eval_steps=100000"])
@@ -66,7 +60,7 @@ def running(process):
         return False
 
 
-def test_a_host_that_is_not_there_is_told_at_once(start, hosts, overrides, tmp_path):
+def test_an_absent_host_is_reported_at_once(start, hosts, overrides, tmp_path):
     file = hosts.hostfile(1)
     text = file.read_text().replace(ADDRESSES[1], "10.77.0.9")
     job = over_hosts(start, hosts, tmp_path, overrides, slots=1, hostfile=text)

@@ -1,6 +1,7 @@
 """Commands as a user types them, in a session of their own, watched to the last process they start."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
+from lingo_ds.commands.cli import main
 from lingo_ds.distributed.process_group import free_port
 from tests.first_rows import first_rows
 
@@ -20,10 +22,12 @@ BIN = Path(sys.executable).parent
 RECIPE = CHECKOUT / "recipes" / "gue_prom_core_tata.yaml"
 MARK = "LINGO_DS_TEST_LAUNCH"
 ROWS = {"train": 200, "dev": 60, "test": 60}
+STEPS = ["train.max_steps=6", "train.eval_steps=6", "zero.stage=3"]
+"""Settings of the runs that are compared with `deepspeed_run`."""
 
 
 class Ended(NamedTuple):
-    """A launch that is over: exit status, all it said, seconds since the signal, processes that it left."""
+    """A command that has ended: exit status, output, seconds waited for, processes left behind."""
 
     status: int
     output: str
@@ -31,7 +35,14 @@ class Ended(NamedTuple):
     orphans: list[psutil.Process]
 
 
-class Scenario:
+class FinishedRun(NamedTuple):
+    """A training command that has ended, and the folder of its run."""
+
+    ended: Ended
+    folder: Path
+
+
+class Job:
     """A running command, in a session and process group of its own as in a terminal."""
 
     def __init__(self, command: list[str], folder: Path, env: dict[str, str]):
@@ -56,7 +67,7 @@ class Scenario:
         return self.log.read_text(errors="replace")
 
     def own_processes(self) -> list[psutil.Process]:
-        """Every process that this launch started, however deep, by a mark in the environment."""
+        """Every process that the command started, directly or not, known by a mark in the environment."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -65,7 +76,7 @@ class Scenario:
         return found
 
     def wait(self, seconds: float) -> Ended:
-        """Waits until the launch and all its processes have ended, at most so long."""
+        """Waits until the command and all its processes have ended, at most so long."""
         start = time.monotonic()
         self.process.wait(seconds)
         left = self.own_processes()
@@ -82,12 +93,12 @@ class Scenario:
 
 
 @contextlib.contextmanager
-def starting() -> Iterator[Callable[..., Scenario]]:
-    """Starts commands and leaves none behind."""
+def starting() -> Iterator[Callable[..., Job]]:
+    """Starts commands; kills what is left of them at the end."""
     jobs = []
 
-    def job(command: list[str], folder: Path, **env: str) -> Scenario:
-        jobs.append(Scenario(command, folder, env))
+    def job(command: list[str], folder: Path, **env: str) -> Job:
+        jobs.append(Job(command, folder, env))
         return jobs[-1]
 
     try:
@@ -97,7 +108,15 @@ def starting() -> Iterator[Callable[..., Scenario]]:
             one.end()
 
 
-def launch(start: Callable[..., Scenario], folder: Path, overrides: list[str]) -> Scenario:
+def run_command(words: list[str]) -> tuple[int, str]:
+    """Exit status and stderr of `lingo-ds WORDS`, run in this process; for a rank of `run_ranks`."""
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown):
+        status = main(words)
+    return status, shown.getvalue()
+
+
+def launch(start: Callable[..., Job], folder: Path, overrides: list[str]) -> Job:
     """Starts `deepspeed launchers/train.py` on two processes."""
     launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
     script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lingo_ds.distributed.process_group import free_port
-from tests.ranks.launching import Ended, Scenario, launch, small_run, starting
+from tests.ranks.launching import Ended, Job, launch, small_run, starting
 
 STEPS = 40
 LONGEST = 60
@@ -34,7 +34,7 @@ def settings(shared, place) -> list[str]:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Scenario]]:
+def start() -> Iterator[Callable[..., Job]]:
     with starting() as job:
         yield job
 
@@ -57,7 +57,7 @@ def learned(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def ranks_of(job: Scenario) -> list[psutil.Process]:
+def ranks_of(job: Job) -> list[psutil.Process]:
     """The job's training processes, by global rank."""
     found = {}
     for process in job.own_processes():
@@ -67,11 +67,11 @@ def ranks_of(job: Scenario) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def launcher_of(job: Scenario) -> psutil.Process:
+def launcher_of(job: Job) -> psutil.Process:
     return psutil.Process(job.process.pid)
 
 
-def when_trained(job: Scenario, run: Path, step: int) -> None:
+def when_trained(job: Job, run: Path, step: int) -> None:
     """Waits until a checkpoint of `step` or later is there."""
     deadline = time.monotonic() + 240
     while not any(int(path.name[5:]) >= step for path in (run / "checkpoints").glob("step-*")):
@@ -79,7 +79,7 @@ def when_trained(job: Scenario, run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def ends(job: Scenario) -> Ended:
+def ends(job: Job) -> Ended:
     """The job's end, which must come in time and leave no process."""
     ended = job.wait(LONGEST)
     assert not ended.orphans, ended.output
@@ -87,23 +87,23 @@ def ends(job: Scenario) -> Ended:
     return ended
 
 
-def kill_one(job: Scenario) -> str:
+def kill_one(job: Job) -> str:
     ranks_of(job)[1].kill()
     return "error: process 1 of 2: "
 
 
-def kill_the_first(job: Scenario) -> str:
+def kill_the_first(job: Job) -> str:
     ranks_of(job)[0].kill()
     return "error: process 0 of 2: "
 
 
-def kill_all(job: Scenario) -> str:
+def kill_all(job: Job) -> str:
     for process in ranks_of(job):
         process.kill()
     return ""
 
 
-def kill_the_launcher(job: Scenario) -> str:
+def kill_the_launcher(job: Job) -> str:
     launcher_of(job).kill()
     return "the launcher is gone"
 

@@ -3,22 +3,26 @@
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from lingo_ds.distributed.process_group import free_port
+from lingo_ds.distributed import process_group
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
-from tests.ranks.launching import CHECKOUT, RECIPE, Ended, Scenario, launch, small_run, starting
+from lingo_ds.utils.errors import UserError
+from tests.ranks.launching import RECIPE, Job, launch, run_command, small_run, starting
+from tests.ranks.spawn import run_ranks
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Scenario]]:
+def start() -> Iterator[Callable[..., Job]]:
     with starting() as job:
         yield job
 
@@ -28,23 +32,8 @@ def overrides(shared, tmp_path) -> list[str]:
     return small_run(shared, tmp_path)
 
 
-class Finished(NamedTuple):
-    """A launch that went well, and the folder of its run."""
-
-    ended: Ended
-    run: Path
-
-
-@pytest.fixture(scope="module")
-def finished(shared, tmp_path_factory) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
-    settings = [*small_run(shared, folder), "train.max_steps=12", "train.eval_steps=4"]
-    with starting() as start:
-        return Finished(launch(start, folder, settings).wait(240), folder / "run")
-
-
-def test_run_ends_well(finished):
-    ended, run = finished
+def test_run_ends_well(deepspeed_run):
+    ended, run = deepspeed_run
     assert ended.status == 0, ended.output
     assert not ended.orphans
     assert "Traceback" not in ended.output
@@ -55,11 +44,12 @@ def test_run_ends_well(finished):
     assert len(load_file(run / "adapter" / "adapter_model.safetensors")) > 1
 
 
-def test_what_was_noticed_in_the_data_is_said_once(finished):
-    assert finished.ended.output.count("the same sequence more than once") == 1, finished.ended.output
+def test_summary_of_the_data_is_logged_once(deepspeed_run):
+    output = deepspeed_run.ended.output
+    assert output.count("the same sequence more than once") == 1, output
 
 
-def test_mistake_in_a_data_file_is_told_once(start, overrides, tmp_path):
+def test_mistake_in_a_data_file_is_reported_once(start, overrides, tmp_path):
     lines = (tmp_path / "data" / "train.csv").read_text().splitlines()
     lines[7] = "ACGTJACGT,1"
     (tmp_path / "data" / "train.csv").write_text("\n".join(lines) + "\n")
@@ -108,41 +98,34 @@ def test_sigterm_again_from_the_launcher_kills_no_process():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_mistake_on_another_host_is_told_in_its_words(start, overrides, tmp_path):
-    """Two hosts, one process each: on the second the data is missing, and its user must read so somewhere."""
+def train_on_own_host(rank: int, world_size: int, hosts: list[Path], overrides: list[str]) -> tuple[int, str]:
+    """Exit status and stderr of the command as the only process of a host."""
+    os.chdir(hosts[rank])
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    return run_command(["train", "--config", str(RECIPE), *overrides])
+
+
+def test_mistake_on_another_host_is_reported_in_its_words(overrides, tmp_path):
+    """Two hosts, one process each: the second has no data, and the user must be able to read that."""
     hosts = [tmp_path / "host0", tmp_path / "host1"]
     for host in hosts:
         host.mkdir()
     (tmp_path / "data").rename(hosts[0] / "data")
-    port = str(free_port())
-    script = [sys.executable, str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
-    jobs = [
-        start(
-            [*script, *overrides, "data.path=data", "data.cache_dir=cache"],
-            host, RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
-        )
-        for rank, host in enumerate(hosts)
-    ]  # fmt: skip
-    ended = [job.wait(120) for job in jobs]
-    assert [one.status for one in ended] == [2, 2], ended
-    said = "".join(one.output for one in ended)
-    assert "Traceback" not in said
-    assert "error: data.path: 'data': is not there" in said
+    settings = [*overrides, "data.path=data", "data.cache_dir=cache"]
+    ended = run_ranks(train_on_own_host, 2, hosts, settings)
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: data.path: 'data': is not there" in "".join(output for _, output in ended)
 
 
-def test_a_process_that_does_not_come_is_told_in_words(start, tmp_path):
-    code = (
-        "from datetime import timedelta\n"
-        "from lingo_ds.distributed.process_group import detect, start\n"
-        "from lingo_ds.utils.errors import UserError\n"
-        "try:\n"
-        "    start(detect(), arrival=timedelta(seconds=3))\n"
-        "except UserError as error:\n"
-        "    print(error)\n"
-    )
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    ended = start([sys.executable, "-c", code], tmp_path, MASTER_PORT=str(free_port()), **place).wait(120)
-    assert "error: MASTER_ADDR: '127.0.0.1:" in ended.output
-    assert "not all 2 processes of the job met there" in ended.output
-    assert "1/2 clients joined" in ended.output
+def waits_for_a_second(rank: int, world_size: int) -> str:
+    dist.destroy_process_group()
+    with pytest.raises(UserError) as raised:
+        process_group.start(DistEnv(0, 0, 2, 2, torch.device("cpu")), arrival=timedelta(seconds=3))
+    return str(raised.value)
+
+
+def test_a_process_that_does_not_come_is_reported():
+    (message,) = run_ranks(waits_for_a_second, 1)
+    assert message.startswith("error: MASTER_ADDR: '127.0.0.1:")
+    assert "not all 2 processes of the job met there" in message
+    assert "1/2 clients joined" in message

@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from lingo_ds.distributed.process_group import free_port
-from tests.ranks.launching import BIN, CHECKOUT, Ended, starting
+from tests.ranks.launching import BIN, CHECKOUT, Ended, run_command, starting
+from tests.ranks.spawn import run_ranks
 
 TASKS = ("prom_core_tata", "mouse_0")
 RECIPE = """\
@@ -69,7 +70,13 @@ def test_all_runs_share_one_sharded_backbone_and_are_the_same_as_alone(root):
     assert again.status == 0 and again.output.count("already finished") == 2, again.output
 
 
-def test_missing_data_is_told_once(root):
-    ended = train(root, "tasks=[mouse_0,tf_3]", f"output_dir={root / 'suite'}")
-    assert ended.status == 2, ended.output
-    assert ended.output.count("error: ") == 1 and "has no folder of tf_3" in ended.output, ended.output
+def train_here(rank: int, world_size: int, words: list[str]) -> tuple[int, str]:
+    return run_command(["train", *words])
+
+
+def test_missing_data_is_reported_once(root):
+    suite = ["--config", str(root / "small.yaml"), "tasks=[mouse_0,tf_3]", f"output_dir={root / 'suite'}"]
+    ended = run_ranks(train_here, 2, suite)
+    assert [status for status, _ in ended] == [2, 2], ended
+    output = "".join(output for _, output in ended)
+    assert output.count("error: ") == 1 and "has no folder of tf_3" in output, output
