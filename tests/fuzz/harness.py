@@ -294,44 +294,60 @@ sys.addaudithook(_hook)
 def _tripwires(root: Path, *, writable: list[Path]) -> Iterator[list[str]]:
     """Arms the audit hook; what it saw is in the list even where the program swallowed the exception."""
     global _armed
-    trips: list[str] = []
-    inside, may_write = str(root.resolve()), [str(path.resolve()) for path in writable]
-
-    def trip(what: str) -> None:
-        trips.append(what)
-        raise Tripped(what)
-
-    def may_be_written(path: object) -> bool:
-        if isinstance(path, int):
-            return True
-        whole = os.path.realpath(os.fsdecode(path))
-        return whole == os.devnull or any(whole.startswith(folder) for folder in may_write)
-
-    def watch(event: str, args: tuple) -> None:
-        if event == "open":
-            nameless = os.path.isdir(args[0])  # a temporary file in it, gone when it is closed
-            if args[2] & _OPEN_FLAGS and not nameless and not may_be_written(args[0]):
-                trip(f"opens {args[0]} for writing")
-        elif event in _WRITES:
-            for place in _WRITES[event]:
-                if not may_be_written(args[place]):
-                    trip(f"{event} of {args[place]}")
-        elif event == "exec":
-            if getattr(args[0], "co_filename", "").startswith(inside):
-                trip(f"runs code of {args[0].co_filename}")
-        elif event in _NEVER and not _imported(event):
-            trip(f"{event} {args[:2]}")
+    wires = _Tripwires(root, writable)
 
     def refuse(*_: object, **__: object) -> None:
-        trip("torch.load")
+        wires.trip("torch.load")
 
     torch_load, bytecode = torch.load, sys.dont_write_bytecode
-    torch.load, sys.dont_write_bytecode, _armed = refuse, True, watch
+    torch.load, sys.dont_write_bytecode, _armed = refuse, True, wires.watch
     try:
-        yield trips
+        yield wires.trips
     finally:
         _armed = None
         torch.load, sys.dont_write_bytecode = torch_load, bytecode
+
+
+class _Tripwires:
+    """Ends the program at an audit event that must not happen.
+
+    Attributes:
+        trips: what happened.
+    """
+
+    def __init__(self, root: Path, writable: list[Path]):
+        """Takes the case's folder, whose code must not run, and the folders that may be written to."""
+        self.trips: list[str] = []
+        self._inside, self._writable = str(root.resolve()), [str(path.resolve()) for path in writable]
+
+    def watch(self, event: str, args: tuple) -> None:
+        if event == "open":
+            self._opened(*args)
+        elif event in _WRITES:
+            for place in _WRITES[event]:
+                if not self._may_be_written(args[place]):
+                    self.trip(f"{event} of {args[place]}")
+        elif event == "exec":
+            if getattr(args[0], "co_filename", "").startswith(self._inside):
+                self.trip(f"runs code of {args[0].co_filename}")
+        elif event in _NEVER and not _imported(event):
+            self.trip(f"{event} {args[:2]}")
+
+    def trip(self, what: str) -> None:
+        self.trips.append(what)
+        raise Tripped(what)
+
+    def _opened(self, path: object, mode: object, flags: int) -> None:
+        if not flags & _OPEN_FLAGS or self._may_be_written(path):
+            return
+        if not os.path.isdir(path):  # else a temporary file in it, without a name, gone when it is closed
+            self.trip(f"opens {path} for writing")
+
+    def _may_be_written(self, path: object) -> bool:
+        if isinstance(path, int):
+            return True
+        whole = os.path.realpath(os.fsdecode(path))
+        return whole == os.devnull or any(whole.startswith(folder) for folder in self._writable)
 
 
 def _imported(event: str) -> bool:

@@ -78,10 +78,15 @@ def write_good(folder: Path) -> None:
         (folder / "data" / split).write_bytes(CSV)
     backbone = folder / "backbone"
     tokenizer = character_tokenizer()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=12,
-    num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=1,
-                         max_position_embeddings=64)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(backbone)
@@ -91,8 +96,7 @@ def write_good(folder: Path) -> None:
     layout = uniform_layout(sites, rank=2, head_shape=(2, 8), has_lam=True)
     task = make_task("case", classes=2, template=None, domain=None, max_length=64)
     whose = BackboneCard(path=str(backbone), fingerprint=weights_fingerprint(backbone))
-    card = Card(task=task, pooling="last", backbone=whose,
-                step=1, at_budget=True, dev={"mcc": 0.5})  # fmt: skip
+    card = Card(task=task, pooling="last", backbone=whose, step=1, at_budget=True, dev={"mcc": 0.5})
     adapter = SavedAdapter(layout, torch.linspace(-1, 1, layout.size), 4.0, 2, card)
     save_adapter(folder / "adapter", adapter, spec=spec, backbone_path=str(backbone), settings={})
     (folder / "sequences").mkdir()
@@ -107,20 +111,17 @@ def write_good(folder: Path) -> None:
 
 SETTINGS = (
     "name", "seed", "output_dir", "backbone", "backbone.path", "backbone.revision", "backbone.dtype",
-    "data",
-    "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length", "data.cache_dir",
-    "data.label_column", "data.class_names", "data.pair_column", "data.only_task", "data.one_hot_order",
-    "data.dev_fraction", "data.split_seed", "data.intervals", "data.intervals.genome",
-    "data.intervals.window", "task", "task.kind", "task.labels",
-    "task.class_weights", "task.focal_gamma", "task.threshold", "selection.metric",
-    "data.tokens", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
-    "rank_sampling.mode",
-    "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init", "rank_sampling.t_final",
-    "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size", "train.micro_batch_tokens",
-    "train.num_epochs", "train.max_steps", "train.warmup", "train.adam_betas", "train.eval_steps",
-    "train.eval_epochs", "zero.stage", "zero.shard_group", "zero.hpz", "zero.quantized_weights",
-    "zero.profile", "checkpoint.resume",
-    "no.such.thing",
+    "data", "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length",
+    "data.cache_dir", "data.label_column", "data.class_names", "data.pair_column", "data.only_task",
+    "data.one_hot_order", "data.dev_fraction", "data.split_seed", "data.intervals",
+    "data.intervals.genome", "data.intervals.window", "task", "task.kind", "task.labels",
+    "task.class_weights", "task.focal_gamma", "task.threshold", "selection.metric", "data.tokens",
+    "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
+    "rank_sampling.mode", "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init",
+    "rank_sampling.t_final", "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size",
+    "train.micro_batch_tokens", "train.num_epochs", "train.max_steps", "train.warmup", "train.adam_betas",
+    "train.eval_steps", "train.eval_epochs", "zero.stage", "zero.shard_group", "zero.hpz",
+    "zero.quantized_weights", "zero.profile", "checkpoint.resume", "no.such.thing",
 )  # fmt: skip
 TRICKS = (
     "!!python/object/apply:os.system ['touch owned']", "!!python/name:os.system", "!!python/module:os",
@@ -318,49 +319,17 @@ def run_data(case: Case, place: Place) -> int:
 # -- backbone folders
 
 
+BACKBONE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
 def backbone_cases(good: Path) -> st.SearchStrategy[Case]:
     """Folders in which config, weights, their index, or the tokenizer is odd, or code lies beside them."""
-    config, weights = (
-        Blob((good / "config.json").read_bytes()),
-        Blob((good / "model.safetensors").read_bytes()),
-    )
-    tokenizer, settings = (
-        Blob((good / "tokenizer.json").read_bytes()),
-        Blob((good / "tokenizer_config.json").read_bytes()),
-    )
-    place = st.sampled_from(
-        ("model.safetensors", "../../etc/passwd", "/etc/passwd", "../x.safetensors",
-        "pytorch_model.bin", "", ".", "sub/x")
-    )  # fmt: skip
-    keys = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
-    index = st.dictionaries(st.sampled_from(keys) | odd_text, place | odd_value, max_size=4).map(
-        lambda weight_map: json_bytes({"metadata": {}, "weight_map": weight_map})
-    )
-    auto_map = {name: "code.Owned" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}
-    with_code = st.sampled_from(("llama", "unheard", "gpt2")).map(
-        lambda kind: {
-            "config.json": json_bytes({**json.loads(config), "auto_map": auto_map, "model_type": kind}),
-            "tokenizer_config.json": json_bytes({**json.loads(settings),
-            "auto_map": {"AutoTokenizer": ["code.Owned"] * 2}}),
-            "code.py": CODE, "modeling_llama.py": CODE,
-        }
-    )  # fmt: skip
-    pickles = st.sampled_from(("pytorch_model.bin", "model.pt", "tokenizer.model", "x.safetensors")).map(
-        lambda name: {"model.safetensors": "missing", name: PICKLE}
-    )
-    beside = st.dictionaries(
-        st.sampled_from(
-            ("special_tokens_map.json", "added_tokens.json", "generation_config.json",
-            "chat_template.jinja",
-             "x.safetensors", "adapter_config.json", "vocab.json", "merges.txt", "tokenizer.model")
-        ),
-        any_file(b"{}") | edited_json(settings),
-        min_size=1, max_size=2,
-    )  # fmt: skip
+    config, weights, tokenizer, settings = (Blob((good / name).read_bytes()) for name in BACKBONE)
     numbers = st.sampled_from((0, -1, 1, 3, 2**20, 2**31, 2**40, 2**62, 1e9, float("nan"), "8", None))
     kinds = st.sampled_from(
         ("gpt2", "bert", "opt", "t5", "clip", "esm", "phi", "mamba", "", "x/y", "\x1b[2J")
     )
+    odd_weights = edited_safetensors(weights) | other_tensors(weights)
     files = st.one_of(
         st.fixed_dictionaries({"config.json": any_file(config, edited_json(config))}),
         st.fixed_dictionaries({"config.json": edited_json(config, values=numbers)}),
@@ -368,13 +337,66 @@ def backbone_cases(good: Path) -> st.SearchStrategy[Case]:
         st.fixed_dictionaries(
             {"model.safetensors": any_file(weights, edited_safetensors(weights), other_tensors(weights))}
         ),
-        st.fixed_dictionaries({"model.safetensors": edited_safetensors(weights) | other_tensors(weights)}),
-        st.fixed_dictionaries({"model.safetensors.index.json": any_file(index_of(keys), index)}),
+        st.fixed_dictionaries({"model.safetensors": odd_weights}),
+        st.fixed_dictionaries({"model.safetensors.index.json": _odd_index()}),
         st.fixed_dictionaries({"tokenizer.json": any_file(tokenizer, edited_json(tokenizer))}),
         st.fixed_dictionaries({"tokenizer_config.json": any_file(settings, edited_json(settings))}),
-        with_code, pickles, beside,
-    )  # fmt: skip
+        *_strangers_files(config, settings),
+    )
     return files.map(Case)
+
+
+def _odd_index() -> st.SearchStrategy[bytes]:
+    """Indices of weights that name odd places."""
+    keys = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    place = st.sampled_from(
+        (
+            "model.safetensors",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "../x.safetensors",
+            "pytorch_model.bin",
+            "",
+            ".",
+            "sub/x",
+        )
+    )
+    index = st.dictionaries(st.sampled_from(keys) | odd_text, place | odd_value, max_size=4).map(
+        lambda weight_map: json_bytes({"metadata": {}, "weight_map": weight_map})
+    )
+    return any_file(index_of(keys), index)
+
+
+def _strangers_files(config: bytes, settings: bytes) -> list[st.SearchStrategy[dict[str, bytes | str]]]:
+    """Code, pickles, and odd files that libraries look for beside a model."""
+    auto_map = {name: "code.Owned" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}
+    own_tokenizer = {**json.loads(settings), "auto_map": {"AutoTokenizer": ["code.Owned"] * 2}}
+    with_code = st.sampled_from(("llama", "unheard", "gpt2")).map(
+        lambda kind: {
+            "config.json": json_bytes({**json.loads(config), "auto_map": auto_map, "model_type": kind}),
+            "tokenizer_config.json": json_bytes(own_tokenizer),
+            "code.py": CODE,
+            "modeling_llama.py": CODE,
+        }
+    )
+    pickles = st.sampled_from(("pytorch_model.bin", "model.pt", "tokenizer.model", "x.safetensors")).map(
+        lambda name: {"model.safetensors": "missing", name: PICKLE}
+    )
+    names = st.sampled_from(
+        (
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "generation_config.json",
+            "chat_template.jinja",
+            "x.safetensors",
+            "adapter_config.json",
+            "vocab.json",
+            "merges.txt",
+            "tokenizer.model",
+        )
+    )
+    beside = st.dictionaries(names, any_file(b"{}") | edited_json(settings), min_size=1, max_size=2)
+    return [with_code, pickles, beside]
 
 
 def index_of(keys: list[str]) -> bytes:

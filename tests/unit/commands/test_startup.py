@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lingo_ds.commands.cli import VERBS, main
 from lingo_ds.models.backbone import spec as spec_module
 from lingo_ds.models.backbone import tokenizer as tokenizer_module
 from lingo_ds.models.backbone.builtin import write_backbone
@@ -30,35 +31,48 @@ NOT_FOR_A_PLAN = {
 """What a plan need not import, once shapes and data were read."""
 
 
-def imported(*words: str, cache: Path) -> set[str]:
-    """Modules that a process of `lingo-ds WORDS` has imported when it ends."""
+def imported(*commands: tuple[str, ...], cache: Path) -> list[set[str]]:
+    """Modules that a process of `lingo-ds` has imported after each of some commands."""
     code = f"""
 import sys
 from lingo_ds.commands.cli import main
-try:
-    main({list(words)!r})
-except SystemExit:
-    pass
-print("modules", *sys.modules)
+for words in {[list(words) for words in commands]!r}:
+    try:
+        main(words)
+    except SystemExit:
+        pass
+    print("modules", *sys.modules)
 """
     env = os.environ | {"LINGO_DS_CACHE": str(cache), "DS_ACCELERATOR": "cpu"}
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=CHECKOUT, env=env, capture_output=True, text=True, check=True
     )
-    return set(ended.stdout.splitlines()[-1].split()[1:])
+    return [set(line.split()[1:]) for line in ended.stdout.splitlines() if line.startswith("modules ")]
 
 
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("predict", "--help")])
-def test_help_imports_no_library(tmp_path, words):
-    assert not HEAVY & imported(*words, cache=tmp_path)
+def test_help_imports_no_library(tmp_path):
+    helps = [("--help",), *((verb, "--help") for verb in VERBS)]
+    found = imported(*helps, cache=tmp_path)
+    assert [HEAVY & modules for modules in found] == [set()] * len(helps)
 
 
-@pytest.mark.parametrize("place", [(), ("--hosts", "2", "--gpu", "h200")], ids=["here", "elsewhere"])
-def test_a_plan_imports_no_model_code_once_its_inputs_were_read(tmp_path, place):
-    plan = ("plan", "--config", "quickstart", *place, f"output_dir={tmp_path / 'out'}")
-    first, again = imported(*plan, cache=tmp_path), imported(*plan, cache=tmp_path)
-    assert "transformers.modeling_utils" in first
-    assert not NOT_FOR_A_PLAN & again
+def test_a_plan_imports_no_model_code_once_its_inputs_were_read(tmp_path, monkeypatch):
+    here = ("plan", "--config", "quickstart", f"output_dir={tmp_path / 'out'}")
+    elsewhere = (*here[:3], "--hosts", "2", "--gpu", "h200", here[3])
+    monkeypatch.setenv("LINGO_DS_CACHE", str(tmp_path))
+    for words in (here, elsewhere):
+        assert main([*words]) == 0
+    assert "transformers.modeling_utils" in sys.modules, "the first plan, in this process, needs it"
+    found = imported(here, elsewhere, cache=tmp_path)
+    assert [NOT_FOR_A_PLAN & modules for modules in found] == [set(), set()]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_ends_with_a_command(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    *_, title, example = capsys.readouterr().out.splitlines()
+    assert title == "example:" and example.startswith(f"  lingo-ds {verb} --")
 
 
 @pytest.fixture
