@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BENCH_ARGS ?= --quick
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -29,8 +30,10 @@ setup: $(READY)  ## make .venv with the pinned versions
 train: $(READY)  ## train the quickstart recipe
 	$(BIN)/deepspeed --num_accelerators $(PROCESSES) launchers/train.py --config recipes/quickstart.yaml
 
+# Tests without processes of their own share the cores, file by file; those of several processes have them alone.
 test: lint  ## lint, then every test but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/fuzz -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest tests/ranks tests/hosts
 
 slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -70,6 +70,7 @@ setup(
             "pre-commit",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "types-PyYAML",
             "types-psutil",
