@@ -13,7 +13,7 @@ class Heap(NamedTuple):
 
     Attributes:
         kept: bytes taken for each byte of activations.
-        fused: the same where norms, gates and rotary positions leave nothing between the activations.
+        fused: the same where norms and gates leave nothing between the activations.
         again: share of the activations that are computed again whose memory stays taken.
         gathered: bytes that stay taken for each byte of weights that were gathered layer by layer.
         unpacked: the same where the maps are gathered in 8 bits.
@@ -50,7 +50,7 @@ class LayerShape:
         gated: whether the outputs of two maps are multiplied there.
         upcast: whether norms compute in fp32 and keep their input in it (transformers' RMS norms).
         maps: entries of all linear maps.
-        fused: whether norms, gate and rotary positions are one kernel each, with nothing kept in between.
+        fused: whether norms and gate are one kernel each, with nothing kept in between.
         sites: number of adapted maps.
         rank: rank of their adapters.
         adapted: sum of (d_in + d_out) over the adapted maps.
@@ -94,7 +94,7 @@ class LayerShape:
     def moved(self) -> int:
         """Entries per token that element-by-element kernels of a forward pass read and write."""
         norms = 2 * (2 if self.fused else 10 if self.upcast else 4) * self.hidden
-        rotary = (2 if self.fused else 9) * (self.queries + self.keys)
+        rotary = 9 * (self.queries + self.keys)
         adapters = self.inputs + 2 * self.adapted_out
         inner = ((3 if self.fused else 5) if self.gated else 2) * self.inner
         return norms + rotary + adapters + inner + 6 * self.hidden

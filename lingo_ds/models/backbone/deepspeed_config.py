@@ -39,11 +39,13 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
     path = Path(name) if name.endswith(".json") else resource_path("ds_configs", f"{name}.json")
     try:
         profile = read_json(path)
-        assert isinstance(profile, dict), "not a mapping"
+        if not isinstance(profile, dict):
+            raise ValueError("not a mapping")
         settings = profile.setdefault("zero_optimization", {})
-        assert isinstance(settings, dict), "zero_optimization is no mapping"
-    except (OSError, ValueError, AssertionError) as error:
-        rule = f"is no readable JSON settings ({error})"
+        if not isinstance(settings, dict):
+            raise ValueError("zero_optimization is not a mapping")
+    except (OSError, ValueError) as error:
+        rule = f"cannot be read as JSON settings ({error})"
         raise UserError(
             Mistake("zero.profile", path, rule, "name a profile of ds_configs or a file")
         ) from None

@@ -27,7 +27,7 @@ SHARED_INPUTS = (
 """Maps of one module that read the same tensor: the first factors of their adapters are one product."""
 
 FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Families with RMS norms, gates by SiLU and rotary positions, all of which fused kernels compute."""
+"""Families whose RMS norms and gates by SiLU fused kernels compute, and liger-kernel their positions, too."""
 
 LEARNS_TOKENS = frozenset(TARGETS)
 """Families whose input embedding only looks rows up, so that it can have learned tokens; tested."""

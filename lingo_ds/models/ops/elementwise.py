@@ -1,4 +1,4 @@
-"""RMS norm, gated activation and rotary positions on the CPU, by `kernels/elementwise.cpp`."""
+"""RMS norm and gated activation on the CPU, by `kernels/elementwise.cpp`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -55,26 +55,3 @@ class SiLUGate(torch.autograd.Function):
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         run("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, gate.numel())
         return of_gate, of_up
-
-
-class Rotary(torch.autograd.Function):
-    """Rotary position embedding of x (1, heads, tokens, size) by cos and sin (1, tokens, size)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, gradient=False)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grad, *ctx.saved_tensors, gradient=True), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, gradient: bool) -> Tensor:
-    """(1, heads, tokens, size), one token after the other in memory."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    _, heads, tokens, size = x.shape
-    out = torch.empty(1, tokens, heads, size)
-    run("rotary", x, x.stride(2), x.stride(1), cos, sin, out, tokens, heads, size, int(gradient))
-    return out.transpose(1, 2)

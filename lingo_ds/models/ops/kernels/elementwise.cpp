@@ -75,25 +75,4 @@ void gated_backward(const float *gate, const float *up, const float *of_out, flo
         });
     });
 }
-
-// Each head's pairs (entry, entry + half) turned by their angles, or the gradient of that: x (tokens, heads, size) by
-// strides, out dense, cos and sin (tokens, size).
-void rotary(const float *x, int64_t by_token, int64_t by_head, const float *cos, const float *sin, float *out,
-            int64_t tokens, int64_t heads, int64_t size, int64_t gradient, int64_t threads) {
-    const int64_t half = size / 2;
-    const float sign = gradient ? -1 : 1;
-    in_parts(tokens, heads * size, threads, [=](int64_t first, int64_t end) {
-        for (int64_t token = first; token < end; token++)
-            for (int64_t head = 0; head < heads; head++) {
-                const float *low = x + token * by_token + head * by_head, *high = low + half;
-                const float *cosines = cos + token * size, *sines = sin + token * size;
-                const float *of_high = gradient ? sines + half : sines, *of_low = gradient ? sines : sines + half;
-                float *__restrict to = out + (token * heads + head) * size;
-                for (int64_t n = 0; n < half; n++) {
-                    to[n] = low[n] * cosines[n] - sign * high[n] * of_high[n];
-                    to[n + half] = high[n] * cosines[n + half] + sign * low[n] * of_low[n];
-                }
-            }
-    });
-}
 }
