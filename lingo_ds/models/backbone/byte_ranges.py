@@ -24,7 +24,7 @@ SAFETENSORS_DTYPES = {
 }
 """Dtypes that weights may have in a file, by their names there."""
 
-READ_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 """Bytes that are read at a time to be cast or moved while they are in the processor's cache."""
 
 HALVES = {torch.float16, torch.bfloat16}
@@ -40,7 +40,7 @@ class RangeReader:
 
     def __init__(self, paths: Iterable[Path]):
         # buffers are allocated once: new ones would have to be mapped each time
-        self._piece, self._wide = torch.empty(READ_BYTES, dtype=torch.uint8), torch.empty(READ_BYTES // 2)
+        self._piece, self._wide = torch.empty(PIECE_BYTES, dtype=torch.uint8), torch.empty(PIECE_BYTES // 2)
         self._places: dict[Path, dict[str, tuple[int, torch.dtype]]] = {}
         self._drop_cache = 2 * sum(path.stat().st_size for path in paths) > host_bytes()
 
@@ -58,7 +58,7 @@ class RangeReader:
             if out.dtype == dtype and out.device.type == "cpu":
                 _fill(out, file)
             else:
-                for part in out.split(READ_BYTES // dtype.itemsize):
+                for part in out.split(PIECE_BYTES // dtype.itemsize):
                     self._convert(_fill(self._piece.view(dtype)[: len(part)], file), part)
             if self._drop_cache and out.device.type == "cpu":
                 _advise(file.fileno(), begin, size, "DONTNEED")

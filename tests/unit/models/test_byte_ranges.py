@@ -42,7 +42,7 @@ def file(tmp_path, weights) -> Path:
 @pytest.mark.parametrize("dtype", SAFETENSORS_DTYPES.values(), ids=str)
 @pytest.mark.parametrize("bounds", [(0, ENTRIES), (0, 1), (777, 50_001), (ENTRIES - 1, ENTRIES), (5, 5)])
 def test_a_range_is_that_of_the_weight(file, weights, dtype, bounds, monkeypatch):
-    monkeypatch.setattr(byte_ranges, "READ_BYTES", 4096)  # several pieces, the last of them ragged
+    monkeypatch.setattr(byte_ranges, "PIECE_BYTES", 4096)  # several pieces, the last of them ragged
     reader, (start, stop) = RangeReader([file]), bounds
     for name, weight in weights.items():
         out = torch.full((stop - start,), torch.nan, dtype=dtype)
