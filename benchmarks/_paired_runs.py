@@ -81,12 +81,14 @@ def run_config(
         "seed": seed,
         "backbone": {"path": backbone, "dtype": "fp32"},
         "train": {
-            "max_steps": args.steps, "global_batch_size": args.batch, "learning_rate": rate,
+            "max_steps": args.steps,
+            "global_batch_size": args.batch,
+            "learning_rate": rate,
             "eval_steps": max(1, args.steps // 4),
         },
         "zero": {"stage": 0},
         **sections,
-    }  # fmt: skip
+    }
 
 
 def data_path(args: argparse.Namespace, data: str) -> str:

@@ -93,10 +93,13 @@ def join_job() -> None:
 def training_arguments(settings: dict[str, Any], folder: Path) -> TrainingArguments:
     """The settings in the Trainer's words."""
     deepspeed = {
-        "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto", "bf16": {"enabled": "auto"},
-        "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "bf16": {"enabled": "auto"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
         "zero_optimization": {"stage": 3, "overlap_comm": False},
-    }  # fmt: skip
+    }
     return TrainingArguments(
         output_dir=str(folder / "trainer"),
         deepspeed=deepspeed,
@@ -130,9 +133,12 @@ def adapted_model(settings: dict[str, Any], pad_token_id: int) -> nn.Module:
     set_z3_leaf_modules(model, list(model._no_split_modules))
     model.enable_input_require_grads()  # else the first layer is given back before its gradients are there
     config = LoraConfig(
-        task_type="SEQ_CLS", r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=0.0,
+        task_type="SEQ_CLS",
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=0.0,
         target_modules=settings["targets"],
-    )  # fmt: skip
+    )
     return get_peft_model(model, config, autocast_adapter_dtype=False)  # ZeRO-3 wants one dtype
 
 

@@ -64,12 +64,15 @@ def our_config(
         adapter={"method": "lora", "rank": RANK, "alpha": ALPHA} | adapter,
         rank_sampling={"mode": "off"},
         train={
-            "global_batch_size": work.batch, "max_steps": work.all_steps, "eval_steps": work.all_steps,
-            "learning_rate": work.learning_rate, "warmup": WARMUP,
+            "global_batch_size": work.batch,
+            "max_steps": work.all_steps,
+            "eval_steps": work.all_steps,
+            "learning_rate": work.learning_rate,
+            "warmup": WARMUP,
         },
         zero={"stage": stage},
         checkpoint={"resume": "never"},
-    )  # fmt: skip
+    )
 
 
 def run_ours(
@@ -100,11 +103,20 @@ def measured(run_dir: Path) -> Measured:
 def run_rival(work: Work, folder: Path, *, dtype: str, processes: int, grouped: bool) -> Measured:
     """A job of the rival in an empty folder."""
     settings = {
-        "backbone": str(work.backbone), "rows": str(work.rows), "dtype": dtype, "seed": SEED,
-        "batch": work.batch // processes, "steps": work.all_steps, "warmup": WARMUP,
-        "timed_rows": [work.batch * WARMUP, work.batch * (WARMUP + work.steps)], "grouped": grouped,
-        "rank": RANK, "alpha": ALPHA, "targets": "all-linear", "learning_rate": work.learning_rate,
-    }  # fmt: skip
+        "backbone": str(work.backbone),
+        "rows": str(work.rows),
+        "dtype": dtype,
+        "seed": SEED,
+        "batch": work.batch // processes,
+        "steps": work.all_steps,
+        "warmup": WARMUP,
+        "timed_rows": [work.batch * WARMUP, work.batch * (WARMUP + work.steps)],
+        "grouped": grouped,
+        "rank": RANK,
+        "alpha": ALPHA,
+        "targets": "all-linear",
+        "learning_rate": work.learning_rate,
+    }
     (folder / "settings.json").write_text(json.dumps(settings))
     launch(["benchmarks/_rival.py", str(folder / "settings.json")], folder, processes)
     seen = [json.loads((folder / f"process-{k}.json").read_text()) for k in range(processes)]
@@ -137,17 +149,26 @@ def launch(
         of_hosts = ["--hostfile", str(file), "--master_addr", ADDRESSES[0], "--no_ssh_check"]
         command = hosts.inside(0, [command[0], *of_hosts, *command[-2:]])
     env = os.environ | {
-        "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false", "LINGO_DS_CACHE": str(folder.parent / "cache"),
-        "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "LINGO_DS_CACHE": str(folder.parent / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **(hosts.environment() if hosts else {}),
-    }  # fmt: skip
+    }
     log = folder / "log"
     with log.open("w") as opened:
         job = subprocess.Popen(
-            [*command, *script], cwd=ROOT, env=env, stdout=opened, stderr=subprocess.STDOUT,
+            [*command, *script],
+            cwd=ROOT,
+            env=env,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             status = job.wait(timeout)
         except subprocess.TimeoutExpired:

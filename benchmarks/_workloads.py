@@ -25,9 +25,14 @@ COOLDOWN = 1
 """Steps after the timed ones: ours evaluates within its last step."""
 
 LLAMA_50M = {
-    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "num_attention_heads": 8,
-    "num_key_value_heads": 8, "head_dim": 64, "initializer_range": 512**-0.5,
-}  # fmt: skip
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "initializer_range": 512**-0.5,
+}
 MADE = {"tiny": {}, "llama-50m": LLAMA_50M}
 """Backbones made on the spot, by what differs from `builtin:tiny`."""
 

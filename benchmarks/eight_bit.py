@@ -43,9 +43,11 @@ def main() -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     runs = [
         make_run(args, backbone, data, weights, seed)
-        for seed in range(args.seeds) for data in args.sets for backbone in args.backbones
+        for seed in range(args.seeds)
+        for data in args.sets
+        for backbone in args.backbones
         for weights in (WHOLE, EIGHT)
-    ]  # fmt: skip
+    ]
     done = run_all(runs, args, "runs")
     whole = [run for run in runs if run.method == WHOLE]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:

@@ -124,10 +124,14 @@ def load_here(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     dist.broadcast = broadcast
     seen = {
-        "process": os.getpid(), "seconds": seconds, "broadcasts": len(broadcasts), "before": before,
-        "after": anonymous_bytes(os.getpid()), "read": backbone.held_entries() * dtype.itemsize,
+        "process": os.getpid(),
+        "seconds": seconds,
+        "broadcasts": len(broadcasts),
+        "before": before,
+        "after": anonymous_bytes(os.getpid()),
+        "read": backbone.held_entries() * dtype.itemsize,
         "held": backbone.held_bytes(),
-    }  # fmt: skip
+    }
     (args.here / f"process-{env.global_rank}.json").write_text(json.dumps(seen))
     process_group.stop()
 
@@ -181,14 +185,23 @@ def launch(arguments: Sequence[str], folder: Path) -> dict[int, int]:
     launcher = Path(sys.executable).with_name("deepspeed")
     kind = ["--module"] if arguments[0] == "-m" else []
     command = [
-        str(launcher), "--num_accelerators", str(PROCESSES), "--master_port", str(process_group.free_port()),
-        *kind, *arguments[len(kind) :],
-    ]  # fmt: skip
+        str(launcher),
+        "--num_accelerators",
+        str(PROCESSES),
+        "--master_port",
+        str(process_group.free_port()),
+        *kind,
+        *arguments[len(kind) :],
+    ]
     env = os.environ | {
-        "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "LINGO_DS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "LINGO_DS_CACHE": str(folder / "cache"),
+        "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     log = folder / "log"
     with log.open("w") as said:
         job = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=subprocess.STDOUT)
@@ -207,13 +220,16 @@ def measure_step(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One step of training through launcher and recipe, with evaluation and everything a run writes."""
     write_promoters(folder / "data", seed=0, train=4, dev=2, test=2, length=70)
     recipe = TRAINING | {
-        "name": "step", "output_dir": str(folder / "runs"),
+        "name": "step",
+        "output_dir": str(folder / "runs"),
         "backbone": {
-            "path": str(args.backbone), "dtype": args.dtype, "activation_checkpointing": args.checkpointing,
+            "path": str(args.backbone),
+            "dtype": args.dtype,
+            "activation_checkpointing": args.checkpointing,
         },
         "data": TRAINING["data"] | {"path": str(folder / "data")},
         "zero": {"stage": 3, "profile": args.profile, "quantized_weights": args.eight_bit},
-    }  # fmt: skip
+    }
     (folder / "recipe.json").write_text(json.dumps(recipe))  # YAML, too
     (folder / "recipe.json").rename(folder / "recipe.yaml")
     start = time.perf_counter()

@@ -26,21 +26,40 @@ from lingo_ds.utils.files import atomic_write
 
 
 def _gated(
-    family: str, vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, context: int,
+    family: str,
+    vocabulary: int,
+    hidden: int,
+    ffn: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    context: int,
     **more: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     return {
-        "model_type": family, "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": ffn,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "max_position_embeddings": context, **more,
-    }  # fmt: skip
+        "model_type": family,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": context,
+        **more,
+    }
 
 
 def _opt(hidden: int, ffn: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     return {
-        "model_type": "opt", "vocab_size": 50272, "hidden_size": hidden, "ffn_dim": ffn,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 2048, **more,
-    }  # fmt: skip
+        "model_type": "opt",
+        "vocab_size": 50272,
+        "hidden_size": hidden,
+        "ffn_dim": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        **more,
+    }
 
 
 SHAPES = {

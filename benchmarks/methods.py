@@ -68,17 +68,21 @@ def main() -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     search = [
         _run(args, backbone, args.sets[0], method, rate, SEARCH_SEED)
-        for backbone in args.backbones for method in args.methods for rate in args.rates
-    ]  # fmt: skip
+        for backbone in args.backbones
+        for method in args.methods
+        for rate in args.rates
+    ]
     if len(args.rates) > 1:
         found = run_all(search, args, "learning rates")
         search.sort(key=lambda run: found[run.key]["dev"])
     chosen = {(run.backbone, run.method): run.learning_rate for run in search}
     runs = [
         _run(args, backbone, data, method, chosen[Path(backbone).name, method], seed)
-        for seed in range(args.seeds) for data in args.sets for backbone in args.backbones
+        for seed in range(args.seeds)
+        for data in args.sets
+        for backbone in args.backbones
         for method in args.methods
-    ]  # fmt: skip
+    ]
     done = run_all(runs, args, "runs")
     tables = {
         f"methods at the same final rank, test {name}": summarize(runs, done, chosen, metric)

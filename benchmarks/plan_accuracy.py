@@ -212,10 +212,14 @@ def main() -> None:
                 "step within 25 %": sum(abs(row["step off"]) <= 0.25 for row in rows),
             }
         ]
-        machine = [{"processes": count, **_rates_shown(rates[count]), "runtime MiB": runtime[count] / MIB}
-                   for count in counts]  # fmt: skip
-        show({"plan and training": rows, "in all": within, "what the plan knew of this machine": machine},
-             json_path=args.json)  # fmt: skip
+        machine = [
+            {"processes": count, **_rates_shown(rates[count]), "runtime MiB": runtime[count] / MIB}
+            for count in counts
+        ]
+        show(
+            {"plan and training": rows, "in all": within, "what the plan knew of this machine": machine},
+            json_path=args.json,
+        )
 
 
 if __name__ == "__main__":

@@ -37,9 +37,11 @@ def main() -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     runs = [
         make_run(args, backbone, data, template, seed)
-        for seed in range(args.seeds) for data in args.sets for backbone in args.backbones
+        for seed in range(args.seeds)
+        for data in args.sets
+        for backbone in args.backbones
         for template in args.templates
-    ]  # fmt: skip
+    ]
     show({"templates, MCC": summarize(runs, run_all(runs, args, "runs"))}, json_path=args.json)
 
 

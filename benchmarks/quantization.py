@@ -29,9 +29,13 @@ from lingo_ds.models.backbone.quantized_linear import FORMS, quantized_facts
 from lingo_ds.models.backbone.spec import read_spec
 
 LLAMA_500M = {
-    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8, "num_attention_heads": 16,
-    "vocab_size": 32000, "max_position_embeddings": 2048,
-}  # fmt: skip
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+}
 MIB = 1024**2
 BATCH, LENGTH = 8, 128
 
@@ -86,14 +90,16 @@ def measure(folder: str, quantization: str, dtype: str, repeats: int) -> str:
         begin = time.perf_counter()
         backbone.hidden_states(ids, None).float().square().mean().backward()
         passes.append(time.perf_counter() - begin)
-    return json.dumps({
-        "parameters": spec.parameters,
-        "plan MiB": (rest * width + facts.get("quantized_bytes", 0)) / MIB,
-        "held MiB": backbone.held_bytes() / MIB,
-        "peak of loading MiB": peak.bytes / MIB,
-        "seconds to load": seconds,
-        "ms a pass": 1000 * statistics.median(passes[1:]),
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "parameters": spec.parameters,
+            "plan MiB": (rest * width + facts.get("quantized_bytes", 0)) / MIB,
+            "held MiB": backbone.held_bytes() / MIB,
+            "peak of loading MiB": peak.bytes / MIB,
+            "seconds to load": seconds,
+            "ms a pass": 1000 * statistics.median(passes[1:]),
+        }
+    )
 
 
 class Peak:

@@ -47,9 +47,13 @@ LEARNING_RATE = 1e-9
 """The gradients are made up: a rate that leaves the weights where they are keeps activations ordinary."""
 
 LLAMA_50M = {
-    "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 16,
-    "num_attention_heads": 8, "max_position_embeddings": 256,
-}  # fmt: skip
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 256,
+}
 EXAMPLES, LENGTH = 8, 256
 
 
@@ -121,9 +125,14 @@ class Peft:
         model.forward = lambda x: x
         model.config = {"model_type": "custom"}
         config = AdaLoraConfig(
-            init_r=RANK, target_r=RANK // 2, tinit=1, tfinal=TOTAL // 2, deltaT=INTERVAL, total_step=TOTAL,
+            init_r=RANK,
+            target_r=RANK // 2,
+            tinit=1,
+            tfinal=TOTAL // 2,
+            deltaT=INTERVAL,
+            total_step=TOTAL,
             target_modules=[f"layers.{k}" for k in range(sites)],
-        )  # fmt: skip
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model = get_peft_model(model, config).to(env.device)

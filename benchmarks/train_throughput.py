@@ -53,9 +53,13 @@ def main() -> None:
             for key in args.workloads if "rival" in args.parts else ():
                 place = folder / "work" / backbone.name / key
                 work = prepare(
-                    WORKLOADS[key], backbone, place,
-                    batch=args.batch, steps=args.steps, learning_rate=args.learning_rate,
-                )  # fmt: skip
+                    WORKLOADS[key],
+                    backbone,
+                    place,
+                    batch=args.batch,
+                    steps=args.steps,
+                    learning_rate=args.learning_rate,
+                )
                 if work is None:
                     _say(f"{backbone.name}: workload {key} is left out: beyond the context")
                     continue
@@ -206,10 +210,12 @@ def cost_of_a_step(args: argparse.Namespace, backbone: Path, folder: Path) -> li
     """One row per number of tokens, set of adapted maps and rank; one process's share of workload (a)."""
     maps = list(TARGETS[AutoConfig.from_pretrained(backbone).model_type])
     variants: dict[str, dict[str, Any]] = {
-        "base": {}, "2 x tokens": {"factor": 2}, "4 x tokens": {"factor": 4},
+        "base": {},
+        "2 x tokens": {"factor": 2},
+        "4 x tokens": {"factor": 4},
         **{f"maps: {' '.join(maps[:count])}": {"targets": maps[:count]} for count in (1, len(maps) // 2)},
         **{f"rank {rank}": {"rank": rank, "alpha": ALPHA / RANK * rank} for rank in (4, 16)},
-    }  # fmt: skip
+    }
     if args.quick:
         variants = {name: variants[name] for name in ("base", "2 x tokens")}
     share, steps = args.batch // args.processes, min(args.steps, COST_STEPS)

@@ -104,15 +104,29 @@ def card_text(
         f"| {one.package} | {one.what} | {one.licence} | {characters[one.package]:,} |" for one in COLLECTIONS
     )
     return _CARD.format(
-        parameters=parameters, layers=config.num_hidden_layers, hidden=config.hidden_size,
-        context=config.max_position_embeddings, text="\n".join(rows), steps=settings.steps,
-        batch=settings.batch, tokens=settings.steps * settings.batch, short=settings.short,
-        long=settings.long, share=settings.short_share, peak=settings.peak, warmup=settings.warmup,
-        seed=settings.seed, minutes=seconds / 60, threads=torch.get_num_threads(),
-        machine=f"an {platform.machine()} processor", torch=torch.__version__.partition("+")[0],
-        first=curve[0]["held_out"], first_step=curve[0]["step"], last=curve[-1]["held_out"],
+        parameters=parameters,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        context=config.max_position_embeddings,
+        text="\n".join(rows),
+        steps=settings.steps,
+        batch=settings.batch,
+        tokens=settings.steps * settings.batch,
+        short=settings.short,
+        long=settings.long,
+        share=settings.short_share,
+        peak=settings.peak,
+        warmup=settings.warmup,
+        seed=settings.seed,
+        minutes=seconds / 60,
+        threads=torch.get_num_threads(),
+        machine=f"an {platform.machine()} processor",
+        torch=torch.__version__.partition("+")[0],
+        first=curve[0]["held_out"],
+        first_step=curve[0]["step"],
+        last=curve[-1]["held_out"],
         bits=curve[-1]["held_out"] / math.log(2),
-    )  # fmt: skip
+    )
 
 
 def draw_curve(path: Path, curve: list[dict[str, float]]) -> None:

@@ -16,10 +16,19 @@ MIN_PARAGRAPH_CHARS = 60
 
 _TYPOGRAPHY = str.maketrans(
     {
-        "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-",
-        "\u2026": "...", "\u00a0": " ", "\u00e9": "e", "\u00e8": "e", "\u00b7": "-",
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2013": "-",
+        "\u2014": "-",
+        "\u2026": "...",
+        "\u00a0": " ",
+        "\u00e9": "e",
+        "\u00e8": "e",
+        "\u00b7": "-",
     }
-)  # fmt: skip
+)
 
 
 class Collection(NamedTuple):
@@ -119,13 +128,16 @@ def _glosses(text: str) -> Iterator[str]:
 
 COLLECTIONS = (
     Collection(
-        "python3.11-doc", "Python's documentation", "PSF-2.0",
-        "doc/python3*/html/_sources/**/*.rst.txt", _restructured,
+        "python3.11-doc",
+        "Python's documentation",
+        "PSF-2.0",
+        "doc/python3*/html/_sources/**/*.rst.txt",
+        _restructured,
     ),
     Collection("perl-doc", "Perl's documentation", "Artistic or GPL-1+", "perl/5*/pod/*.pod", _pod),
     Collection("dict-jargon", "The Jargon File", "public domain", "dictd/jargon.dict.dz", _dictionary),
     Collection("wordnet-base", "WordNet's glosses", "WordNet-3.0", "wordnet/data.*", _glosses),
-)  # fmt: skip
+)
 
 
 def main() -> None:

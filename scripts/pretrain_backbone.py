@@ -192,9 +192,11 @@ def main() -> None:
         recent.append(training.advance(text.batch(training.settings, step)))
         if step % 200 == 0 or step == training.settings.steps:
             point = {
-                "step": step, "tokens": step * training.settings.batch,
-                "train": float(np.mean(recent)), "held_out": training.held_out_loss(text),
-            }  # fmt: skip
+                "step": step,
+                "tokens": step * training.settings.batch,
+                "train": float(np.mean(recent)),
+                "held_out": training.held_out_loss(text),
+            }
             curve.append(point)
             recent.clear()
             training.save(curve)

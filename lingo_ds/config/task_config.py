@@ -102,13 +102,24 @@ class SelectionConfig(Section):
     """Which step's adapter is exported."""
 
     metric: Literal[
-        "auto", "mcc", "accuracy", "macro_f1", "auroc", "auprc",
-        "macro_auroc", "macro_auprc", "micro_f1", "micro_mcc", "pearson", "spearman", "r2",
+        "auto",
+        "mcc",
+        "accuracy",
+        "macro_f1",
+        "auroc",
+        "auprc",
+        "macro_auroc",
+        "macro_auprc",
+        "micro_f1",
+        "micro_mcc",
+        "pearson",
+        "spearman",
+        "r2",
     ] = Field(
         "auto",
         description="Metric on dev, higher is better. auto: mcc of classes, macro_auroc of labels, pearson "
         "of values.",
-    )  # fmt: skip
+    )
     after_final_mask: bool = Field(
         True, description="Whether only steps at the target budget can be selected."
     )

@@ -143,10 +143,13 @@ def endure(kind: Kind, case: Case, *, good: Path, cache: Path) -> int:
         said, logged = _Lines(), io.StringIO()
         with (
             _inside(place.work, cache),
-            contextlib.redirect_stderr(said), contextlib.redirect_stdout(logged), _log_to(logged),
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(logged),
+            _log_to(logged),
             _tripwires(Path(root), writable=[Path(root) / "work", cache]) as trips,
-            _little_memory(), _watched(),
-        ):  # fmt: skip
+            _little_memory(),
+            _watched(),
+        ):
             try:
                 status = kind.run(case, place)
             except Tripped as trip:
@@ -269,14 +272,32 @@ def _watched() -> Iterator[None]:
 # -- tripwires
 
 _WRITES = {
-    "os.mkdir": (0,), "os.remove": (0,), "os.rmdir": (0,), "os.rename": (0, 1), "os.link": (1,),
-    "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
-    "shutil.rmtree": (0,), "shutil.move": (0, 1), "shutil.copyfile": (1,),
-}  # fmt: skip
+    "os.mkdir": (0,),
+    "os.remove": (0,),
+    "os.rmdir": (0,),
+    "os.rename": (0, 1),
+    "os.link": (1,),
+    "os.symlink": (1,),
+    "os.truncate": (0,),
+    "os.chmod": (0,),
+    "os.chown": (0,),
+    "os.utime": (0,),
+    "shutil.rmtree": (0,),
+    "shutil.move": (0, 1),
+    "shutil.copyfile": (1,),
+}
 _NEVER = {
-    "pickle.find_class", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen",
-    "socket.connect", "socket.getaddrinfo", "marshal.loads",
-}  # fmt: skip
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "marshal.loads",
+}
 _OPEN_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 _armed: Callable[[str, tuple], None] | None = None

@@ -56,10 +56,17 @@ RECIPE = {
     "data": {"path": "builtin:promoters", "prefix": "DNA {sequence} is", "max_length": 100},
     "adapter": {"rank": 4, "targets": ["q_proj", "v_proj"]},
     "rank_sampling": {"mode": "exact", "target_rank": 2, "interval": 5, "t_init": 0.1, "t_final": 20},
-    "train": {"global_batch_size": 8, "max_steps": 100, "num_epochs": 2, "learning_rate": 1e-3,
-              "adam_betas": [0.9, 0.99], "eval_steps": 50, "warmup": 0.1},
+    "train": {
+        "global_batch_size": 8,
+        "max_steps": 100,
+        "num_epochs": 2,
+        "learning_rate": 1e-3,
+        "adam_betas": [0.9, 0.99],
+        "eval_steps": 50,
+        "warmup": 0.1,
+    },
     "zero": {"stage": 0},
-}  # fmt: skip
+}
 CSV = b"sequence,label\nACGTACGTAC,0\nTTTTACGTAA,1\nGGGGACGTNN,0\nACCA,1\n"
 SPLITS = ("train.csv", "dev.csv", "test.csv")
 LAST = 8
@@ -110,36 +117,126 @@ def write_good(folder: Path) -> None:
 # -- config and command line
 
 SETTINGS = (
-    "name", "seed", "output_dir", "backbone", "backbone.path", "backbone.revision", "backbone.dtype",
-    "data", "data.path", "data.sequence_column", "data.prefix", "data.domain", "data.max_length",
-    "data.cache_dir", "data.label_column", "data.class_names", "data.pair_column", "data.only_task",
-    "data.one_hot_order", "data.dev_fraction", "data.split_seed", "data.intervals",
-    "data.intervals.genome", "data.intervals.window", "task", "task.kind", "task.labels",
-    "task.class_weights", "task.focal_gamma", "task.threshold", "selection.metric", "data.tokens",
-    "adapter.method", "adapter.rank", "adapter.alpha", "adapter.targets", "rank_sampling",
-    "rank_sampling.mode", "rank_sampling.target_rank", "rank_sampling.interval", "rank_sampling.t_init",
-    "rank_sampling.t_final", "rank_sampling.rho", "train.global_batch_size", "train.micro_batch_size",
-    "train.micro_batch_tokens", "train.num_epochs", "train.max_steps", "train.warmup", "train.adam_betas",
-    "train.eval_steps", "train.eval_epochs", "zero.stage", "zero.shard_group", "zero.hpz",
-    "zero.quantized_weights", "zero.profile", "checkpoint.resume", "no.such.thing",
-)  # fmt: skip
+    "name",
+    "seed",
+    "output_dir",
+    "backbone",
+    "backbone.path",
+    "backbone.revision",
+    "backbone.dtype",
+    "data",
+    "data.path",
+    "data.sequence_column",
+    "data.prefix",
+    "data.domain",
+    "data.max_length",
+    "data.cache_dir",
+    "data.label_column",
+    "data.class_names",
+    "data.pair_column",
+    "data.only_task",
+    "data.one_hot_order",
+    "data.dev_fraction",
+    "data.split_seed",
+    "data.intervals",
+    "data.intervals.genome",
+    "data.intervals.window",
+    "task",
+    "task.kind",
+    "task.labels",
+    "task.class_weights",
+    "task.focal_gamma",
+    "task.threshold",
+    "selection.metric",
+    "data.tokens",
+    "adapter.method",
+    "adapter.rank",
+    "adapter.alpha",
+    "adapter.targets",
+    "rank_sampling",
+    "rank_sampling.mode",
+    "rank_sampling.target_rank",
+    "rank_sampling.interval",
+    "rank_sampling.t_init",
+    "rank_sampling.t_final",
+    "rank_sampling.rho",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "train.num_epochs",
+    "train.max_steps",
+    "train.warmup",
+    "train.adam_betas",
+    "train.eval_steps",
+    "train.eval_epochs",
+    "zero.stage",
+    "zero.shard_group",
+    "zero.hpz",
+    "zero.quantized_weights",
+    "zero.profile",
+    "checkpoint.resume",
+    "no.such.thing",
+)
 TRICKS = (
-    "!!python/object/apply:os.system ['touch owned']", "!!python/name:os.system", "!!python/module:os",
-    "=", "<<",
-    "!!binary 'x'", "!!set {a, b}", "!!timestamp 2024-13-45", "2024-13-45", "!!int x", "!!float x",
+    "!!python/object/apply:os.system ['touch owned']",
+    "!!python/name:os.system",
+    "!!python/module:os",
+    "=",
+    "<<",
+    "!!binary 'x'",
+    "!!set {a, b}",
+    "!!timestamp 2024-13-45",
+    "2024-13-45",
+    "!!int x",
+    "!!float x",
     "!!bool x",
-    "!!null x", "!!omap [a]", "!!pairs [a]", "!<tag:yaml.org,2002:int> 0x", "&a [*a]", "&a {b: *a}",
+    "!!null x",
+    "!!omap [a]",
+    "!!pairs [a]",
+    "!<tag:yaml.org,2002:int> 0x",
+    "&a [*a]",
+    "&a {b: *a}",
     "*nowhere",
-    "{<<: {name: x}}", "{<<: 3}", "? [a]\n: b", "{[a]: b}", "{{}: b}", "{a, a: 1, a: 2}", "\\x",
+    "{<<: {name: x}}",
+    "{<<: 3}",
+    "? [a]\n: b",
+    "{[a]: b}",
+    "{{}: b}",
+    "{a, a: 1, a: 2}",
+    "\\x",
     '"\\ud800"',
-    '"\\U0010ffff"', '"\\U00110000"', '"\\0"', "1_000", "0x10", ".nan", ".inf", "-.inf", "1e999999999",
+    '"\\U0010ffff"',
+    '"\\U00110000"',
+    '"\\0"',
+    "1_000",
+    "0x10",
+    ".nan",
+    ".inf",
+    "-.inf",
+    "1e999999999",
     "9" * 5000,
-    "[" * 3000, "[" * 300 + "]" * 300, "{a: " * 500, "- " * 5000, "%YAML 9.9\n---\n", "---\n---\n",
-    "...\n", "\t- x",
-    "|\n\tx", ">-99\n x", "'", '"', "# only a comment", "\u2028", "\u0085", "\ufeff", "x: " * 3, "! x",
-    "!x y", "\x07",
+    "[" * 3000,
+    "[" * 300 + "]" * 300,
+    "{a: " * 500,
+    "- " * 5000,
+    "%YAML 9.9\n---\n",
+    "---\n---\n",
+    "...\n",
+    "\t- x",
+    "|\n\tx",
+    ">-99\n x",
+    "'",
+    '"',
+    "# only a comment",
+    "\u2028",
+    "\u0085",
+    "\ufeff",
+    "x: " * 3,
+    "! x",
+    "!x y",
+    "\x07",
     "&a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]",
-)  # fmt: skip
+)
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12)
 )
@@ -193,12 +290,47 @@ def run_config(case: Case, place: Place) -> int:
 # -- labelled sequences
 
 _field = st.sampled_from(
-    ("ACGT", "acgtn", "ACGU", "", " ", "0", "1", "2", "-1", "1e9", "0.5", "nan", "1e400", "9" * 400,
-     "\u0663", "\uff11", "+1", "0x1",
-     "\uff21\uff23\uff27\uff34", "ACG\u0000T", "AC\nGT", "AC\rGT", 'A"C', '"ACGT"', '"AC,GT"',
-     '"AC\nGT"', '"AC', "AC\x1b[2JGT", "X" * 90_000,
-     "A" * 200_000, "-", "*", "é", "\u2028", "\ufeff", "=cmd|'/C calc'!A0", "True", "null")
-)  # fmt: skip
+    (
+        "ACGT",
+        "acgtn",
+        "ACGU",
+        "",
+        " ",
+        "0",
+        "1",
+        "2",
+        "-1",
+        "1e9",
+        "0.5",
+        "nan",
+        "1e400",
+        "9" * 400,
+        "\u0663",
+        "\uff11",
+        "+1",
+        "0x1",
+        "\uff21\uff23\uff27\uff34",
+        "ACG\u0000T",
+        "AC\nGT",
+        "AC\rGT",
+        'A"C',
+        '"ACGT"',
+        '"AC,GT"',
+        '"AC\nGT"',
+        '"AC',
+        "AC\x1b[2JGT",
+        "X" * 90_000,
+        "A" * 200_000,
+        "-",
+        "*",
+        "é",
+        "\u2028",
+        "\ufeff",
+        "=cmd|'/C calc'!A0",
+        "True",
+        "null",
+    )
+)
 
 
 _header = st.sampled_from(
@@ -250,12 +382,30 @@ BED = b"chromosome\tstart\tend\tsplit\tstrand\tlabel\n" + b"".join(
 )
 JSON_LINE = b'{"sequence": "A", "label": 0}\n'
 GENOME = b">c one\n" + b"ACGTNacgtn\n" * 9 + b">d\nACGT\n"
-_bed_line = st.sampled_from(
-    ("c", "c\t1", "c 1 2 train + 1", "c\t1\t2\ttrain\t+\t1", "c\t2\t1\ttrain\t+\t1", "e\t1\t2\ttrain\t+\t1",
-     "c\t1\t999\ttest\t-\t0", "c\t-1\t2\ttest\t-\t0", "c\t1\t2\tx\t?\t0", f"c\t1\t{'9' * 5000}\ttest\t+\t1",
-     "track x", "#", "browser", "\t\t", "\u0661\t\u0662\t\u0663", "chr\tstart\tend",
-     "c\t1\t2\ttrain\t+\t\x1b[2J")
-) | odd_text  # fmt: skip
+_bed_line = (
+    st.sampled_from(
+        (
+            "c",
+            "c\t1",
+            "c 1 2 train + 1",
+            "c\t1\t2\ttrain\t+\t1",
+            "c\t2\t1\ttrain\t+\t1",
+            "e\t1\t2\ttrain\t+\t1",
+            "c\t1\t999\ttest\t-\t0",
+            "c\t-1\t2\ttest\t-\t0",
+            "c\t1\t2\tx\t?\t0",
+            f"c\t1\t{'9' * 5000}\ttest\t+\t1",
+            "track x",
+            "#",
+            "browser",
+            "\t\t",
+            "\u0661\t\u0662\t\u0663",
+            "chr\tstart\tend",
+            "c\t1\t2\ttrain\t+\t\x1b[2J",
+        )
+    )
+    | odd_text
+)
 
 
 @st.composite
@@ -278,17 +428,30 @@ _from_genome = (
     "data.intervals.genome=../../../inputs/g.fa",
 )
 _other_formats = st.one_of(
-    st.builds(Case, st.fixed_dictionaries({"x.bed": _bed() | any_file(BED), "g.fa": st.just(GENOME)}),
-              st.sampled_from((_from_genome, (*_from_genome, "data.intervals.negatives=1")))),
-    st.builds(Case, st.fixed_dictionaries({"x.bed": st.just(BED), "g.fa": any_file(GENOME)}),
-              st.just(_from_genome)),
-    st.builds(Case, st.fixed_dictionaries({"x.npz": any_file(_arrays())}),
-              st.just(("data.path=../../../inputs/x.npz",))),
-    st.builds(Case, st.fixed_dictionaries({"x.mat": any_file(_arrays())}),
-              st.just(("data.path=../../../inputs/x.mat",))),
-    st.builds(Case, st.fixed_dictionaries({"x.jsonl": _table() | any_file(JSON_LINE)}),
-              st.just(("data.path=../../../inputs/x.jsonl",))),
-)  # fmt: skip
+    st.builds(
+        Case,
+        st.fixed_dictionaries({"x.bed": _bed() | any_file(BED), "g.fa": st.just(GENOME)}),
+        st.sampled_from((_from_genome, (*_from_genome, "data.intervals.negatives=1"))),
+    ),
+    st.builds(
+        Case, st.fixed_dictionaries({"x.bed": st.just(BED), "g.fa": any_file(GENOME)}), st.just(_from_genome)
+    ),
+    st.builds(
+        Case,
+        st.fixed_dictionaries({"x.npz": any_file(_arrays())}),
+        st.just(("data.path=../../../inputs/x.npz",)),
+    ),
+    st.builds(
+        Case,
+        st.fixed_dictionaries({"x.mat": any_file(_arrays())}),
+        st.just(("data.path=../../../inputs/x.mat",)),
+    ),
+    st.builds(
+        Case,
+        st.fixed_dictionaries({"x.jsonl": _table() | any_file(JSON_LINE)}),
+        st.just(("data.path=../../../inputs/x.jsonl",)),
+    ),
+)
 data_cases = _other_formats | st.builds(
     Case,
     st.dictionaries(st.sampled_from(SPLITS), _csv, min_size=1)
@@ -517,10 +680,37 @@ def run_checkpoint(case: Case, place: Place) -> int:
 # -- sequences to predict
 
 FASTA = b">a first\nACGT\nACGTNN\n>b\nttgaca\n>c\nAC\n"
-_fasta_line = st.sampled_from(
-    (">", ">x", "> x", ">x\ty", "ACGT", "acgtn", "RYKM", "", "  ", ";comment", "ACG T", "AC>GT", "ACGU",
-     "A*C-", "1", "é", "\u2028", "\ufeff", ">\x1b[2J", "\x00", "@x", "+", "A" * 100_000, ">" + "n" * 10_000)
-) | odd_text  # fmt: skip
+_fasta_line = (
+    st.sampled_from(
+        (
+            ">",
+            ">x",
+            "> x",
+            ">x\ty",
+            "ACGT",
+            "acgtn",
+            "RYKM",
+            "",
+            "  ",
+            ";comment",
+            "ACG T",
+            "AC>GT",
+            "ACGU",
+            "A*C-",
+            "1",
+            "é",
+            "\u2028",
+            "\ufeff",
+            ">\x1b[2J",
+            "\x00",
+            "@x",
+            "+",
+            "A" * 100_000,
+            ">" + "n" * 10_000,
+        )
+    )
+    | odd_text
+)
 
 
 @st.composite
@@ -536,10 +726,36 @@ def _fasta(draw: st.DrawFn) -> bytes:
 
 VCF = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nc\t2\t.\tC\tG,<DEL>\nc\t5\tx\tA\tAC\n"
 BED = b"c\t0\t4\nc\t2\t8\tname\t0\t-\n"
-_field = st.sampled_from(
-    ("c", "chrc", "0", "1", "7", "-1", "9" * 30, "1e3", "", ".", "*", "A", "ACGT", "<DEL>", "A,,C", "]c:1]A",
-     "+", "A" * 5000, "N", " ", "\x00", "\ufeff", "\u0662")
-) | odd_text  # fmt: skip
+_field = (
+    st.sampled_from(
+        (
+            "c",
+            "chrc",
+            "0",
+            "1",
+            "7",
+            "-1",
+            "9" * 30,
+            "1e3",
+            "",
+            ".",
+            "*",
+            "A",
+            "ACGT",
+            "<DEL>",
+            "A,,C",
+            "]c:1]A",
+            "+",
+            "A" * 5000,
+            "N",
+            " ",
+            "\x00",
+            "\ufeff",
+            "\u0662",
+        )
+    )
+    | odd_text
+)
 
 
 @st.composite

@@ -10,17 +10,65 @@ from hypothesis import strategies as st
 from tests.fuzz.harness import SPECIAL, json_bytes
 
 PATHS = (
-    "", ".", "..", "../../x", "../../../etc/passwd", "/etc/passwd", "/dev/null", "/dev/null/x", "~",
-    "/proc/self/mem", "~root/x", "a\0b", "a\nb", "x" * 300, "x/" * 2000, "builtin:tiny",
-    "builtin:../x", "builtin:",
-    "some-owner/some-model", "no_such", "http://127.0.0.1/x", "file:///etc/passwd",
+    "",
+    ".",
+    "..",
+    "../../x",
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "/dev/null",
+    "/dev/null/x",
+    "~",
+    "/proc/self/mem",
+    "~root/x",
+    "a\0b",
+    "a\nb",
+    "x" * 300,
+    "x/" * 2000,
+    "builtin:tiny",
+    "builtin:../x",
+    "builtin:",
+    "some-owner/some-model",
+    "no_such",
+    "http://127.0.0.1/x",
+    "file:///etc/passwd",
     "\x1b[2J\x1b]0;owned\x07",
-    "\u202egpj", "\ud800", "\uff46\uff55\uff4c", "C:\\x", "-rf", "$HOME", "{sequence}", "%s%n", "a.json",
-)  # fmt: skip
+    "\u202egpj",
+    "\ud800",
+    "\uff46\uff55\uff4c",
+    "C:\\x",
+    "-rf",
+    "$HOME",
+    "{sequence}",
+    "%s%n",
+    "a.json",
+)
 NUMBERS = (
-    0, -1, 1, 2, 255, 2**31 - 1, 2**31, 2**32, 2**60, 2**63 - 1, 2**63, 2**64, 10**30, 10**400, -(2**63),
-    0.0, -0.0, 0.5, 1e-320, 1e9, 1e308, float("inf"), float("-inf"), float("nan"),
-)  # fmt: skip
+    0,
+    -1,
+    1,
+    2,
+    255,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**60,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**30,
+    10**400,
+    -(2**63),
+    0.0,
+    -0.0,
+    0.5,
+    1e-320,
+    1e9,
+    1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+)
 PATTERNS = ("(", "[", "(?P<", ".*", "a{9999999999}", "\\", "(?i)Q", "*", "x" * 10_000, "layers.0", "(?>a)")
 
 
@@ -64,22 +112,19 @@ def damaged(draw: st.DrawFn, good: bytes) -> bytes:
         start = draw(st.integers(0, len(data)))
         length = draw(st.integers(0, 12) | st.just(len(data)))
         put = draw(
-            st.binary(max_size=8)
-            | st.sampled_from(_BYTES)
-            | st.just(data[start : start + length] * 2)
-        )  # fmt: skip
+            st.binary(max_size=8) | st.sampled_from(_BYTES) | st.just(data[start : start + length] * 2)
+        )
         data = data[:start] + put + data[start + length :]
     return data
 
 
 garbage = (
     st.binary(max_size=60)
-    | st.builds(lambda piece, times: piece * times, st.binary(min_size=1, max_size=4), st.integers(0,
-    50_000))
+    | st.builds(lambda piece, times: piece * times, st.binary(min_size=1, max_size=4), st.integers(0, 50_000))
     | st.sampled_from((b"", b"\x80\x04\x95", b"\x1f\x8b\x08\0", b"\xff\xfe", b"PK\x03\x04", b"null", b"{}"))
     | st.sampled_from((b"[", b'{"a":', b'{"a":1')).map(lambda piece: piece * 20_000)
     | st.just(5000).map(lambda digits: b'{"a":' + b"1" * digits + b"}")
-)  # fmt: skip
+)
 
 
 def edit(document: Any, steps: list[int], change: Callable[[dict | list, Any], None]) -> None:

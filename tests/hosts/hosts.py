@@ -55,8 +55,12 @@ class Hosts:
         for space in self._spaces:
             _do("ip", "netns", "add", space)
             _do("ip", "-n", space, "link", "set", "lo", "up")
-        _do(*["ip", "link", "add", "eth0", "netns"], self._spaces[0],
-            *["type", "veth", "peer", "name", "eth0", "netns"], self._spaces[1])  # fmt: skip
+        _do(
+            *["ip", "link", "add", "eth0", "netns"],
+            self._spaces[0],
+            *["type", "veth", "peer", "name", "eth0", "netns"],
+            self._spaces[1],
+        )
         for space, address in zip(self._spaces, ADDRESSES, strict=True):
             _do("ip", "-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
             _do("ip", "-n", space, "link", "set", "eth0", "up")
@@ -123,8 +127,10 @@ class Hosts:
             subprocess.run(["tc", "-n", space, "qdisc", "del", "dev", "eth0", "root"], capture_output=True)
             if rate:
                 # a burst of what passes in a few milliseconds, and never less than one large packet
-                _do(*["tc", "-n", space, "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate],
-                    *["burst", "512kb", "latency", "500ms"])  # fmt: skip
+                _do(
+                    *["tc", "-n", space, "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate],
+                    *["burst", "512kb", "latency", "500ms"],
+                )
 
     def processes(self, k: int) -> list[int]:
         """Ids of the processes on a host, including its sshd."""
@@ -198,9 +204,15 @@ def over_hosts(
     if hostfile:
         file.write_text(hostfile)
     launcher = [
-        str(BIN / "deepspeed"), "--hostfile", str(file), "--master_addr", ADDRESSES[0],
-        "--master_port", str(free_port()), "--no_ssh_check",
-    ]  # fmt: skip
+        str(BIN / "deepspeed"),
+        "--hostfile",
+        str(file),
+        "--master_addr",
+        ADDRESSES[0],
+        "--master_port",
+        str(free_port()),
+        "--no_ssh_check",
+    ]
     script = [str(CHECKOUT / "launchers" / "train.py"), "--config", str(RECIPE)]
     return start(hosts.inside(0, [*launcher, *script, *overrides]), folder, **hosts.environment())
 

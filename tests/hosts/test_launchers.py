@@ -51,9 +51,13 @@ def test_a_batch_job_asked_to_stop_is_queued_again_and_resumes(cluster, override
         monkeypatch.setenv(name, value)
     log = tmp_path / "job.log"
     options = [
-        "--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=2", f"--output={log}",
+        "--nodes=1",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+        "--gpus-per-node=2",
+        f"--output={log}",
         "--parsable",
-    ]  # fmt: skip
+    ]
     forever = ["train.max_steps=100000", "train.eval_steps=100000", "checkpoint.every=2"]
     script = [str(CHECKOUT / "launchers" / "slurm.sbatch"), "--config", str(RECIPE), *overrides, *forever]
     submitted = cluster.client("sbatch", *options, *script, cwd=CHECKOUT)

@@ -126,9 +126,13 @@ def trained(env: DistEnv, folder: Path, rounded: Path, *, group_size: int, check
 
 def spread_over(group_size: int, world_size: int) -> Sharding:
     return Sharding(
-        world_size=world_size, local_world_size=world_size, zero_stage=3, shard_group=group_size,
-        entry_bytes=4, eight_bit=True,
-    )  # fmt: skip
+        world_size=world_size,
+        local_world_size=world_size,
+        zero_stage=3,
+        shard_group=group_size,
+        entry_bytes=4,
+        eight_bit=True,
+    )
 
 
 def every_model(
@@ -151,9 +155,14 @@ def in_bf16(rank: int, world_size: int, folder: Path, rounded: Path) -> tuple[Te
     profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
     profile["zero_optimization"]["stage3_param_persistence_threshold"] = 30
     loaded = load_sharded(
-        folder, env, group_size=world_size, checkpointing=False, dtype=torch.bfloat16, profile=profile,
+        folder,
+        env,
+        group_size=world_size,
+        checkpointing=False,
+        dtype=torch.bfloat16,
+        profile=profile,
         eight_bit=True,
-    )  # fmt: skip
+    )
     ids = global_batch(1).input_ids[:1]
     with torch.no_grad():
         loaded.backbone.train(False)

@@ -387,12 +387,17 @@ def seen(tmp_path_factory) -> list[dict[str, dict[str, Seen]]]:
         "data": {"path": str(folder), "cache_dir": str(folder / "cache")},
         "adapter": {"rank": 4, "dropout": 0.1},
         "rank_sampling": {
-            "mode": "exact", "target_rank": 2, "interval": INTERVAL, "rho": 0.3, "orthogonality": 0.1,
-            "t_init": 2, "t_final": STEPS - FINAL,
+            "mode": "exact",
+            "target_rank": 2,
+            "interval": INTERVAL,
+            "rho": 0.3,
+            "orthogonality": 0.1,
+            "t_init": 2,
+            "t_final": STEPS - FINAL,
         },
         "train": {"global_batch_size": 8, "max_steps": STEPS, "eval_steps": STEPS},
         "zero": {"stage": 0},
-    }  # fmt: skip
+    }
     return run_ranks(all_runs, 2, settings, timeout=400)
 
 

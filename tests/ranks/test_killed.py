@@ -224,10 +224,16 @@ def test_a_process_that_hangs_is_named(start, tmp_path):
     }
     port = str(free_port())
     jobs = [
-        start([sys.executable, "-c", HANGING], tmp_path, RANK=str(rank), LOCAL_RANK=str(rank),
-              MASTER_PORT=port, **place)
+        start(
+            [sys.executable, "-c", HANGING],
+            tmp_path,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            MASTER_PORT=port,
+            **place,
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     first, second = (job.wait(LONGEST) for job in jobs)
     assert (first.status, second.status) == (1, 1), first.output + second.output
     assert "error: process 1 of 2: " in first.output

@@ -89,9 +89,13 @@ def folder(tmp_path_factory) -> Path:
     from transformers import LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS,
-        num_attention_heads=8, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        pad_token_id=1,
+    )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("wide")
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -27,15 +27,26 @@ from tests.unit.models.test_token_embeddings import LETTERS, distance, examples_
 FAMILIES = {
     **CONFIGS,
     "bert": BertConfig(
-        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=37, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=64,
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
     ),
     "esm": EsmConfig(
-        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=37, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=64, pad_token_id=1, mask_token_id=3,
-        position_embedding_type="rotary", token_dropout=True,
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=1,
+        mask_token_id=3,
+        position_embedding_type="rotary",
+        token_dropout=True,
     ),
-}  # fmt: skip
+}
 """Llama, OPT with another width of embeddings than of layers, GPT-2, and encoders."""
 
 
@@ -62,9 +73,11 @@ def sharded(
     spec = read_spec(folder)
     sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
     layout = uniform_layout(
-        sites if adapters else [], rank=4, head_shape=(CLASSES, spec.output_size),
+        sites if adapters else [],
+        rank=4,
+        head_shape=(CLASSES, spec.output_size),
         token_shape=(5, spec.embedding_shape[1]),
-    )  # fmt: skip
+    )
     options = BackboneOptions(
         activation_checkpointing=checkpointing,
         ds_config=zero_config(spec, layout, world_size, dtype="fp32"),
@@ -81,8 +94,13 @@ def sharded(
     examples = examples_of(VOCABULARY)
     forwards = PackBudget(60, 6 if spec.causal else 0) if packed else MicroBatches(2, 2)
     batches = TrainBatches(
-        split_of(examples), seed=0, batch=len(examples), forwards=forwards, rank=rank, world=world_size,
-    )  # fmt: skip
+        split_of(examples),
+        seed=0,
+        batch=len(examples),
+        forwards=forwards,
+        rank=rank,
+        world=world_size,
+    )
     apart = []
     for step in (1, 2):
         found = process_group.all_reduce_(backward(model, batches.at(step)).clone())
@@ -155,13 +173,15 @@ def test_a_run_of_two_processes_is_that_of_one(shared, tmp_path):
         "name": "bases",
         "backbone": {"path": str(shared / "backbones/stories260k"), "dtype": "fp32"},
         "data": {
-            "path": str(tmp_path / "data"), "cache_dir": str(tmp_path / "cache"), "tokens": "nucleotides",
+            "path": str(tmp_path / "data"),
+            "cache_dir": str(tmp_path / "cache"),
+            "tokens": "nucleotides",
             "prefix": "Sequence: {sequence}\nAnnotation:",
         },
         "adapter": {"rank": 4},
         "rank_sampling": {"target_rank": 2, "interval": 2, "audit_interval": 5},
         "train": {"global_batch_size": 11, "max_steps": 12, "eval_steps": 6},
-    }  # fmt: skip
+    }
     runs = [
         train_on(processes, settings, tmp_path / str(processes), stage)
         for processes, stage in ((1, 0), (2, 3))

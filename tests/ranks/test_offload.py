@@ -37,9 +37,14 @@ ROUNDING = 1e-3
 def folder(tmp_path_factory) -> Path:
     """35 MB: what DeepSpeed leaves in memory (halves of up to 1 MiB) is the embedding, k, v and the norms."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=1000, num_hidden_layers=3,
-        num_attention_heads=12, num_key_value_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=1000,
+        num_hidden_layers=3,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+    )
     return random_model(config, tmp_path_factory.mktemp("offloaded"))
 
 

@@ -20,14 +20,25 @@ from tests.unit.models.test_packed_forward import LENGTHS, PREFIX, distance, som
 
 CONFIGS = {
     "llama": LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
     ),
     "opt": OPTConfig(
-        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
-        word_embed_proj_dim=32, max_position_embeddings=64, pad_token_id=1,
+        vocab_size=97,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+        pad_token_id=1,
     ),
-}  # fmt: skip
+}
 BATCH = len(LENGTHS["different"])
 
 
@@ -58,9 +69,13 @@ def gradients(rank: int, world_size: int, folder: Path, checkpointing: bool) -> 
             backbone, new_bank(layout), pooling="last", dropout=0.0, shared_inputs=spec.shared_inputs
         )
     batches = TrainBatches(
-        split, seed=0, batch=BATCH, rank=rank, world=world_size,
+        split,
+        seed=0,
+        batch=BATCH,
+        rank=rank,
+        world=world_size,
         forwards=PackBudget(50, PREFIX),
-    )  # fmt: skip
+    )
     packs = batches.at(1)
     found = process_group.all_reduce_(backward(models["packed"], packs).clone())
     models["packed"].backbone.require_partitioned()

@@ -46,7 +46,7 @@ def settings(shared, tmp_path_factory) -> Settings:
         "adapter": {"rank": 4, "dropout": 0.0},
         "rank_sampling": {"mode": "exact", "target_rank": 2, "interval": 2, "audit_interval": 3},
         "train": {"global_batch_size": 12, "max_steps": STEPS, "eval_steps": 4, "micro_batch_size": 2},
-    }  # fmt: skip
+    }
 
 
 def in_groups(group: int, **zero: Any) -> Settings:
@@ -158,14 +158,21 @@ def test_between_hosts_goes_the_bank_alone_where_a_copy_fits_a_host(settings, al
 def test_weights_that_stay_checkpointing_and_a_head_alone_are_foreseen(settings, alone, tmp_path):
     """Small weights, with a profile as on GPUs, are not gathered until an evaluation gives them back."""
     profile = tmp_path / "profile.json"
-    profile.write_text(json.dumps({
-        "train_micro_batch_size_per_gpu": "auto",
-        "zero_optimization": {
-            "stage": 3, "overlap_comm": True, "stage3_param_persistence_threshold": 100,
-            "stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": "auto",
-            "stage3_max_reuse_distance": "auto",
-        },
-    }))  # fmt: skip
+    profile.write_text(
+        json.dumps(
+            {
+                "train_micro_batch_size_per_gpu": "auto",
+                "zero_optimization": {
+                    "stage": 3,
+                    "overlap_comm": True,
+                    "stage3_param_persistence_threshold": 100,
+                    "stage3_prefetch_bucket_size": "auto",
+                    "stage3_max_live_parameters": "auto",
+                    "stage3_max_reuse_distance": "auto",
+                },
+            }
+        )
+    )
     head = {"adapter": {"method": "none"}, "rank_sampling": {"mode": "off"}}
     small = in_groups(2, profile=str(profile))
     again = {"backbone": {**settings["backbone"], "activation_checkpointing": True}}

@@ -64,9 +64,12 @@ def passes(env: DistEnv, folder: Path) -> list[tuple[int, int]]:
     loaded = load_sharded(folder, env, group_size=env.world_size, checkpointing=False)
     model = AdaptedModel(loaded.backbone, new_bank(loaded.layout), pooling="last", dropout=0.0)
     sharding = Sharding(
-        world_size=env.world_size, local_world_size=env.world_size, zero_stage=3,
-        shard_group=env.world_size, entry_bytes=4,
-    )  # fmt: skip
+        world_size=env.world_size,
+        local_world_size=env.world_size,
+        zero_stage=3,
+        shard_group=env.world_size,
+        entry_bytes=4,
+    )
     return counted_and_foreseen(model, read_spec(folder).weights, sharding, fresh=True)
 
 

@@ -64,11 +64,15 @@ def settings(shared, data, tmp_path_factory) -> dict[str, Any]:
         },
         "adapter": {"rank": 4, "dropout": 0.0},
         "rank_sampling": {
-            "mode": "exact", "target_rank": 2, "interval": INTERVAL, "rho": 0.3, "orthogonality": 0.1,
+            "mode": "exact",
+            "target_rank": 2,
+            "interval": INTERVAL,
+            "rho": 0.3,
+            "orthogonality": 0.1,
             "audit_interval": 5,
         },
         "train": {"global_batch_size": 11, "max_steps": STEPS, "eval_steps": 6},
-    }  # fmt: skip
+    }
 
 
 def train(rank: int, world_size: int, settings: dict[str, Any]) -> dict[str, Any]:

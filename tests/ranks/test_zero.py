@@ -39,10 +39,16 @@ CONFIGS = {
     ),
     "opt": OPTConfig(**COMMON, ffn_dim=37, word_embed_proj_dim=12, max_position_embeddings=64, dropout=0.1),
     "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=24, n_layer=8, n_head=4, n_positions=64, n_inner=37,
-        bos_token_id=0, eos_token_id=2,
+        vocab_size=VOCABULARY,
+        n_embd=24,
+        n_layer=8,
+        n_head=4,
+        n_positions=64,
+        n_inner=37,
+        bos_token_id=0,
+        eos_token_id=2,
     ),
-}  # fmt: skip
+}
 
 
 def random_model(config: PreTrainedConfig, folder: Path) -> Path:
@@ -86,13 +92,27 @@ def zero_config(
         {"name": "zero", "backbone": {"path": "."}, "data": {"path": "."}, "rank_sampling": {"mode": "off"}}
     )
     facts = Facts(
-        train_rows=64, dev_rows=8, test_rows=8, longest=16, shared_prefix=0, mean_tokens=16.0,
-        backbone_parameters=spec.parameters, layer_parameters=spec.layer_parameters, layers=spec.layers,
-        hidden_size=spec.hidden_size, ffn_size=spec.ffn_size, sites=len(layout.sites),
-        bank_parameters=layout.size, head_parameters=layout.size - layout.adapter_size, compute_bytes=4,
-        packable=False, causal=True,
-        world_size=world_size, local_world_size=world_size, memory_bytes=2**34,
-    )  # fmt: skip
+        train_rows=64,
+        dev_rows=8,
+        test_rows=8,
+        longest=16,
+        shared_prefix=0,
+        mean_tokens=16.0,
+        backbone_parameters=spec.parameters,
+        layer_parameters=spec.layer_parameters,
+        layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        ffn_size=spec.ffn_size,
+        sites=len(layout.sites),
+        bank_parameters=layout.size,
+        head_parameters=layout.size - layout.adapter_size,
+        compute_bytes=4,
+        packable=False,
+        causal=True,
+        world_size=world_size,
+        local_world_size=world_size,
+        memory_bytes=2**34,
+    )
     if profile is None:
         profile = json.loads(resource_path("ds_configs", "zero3_cpu").read_text())
         assert profile["zero_optimization"]["stage3_param_persistence_threshold"] == 0
@@ -453,9 +473,14 @@ def check_gradients(results: list[dict], group_size: int) -> None:
 def wide_llama(tmp_path_factory) -> Path:
     """26 MB, most of it in one weight: enough to tell half a file from a whole one."""
     config = LlamaConfig(
-        vocab_size=100001, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, tie_word_embeddings=True, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=100001,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+        max_position_embeddings=64,
+    )
     return random_model(config, tmp_path_factory.mktemp("wide"))
 
 

@@ -49,9 +49,14 @@ class Genome:
             require_regular(path)
             readable = _unpacked(path, cache)
             self._fasta = Faidx(
-                readable, **_indexes(readable, cache), build_index=False, rebuild=False,
-                as_raw=True, sequence_always_upper=True, read_ahead=read_ahead,
-            )  # fmt: skip
+                readable,
+                **_indexes(readable, cache),
+                build_index=False,
+                rebuild=False,
+                as_raw=True,
+                sequence_always_upper=True,
+                read_ahead=read_ahead,
+            )
         except (*UNREADABLE, FastaIndexingError) as error:
             rule = f"cannot be read as a FASTA ({getattr(error, 'strerror', None) or reason_of(error)})"
             fix = "give a whole FASTA with lines of one length, plain or packed with bgzip or gzip"

@@ -62,8 +62,9 @@ class Negatives:
     def log_summary(self) -> None:
         """Logs how many windows were drawn and how close their GC shares are."""
         mean = self._gc_distance / max(self._drawn, 1)
-        logger.info("drew %d windows off the intervals; their GC share differs by %.3f on average",
-                    self._drawn, mean)  # fmt: skip
+        logger.info(
+            "drew %d windows off the intervals; their GC share differs by %.3f on average", self._drawn, mean
+        )
         if self._not_placed:
             logger.warning("%d windows found no place off the intervals in %d tries", self._not_placed, TRIES)
 
@@ -87,8 +88,11 @@ class Negatives:
         if strand == "-":
             sequence = reverse_complement(sequence)
         fields = {
-            "chromosome": chromosome, "start": str(start), "end": str(start + width), "strand": strand,
-        }  # fmt: skip
+            "chromosome": chromosome,
+            "start": str(start),
+            "end": str(start + width),
+            "strand": strand,
+        }
         return Example(sequence, ("0",), f"drawn for {positive.where}", fields=fields)
 
     def _free_places(self, chromosome: str, width: int) -> Iterator[int]:

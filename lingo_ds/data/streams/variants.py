@@ -162,13 +162,21 @@ class Variants:
             return _Line([], [], mistake)
         length = self._genome.lengths[chrom]
         if not 1 <= pos <= length - len(ref) + 1:
-            mistake = Mistake(where, pos, f"is beyond {chrom}, which has {length:,} bases in the genome",
-                              "give the genome that the file was called on")  # fmt: skip
+            mistake = Mistake(
+                where,
+                pos,
+                f"is beyond {chrom}, which has {length:,} bases in the genome",
+                "give the genome that the file was called on",
+            )
             return _Line([], [], self.skipped.add(BEYOND, count=len(alleles), mistake=mistake))
         windows = make_windows(self._genome, chrom, pos, ref, alleles, window=self.window)
         if windows.found != ref.upper():
-            mistake = Mistake(where, ref, f"is REF, but the genome has {windows.found!r} at {chrom}:{pos}",
-                              "give the genome that the file was called on")  # fmt: skip
+            mistake = Mistake(
+                where,
+                ref,
+                f"is REF, but the genome has {windows.found!r} at {chrom}:{pos}",
+                "give the genome that the file was called on",
+            )
             return _Line([], [], self.skipped.add(MISMATCH, count=len(alleles), mistake=mistake))
         variants = [Variant(chrom, pos, name, ref, alt) for alt in alleles]
         return _Line(variants, [windows.reference, *windows.alternatives])

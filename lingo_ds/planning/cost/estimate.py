@@ -81,15 +81,24 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
         sent = [
-            {**asdict(one.collective), "link": str(one.collective.link), "sent": one.collective.sent,
-             "seconds": one.seconds, "exposed": one.exposed}
+            {
+                **asdict(one.collective),
+                "link": str(one.collective.link),
+                "sent": one.collective.sent,
+                "seconds": one.seconds,
+                "exposed": one.exposed,
+            }
             for one in self.sent
-        ]  # fmt: skip
+        ]
         return {
-            **asdict(self), "sent": sent, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
+            **asdict(self),
+            "sent": sent,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
             "bytes_by_link": by_link(one.collective for one in self.sent),
-            "tokens_per_second": self.tokens_per_second, "epochs_per_hour": self.epochs_per_hour,
-        }  # fmt: skip
+            "tokens_per_second": self.tokens_per_second,
+            "epochs_per_hour": self.epochs_per_hour,
+        }
 
 
 def estimate_step(scenario: Scenario) -> Estimate:

@@ -62,9 +62,13 @@ def test_a_run_is_known_by_all_that_decides_it(monkeypatch):
     default = RunConfig.model_fields["rank_sampling"].default.interval
     assert key() == key("--set", f"rank_sampling.interval={default}")
     others = [
-        key(seed=1), key(method="bernoulli"), key("--steps", "900"), key("--set", "rank_sampling.interval=7"),
-        key("--set", "data.max_length=30"), key("--set", "backbone.dtype=bf16"),
-    ]  # fmt: skip
+        key(seed=1),
+        key(method="bernoulli"),
+        key("--steps", "900"),
+        key("--set", "rank_sampling.interval=7"),
+        key("--set", "data.max_length=30"),
+        key("--set", "backbone.dtype=bf16"),
+    ]
     assert len({key(), *others}) == 7
 
 
@@ -313,9 +317,15 @@ def test_what_is_off_is_off_by_what_was_measured():
 
 def test_the_cpu_is_planned_with_what_was_probed(tmp_path):
     rates = {
-        "processes": 2, "widths": [256, 512], "products": [1e11, 2e11], "adapters": [1e10, 1e10],
-        "attention": 1e10, "memory": 1e10, "dispatch": 1e-6, "all_gather": [1e-4, 1e8],
-    }  # fmt: skip
+        "processes": 2,
+        "widths": [256, 512],
+        "products": [1e11, 2e11],
+        "adapters": [1e10, 1e10],
+        "attention": 1e10,
+        "memory": 1e10,
+        "dispatch": 1e-6,
+        "all_gather": [1e-4, 1e8],
+    }
     setting = _plan_runs.Setting("tiny", processes=2, stage=3, batch=4, length=100, link="100mbit")
     work = _plan_runs.make_work(
         setting, _plan_runs.make_shape("tiny", tmp_path / "tiny"), tmp_path / "w", steps=1

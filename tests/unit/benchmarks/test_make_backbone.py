@@ -16,15 +16,24 @@ from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
 PUBLISHED = {
-    "llama-2-7b": 6_738_415_616, "mistral-7b": 7_241_732_096, "qwen-2.5-0.5b": 494_032_768,
-    "qwen-2.5-7b": 7_615_616_512, "opt-350m": 331_196_416, "opt-6.7b": 6_658_473_984,
-}  # fmt: skip
+    "llama-2-7b": 6_738_415_616,
+    "mistral-7b": 7_241_732_096,
+    "qwen-2.5-0.5b": 494_032_768,
+    "qwen-2.5-7b": 7_615_616_512,
+    "opt-350m": 331_196_416,
+    "opt-6.7b": 6_658_473_984,
+}
 """Entries of the published checkpoints."""
 
 SMALL = {
-    "vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 40, "ffn_dim": 40, "word_embed_proj_dim": 32,
-}  # fmt: skip
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "ffn_dim": 40,
+    "word_embed_proj_dim": 32,
+}
 
 
 def small(shape: str, folder: Path) -> Path:
@@ -67,9 +76,10 @@ def test_weights_are_those_of_the_seed_whatever_the_files(tmp_path, monkeypatch)
         return {key: value for file in files for key, value in file.items()}
 
     one, many, other = (
-        made("one", shard_bytes=10**9, seed=0), made("many", shard_bytes=3_000, seed=0),
+        made("one", shard_bytes=10**9, seed=0),
+        made("many", shard_bytes=3_000, seed=0),
         made("other", shard_bytes=10**9, seed=1),
-    )  # fmt: skip
+    )
     assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
     assert one.keys() == many.keys() == other.keys()
     assert all(torch.equal(one[key], many[key]) for key in one)

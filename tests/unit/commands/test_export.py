@@ -62,14 +62,22 @@ TINY = {
     "qwen2": ("qwen2", {**SMALL, **KV}),
     "qwen3": ("qwen3", {**SMALL, **KV, "head_dim": 8}),
     "opt": ("opt", {**SMALL, "ffn_dim": 24, "max_position_embeddings": 80, "word_embed_proj_dim": 16}),
-    "opt-350m": ("opt", {**SMALL, "ffn_dim": 24, "max_position_embeddings": 80, "word_embed_proj_dim": 8,
-                         "do_layer_norm_before": False}),
+    "opt-350m": (
+        "opt",
+        {
+            **SMALL,
+            "ffn_dim": 24,
+            "max_position_embeddings": 80,
+            "word_embed_proj_dim": 8,
+            "do_layer_norm_before": False,
+        },
+    ),
     "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 80}),
     "gpt_neox": ("gpt_neox", {**SMALL, "intermediate_size": 24, "max_position_embeddings": 80}),
     "phi": ("phi", {**SMALL, "intermediate_size": 24, "max_position_embeddings": 80}),
     "bert": ("bert", ENCODER),
     "esm": ("esm", {**ENCODER, "mask_token_id": 2, "position_embedding_type": "rotary"}),
-}  # fmt: skip
+}
 DECODERS = [name for name, (family, _) in TINY.items() if family in CLASSIFIERS]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
@@ -151,9 +159,13 @@ def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
     env = DistEnv(0, 0, 1, 1, torch.device("cpu"))
     backbone = load_backbone(spec, BackboneOptions(), dtype=torch.float64, env=env)
     bank = AdapterBank(
-        adapter.layout, scale=adapter.alpha / adapter.rank, dtype=torch.float64, device=torch.device("cpu"),
-        scalars=5, importance=False,
-    )  # fmt: skip
+        adapter.layout,
+        scale=adapter.alpha / adapter.rank,
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+        scalars=5,
+        importance=False,
+    )
     model = AdaptedModel(backbone, bank, pooling=adapter.card.pooling, dropout=0.0)
     model.replace(adapter.layout, adapter.values)
     model.backbone.train(False)
@@ -381,9 +393,14 @@ def test_fp16_that_cannot_hold_a_weight_is_refused(backbone, tmp_path: Path, cap
 def test_memory_is_a_shard_and_a_map(tmp_path: Path):
     """A model of 8 shards, every map adapted, written while memory that is no file's grows by two at most."""
     config = AutoConfig.for_model(
-        "llama", vocab_size=128, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
-        num_attention_heads=8, pad_token_id=3,
-    )  # fmt: skip
+        "llama",
+        vocab_size=128,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        pad_token_id=3,
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "backbone")
     size = sum(parameter.nbytes for parameter in model.parameters())
@@ -402,9 +419,14 @@ def test_memory_is_a_shard_and_a_map(tmp_path: Path):
     watcher.start()
     try:
         merged = save_merged(
-            tmp_path / "out", adapter, spec=spec, backbone_path="x", dtype=None, shard_bytes=shard,
+            tmp_path / "out",
+            adapter,
+            spec=spec,
+            backbone_path="x",
+            dtype=None,
+            shard_bytes=shard,
             notes=CardNotes(),
-        )  # fmt: skip
+        )
     finally:
         done.set()
         watcher.join()
@@ -631,10 +653,12 @@ HOSTILE = {
     "header says 2 TiB": (claim_huge, "the most that"),
     "weights are not finite": (lambda f: reweigh(f, f"{ONE}.lora_A", lambda t: t * torch.inf), "not finite"),
     "head is not finite": (
-        lambda f: reweigh(f, "base_model.model.score.weight", lambda t: t * torch.nan), "not finite"),
+        lambda f: reweigh(f, "base_model.model.score.weight", lambda t: t * torch.nan),
+        "not finite",
+    ),
     "weights are whole numbers": (lambda f: reweigh(f, f"{ONE}.lora_A", lambda t: t.int()), "I32"),
     "a site has rank 0": (lambda f: reweigh(f, f"{ONE}.lora_A", lambda t: t[:0].clone()), "lam|rank"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.timeout(60)

@@ -286,7 +286,7 @@ MISTAKES = {
     "unknown ending": ("in.txt", "ACGT\n", "in.txt': the ending is none of .csv"),
     "no Parquet": ("in.parquet", "ACGT\n", "is no readable Parquet file"),
     "no gzip": ("in.csv.gz", "id,sequence\n", "in.csv.gz:1: 'line': cannot be read further"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", MISTAKES)

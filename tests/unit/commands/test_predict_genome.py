@@ -140,7 +140,7 @@ OPTIONS = {
     "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf, .bed"),
     "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf, .bed"),
     "strict": ("bad.vcf", ["--genome", "g.fa", "--window", "5", "--strict"], "bad.vcf:4: 'C': is REF, but"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", OPTIONS)

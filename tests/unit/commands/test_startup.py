@@ -19,15 +19,34 @@ from lingo_ds.utils.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 HEAVY = {
-    "torch", "numpy", "transformers", "datasets", "pandas", "pyarrow", "deepspeed", "matplotlib", "scipy",
-    "sklearn", "rich", "pydantic", "yaml",
-}  # fmt: skip
+    "torch",
+    "numpy",
+    "transformers",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "deepspeed",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "rich",
+    "pydantic",
+    "yaml",
+}
 """Libraries that take long to import."""
 
 NOT_FOR_A_PLAN = {
-    "transformers.modeling_utils", "transformers.models.llama", "torch._dynamo", "torch.distributed.tensor",
-    "deepspeed", "datasets", "pandas", "matplotlib", "sklearn", "scipy.stats",
-}  # fmt: skip
+    "transformers.modeling_utils",
+    "transformers.models.llama",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "deepspeed",
+    "datasets",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "scipy.stats",
+}
 """What a plan need not import, once shapes and data were read."""
 
 

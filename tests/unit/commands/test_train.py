@@ -116,8 +116,16 @@ def copy(tmp_path) -> Callable[[Path], Path]:
 
 
 def test_everything_that_is_promised_lies_in_the_folder(finished):
-    for name in ("config.yaml", "plan.json", "report.json", "adapter", "tensorboard", "train.log",
-                 "predictions/test.parquet", f"checkpoints/step-{STEPS:08d}"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "plan.json",
+        "report.json",
+        "adapter",
+        "tensorboard",
+        "train.log",
+        "predictions/test.parquet",
+        f"checkpoints/step-{STEPS:08d}",
+    ):
         assert (finished / name).exists(), name
     hidden = [path.name for path in finished.rglob(".*")]
     assert hidden == [".lock"], "nothing half-written stays behind"
@@ -127,14 +135,27 @@ def test_report_has_every_key_of_the_contract(finished):
     report = report_of(finished)
     contract = {
         "metrics": ("dev", "test"),
-        "rank_sampling": ("mode", "initial_triplets", "target_triplets", "kept_triplets", "mask_events",
-                          "returned_triplets", "ranks"),
+        "rank_sampling": (
+            "mode",
+            "initial_triplets",
+            "target_triplets",
+            "kept_triplets",
+            "mask_events",
+            "returned_triplets",
+            "ranks",
+        ),
         "parameters": ("trainable", "backbone", "fraction"),
         "sync": ("audits", "divergences", "repairs"),
-        "throughput": ("seconds", "examples_per_second", "tokens_per_second", "padding_fraction",
-                       "shared_prefix_fraction", "mfu"),
+        "throughput": (
+            "seconds",
+            "examples_per_second",
+            "tokens_per_second",
+            "padding_fraction",
+            "shared_prefix_fraction",
+            "mfu",
+        ),
         "memory": ("peak_host_bytes", "peak_device_bytes"),
-    }  # fmt: skip
+    }
     assert set(report) >= {"task", "selected_step", "steps", "seed", "world_size", "versions", *contract}
     for section, keys in contract.items():
         assert set(report[section]) >= set(keys), section
@@ -281,9 +302,17 @@ def tensorboard(out: Path) -> EventAccumulator:
 def test_tensorboard_has_the_tags_of_the_contract(finished):
     tags = tensorboard(finished).Tags()
     assert set(tags["scalars"]) >= {
-        "train/loss", "train/penalty", "train/grad_norm", "train/lr", "dev/mcc", "rank/budget", "rank/kept",
-        "rank/returned", "sync/divergences", "throughput/tokens_per_second",
-    }  # fmt: skip
+        "train/loss",
+        "train/penalty",
+        "train/grad_norm",
+        "train/lr",
+        "dev/mcc",
+        "rank/budget",
+        "rank/kept",
+        "rank/returned",
+        "sync/divergences",
+        "throughput/tokens_per_second",
+    }
     assert "rank/map" in tags["images"]
 
 
@@ -731,5 +760,6 @@ def test_a_real_process_ends_with_status_2_and_without_a_traceback(recipe, tmp_p
     assert ended.stdout == ""
     assert ended.stderr.splitlines() == errors(ended.stderr)
     assert [line.split(": ")[1] for line in errors(ended.stderr)] == [
-        "command line", "train.max_stepz (command line)"
-    ]  # fmt: skip
+        "command line",
+        "train.max_stepz (command line)",
+    ]

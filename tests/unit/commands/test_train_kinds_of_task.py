@@ -179,10 +179,13 @@ def test_evaluate_finds_what_training_found(trained, kind):
     assert written["metrics_by_output"]["test"] == found.report["metrics_by_output"]["test"]
 
 
-@pytest.mark.parametrize("field, sections", [
-    ("task.labels", {"task": {"labels": ["a", "b", "c"]}}),
-    ("task.kind", {"task": {"kind": "regression", "threshold": 0.5}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, sections",
+    [
+        ("task.labels", {"task": {"labels": ["a", "b", "c"]}}),
+        ("task.kind", {"task": {"kind": "regression", "threshold": 0.5}}),
+    ],
+)
 def test_evaluate_refuses_another_meaning(trained, field, sections, tmp_path):
     found = trained("multilabel")
     if field == "task.kind":  # a value that never changes is refused before
@@ -362,11 +365,13 @@ def test_a_real_set_with_58_labels_trains(shared, tmp_path):
         (tmp_path / "data" / f"{split}.csv").write_text("\n".join([lines[0], *rows]) + "\n")
     (tmp_path / "data/test.csv").write_bytes((source / "test.csv").read_bytes())
     config = config_of(
-        "multilabel", tmp_path / "data", tmp_path / "run",
+        "multilabel",
+        tmp_path / "data",
+        tmp_path / "run",
         data={"label_column": names, "max_length": 200},
         task={"class_weights": "balanced", "focal_gamma": 2.0},
         train={"max_steps": 3, "eval_steps": 3},
-    )  # fmt: skip
+    )
     report = train(config, ALONE)
     by_label = report["metrics_by_output"]["test"]
     assert list(by_label) == names

@@ -139,9 +139,15 @@ def backbone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2,
-        pad_token_id=3, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:

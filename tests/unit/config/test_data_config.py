@@ -57,14 +57,24 @@ def test_template_with_domain_needs_the_domain(load, refused):
         (["data.format=fasta", "data.intervals.genome=g.fa"], "data.intervals", "data.format fasta"),
         (["data.format=table", "data.subset=x"], "data.subset", "data.format table"),
         (["data.format=bed", "data.intervals.genome=g.fa", "data.only_task=x"], "data.only_task", "bed"),
-        (["data.intervals.genome=g.fa", "data.intervals.window=9", "data.intervals.flank=1"],
-         "data.intervals.flank", "cannot be combined with data.intervals.window"),
-        (["data.intervals.genome=g.fa", "data.intervals.dev_chromosomes=[c1, c2]",
-          "data.intervals.test_chromosomes=[c2]"], "data.intervals.test_chromosomes", "dev_chromosomes too"),
+        (
+            ["data.intervals.genome=g.fa", "data.intervals.window=9", "data.intervals.flank=1"],
+            "data.intervals.flank",
+            "cannot be combined with data.intervals.window",
+        ),
+        (
+            [
+                "data.intervals.genome=g.fa",
+                "data.intervals.dev_chromosomes=[c1, c2]",
+                "data.intervals.test_chromosomes=[c2]",
+            ],
+            "data.intervals.test_chromosomes",
+            "dev_chromosomes too",
+        ),
         (["data.intervals.window=200"], "data.intervals.genome", "is required"),
         (["data.intervals.genom=g", "data.intervals.genome=g"], "data.intervals.genom", "is not a known"),
     ],
-)  # fmt: skip
+)
 def test_settings_of_data_that_contradict_are_refused(refused, settings, field, says):
     (mistake,) = refused(MINIMAL, *settings)
     assert mistake.where == f"{field} (command line)" or mistake.where == f"{field} (run.yaml:4)"

@@ -184,7 +184,7 @@ def test_published_settings_are_those_of_the_task(load):
         (("EMP_H3", HYPER + "=ling"), HYPER + " (command line)", "did you mean lingo"),
         (("tf_0", HYPER + "=lingo"), HYPER + " (command line)", "known for tf_0: dnabert2"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_in_words(refused, arguments, where, fix):
     (mistake,) = refused(*arguments)
     assert mistake.where == where and mistake.fix.startswith(fix)

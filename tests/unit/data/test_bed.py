@@ -196,8 +196,13 @@ def test_yeast_genes_begin_and_end_as_genes_do(shared, cache, caplog):
 
 def test_groups_of_overlapping_genes_stay_together(shared, cache, caplog):
     home = shared / "data/yeast_chrI_ref"
-    read(home / "transcripts_tss.bed", cache, label_column="strand", class_names=["+", "-"],
-         intervals={"genome": str(home / "chrI.fa")})  # fmt: skip
+    read(
+        home / "transcripts_tss.bed",
+        cache,
+        label_column="strand",
+        class_names=["+", "-"],
+        intervals={"genome": str(home / "chrI.fa")},
+    )
     assert "chromosomes in common" in caplog.text and "overlap windows" not in caplog.text
 
 
@@ -254,8 +259,13 @@ def test_negatives_have_the_gc_share_of_their_interval(tmp_path, cache):
     write_fasta(tmp_path / "g.fa", {"c": rich + poor})
     starts = [*range(100, 4000, 400), *range(5100, 9000, 400)]
     path = bed(tmp_path / "x.bed", "\n".join(f"c {start} {start + 50}" for start in starts))
-    found = read(path, cache, intervals={"genome": str(tmp_path / "g.fa"), "negatives": 1},
-                 dev_fraction=0.05, test_fraction=0.05)  # fmt: skip
+    found = read(
+        path,
+        cache,
+        intervals={"genome": str(tmp_path / "g.fa"), "negatives": 1},
+        dev_fraction=0.05,
+        test_fraction=0.05,
+    )
     shares = [gc_share(s) for split in found.labels for s, label in found.rows(split) if label == 0]
     assert len(shares) == 20 and sum(share > 0.7 for share in shares) == 10 == sum(
         share < 0.3 for share in shares

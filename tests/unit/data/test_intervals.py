@@ -29,13 +29,25 @@ def named(genome: Genome, path, text: str, **how) -> dict[str, str]:
 
 
 def test_intervals_are_read_on_their_strand(genome, tmp_path):
-    rows = ["track name=x", "# words", "c1\t0\t4", "c1\t8\t12\tcgt\t0\t+", "c1\t0\t4\tminus\t0\t-",
-            "c1 4 8 spaces 0 .", "", "c1\t16\t20\t.\t0\t-"]  # fmt: skip
+    rows = [
+        "track name=x",
+        "# words",
+        "c1\t0\t4",
+        "c1\t8\t12\tcgt\t0\t+",
+        "c1\t0\t4\tminus\t0\t-",
+        "c1 4 8 spaces 0 .",
+        "",
+        "c1\t16\t20\t.\t0\t-",
+    ]
     (tmp_path / "r.bed").write_text("\n".join(rows))
     (chunk,) = everything(Regions(tmp_path / "r.bed", genome=genome))
     assert dict(zip(chunk.ids, chunk.sequences, strict=True)) == {
-        "c1:0-4": "AACC", "cgt": "ACGT", "minus": "GGTT", "spaces": "GGTT", "c1:16-20": "CCAA",
-    }  # fmt: skip
+        "c1:0-4": "AACC",
+        "cgt": "ACGT",
+        "minus": "GGTT",
+        "spaces": "GGTT",
+        "c1:16-20": "CCAA",
+    }
 
 
 def test_a_window_lies_around_an_intervals_middle(genome, tmp_path):

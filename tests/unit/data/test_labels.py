@@ -175,9 +175,12 @@ def tokenized(shared, tmp_path):
         examples = read(folder, kind, "label")
         tokenizer = read_tokenizer(shared / "backbones/stories260k")
         write_tokenized(
-            tmp_path / "entry", examples, tokenize=TextTokens(tokenizer),
-            prompt=make_prompt(None, domain=None), max_length=100,
-        )  # fmt: skip
+            tmp_path / "entry",
+            examples,
+            tokenize=TextTokens(tokenizer),
+            prompt=make_prompt(None, domain=None),
+            max_length=100,
+        )
         return read_tokenized(tmp_path / "entry")
 
     return tokenize

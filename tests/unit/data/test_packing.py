@@ -205,11 +205,15 @@ def trainers(
     """One per process."""
     return [
         TrainBatches(
-            split, seed=3, batch=batch, rank=rank, world=world,
+            split,
+            seed=3,
+            batch=batch,
+            rank=rank,
+            world=world,
             forwards=PackBudget(budget, common_prefix(split, np.arange(len(split))), most),
         )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")

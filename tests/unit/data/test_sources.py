@@ -158,9 +158,13 @@ def as_packed_npz(path: Path, x: np.ndarray, y: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "write, ending, order",
-    [(as_hdf5, ".mat", "AGCT"), (as_matlab_5, ".mat", "AGCT"), (as_npz, ".npz", "ACGT"),
-     (as_packed_npz, ".npz", "ACGT")],
-)  # fmt: skip
+    [
+        (as_hdf5, ".mat", "AGCT"),
+        (as_matlab_5, ".mat", "AGCT"),
+        (as_npz, ".npz", "ACGT"),
+        (as_packed_npz, ".npz", "ACGT"),
+    ],
+)
 @pytest.mark.parametrize("given", [None, "TGCA"])
 def test_arrays_become_sequences(home, cache, monkeypatch, write, ending, order, given):
     monkeypatch.setattr(deepsea, "EXAMPLES_PER_READ", 3)

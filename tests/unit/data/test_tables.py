@@ -80,13 +80,15 @@ FORMATS = {
         "".join(json.dumps({"label": label, "sequence": sequence}) + "\n" for sequence, label in ROWS)
     ),
     "training.ndjson.gz": lambda path: path.write_bytes(
-        gzip.compress(b'{"sequence": "ACGTACGT", "label": 0}\n\n'
-                      b'{"label": true, "x": 1, "sequence": "TTTTACGT"}\n'
-                      b'{"label": "0", "sequence": "ggggacgt"}')
+        gzip.compress(
+            b'{"sequence": "ACGTACGT", "label": 0}\n\n'
+            b'{"label": true, "x": 1, "sequence": "TTTTACGT"}\n'
+            b'{"label": "0", "sequence": "ggggacgt"}'
+        )
     ),
     "train.parquet": as_parquet,
     "TRAIN.PARQUET": as_parquet_of_small_integers_and_categories,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -111,10 +113,18 @@ def test_a_table_of_any_format_is_the_same(folder, cache, name):
         ("# from a paper, table 2\n" + GOOD + "# the end\n").encode(),
     ],
     ids=[
-        "lower case", "CRLF", "CR", "BOM", "blank lines", "no last newline", "blank end", "quotes", "spaces",
+        "lower case",
+        "CRLF",
+        "CR",
+        "BOM",
+        "blank lines",
+        "no last newline",
+        "blank end",
+        "quotes",
+        "spaces",
         "comments",
     ],
-)  # fmt: skip
+)
 def test_spelling_that_means_the_same_is_tolerated(folder, cache, raw):
     (folder / "train.csv").write_bytes(raw)
     assert read(folder, cache).rows() == ROWS
@@ -150,8 +160,9 @@ def test_three_columns_are_pairs(folder, cache, columns):
 def test_a_mistake_in_the_second_sequence_is_one(folder, cache):
     (folder / "dev.csv").write_text("sequence1,sequence2,label\nACGT,TTX,0\nAAAA,,1\n")
     assert [(m.where, m.value) for m in refused(folder, cache)] == [
-        (f"{folder / 'dev.csv'}:2", "X"), (f"{folder / 'dev.csv'}:3", "")
-    ]  # fmt: skip
+        (f"{folder / 'dev.csv'}:2", "X"),
+        (f"{folder / 'dev.csv'}:3", ""),
+    ]
 
 
 def test_one_file_may_be_all_there_is(tmp_path, cache):
@@ -366,8 +377,9 @@ def test_what_is_no_data_is_refused(tmp_path, cache, name, says):
 def test_settings_that_mean_nothing_there_are_refused(folder, cache):
     (mistake,) = refused(folder, cache, intervals={"genome": "g.fa"})
     assert (mistake.where, mistake.rule) == (
-        "data.intervals", "has no meaning for data.path, which is read as table"
-    )  # fmt: skip
+        "data.intervals",
+        "has no meaning for data.path, which is read as table",
+    )
 
 
 def test_labels_run_from_zero_without_a_gap(folder, cache):
@@ -391,8 +403,9 @@ def test_label_that_training_never_shows_is_refused(folder, cache):
     (folder / "test.csv").write_text("sequence,label\nACGT,0\n\nACGT,1\nACGT,2\n")
     mistakes = refused(folder, cache)
     assert [(m.where, m.value) for m in mistakes] == [
-        (f"{folder / 'dev.csv'}:3", 4), (f"{folder / 'test.csv'}:5", 2)
-    ]  # fmt: skip
+        (f"{folder / 'dev.csv'}:3", 4),
+        (f"{folder / 'test.csv'}:5", 2),
+    ]
 
 
 def test_mistakes_of_all_files_are_reported_together(folder, cache):

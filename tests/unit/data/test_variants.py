@@ -43,12 +43,11 @@ WINDOWS = {
     "begin of the contig": (5, "c1 1 . A C", [("NNAAC", "NNCAC")]),
     "end of the contig": (5, "c1 20 . G A", [("TGGNN", "TGANN")]),
     "deletion at the end": (5, "c1 19 . GG G", [("TTGGN", "TTGNN")]),
-    "window beyond both ends": (24, "c2 6 . Y C", [
-        ("NNNNNNNACGTRYNNACGTNNNNN", "NNNNNNNACGTRCNNACGTNNNNN")]),
+    "window beyond both ends": (24, "c2 6 . Y C", [("NNNNNNNACGTRYNNACGTNNNNN", "NNNNNNNACGTRCNNACGTNNNNN")]),
     "several alleles": (5, "c1 9 . A G,AT,C", [("TTACG", "TTGCG"), ("TTACG", "TTATC"), ("TTACG", "TTCCG")]),
     "several lengths": (7, "c1 9 . ACGT A,ACGTT", [("TTACGTA", "TTAACGT"), ("TTACGTA", "TTACGTT")]),
     "lower case": (5, "c1 9 . a g", [("TTACG", "TTGCG")]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", WINDOWS)
@@ -138,7 +137,7 @@ MISTAKES = {
     "REF": (f"{HEAD}c1\t9\t.\t-\tG\n", "v.vcf:4: '-': REF is no sequence of bases"),
     "ALT": (f"{HEAD}c1\t9\t.\tA\tG,,C\n", "v.vcf:4: '': ALT is no sequence of bases"),
     "ALT of words": (f"{HEAD}c1\t9\t.\tA\tG\nc1\t9\t.\tA\tdel5\n", "v.vcf:5: 'del5': ALT is no"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", MISTAKES)
@@ -155,9 +154,17 @@ def test_a_mistake_in_a_vcf_is_named(genome, tmp_path, what):
 
 def test_alleles_that_are_no_sequence_are_left_out_and_counted(genome, tmp_path):
     rows = [
-        "c1 9 . A *,G", "c1 9 . A <DEL>", "c1 9 . A <NON_REF>,C", "c1 9 . A A[c2:3[", "c1 9 . A ]c2:3]A",
-        "c1 9 . A A.", "c1 9 . A .A", "c1 9 . A .", "c1 9 . A ATTTT", "c1 7 . TTACGT T",
-    ]  # fmt: skip
+        "c1 9 . A *,G",
+        "c1 9 . A <DEL>",
+        "c1 9 . A <NON_REF>,C",
+        "c1 9 . A A[c2:3[",
+        "c1 9 . A ]c2:3]A",
+        "c1 9 . A A.",
+        "c1 9 . A .A",
+        "c1 9 . A .",
+        "c1 9 . A ATTTT",
+        "c1 7 . TTACGT T",
+    ]
     variants = Variants(write_vcf(tmp_path / "v.vcf", *rows), genome=genome, window=5, strict=True)
     assert [variant for variant, _, _ in pairs(variants)] == ["c1 9 . A G", "c1 9 . A C"]
     assert str(variants.skipped) == (

@@ -7,25 +7,33 @@ from lingo_ds.distributed.launchers import FIRST_PORT, PORTS, find_rank, first_n
 from lingo_ds.utils.errors import UserError
 
 OPEN_MPI = {
-    "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "16",
+    "OMPI_COMM_WORLD_RANK": "9",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "16",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
-}  # fmt: skip
+}
 SRUN = {
-    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2",
-    "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
-    "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "16",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
     "SLURM_STEP_NODELIST": "gpu[007-008]",
-}  # fmt: skip
+}
 LAUNCHERS = {
     "deepspeed": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
     "torchrun": {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"},
     "Open MPI": OPEN_MPI,
     "MPICH": {"PMI_RANK": "9", "MPI_LOCALRANKID": "1", "PMI_SIZE": "16", "MPI_LOCALNRANKS": "8"},
     "srun": SRUN,
-    "deepspeed in a SLURM job": SRUN | {"SLURM_PROCID": "0", "RANK": "9", "LOCAL_RANK": "1"}
+    "deepspeed in a SLURM job": SRUN
+    | {"SLURM_PROCID": "0", "RANK": "9", "LOCAL_RANK": "1"}
     | {"WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
     "mpirun in a SLURM job": SRUN | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"} | OPEN_MPI,
-}  # fmt: skip
+}
 """What each sets for the second process of the second host, of two hosts with eight."""
 
 
@@ -90,7 +98,7 @@ def test_tasks_per_node(text, counts):
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "8"}, "local rank: '8': is not below the 8 processes"),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "x"}, "SLURM_STEP_TASKS_PER_NODE: .*is not a list of counts"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_told_in_words(environ, words):
     with pytest.raises(UserError, match=words):
         find_rank(environ)

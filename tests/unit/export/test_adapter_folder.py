@@ -27,8 +27,17 @@ from lingo_ds.utils.errors import UserError
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
 CLASSES, RANK, ALPHA, PAD = 3, 4, 6.0, 0
-SETTINGS = {"lora_dropout": 0.1, "target_r": 2, "tinit": 3, "tfinal": 4, "deltaT": 5, "beta1": 0.85,
-            "beta2": 0.85, "orth_reg_weight": 1e-12, "total_step": 100}  # fmt: skip
+SETTINGS = {
+    "lora_dropout": 0.1,
+    "target_r": 2,
+    "tinit": 3,
+    "tfinal": 4,
+    "deltaT": 5,
+    "beta1": 0.85,
+    "beta2": 0.85,
+    "orth_reg_weight": 1e-12,
+    "total_step": 100,
+}
 LORA_SETTINGS = {"lora_dropout": 0.1, "revision": None}
 CARD = Card(
     task=make_task("toy", classes=CLASSES, template=None, domain=None, max_length=32),
@@ -331,8 +340,11 @@ def test_folder_is_replaced_whole(backbone: Callable[[str], Path], tmp_path: Pat
     adapter = random_adapter(spec, ranks=lambda sites: (1,) * len(sites))
     save(folder, adapter, spec)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "task.json",
-    ]  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "task.json",
+    ]
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
     assert load_adapter(folder, spec).layout.ranks == adapter.layout.ranks
 
@@ -419,7 +431,7 @@ CHANGES = {
     "a site that is not there": lambda t: t.update({f"{FAR}.lora_A": torch.zeros(4, 16)}),
     "plain LoRA": lambda t: t.update({f"{SITE}.lora_A.weight": torch.zeros(4, 16)}),
     "one tensor too many": lambda t: t.update({f"{SITE}.lora_magnitude_vector": torch.zeros(16)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -452,7 +464,7 @@ LORA_CHANGES = {
     "lora_A with one axis": lambda t: t.update({A: torch.zeros(RANK)}),
     "lora_B transposed": lambda t: t.update({B: t[B].T.contiguous()}),
     "a site that is not there": lambda t: t.update({f"{FAR}.lora_A.weight": torch.zeros(4, 16)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", LORA_CHANGES.values(), ids=LORA_CHANGES)

@@ -74,14 +74,24 @@ FAMILIES = {
     "opt_projected": OPTConfig(**OPT, word_embed_proj_dim=16, do_layer_norm_before=False),  # like opt-350m
     "gpt_neox": GPTNeoXConfig(**COMMON, intermediate_size=48, hidden_dropout=0.1, attention_dropout=0.1),
     "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, n_inner=48,
-        bos_token_id=0, eos_token_id=2,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=CONTEXT,
+        n_inner=48,
+        bos_token_id=0,
+        eos_token_id=2,
     ),
     "phi": PhiConfig(
-        **COMMON, intermediate_size=48, partial_rotary_factor=0.5, resid_pdrop=0.1, embd_pdrop=0.1,
+        **COMMON,
+        intermediate_size=48,
+        partial_rotary_factor=0.5,
+        resid_pdrop=0.1,
+        embd_pdrop=0.1,
         attention_dropout=0.1,
     ),
-}  # fmt: skip
+}
 
 
 def random_model(config: PreTrainedConfig, *, tied: bool, seed: int = 0) -> nn.Module:

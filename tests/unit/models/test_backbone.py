@@ -97,7 +97,7 @@ ENCODERS = {
     "esm_absolute": EsmConfig(
         **COMMON, intermediate_size=48, position_embedding_type="absolute", mask_token_id=3
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", ENCODERS)

@@ -56,12 +56,14 @@ def test_reads_english_better_than_the_same_letters_shuffled(model):
 @pytest.mark.slow
 def test_learns_promoters_of_people(shared, tmp_path):
     values = {
-        "name": "english", "output_dir": str(tmp_path / "run"), "backbone": {"path": "builtin:english"},
+        "name": "english",
+        "output_dir": str(tmp_path / "run"),
+        "backbone": {"path": "builtin:english"},
         "data": {
             "path": str(shared / "data" / "gue" / "prom_core_tata"),
             "cache_dir": str(tmp_path / "cache"),
         },
         "train": {"num_epochs": 5, "global_batch_size": 16, "learning_rate": 1e-3},
-    }  # fmt: skip
+    }
     metrics = train(RunConfig.model_validate(values), detect())["metrics"]
     assert metrics["test"]["mcc"] > 0.7 and metrics["dev"]["mcc"] > 0.7

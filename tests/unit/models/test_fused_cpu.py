@@ -83,9 +83,16 @@ def test_gate_far_out_is_zero_or_the_product():
 
 def tiny(family: str) -> PreTrainedModel:
     config = AutoConfig.for_model(
-        family, vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=64,
-    )  # fmt: skip
+        family,
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        max_position_embeddings=64,
+    )
     torch.manual_seed(0)
     model = AutoModel.from_config(config)
     for parameter in model.parameters():

@@ -65,9 +65,16 @@ def test_gradient_equals_autograd_on_the_dense_map(
 
 BACKBONES = {
     "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "resid_pdrop": 0, "embd_pdrop": 0,
-             "attn_pdrop": 0},
-}  # fmt: skip
+    "gpt2": {
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 40,
+        "resid_pdrop": 0,
+        "embd_pdrop": 0,
+        "attn_pdrop": 0,
+    },
+}
 
 
 TARGETS = {

@@ -44,9 +44,12 @@ CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
 VOCABULARY, CONTEXT, CLASSES, PREFIX = 97, 64, 3, 9
 COMMON = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": CONTEXT,
-}  # fmt: skip
+}
 GATED = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2}
 ENCODER = {**COMMON, "intermediate_size": 48, "pad_token_id": 1, "mask_token_id": 3}
 FAMILIES = {
@@ -257,10 +260,11 @@ def test_maps_that_are_said_to_share_their_input_do(folders):
     expected = {
         ("bert", "encoder.layer.1.attention.self."): [("query", "key", "value")],
         ("llama", "layers.1."): [
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"),
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("mlp.gate_proj", "mlp.up_proj"),
         ],
         ("gpt2", "h.1."): [],
-    }  # fmt: skip
+    }
     for family in FAMILIES:
         model, seen = model_of(folders(family), packed=True, pooling="mean"), {}
         groups = read_spec(folders(family)).shared_inputs

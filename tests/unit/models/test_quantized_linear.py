@@ -49,10 +49,26 @@ FAMILIES = {
     "opt": OPTConfig(**COMMON, ffn_dim=48, word_embed_proj_dim=32),  # maps with biases
     "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, n_inner=48),  # Conv1D
 }
-NF4_CODE = torch.tensor([
-    -1.0, -0.6961928, -0.5250730, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
-    0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
-])  # fmt: skip
+NF4_CODE = torch.tensor(
+    [
+        -1.0,
+        -0.6961928,
+        -0.5250730,
+        -0.3949175,
+        -0.2844414,
+        -0.1847734,
+        -0.0910500,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.3379152,
+        0.4407098,
+        0.5626170,
+        0.7229568,
+        1.0,
+    ]
+)
 """The 16 values of NormalFloat4: arXiv 2305.14314, appendix E."""
 
 
@@ -258,10 +274,21 @@ def test_no_more_than_one_map_is_whole_while_loading(tmp_path, monkeypatch):
 
 def some_facts(**values: int) -> ModelFacts:
     common = {
-        "backbone_parameters": 10**6, "layer_parameters": 10**5, "layers": 2, "hidden_size": 32,
-        "ffn_size": 48, "sites": 14, "bank_parameters": 1000, "head_parameters": 64, "compute_bytes": 4,
-        "packable": True, "causal": True, "world_size": 4, "local_world_size": 4, "memory_bytes": GIB,
-    }  # fmt: skip
+        "backbone_parameters": 10**6,
+        "layer_parameters": 10**5,
+        "layers": 2,
+        "hidden_size": 32,
+        "ffn_size": 48,
+        "sites": 14,
+        "bank_parameters": 1000,
+        "head_parameters": 64,
+        "compute_bytes": 4,
+        "packable": True,
+        "causal": True,
+        "world_size": 4,
+        "local_world_size": 4,
+        "memory_bytes": GIB,
+    }
     return ModelFacts(**common | values)
 
 

@@ -36,11 +36,12 @@ LAST = "model.layers.1.mlp.down_proj.weight"
 OLD_BUFFERS = {
     "gpt2": ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
     "gpt_neox": [
-        "gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.masked_bias",
+        "gpt_neox.layers.0.attention.bias",
+        "gpt_neox.layers.0.attention.masked_bias",
         "gpt_neox.layers.1.attention.rotary_emb.inv_freq",
     ],
     "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

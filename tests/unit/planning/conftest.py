@@ -11,15 +11,29 @@ from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, make_scenario, re
 from lingo_ds.planning.cost.machine import gpu_machine
 
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 4096, "hidden_act": "silu", "tie_word_embeddings": False,
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
 SIZES = {
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-           "num_attention_heads": 32},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-            "num_attention_heads": 64, "num_key_value_heads": 8},
-}  # fmt: skip
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+}
 DATA = Lengths(rows=100_000, tokens=128)
 
 
@@ -41,9 +55,11 @@ def plan(folders):
         sections = {"train": {"max_steps": 1000}} | sections
         sections["train"].setdefault("global_batch_size", hosts * gpus * tokens // DATA.tokens)
         config = RunConfig(
-            name="x", backbone={"path": str(folders[size])} | sections.pop("backbone", {}),
-            data={"path": "absent"}, **sections,
-        )  # fmt: skip
+            name="x",
+            backbone={"path": str(folders[size])} | sections.pop("backbone", {}),
+            data={"path": "absent"},
+            **sections,
+        )
         if size not in shapes:
             shapes[size] = read_shapes(config, detect(), DATA)
         place = Cluster(hosts=hosts, per_host=gpus, machine=gpu_machine(gpu, link))

@@ -34,10 +34,13 @@ def test_what_a_layer_keeps_by_hand(plan):
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 def test_what_autograd_keeps_is_what_is_planned(tmp_path, targets):
     config = RunConfig(
-        name="x", output_dir=tmp_path / "run",
-        backbone={"path": "builtin:tiny"}, data={"path": "builtin:promoters", "cache_dir": tmp_path},
-        adapter={"targets": targets}, train={"max_steps": 100},
-    )  # fmt: skip
+        name="x",
+        output_dir=tmp_path / "run",
+        backbone={"path": "builtin:tiny"},
+        data={"path": "builtin:promoters", "cache_dir": tmp_path},
+        adapter={"targets": targets},
+        train={"max_steps": 100},
+    )
     setup = prepare(config, detect())
     model = build_model(setup)
     pack = make_pack(setup.data.splits["train"], np.arange(16), np.ones(16), share_prefix=False)

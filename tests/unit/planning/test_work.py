@@ -21,9 +21,11 @@ def test_frozen_maps_cost_four_flops_an_entry_and_token(plan):
 
 def test_shared_prefix_is_computed_once_a_pack(folders):
     config = RunConfig(
-        name="x", backbone={"path": str(folders["7B"])}, data={"path": "absent"},
+        name="x",
+        backbone={"path": str(folders["7B"])},
+        data={"path": "absent"},
         train={"global_batch_size": 64, "max_steps": 1000},
-    )  # fmt: skip
+    )
     place = Cluster(hosts=1, per_host=1, machine=gpu_machine("h200"))
     shared = Lengths(rows=1000, tokens=128, shared=100)
     scenario = make_scenario(config, read_shapes(config, detect(), shared), place)

@@ -183,8 +183,10 @@ class Two:
         self._me, self._held = threading.local(), [None, None]
         self._meet = threading.Barrier(2, timeout=10)
         for module, name in (
-            (process_group, "all_gather"), (process_group, "broadcast_"), (agreement, "broadcast_json"),
-        ):  # fmt: skip
+            (process_group, "all_gather"),
+            (process_group, "broadcast_"),
+            (agreement, "broadcast_json"),
+        ):
             monkeypatch.setattr(module, name, getattr(self, name))
 
     def run(self, *audits: Callable[[int], bool], step: int = 100) -> list[bool | DivergenceError]:
@@ -295,8 +297,16 @@ class Copies(TorchFunctionMode):
             isinstance(value, str | torch.device) for value in (*args, *(kwargs or {}).values())
         )
         if moves or getattr(func, "__name__", "") in (
-            "cpu", "numpy", "tolist", "item", "__array__", "__bool__", "__int__", "__float__", "__index__",
-        ):  # fmt: skip
+            "cpu",
+            "numpy",
+            "tolist",
+            "item",
+            "__array__",
+            "__bool__",
+            "__int__",
+            "__float__",
+            "__index__",
+        ):
             self.sizes.append(args[0].numel())
         return func(*args, **(kwargs or {}))
 

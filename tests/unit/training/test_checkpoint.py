@@ -299,8 +299,16 @@ def test_a_shorter_run_is_refused(crashed, recipe):
     assert "error: train.max_steps: '12': is shorter than the run of 16 steps" in " ".join(shown.split())
 
 
-@pytest.mark.parametrize("setting", ["train.eval_steps=4", "train.micro_batch_size=2", "checkpoint.every=3",
-                                     "checkpoint.keep_best=true", "name=other"])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.eval_steps=4",
+        "train.micro_batch_size=2",
+        "checkpoint.every=3",
+        "checkpoint.keep_best=true",
+        "name=other",
+    ],
+)
 def test_settings_that_mean_nothing_may_change(crashed, finished, recipe, setting):
     status, shown = command("train", recipe, crashed, setting)
     assert status == 0 and "continuing with step 9" in shown

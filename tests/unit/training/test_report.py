@@ -24,14 +24,28 @@ def test_no_report_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", "7", "[" * 100_000, "\ud800", *(
-        json.dumps({**REPORT, **change})
-        for change in (
-            {"outcome": 1}, {"steps": "30"}, {"steps": -1}, {"steps": True}, {"metrics": []},
-            {"metrics": {"dev": {"mcc": "high"}}}, {"metrics": {"dev": 0.5}},
-        )
-    ), json.dumps({key: value for key, value in REPORT.items() if key != "metrics"})],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{",
+        "7",
+        "[" * 100_000,
+        "\ud800",
+        *(
+            json.dumps({**REPORT, **change})
+            for change in (
+                {"outcome": 1},
+                {"steps": "30"},
+                {"steps": -1},
+                {"steps": True},
+                {"metrics": []},
+                {"metrics": {"dev": {"mcc": "high"}}},
+                {"metrics": {"dev": 0.5}},
+            )
+        ),
+        json.dumps({key: value for key, value in REPORT.items() if key != "metrics"}),
+    ],
+)
 def test_anything_else_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "report.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

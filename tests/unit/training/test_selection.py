@@ -75,8 +75,13 @@ def test_an_undefined_metric_is_worse_than_any_number():
 @pytest.mark.parametrize("cut", range(1, 6))
 def test_resuming_from_a_checkpoint_changes_nothing(cut):
     evaluations = [
-        (5, 0.9, False), (10, 0.3, True), (15, 0.2, True), (20, 0.4, True), (25, None, True), (30, 0.1, True)
-    ]  # fmt: skip
+        (5, 0.9, False),
+        (10, 0.3, True),
+        (15, 0.2, True),
+        (20, 0.4, True),
+        (25, None, True),
+        (30, 0.1, True),
+    ]
     whole, _, stopped = follow(evaluations, patience=2)
     first, *_ = follow(evaluations[:cut], patience=2)
     second = Selection("mcc", after_final_mask=True, patience=2, save=lambda best: None)
