@@ -84,7 +84,7 @@ def plan_elsewhere(request: ElsewhereRequest, runs: RunConfig | Suite, env: Dist
         found[task] = {"plan": scenario.plan.to_dict(), "prediction": estimate.to_dict(), "advice": rows}
     if request.json_path:
         text = json.dumps(found.get("", found), indent=2)
-        atomic_write(request.json_path, lambda aside: _write(aside, text))
+        atomic_write(request.json_path, lambda aside: aside.write_text(text))
 
 
 def _members(runs: RunConfig | Suite, lengths: Lengths | None) -> dict[str, RunConfig]:
@@ -93,7 +93,3 @@ def _members(runs: RunConfig | Suite, lengths: Lengths | None) -> dict[str, RunC
         return {"": runs}
     members = [(member.task, member.config) for member in runs.members]
     return dict(members[:1] if lengths else members)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

@@ -52,10 +52,9 @@ def traffic_count(meter: Meter, plan: RunPlan, audit: Audit) -> Hook:
     """Counts what each step's collectives moved; what follows a step, evaluations above all, is left out."""
 
     def after(info: StepInfo) -> None:
-        masks_changed = info.mask_event is not None and plan.schedule is not None
         info.traffic = meter.finish(
             micro_batches=info.micro_batches,
-            masked=plan.schedule.initial if masks_changed and plan.schedule else 0,
+            masked=plan.schedule.initial if plan.schedule and info.mask_event else 0,
             audited=audit.fingerprints if info.audited else 0,
         )
 

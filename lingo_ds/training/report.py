@@ -109,7 +109,7 @@ def _rank_sampling(setup: RunSetup, sampler: RankSampler | None, ranks: dict[str
     """The section on rank sampling; `ranks` are those of the saved adapter."""
     config, plan = setup.config, setup.plan
     events = sampler.events if sampler else []
-    scores = agreement.broadcast_json(sampler and sampler.scores.state_dict()["histogram"], setup.env)
+    scores = sampler.scores.histogram if sampler else None
     return {
         "mode": config.rank_sampling.mode,
         "initial_triplets": plan.facts.sites * config.adapter.rank,
@@ -119,7 +119,7 @@ def _rank_sampling(setup: RunSetup, sampler: RankSampler | None, ranks: dict[str
         "returned_triplets": sum(event.returned for event in events),
         "ranks": ranks,
         "shares": budget_shares(ranks),
-        "scores": scores,
+        "scores": agreement.broadcast_json(scores and scores._asdict(), setup.env),
         "history": [event._asdict() for event in events],
     }
 

@@ -11,6 +11,7 @@ from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.tensorboard import Tracker
+from lingo_ds.planning.traffic import sharding_of_plan
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.training.audit import Audit, Seeded, Seeds
 from lingo_ds.training.callbacks import (
@@ -28,7 +29,7 @@ from lingo_ds.training.report import make_report
 from lingo_ds.training.resume import checkpoint_store, fixed_state
 from lingo_ds.training.saved_adapter import adapter_folder, copy_best, load_saved, save_best
 from lingo_ds.training.selection import Best, Selection
-from lingo_ds.training.setup import RunSetup, sharding_numbers
+from lingo_ds.training.setup import RunSetup
 from lingo_ds.training.traffic import Meter
 from lingo_ds.training.trainer import Hook, Outcome, Trainer
 from lingo_ds.utils.state import Stateful
@@ -96,9 +97,10 @@ class Session:
         """Observers, in an order that matters: later ones read what earlier ones found."""
         setup = self._setup
         config, plan = setup.config, setup.plan
+        sharding = sharding_of_plan(plan, setup.profile, setup.dtype)
         return [
             skip_limit(self.optimizer_step, config.train.max_skipped),
-            traffic_count(Meter(self.model, setup.spec.weights, sharding_numbers(setup)), plan, self.audit),
+            traffic_count(Meter(self.model, setup.spec.weights, sharding), plan, self.audit),
             dev_evaluation(plan, self._evaluate_on_dev, self.selection),
             checkpoints(config.checkpoint, plan, self.selection, self._save_checkpoint),
         ]

@@ -43,7 +43,6 @@ from lingo_ds.planning.plan_inputs import (
     model_facts,
     sites_of,
 )
-from lingo_ds.planning.traffic import Sharding, sharding_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
 
@@ -259,11 +258,6 @@ def backbone_options(setup: RunSetup) -> BackboneOptions:
         dtype=DTYPE_NAMES[setup.dtype],
         embedding_rows=[row for ids in setup.letters for row in ids],
     )
-
-
-def sharding_numbers(setup: RunSetup) -> Sharding:
-    """How the backbone is sharded, as the formula of traffic takes it."""
-    return sharding_of_plan(setup.plan, setup.profile, setup.dtype)
 
 
 def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
