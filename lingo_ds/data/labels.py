@@ -58,7 +58,7 @@ def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:
 def _is_unknown(part: Cell) -> bool:
     if isinstance(part, str):
         return part.strip().lower() in UNKNOWN
-    return part is None or math.isnan(part)
+    return part is None or (isinstance(part, float) and math.isnan(part))
 
 
 def _read_class(cell: Cell) -> int:
@@ -203,7 +203,7 @@ class TargetReader:
         self._kind, self.has_classes = kind, kind not in VALUE_KINDS
         self.names = ClassNames(class_names)
         self.width: int | None = None
-        self._known: dict[tuple[Cell, ...], int] = {}  # classes of labels that were read before
+        self._known: dict[Cell, int] = {}  # classes of labels that were read before
 
     def read(self, cells: tuple[Cell, ...]) -> Target:
         """The target of one example; the number of a class that has a name is final only at the end.
@@ -218,11 +218,14 @@ class TargetReader:
         return self._class_of(cells) if self.has_classes else self._values_of(cells)
 
     def _class_of(self, cells: tuple[Cell, ...]) -> int:
-        if (known := self._known.get(cells)) is not None:
-            return known
         if len(cells) != 1:
             raise BadTarget(len(cells), "values are no single class", "name one label column")
-        return self._known.setdefault(cells, _read_class(self.names.number(cells[0])))
+        cell = cells[0]
+        if isinstance(cell, (dict, list)):  # an object or a list of lists in JSON
+            cell = str(cell)
+        if (known := self._known.get(cell)) is not None:
+            return known
+        return self._known.setdefault(cell, _read_class(self.names.number(cell)))
 
     def _values_of(self, cells: tuple[Cell, ...]) -> list[float]:
         values = _read_values(cells, kind=self._kind)

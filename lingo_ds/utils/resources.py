@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import write_once
 
 ResourceKind = Literal["recipes", "ds_configs"]
 
@@ -69,7 +70,7 @@ def make_builtin(
     write, folder = known[name], builtin_folder(name, cache)
     if write and not folder.exists():
         logger.info("generating %s in %s", name, folder)
-        write(folder)
+        write_once(folder, write)
 
 
 def builtin_folder(name: str, cache: Path) -> Path:

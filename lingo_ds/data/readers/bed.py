@@ -113,8 +113,8 @@ def _header(line: str) -> list[str]:
     if not HEADER.match(line):
         return []
     spelled = _words(line.lstrip("#"))
-    is_comment = line.startswith("#") and not {"start", "end"} <= set(_standard_names(spelled))
-    return [] if is_comment else spelled
+    names_none = "\t" not in line and not {"start", "end"} & set(_standard_names(spelled))
+    return [] if line.startswith("#") and names_none else spelled
 
 
 def _standard_names(spelled: Sequence[str]) -> list[str]:
@@ -149,7 +149,7 @@ def _find_columns(spelled: Sequence[str], labels: tuple[str, ...], where: str) -
 def _interval(words: list[str], columns: _Columns, where: str) -> BedLine | Mistake:
     try:
         chromosome, start, end = words[columns.chromosome], words[columns.start], words[columns.end]
-        name = None if columns.name is None else words[columns.name]
+        name = words[columns.name] if columns.name is not None and columns.name < len(words) else None
         strand = "." if columns.strand is None else words[columns.strand]
         split = None if columns.split is None else words[columns.split]
         cells = tuple([words[k] for k in columns.labels])

@@ -60,7 +60,7 @@ class _HubTable(Table):
     """A split as a table."""
 
     def __init__(self, split: "datasets.Dataset", where: str):
-        super().__init__(split.column_names, where, total=len(split))
+        super().__init__(split.column_names, where)
         self._split = split
 
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:

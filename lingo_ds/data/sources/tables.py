@@ -103,13 +103,8 @@ def table_examples(table: Table, columns: Columns) -> Iterator[Example | Mistake
 def cells_of(value: Any) -> tuple[Any, ...]:
     """The cells of one label column: a list holds several."""
     if isinstance(value, list):
-        return tuple(map(_plain_cell, value))
-    return (int(value),) if isinstance(value, bool) else (_plain_cell(value),)
-
-
-def _plain_cell(value: Any) -> Any:
-    """A cell as text where it is no number, text or null, e.g. an object in JSON."""
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+        return tuple(value)
+    return (int(value),) if isinstance(value, bool) else (value,)
 
 
 def cell_text(value: Any) -> str:

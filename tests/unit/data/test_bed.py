@@ -244,6 +244,13 @@ def test_negatives_are_like_their_interval_and_off_all(tmp_path, genome, cache, 
     assert "drew 15 windows off the intervals" in caplog.text
 
 
+def test_a_line_may_lack_the_name_that_negatives_do_not_need(tmp_path, genome, cache):
+    path = bed(tmp_path / "x.bed", "c1 10 20 peak\nc1 300 340\nc2 150 170 peak\nc3 50 60")
+    chromosomes = {"dev_chromosomes": ["c2"], "test_chromosomes": ["c3"]}
+    found = read(path, cache, intervals={"genome": str(genome), "negatives": 1, **chromosomes})
+    assert found.labels == {"train": [1, 0, 1, 0], "dev": [1, 0], "test": [1, 0]}
+
+
 def test_negatives_follow_their_seed(tmp_path, genome, cache):
     first, again, other = (drawn(tmp_path, genome, cache / str(k), seed=k // 2) for k in (0, 1, 2))
     assert first.sequences == again.sequences != other.sequences

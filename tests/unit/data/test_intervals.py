@@ -124,6 +124,7 @@ def test_peaks_are_read_as_intervals(genome, tmp_path, name, columns):
     ("text", "words"),
     [
         ("chrom\tbegin\tend\nc1\t0\t4\n", "r.bed:1: 'chrom begin end': has no column 'start'"),
+        ("#chrom\tbegin\tend\nc1\t0\t4\n", "r.bed:1: 'chrom begin end': has no column 'start'"),
         ("#chrom\tstart\tend\tstrand\nc1\t0\t4\n", "r.bed:2: '3 fields': some are missing"),
         ("chrom\tstart\tend\nc1\t0\t4\nchrom\tstart\tend\n", "r.bed:3: 'start end': is no interval"),
     ],

@@ -89,6 +89,10 @@ def test_cells_are_read(cells, kind, target):
         (["1e39"], "regression", "1e39", "no finite number"),
         (["9" * 400], "regression", "9" * 400, "no finite number"),
         (["1_0"], "regression", "1_0", "no finite number"),
+        ([{"a": 1}], "auto", "{'a': 1}", "integer"),
+        ([[1]], "auto", "[1]", "integer"),
+        ([{"a": 1}], "multilabel", {"a": 1}, "neither 0 nor 1"),
+        (["1", {"a": 1}], "regression", {"a": 1}, "no finite number"),
     ],
 )
 def test_what_is_no_label_is_refused_in_words(cells, kind, value, rule):
