@@ -145,12 +145,12 @@ def read_layout(
     """
     shapes = _read_shapes(file)
     head = classes, spec.output_size
-    _take(shapes, HEAD_KEY, head, what="head", rule="the card's classes by the backbone's output")
+    _take(shapes, HEAD_KEY, head, what="head ", rule="the card's classes by the backbone's output")
     token_shape = (0, 0)
     if nucleotides:
         token_shape = (len(NUCLEOTIDES), spec.embedding_shape[1])
         rule = "A C G T N by the backbone's embedding"
-        _take(shapes, tokens_key(spec), token_shape, what="tokens", rule=rule)
+        _take(shapes, tokens_key(spec), token_shape, what="tokens ", rule=rule)
     sites, ranks = [], []
     for name, (d_out, d_in) in spec.linear_maps.items():
         site = Site(name, d_out, d_in)
@@ -174,13 +174,19 @@ def _read_shapes(file: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _take(
-    shapes: dict[str, tuple[int, ...]], key: str, wanted: tuple[int, ...], *, what: str, rule: str
+    shapes: dict[str, tuple[int, ...]],
+    key: str,
+    wanted: tuple[int, ...],
+    *,
+    where: str = "",
+    what: str = "",
+    rule: str,
 ) -> None:
     """Removes a tensor from `shapes`, where it must be and have the wanted shape."""
     if key not in shapes:
         raise ValueError(f"{key} is missing")
     if (found := shapes.pop(key)) != wanted:
-        raise Misfit("", f"{what} {found}", f"is not {wanted}, {rule}")
+        raise Misfit(where, f"{what}{found}", f"is not {wanted}, {rule}")
 
 
 def _take_site(shapes: dict[str, tuple[int, ...]], site: Site, config: PeftConfig, prefix: str) -> int | None:
@@ -191,10 +197,7 @@ def _take_site(shapes: dict[str, tuple[int, ...]], site: Site, config: PeftConfi
     rank = (shapes.get(keys["q"]) or (0,))[0]
     wanted = {"q": (rank, site.d_in), "lam": (rank, 1), "p": (site.d_out, rank)}
     for part, key in keys.items():
-        if key not in shapes:
-            raise ValueError(f"{key} is missing")
-        if (shape := shapes.pop(key)) != wanted[part]:
-            raise Misfit(f"{site.name}: {part}", shape, f"is not {wanted[part]}, as its map and rank say")
+        _take(shapes, key, wanted[part], where=f"{site.name}: {part}", rule="as its map and rank say")
     if not config.fits(site.name, rank):
         raise ValueError(f"{site.name} has rank {rank}, another than {CONFIG} says")
     return rank

@@ -26,8 +26,9 @@ class Heap(NamedTuple):
     unpacked: float
 
 
-HEAPS = {"cpu": Heap(1.55, 1.0, 0.35, 1.25, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0, 0.0)}
-"""cpu: glibc's heap, fitted to Llama shapes of 6M to 154M parameters in November 2026 (docs/scaling.md).
+HEAPS = {"cpu": Heap(1.55, 1.3, 0.35, 1.25, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0, 0.0)}
+"""cpu: glibc's heap, fitted to Llama shapes of 6M to 154M parameters in November 2026 (docs/scaling.md);
+fused: to 12 layers of 768 (docs/log.md).
 It maps blocks of 32 MiB and more, which leave no holes; where layers are large and sharded this is an
 overestimate, since freed memory is returned there (`lingo_ds.models.ops.host_memory`).
 cuda: torch's caching allocator, assumed and not measured."""

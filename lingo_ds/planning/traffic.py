@@ -138,15 +138,15 @@ def step_traffic(
     collectives = (
         Collective("all_gather", "forward", group, sharding.hosts(group), sum(p[0] for p in passes)),
         Collective("all_gather", "backward", group, sharding.hosts(group), sum(p[1] for p in passes)),
-        _bank(sharding, reduce_buffer),
+        _among_all(sharding, "all_reduce", "bank", reduce_buffer),
     )
     return tuple(one for one in collectives if one.sent)
 
 
-def _bank(sharding: Sharding, reduce_buffer: int) -> Collective:
-    """The one all-reduce of a step, over all processes."""
+def _among_all(sharding: Sharding, name: str, what: str, payload: int) -> Collective:
+    """A collective in which all processes take part."""
     world = sharding.world_size
-    return Collective("all_reduce", "bank", world, sharding.hosts(world), reduce_buffer)
+    return Collective(name, what, world, sharding.hosts(world), payload)
 
 
 def _pass_bytes(
@@ -176,14 +176,12 @@ def gathered_again(weights: Weights, sharding: Sharding) -> tuple[Weight, ...]:
 
 def audit_traffic(sharding: Sharding, *, parts: int) -> Collective:
     """The all-gather of one audit: every process's fingerprint of each part that must agree."""
-    world = sharding.world_size
-    return Collective("all_gather", "audit", world, sharding.hosts(world), world * parts * AUDIT_BYTES)
+    return _among_all(sharding, "all_gather", "audit", sharding.world_size * parts * AUDIT_BYTES)
 
 
 def mask_traffic(sharding: Sharding, *, triplets: int) -> Collective:
     """The broadcast of one change of the masks: a bit per triplet, from the first process to all."""
-    world = sharding.world_size
-    return Collective("broadcast", "masks", world, sharding.hosts(world), math.ceil(triplets / 8))
+    return _among_all(sharding, "broadcast", "masks", math.ceil(triplets / 8))
 
 
 def gathered_bytes(weights: Iterable[Weight], sharding: Sharding, *, above: int) -> int:

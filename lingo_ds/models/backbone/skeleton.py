@@ -47,9 +47,17 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
     Raises:
         UserError: where the folder holds no config that transformers knows.
     """
+    # What transformers lacks is no mistake of the config: its names are imported outside of the try.
+    from transformers import AutoConfig, AutoModel
+    from transformers.initialization import no_init_weights
+
     try:
-        config = _read_config(folder, trust_remote_code=trust_remote_code)
-        module = _build(config, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        _prepare(config)
+        with _parameters_on_meta(), no_init_weights():
+            module = AutoModel.from_config(
+                config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            )
         start = first_position(config)
         table = module.get_input_embeddings()  # raises where the model reads something else than text
     except Exception as error:  # of a config that transformers does not expect it may raise anything
@@ -65,32 +73,18 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
     return Skeleton(module, start, next(name for name, inner in module.named_modules() if inner is table))
 
 
-def _read_config(folder: Path, *, trust_remote_code: bool) -> "PreTrainedConfig":
-    """A folder's config, without dropout.
+def _prepare(config: "PreTrainedConfig") -> None:
+    """Turns a config's dropout off.
 
     Raises:
         ValueError: where it describes no decoder or encoder, or one beyond any size.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     for setting in DROPOUT_SETTINGS:
         if isinstance(getattr(config, setting, None), float):
             setattr(config, setting, 0.0)
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder-decoder")
     _require_sizes(config)
-    return config
-
-
-def _build(config: "PreTrainedConfig", *, trust_remote_code: bool) -> "PreTrainedModel":
-    from transformers import AutoModel
-    from transformers.initialization import no_init_weights
-
-    with _parameters_on_meta(), no_init_weights():
-        return AutoModel.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
-        )
 
 
 def decoder_layers(skeleton: "PreTrainedModel") -> dict[str, nn.Module]:

@@ -91,14 +91,14 @@ def _as_planned(scenario: Scenario) -> str:
 def _best(now: _Planned, ways: Sequence[_Planned]) -> _Planned | None:
     """The fastest that fits, where each doubt counts `WORTH` of a step: a change, and rounded weights.
 
-    Ways whose seconds are not known count only where no other fits.
+    A change back to weights that are not rounded is no doubt. Ways whose seconds are not known count only
+    where no other fits.
     """
 
     def cost(way: _Planned) -> float:
-        rounds = way.scenario.sharding.eight_bit
-        changes = way is not now and rounds == now.scenario.sharding.eight_bit
-        adds_rounding = rounds and not now.scenario.sharding.eight_bit
-        return way.estimate.seconds / (1 - WORTH) ** (rounds + (changes or adds_rounding))
+        rounds, rounded = way.scenario.sharding.eight_bit, now.scenario.sharding.eight_bit
+        doubts = rounds + (way is not now and rounds >= rounded)
+        return way.estimate.seconds / (1 - WORTH) ** doubts
 
     fitting = [way for way in ways if way.fits]
     return min([way for way in fitting if way.knows_seconds] or fitting, key=cost, default=None)
@@ -107,8 +107,13 @@ def _best(now: _Planned, ways: Sequence[_Planned]) -> _Planned | None:
 def _with_zero(config: RunConfig, plan: PlanScenario, setting: str, **zero: Any) -> _Planned | None:
     """The config with other settings of `zero`; None where it cannot be planned."""
     changed = config.model_copy(update={"zero": config.zero.model_copy(update=zero)})
+    return _planned(changed, plan, setting)
+
+
+def _planned(config: RunConfig, plan: PlanScenario, setting: str) -> _Planned | None:
+    """A config with its estimate; None where it cannot be planned."""
     try:
-        scenario = plan(changed)
+        scenario = plan(config)
     except UserError:
         return None
     return _Planned(setting, scenario, estimate_step(scenario))
@@ -162,11 +167,8 @@ def _checkpointing(config: RunConfig, now: _Planned, plan: PlanScenario) -> _Pla
     on = not now.scenario.checkpointing
     setting = f"backbone.activation_checkpointing={str(on).lower()}"
     backbone = config.backbone.model_copy(update={"activation_checkpointing": on})
-    try:
-        scenario = plan(config.model_copy(update={"backbone": backbone}))
-    except UserError:
-        return Alternative(setting, None, None, None, fits=False)
-    return _Planned(setting, scenario, estimate_step(scenario))
+    planned = _planned(config.model_copy(update={"backbone": backbone}), plan, setting)
+    return planned or Alternative(setting, None, None, None, fits=False)
 
 
 def _offload(config: RunConfig, now: _Planned, plan: PlanScenario) -> Iterator[_Planned]:

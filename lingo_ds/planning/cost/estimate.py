@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from lingo_ds.models.adapters.bank import Scalar
 from lingo_ds.planning.cost.footprint import kept_by_layer, memory_parts, most_tokens
 from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.cost.scenario import Scenario
@@ -127,7 +128,7 @@ def estimate_step(scenario: Scenario) -> Estimate:
 
 
 def _collectives(scenario: Scenario) -> Sequence[Collective]:
-    reduce_buffer = 4 * (scenario.plan.facts.bank_parameters + 6)
+    reduce_buffer = 4 * (scenario.plan.facts.bank_parameters + len(Scalar))
     return step_traffic(
         scenario.weights,
         scenario.sharding,

@@ -35,11 +35,6 @@ class Scenario:
     offload: bool = False
 
     @property
-    def hosts(self) -> int:
-        """Number of hosts of the job."""
-        return self.sharding.hosts(self.sharding.world_size)
-
-    @property
     def tokens(self) -> float:
         """Tokens that one process computes in a step, on average."""
         plan, facts = self.plan, self.plan.facts
