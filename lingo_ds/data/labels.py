@@ -220,7 +220,7 @@ class TargetReader:
     def _class_of(self, cells: tuple[Cell, ...]) -> int:
         if len(cells) != 1:
             raise BadTarget(len(cells), "values are no single class", "name one label column")
-        cell = cells[0]
+        cell: Any = cells[0]
         if isinstance(cell, (dict, list)):  # an object or a list of lists in JSON
             cell = str(cell)
         if (known := self._known.get(cell)) is not None:
