@@ -41,9 +41,6 @@ PROCESSES = 2
 PIECE = 1 << 24
 """Bytes of the plain read's buffer."""
 
-ALLOWANCE = 1.5 * GIB
-"""Beside its half of the weights, what a process may hold."""
-
 TRAINING = {
     "data": {"prefix": "Sequence: {sequence}\nAnnotation:"},
     "adapter": {"rank": 4},

@@ -8,7 +8,6 @@ import contextlib
 import os
 import pickle
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lingo_ds.distributed.process_group import free_port
 from tests.ranks.fork_server import ForkServer, Request
 
 SERVERS = 2
@@ -109,18 +109,12 @@ def stop_servers() -> None:
         _servers.popitem()[1].stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 _servers: dict[int, ForkServer] = {}
 
 
 def _start(ranks: list[Rank], folder: Path, world_size: int, env: dict[str, str]) -> None:
     """Forks all ranks, in turn from each server; appends them to `ranks`."""
-    port = _free_port()
+    port = free_port()
     requests = [
         Request(folder, rank, _environment(rank, world_size, port) | env, os.getcwd())
         for rank in range(world_size)

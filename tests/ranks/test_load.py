@@ -16,7 +16,7 @@ from benchmarks import load
 from benchmarks.make_backbone import config_of, make
 from tests.ranks.spawn import run_ranks
 
-CHECKOUT = Path(__file__).resolve().parents[3]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def check_rows(rows: list[dict[str, Any]]) -> None:
