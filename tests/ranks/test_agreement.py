@@ -20,6 +20,7 @@ from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.training.audit import FINGERPRINT_CHUNK, Audit, DivergenceError, tensor_fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.ranks.spawn import run_ranks
+from tests.state_parts import parts_of
 
 CPU, HOST = torch.device("cpu"), socket.gethostname()
 PARTS = AdapterBank.STATE
@@ -163,26 +164,9 @@ class Outside(NamedTuple):
     found_again: bool
 
 
-class Value(NamedTuple):
-    """One of these values, as a part of the state."""
-
-    values: dict[str, Any]
-    name: str
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.values[self.name]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values[self.name] = state["value"]
-
-
-def host_parts(values: dict[str, Any]) -> dict[str, Value]:
-    return {name: Value(values, name) for name in values}
-
-
 def outside(rank: int, env: DistEnv, wrong: dict[str, Any]) -> Outside:
     bank, values = new_bank(), {**AGREED, **(wrong if rank == 1 else {})}
-    audit, before = Audit(bank, env, "repair", parts=host_parts(values)), bits(bank)
+    audit, before = Audit(bank, env, "repair", parts=parts_of(values)), bits(bank)
     with logged() as said:
         return Outside(audit(2), said, values, bits(bank) == before, audit(3))
 
@@ -232,7 +216,7 @@ def traffic(env: DistEnv) -> dict[str, list[tuple[str, int]]]:
     bank, made = new_bank(), {}
     for name in ("before", "after"):
         with Collectives() as collectives:
-            assert not Audit(bank, env, "raise", parts=host_parts(dict(AGREED)))(1)
+            assert not Audit(bank, env, "raise", parts=parts_of(dict(AGREED)))(1)
         made[name] = collectives.made
         bank.compact(np.arange(bank.layout.triplets) % 2 > 0)
     with Collectives() as collectives:

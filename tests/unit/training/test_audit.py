@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.training import audit as audit_module
 from lingo_ds.training.audit import Audit, DivergenceError, host_fingerprint, tensor_fingerprint
+from tests.state_parts import Value, parts_of
 
 CPU = torch.device("cpu")
 
@@ -241,21 +242,8 @@ class Outside:
         self.values = values
 
     @property
-    def parts(self) -> dict[str, "Value"]:
-        return {name: Value(self.values, name) for name in self.values}
-
-
-class Value(NamedTuple):
-    """One of these values, as a part of the state."""
-
-    values: dict[str, Any]
-    name: str
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.values[self.name]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values[self.name] = state["value"]
+    def parts(self) -> dict[str, Value]:
+        return parts_of(self.values)
 
 
 def counts(audit: Audit) -> tuple[int, int, int]:
