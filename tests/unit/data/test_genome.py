@@ -8,12 +8,7 @@ from Bio import bgzf
 
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.utils.errors import UserError
-from tests.unit.genomes import C1, C2, write_fasta
-
-
-@pytest.fixture
-def genome(tmp_path) -> Genome:
-    return Genome(write_fasta(tmp_path / "g.fa", {"c1": C1, "c2": C2}), cache=tmp_path / "cache")
+from tests.unit.genomes import C1, write_fasta
 
 
 def test_any_order_of_places_gives_the_same_bases(tmp_path):

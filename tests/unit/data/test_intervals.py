@@ -9,12 +9,6 @@ from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.intervals import merge_intervals, overlap_groups
 from lingo_ds.data.streams.intervals import Regions
 from lingo_ds.utils.errors import UserError
-from tests.unit.genomes import C1, C2, write_fasta
-
-
-@pytest.fixture
-def genome(tmp_path) -> Genome:
-    return Genome(write_fasta(tmp_path / "g.fa", {"c1": C1, "c2": C2}), cache=tmp_path / "cache")
 
 
 def everything(regions: Regions) -> list:

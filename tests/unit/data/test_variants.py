@@ -12,11 +12,6 @@ from lingo_ds.utils.errors import UserError
 from tests.unit.genomes import C1, C2, HEAD, write_fasta, write_vcf
 
 
-@pytest.fixture
-def genome(tmp_path) -> Genome:
-    return Genome(write_fasta(tmp_path / "g.fa", {"c1": C1, "c2": C2}), cache=tmp_path / "cache")
-
-
 def everything(source: Variants, *, most: int = 1000, skip: int = 0) -> list:
     return list(source.chunks(most=most, most_bases=10**9, skip=skip))
 

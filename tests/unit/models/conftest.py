@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from lingo_ds.models.backbone import fused_cpu
 from tests.unit.models.random_models import FAMILIES, random_model, save
@@ -25,14 +24,6 @@ def warnings() -> Iterator[list[str]]:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return save(random_model(FAMILIES["llama"], tied=True), tmp_path)
-
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """The dtype of every tensor that is made, the bank's masters included."""
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -1,9 +1,5 @@
 """Importance and masks: numbers worked out by hand, golden numbers in float64, stock PEFT's RankAllocator."""
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -21,19 +17,6 @@ from lingo_ds.training.optimizer_step import OptimizerStep
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict:
-    return json.loads((shared / "golden" / "rank_sampling.json").read_text())
-
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """Everything inside, the bank's masters included, in this dtype."""
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
 
 
 def config_of(**sampling: object) -> RunConfig:

@@ -1,8 +1,6 @@
 """The budget over a run: golden numbers, mask steps by hand, what is refused, what holds for any schedule."""
 
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -31,11 +29,6 @@ def golden_schedule(numbers: dict, *, interval: int) -> BudgetSchedule:
         total=numbers["total"],
         interval=interval,
     )
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict:
-    return json.loads((shared / "golden" / "rank_sampling.json").read_text())
 
 
 def test_short_golden_budget(golden: dict):

@@ -1,7 +1,6 @@
 """Losses and their gradients against plain loops over examples and labels, and their sum over any split."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,11 +17,7 @@ FACTORS = [0.5, 1.0, 4.0]
 MEAN, SCALE = (10.0, -2.0, 0.0), (3.0, 0.5, 1e-3)
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def task_of(kind: str) -> Task:

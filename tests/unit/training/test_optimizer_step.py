@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,14 +18,6 @@ from lingo_ds.training.optimizer_step import LossScale, OptimizerStep
 CPU = torch.device("cpu")
 SITES = (Site("first", 5, 7), Site("second", 6, 5))
 CLASSES, EXAMPLES, SCALE = 3, 8, 4.0
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """Everything inside, the bank's masters included, in float64."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Frozen(nn.Module):
