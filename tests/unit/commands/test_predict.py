@@ -404,19 +404,23 @@ def test_a_stopped_job_resumes(bare, many, tmp_path, number, out):
     assert [path.name for path in tmp_path.iterdir()] == [out]
 
 
-def test_a_killed_job_resumes(bare, many, tmp_path):
-    """The job is a fork of this process, which has imported the libraries already."""
-    source, whole = many
-    out = tmp_path / "out.csv"
+def kill_in_the_middle(adapter: Path, source: Path, out: Path, *more: str) -> None:
+    """Kills a job after a part: a fork of this process, which has imported the libraries already."""
     job = os.fork()
     if job == 0:
         try:
             with at_part(2, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-                predict(bare, source, out, SMALL_CHUNKS)
+                predict(adapter, source, out, *more)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) == -signal.SIGKILL
     assert not out.exists()
+
+
+def test_a_killed_job_resumes(bare, many, tmp_path):
+    source, whole = many
+    out = tmp_path / "out.csv"
+    kill_in_the_middle(bare, source, out, SMALL_CHUNKS)
     with at_part(0, lambda: None) as begun:
         status, shown = predict(bare, source, out, SMALL_CHUNKS)
     assert status == 0, shown

@@ -16,12 +16,12 @@ from tests.unit.commands.test_predict import (
     CLASSES,
     SMALL_CHUNKS,
     at_part,
+    kill_in_the_middle,
     make_adapter,
     predict,
     read,
 )
 from tests.unit.genomes import C1, C2, write_fasta, write_vcf
-from tests.unit.running import crash
 
 VARIANTS = {
     "c1 9 rs1 A G": ("TTACG", "TTGCG"),
@@ -206,11 +206,10 @@ def test_a_stopped_job_resumes(adapter, many, tmp_path, out):
     assert skipped_in(shown) == skipped, "what was skipped before is counted, too"
 
 
-def test_a_job_that_crashed_resumes(adapter, many, tmp_path):
+def test_a_killed_job_resumes(adapter, many, tmp_path):
     fasta, vcf, whole, _ = many
     options = ("--genome", str(fasta), "--window", "31", SMALL_CHUNKS)
-    with at_part(2, crash), pytest.raises(RuntimeError, match="on fire"):
-        predict(adapter, vcf, tmp_path / "out.csv", *options)
+    kill_in_the_middle(adapter, vcf, tmp_path / "out.csv", *options)
     with at_part(0, lambda: None) as begun:
         assert predict(adapter, vcf, tmp_path / "out.csv", *options)[0] == 0
     assert begun[0] > 0

@@ -76,9 +76,9 @@ def rows_of(out: Path) -> dict[str, dict[str, str]]:
 # -- the runs
 
 
-def test_a_run_within_a_suite_is_the_same_run_alone(finished, recipe, tmp_path):
-    """The last one, which follows another seed and another task."""
-    task, seed = RUNS[-1]
+@pytest.mark.parametrize("task, seed", [("prom_core_tata", 1), ("mouse_0", 0)])
+def test_a_run_within_a_suite_is_the_same_run_alone(finished, recipe, tmp_path, task, seed):
+    """One that follows another seed, and one that follows another task."""
     own = (f"data.task={task}", f"seed={seed}", f"name={task}")
     status, shown = command("train", recipe.with_name("single.yaml"), tmp_path / "alone", *own)
     assert status == 0, shown
@@ -124,19 +124,19 @@ def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
 
 
 def test_a_killed_suite_resumes_where_it_was(finished, recipe, tmp_path):
-    """With one seed for each task: its second run is the third of the finished suite."""
-    out, one_seed = tmp_path / "killed", "seeds=[0]"
+    out = tmp_path / "killed"
     calls = iter([lambda: None, crash])  # in the second run
     with at_step(6, lambda: next(calls)()), pytest.raises(RuntimeError, match="on fire"):
-        command("train", recipe, out, one_seed)
-    assert [rows_of(out)[task]["runs"] for task in TASKS] == ["1/1", "0/1"]
-    status, shown = command("train", recipe, out, one_seed)
+        command("train", recipe, out)
+    assert rows_of(out)["prom_core_tata"]["runs"] == "1/2" and rows_of(out)["mouse_0"]["runs"] == "0/2"
+    status, shown = command("train", recipe, out)
     assert status == 0, shown
-    assert "run 1 of 2: prom_core_tata, seed 0: already finished" in shown
+    assert "run 1 of 4: prom_core_tata, seed 0: already finished" in shown
     assert "continuing with step 5" in " ".join(shown.split())
-    for task in TASKS:
-        assert decided(folder_of(out, task, 0)) == decided(folder_of(finished[0], task, 0))
-    assert [rows_of(out)[task]["runs"] for task in TASKS] == ["1/1", "1/1"]
+    assert [decided(folder_of(out, *run)) for run in RUNS] == [
+        decided(folder_of(finished[0], *run)) for run in RUNS
+    ]
+    assert rows_of(out) == rows_of(finished[0])
 
 
 def test_ctrl_c_ends_the_suite_and_not_only_the_run(recipe, tmp_path):

@@ -206,6 +206,13 @@ def test_warmup_in_steps_or_as_a_fraction(warmup, steps):
     assert make_plan(config(train__max_steps=100, train__warmup=warmup), SMALL).warmup_steps == steps
 
 
+@given(steps=st.integers(1, 400), warmup=st.floats(0, 0.99) | st.integers(1, 500))
+@settings(deadline=None)
+def test_warmup_ends_within_the_run(steps, warmup):
+    plan = make_plan(config(train__max_steps=steps, train__warmup=warmup, rank_sampling__mode="off"), SMALL)
+    assert 0 <= plan.warmup_steps <= steps
+
+
 # -- DeepSpeed's settings
 
 

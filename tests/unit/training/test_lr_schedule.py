@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.config.fields import resolve_duration
 from lingo_ds.training.lr_schedule import learning_rate_factor
 
 
@@ -31,12 +30,12 @@ def test_learning_rate_by_hand(decay: str, expected: list[float]):
 
 @given(
     steps=st.integers(1, 400),
-    warmup=st.floats(0, 0.99) | st.integers(1, 500),
+    warmup_steps=st.integers(0, 400),
     decay=st.sampled_from(["linear", "cosine", "constant"]),
 )
 @settings(deadline=None)
-def test_learning_rate_rises_to_the_peak_and_falls_but_never_to_nothing(steps, warmup, decay):
-    warmup_steps = min(resolve_duration(warmup, total=steps), steps)
+def test_learning_rate_rises_to_the_peak_and_falls_but_never_to_nothing(steps, warmup_steps, decay):
+    warmup_steps = min(warmup_steps, steps)
     found = factors(steps=steps, warmup_steps=warmup_steps, decay=decay)
     assert all(0 < factor <= 1 for factor in found)
     rise, fall = found[:warmup_steps], found[max(warmup_steps - 1, 0) :]
