@@ -195,8 +195,8 @@ def mixed(rows: int) -> list[int]:
     """Lengths as of several tasks, and some without a plan."""
     draw = np.random.default_rng(5)
     tasks = draw.choice([70, 101, 300, 500], rows)
-    sharding = draw.lognormal(4.8, 0.6, rows).astype(int).clip(10, 900)
-    return np.where(draw.random(rows) < 0.6, tasks, sharding).tolist()
+    lengths = draw.lognormal(4.8, 0.6, rows).astype(int).clip(10, 900)
+    return np.where(draw.random(rows) < 0.6, tasks, lengths).tolist()
 
 
 def trainers(

@@ -172,8 +172,8 @@ def test_one_file_may_be_all_there_is(tmp_path, cache):
     (tmp_path / "all.csv").write_text("sequence,label\n" + "".join(rows))
     found = read(tmp_path / "all.csv", cache, dev_fraction=0.2, test_fraction=0.1)
     assert found.examples.rows == {"train": 42, "dev": 12, "test": 6}
-    errors_raised_on_all = [row for split in ("train", "dev", "test") for row in found.rows(split)]
-    assert sorted(f"{sequence},{label}\n" for sequence, label in errors_raised_on_all) == sorted(rows)
+    together = [row for split in ("train", "dev", "test") for row in found.rows(split)]
+    assert sorted(f"{sequence},{label}\n" for sequence, label in together) == sorted(rows)
 
 
 def test_only_examples_of_one_task(folder, cache):

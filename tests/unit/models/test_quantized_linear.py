@@ -242,9 +242,9 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(quantization):
     backbone = load(ENGLISH, quantization)
     ids = torch.randint(3, 90, (8, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        errors_raised_on_all = backbone.hidden_states(ids, None)
+        together = backbone.hidden_states(ids, None)
         alone = torch.cat([backbone.hidden_states(row[None], None) for row in ids])
-    assert (errors_raised_on_all - alone).norm() < 1e-5 * alone.norm()
+    assert (together - alone).norm() < 1e-5 * alone.norm()
 
 
 # Loading

@@ -347,5 +347,5 @@ def test_rho_decays_over_the_schedule():
             left[step] += int((best & ~sampler.kept).sum())
             drawn[step] += event.budget
     for step, expected in rho.items():
-        sharding = np.sqrt(expected * (1 - expected) / drawn[step])
-        assert abs(left[step] / drawn[step] - expected) < 4 * sharding, step
+        deviation = np.sqrt(expected * (1 - expected) / drawn[step])
+        assert abs(left[step] / drawn[step] - expected) < 4 * deviation, step
