@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from lingo_ds.data.readers.content import cut_short_mistake, foreign_mistake, packing_of, read_head
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import require_regular
 
@@ -15,17 +16,25 @@ READ_BYTES = 1 << 20
 """Bytes decoded at a time; a longer line is decoded whole."""
 
 
+PACKED_SUFFIXES = (".gz", ".bgz", ".bgzip")
+"""Endings of packed files; whether a file is packed, its first bytes say."""
+
+
 def suffix_of(path: Path) -> str:
-    """The ending that tells a file's format, in lower case, without a `.gz` behind one of text."""
+    """The ending that tells a file's format, in lower case, without a `.gz` or `.bgz` behind one of text."""
     endings = [ending.lower() for ending in path.suffixes]
-    if endings[-1:] == [".gz"] and endings[-2:-1] != [".parquet"]:
+    if endings[-1:] and endings[-1] in PACKED_SUFFIXES and endings[-2:-1] != [".parquet"]:
         endings.pop()
     return endings[-1] if endings else ""
 
 
 def stem_of(path: Path) -> str:
     """A file's name without the endings that `suffix_of` looks at."""
-    name = path.name.removesuffix(".gz")
+    name = path.name
+    for ending in PACKED_SUFFIXES:
+        if name.lower().endswith(ending):
+            name = name[: -len(ending)]
+            break
     return name[: -len(suffix_of(path)) or None]
 
 
@@ -61,13 +70,17 @@ def read_lines(raw: BufferedReader, path: Path) -> Iterator[str]:
     r"""The lines of an open file, each with its end (\n, \r\n or \r), without a byte order mark.
 
     Args:
-        raw: the file's bytes; unzipped here where the name ends with .gz.
+        raw: the file's bytes from its beginning, unpacked here where they are gzipped.
         path: names the file in mistakes.
 
     Raises:
-        UserError: naming the line of a byte that is no text, after the lines before it were given.
+        UserError: for a format that is not text or not read here, or a packed file that was cut short; naming
+            the line of a byte that is no text, after the lines before it were given.
     """
-    packed = path.name.lower().endswith(".gz")
+    head = read_head(raw)
+    if mistake := foreign_mistake(head, path) or cut_short_mistake(raw, path):
+        raise UserError(mistake)
+    packed = packing_of(raw.peek(16)) != "none"
     file = gzip.GzipFile(fileobj=raw) if packed else raw
     number, codec = 0, "utf-8-sig"
     for block in _whole_lines(file, path):
