@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from array import array
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lingo_ds.config.data_config import DataConfig
-from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, file_of, raise_if_any, sequence_mistake
+from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.examples import FACTS, NUMBERS, SPLITS, Example
 from lingo_ds.data.labels import BadTarget, Target, TargetReader, label_mistakes
+from lingo_ds.data.mistakes import MistakeLog, raise_if_any
 from lingo_ds.data.sources.base import Source
 from lingo_ds.data.sources.open import open_source
 from lingo_ds.data.split_writer import SplitWriter, examples_schema
@@ -103,7 +103,7 @@ def write_examples(
         columns: columns whose cells the prompt reads.
 
     Raises:
-        UserError: with all mistakes of all files, up to `MAX_MISTAKES_PER_FILE` of each split.
+        UserError: with all mistakes of all files, one for those of a kind.
     """
 
     def write(aside: Path) -> None:
@@ -111,39 +111,6 @@ def write_examples(
         _Conversion(aside, targets=TargetReader(kind, class_names), columns=columns).run(source, shares)
 
     write_once(folder, write)
-
-
-class _Mistakes:
-    """The mistakes of all splits, as many of each as are reported; the rest is counted."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, list[Mistake]] = {}
-        self._unreported: Counter[str] = Counter()
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
-    def add(self, split: str, mistake: Mistake) -> None:
-        known = self._known.setdefault(split, [])
-        if len(known) < MAX_MISTAKES_PER_FILE:
-            known.append(mistake)
-        else:
-            self._unreported[split] += 1
-
-    def raise_if_any(self) -> None:
-        """Raises all of them.
-
-        Raises:
-            UserError: where there are any.
-        """
-        reported: list[Mistake] = []
-        for split, mistakes in self._known.items():
-            reported += mistakes
-            if more := self._unreported[split]:
-                where, fix = file_of(mistakes[-1].where), "fix the errors above first"
-                reported.append(Mistake(where, f"{more} more rows", "have mistakes too", fix))
-        if reported:
-            raise UserError(reported)
 
 
 class _Progress:
@@ -166,7 +133,7 @@ class _Conversion:
         self._folder, self._targets, self._columns = folder, targets, columns
         self._splits: dict[str, SplitWriter] = {}
         self._chromosomes: dict[str, int] = {}
-        self._mistakes, self._progress = _Mistakes(), _Progress()
+        self._mistakes, self._progress = MistakeLog(), _Progress()
 
     def run(self, source: Source, shares: SplitFractions) -> None:
         """Writes everything.
@@ -184,13 +151,10 @@ class _Conversion:
 
     def _write_splits(self, source: Source) -> None:
         with ExitStack() as held:
-            try:
+            with self._mistakes.of_what_ends_early():
                 for split, item in source.examples():
                     for mistake in (item,) if isinstance(item, Mistake) else self._add(split, item, held):
-                        self._mistakes.add(split, mistake)
-            except UserError as error:
-                for mistake in error.mistakes:
-                    self._mistakes.add("train", mistake)
+                        self._mistakes.add(mistake)
             for writer in self._splits.values():
                 writer.flush()
 
@@ -251,7 +215,7 @@ class _Conversion:
         """
         labels = {name: self._labels_of(name, rows) for name in SPLITS}
         mistakes = label_mistakes(labels, self._targets.names.names, first=self._first_row)
-        raise_if_any(mistakes, Path("data.path"))
+        raise_if_any(mistakes)
         return int(labels["train"].max()) + 1
 
     def _stored(self, name: str) -> SplitWriter:

@@ -1,13 +1,12 @@
-"""Checks of DNA, its reverse complement, pairs of sequences, and the mistakes of a file."""
+"""Checks of DNA, its reverse complement, and pairs of sequences."""
 
 import re
-from pathlib import Path
+from itertools import pairwise
 
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.data.missing import is_missing
+from lingo_ds.utils.errors import Mistake
 
 IUPAC = "ACGTUNRYSWKMBDHV"
-MAX_MISTAKES_PER_FILE = 20
-"""Mistakes reported per file; the rest is counted."""
 
 _LETTERS = (IUPAC + IUPAC.lower()).encode()
 _ILLEGAL = re.compile(f"[^{_LETTERS.decode()}]")
@@ -33,31 +32,32 @@ def reverse_complement(sequence: str) -> str:
 
 
 def sequence_mistake(sequence: str, where: str) -> Mistake | None:
-    """The mistake in the sequence at `where`: it is empty, or has a letter that is no base."""
-    if not sequence:
-        return Mistake(where, sequence, "sequence is empty", "remove the row or fill it")
-    if sequence.isascii() and not sequence.encode().translate(None, _LETTERS):  # as the regex, much faster
+    """The mistake in the whole sequence at `where`: it is missing, or no DNA."""
+    if is_missing(sequence):
+        return Mistake(where, sequence, "sequence is missing", "remove the row or fill it")
+    return letters_mistake(sequence, where)
+
+
+def letters_mistake(text: str, where: str) -> Mistake | None:
+    """The mistake in a piece of a sequence: a letter that is no base."""
+    if text.isascii() and not text.encode().translate(None, _LETTERS):  # as the regex, much faster
         return None
-    if (illegal := _ILLEGAL.search(sequence)) is None:
+    if (illegal := _ILLEGAL.search(text)) is None:
         return None
+    if words := _kmers(text):
+        rule, fix = f"is a list of {len(words[0])}-mers", "give the plain sequence"
+        return Mistake(
+            where, text, rule, f"{fix}, here {words[0]}{''.join(word[-1] for word in words[1:9])}.."
+        )
     rule = f"position {illegal.start() + 1} is no IUPAC nucleotide ({IUPAC})"
     return Mistake(where, illegal.group(), rule, "correct the letter, or write N")
 
 
-def raise_if_any(mistakes: list[Mistake], path: Path) -> None:
-    """Raises the mistakes of a file, the first `MAX_MISTAKES_PER_FILE` of them.
-
-    Raises:
-        UserError: where there are mistakes.
-    """
-    if len(mistakes) > MAX_MISTAKES_PER_FILE:
-        more = len(mistakes) - MAX_MISTAKES_PER_FILE
-        rest = Mistake(str(path), f"{more} more rows", "have mistakes too", "fix the errors above first")
-        mistakes = [*mistakes[:MAX_MISTAKES_PER_FILE], rest]
-    if mistakes:
-        raise UserError(mistakes)
-
-
-def file_of(where: str) -> str:
-    """The file of a place like `train.csv:17` or `train.parquet, row 16`."""
-    return re.sub(r"(:\d+|, row \d+)$", "", where)
+def _kmers(text: str) -> list[str]:
+    """The words of a text of overlapping k-mers, each one base further than the one before; else none."""
+    words = text.split()
+    k = len(words[0]) if words else 0
+    if k < 2 or len(words) < 2 or any(map(_ILLEGAL.search, words)):
+        return []
+    overlap = all(len(b) == k and a[1:] == b[:-1] for a, b in pairwise(words))
+    return words if overlap else []

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lingo_ds.data.dna import file_of
+from lingo_ds.data.missing import is_missing
+from lingo_ds.data.mistakes import file_of
 from lingo_ds.utils.errors import Mistake
 
 Cell = str | int | float | None
@@ -22,8 +23,8 @@ VALUE_KINDS = ("multilabel", "regression")
 MAX_OUTPUTS = 1 << 16
 """Classes, labels or values of a task at most; more are taken for a mistake or a damaged file."""
 
-UNKNOWN = ("", "na", "nan")
-"""Spellings of an unknown label or value, in any case."""
+MAX_CLASS = 10**9
+"""No class has a number as large as this."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -39,9 +40,11 @@ class BadTarget(ValueError):
 
 def _read_values(cells: Sequence[Cell], *, kind: str) -> list[float]:
     """The labels or values of one example, NaN where unknown."""
+    if not cells:
+        raise BadTarget("[]", "holds no label or value", "fill it or remove the row")
     parts = cells if len(cells) > 1 else _values_in(cells[0], kind)
     read = _read_label if kind == "multilabel" else _read_value
-    return [math.nan if _is_unknown(part) else read(part) for part in parts]
+    return [math.nan if is_missing(part) else read(part) for part in parts]
 
 
 def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:
@@ -55,18 +58,13 @@ def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:
     return text.split(";") if ";" in text else text.split() or [""]
 
 
-def _is_unknown(part: Cell) -> bool:
-    if isinstance(part, str):
-        return part.strip().lower() in UNKNOWN
-    return part is None or (isinstance(part, float) and math.isnan(part))
-
-
 def _read_class(cell: Cell) -> int:
-    text = _text(cell)
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+    """The number of a class, in any notation: 1, 1.0 and 1e+00 are one."""
+    number = _number(cell)
+    if number is None or not (number.is_integer() and 0 <= number < MAX_CLASS):
         fix = "number the classes 0, 1, 2, .., or set task.kind"
-        raise BadTarget(text, "label is not an integer from 0", fix)
-    return int(text)
+        raise BadTarget(_text(cell), "label is not an integer from 0", fix)
+    return int(number)
 
 
 def _read_label(part: Cell) -> float:
@@ -145,14 +143,16 @@ def balanced_weights(labels: np.ndarray, *, outputs: int) -> np.ndarray:
 class ClassNames:
     """The numbers of the classes in a stream of labels that are all numbers or all names.
 
-    A label that begins with a letter is a name; the first label decides which of the two all are. Names get
-    numbers in the order they come in; their final order, sorted or as given, is known when all were seen.
+    A text that is no number and has a letter, as in 5mC, is a name; the first label decides which of the two
+    all are. Names get numbers in the order they come in; their final order, sorted or as given, is known when
+    all were seen.
     """
 
     def __init__(self, given: tuple[str, ...] | None):
         """Takes the names in the order of their classes; None: the names that come."""
         self._given = given
         self._numbers: dict[str, int] = {name: k for k, name in enumerate(given or ())}
+        self._alike: dict[str, str] = {_plain(name): name for name in given or ()}
         self._named: bool | None = None if given is None else True
 
     def number(self, label: Any) -> Any:
@@ -163,18 +163,35 @@ class ClassNames:
         """
         text = label.strip() if isinstance(label, str) else label
         if self._given is not None:
-            if (number := self._numbers.get(str(text))) is None:
-                raise BadTarget(text, "label is none of data.class_names", "add it there, or correct it")
-            return number
-        named = isinstance(text, str) and (text[:1].isalpha() or text[:1] == "_")
+            return self._given_number(str(text))
+        if is_missing(label):
+            fix = "fill it or remove the row (a class of this name must be listed in data.class_names)"
+            raise BadTarget(text if isinstance(text, str) else "", "label is missing", fix)
+        named = isinstance(text, str) and not _NUMBER.fullmatch(text) and any(map(str.isalpha, text))
         if self._named is None:
             self._named = named
-        if not self._named:
-            return label
-        if not named:
-            fix = "name all classes, or number all of them"
-            raise BadTarget("" if text is None else text, "label is no name, and the first one is", fix)
-        return self._numbers.setdefault(text, len(self._numbers))
+        if named != self._named:
+            rule = (
+                "label is no name, and the first one is" if self._named else "label is no number as the first"
+            )
+            raise BadTarget(text, rule, "name all classes, or number all of them")
+        return self._named_number(text) if named else label
+
+    def _given_number(self, text: str) -> int:
+        if (number := self._numbers.get(text)) is not None:
+            return number
+        near = self._alike.get(_plain(text))
+        rule = "label is none of data.class_names" + (f", which has {near!r}" if near else "")
+        raise BadTarget(text, rule, "add it there, or correct it")
+
+    def _named_number(self, name: str) -> int:
+        if (number := self._numbers.get(name)) is not None:
+            return number
+        other = self._alike.setdefault(_plain(name), name)
+        if other != name:
+            fix = "write both alike, or list both in data.class_names"
+            raise BadTarget(name, f"label differs from {other!r} in case or blanks alone", fix)
+        return self._numbers.setdefault(name, len(self._numbers))
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -187,6 +204,11 @@ class ClassNames:
             return None
         order = {name: k for k, name in enumerate(sorted(self._numbers))}
         return np.array([order[name] for name in self._numbers], dtype=np.int64)
+
+
+def _plain(name: str) -> str:
+    """A name without its blanks and its case."""
+    return "".join(name.casefold().split())
 
 
 class TargetReader:
@@ -222,7 +244,7 @@ class TargetReader:
             raise BadTarget(len(cells), "values are no single class", "name one label column")
         cell: Any = cells[0]
         if isinstance(cell, (dict, list)):  # an object or a list of lists in JSON
-            cell = str(cell)
+            raise BadTarget(str(cell), "label is not an integer from 0 or a name", "write one of them")
         if (known := self._known.get(cell)) is not None:
             return known
         return self._known.setdefault(cell, _read_class(self.names.number(cell)))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lingo_ds.data.dna import raise_if_any
+from lingo_ds.data.mistakes import raise_if_any
 from lingo_ds.utils.errors import Mistake
 
 BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
@@ -131,7 +131,7 @@ def _find_columns(spelled: Sequence[str], labels: tuple[str, ...], where: str) -
             if name in labels:
                 fix = "set data.label_column, e.g. to name or score, or data.intervals.negatives"
             mistakes.append(Mistake(where, " ".join(spelled), f"has no column {name!r}", fix))
-    raise_if_any(mistakes, Path(where))
+    raise_if_any(mistakes)
     name_at, strand_at, split_at = (
         names.index(name) if name in names else None for name in ("name", "strand", "split")
     )

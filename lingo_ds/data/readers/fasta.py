@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from lingo_ds.data.dna import sequence_mistake
+from lingo_ds.data.dna import letters_mistake, sequence_mistake
 from lingo_ds.utils.errors import Mistake, UserError
 
 FASTA = (".fa", ".fasta", ".fna")
@@ -40,9 +40,10 @@ def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
         text = line.strip()
         if text.startswith(">"):
             if header is not None:
-                if not parts and mistake is None:
-                    mistake = sequence_mistake("", f"{path}:{begin}")
-                yield FastaEntry(header, "".join(parts), begin, mistake)
+                sequence = "".join(parts)
+                if len(parts) < 2 and mistake is None:
+                    mistake = sequence_mistake(sequence, f"{path}:{begin}")
+                yield FastaEntry(header, sequence, begin, mistake)
             header, parts, begin, mistake = text[1:].strip(), [], number, None
             if not header:
                 rule = "the header has no name"
@@ -52,5 +53,5 @@ def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
             if header is None:
                 rule = "comes before the first header"
                 raise UserError(Mistake(where, text, rule, "begin with a line like >name"))
-            mistake = mistake or sequence_mistake(text, where)
+            mistake = mistake or letters_mistake(text, where)
             parts.append(text)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.dna import raise_if_any
+from lingo_ds.data.missing import is_missing
+from lingo_ds.data.mistakes import raise_if_any
 from lingo_ds.data.readers.lines import read_lines, suffix_of
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
@@ -77,7 +78,7 @@ class Table:
                 rule = f"names two columns {name!r}" if count else f"has no column {name!r}"
                 fix = f"rename a column or {setting}"
                 mistakes.append(Mistake(self.where, ",".join(self.header), rule, fix))
-        raise_if_any(mistakes, Path(self.where))
+        raise_if_any(mistakes)
 
     def require_text(self, column: str) -> None:
         """Checks that a column holds text, where the file says what it holds.
@@ -232,8 +233,8 @@ class ParquetTable(Table):
 
 
 def text_of(value: Any) -> str:
-    """A sequence without spaces around it; what is no text has no letter."""
-    return value.strip() if isinstance(value, str) else ""
+    """A cell as text, without spaces around it; one that is missing has none."""
+    return "" if not isinstance(value, str) and is_missing(value) else str(value).strip()
 
 
 def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:

@@ -94,7 +94,7 @@ def table_examples(table: Table, columns: Columns) -> Iterator[Example | Mistake
         labels = cells_of(cells[1]) if labels_end == 2 else tuple(cells[1:labels_end])
         fields = NO_FIELDS
         if columns.fields:
-            values = map(cell_text, cells[labels_end:fields_end])
+            values = map(text_of, cells[labels_end:fields_end])
             fields = dict(zip(columns.fields, values, strict=True))
         pair = text_of(cells[fields_end]) if has_pair else None
         yield Example(text_of(cells[0]), labels, where, pair, fields)
@@ -105,8 +105,3 @@ def cells_of(value: Any) -> tuple[Any, ...]:
     if isinstance(value, list):
         return tuple(value)
     return (int(value),) if isinstance(value, bool) else (value,)
-
-
-def cell_text(value: Any) -> str:
-    """A cell as a prompt shows it."""
-    return "" if value is None else str(value).strip()

@@ -5,7 +5,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, raise_if_any, sequence_mistake
+from lingo_ds.data.dna import sequence_mistake
+from lingo_ds.data.mistakes import MistakeLog
 from lingo_ds.data.readers.fasta import FASTA, fasta_entries
 from lingo_ds.data.readers.lines import read_lines, suffix_of
 from lingo_ds.data.readers.tables import DELIMITERS, PARQUET, Table, open_table, text_of
@@ -82,7 +83,7 @@ class Records:
         """All sequences after the first `skip`, in chunks that end with `most` or by `most_bases` bases.
 
         Raises:
-            UserError: with the mistakes of the chunk that would come next, each with its place in the file.
+            UserError: with all mistakes of the file, before the chunk that the first of them is in.
         """
         return in_chunks(
             self._path, self._rows, skip=skip, most=most, most_bases=most_bases, total=self._total
@@ -142,21 +143,21 @@ def in_chunks(
         skip, most, most_bases: as for `Records.chunks`.
         total: rows of the file, where it says so.
     """
-    ids, sequences, mistakes, bases, begin, size = [], [], [], 0, skip, path.stat().st_size
-    with path.open("rb") as raw:
+    ids, sequences, bases, begin, size = [], [], 0, skip, path.stat().st_size
+    mistakes = MistakeLog()
+    with path.open("rb") as raw, mistakes.of_what_ends_early():
         for number, row in enumerate(rows(raw)):
             if row.mistake:
-                mistakes.append(row.mistake)
-            if number < skip:
+                mistakes.add(row.mistake)
+            if mistakes or number < skip:  # with a mistake the rest is read to find all others
                 continue
             ids.append(row.id)
             sequences.append(row.sequence.upper())
             bases += len(row.sequence)
-            if len(ids) >= most or bases >= most_bases or len(mistakes) > MAX_MISTAKES_PER_FILE:
-                raise_if_any(mistakes, path)
+            if len(ids) >= most or bases >= most_bases:
                 yield Chunk(begin, ids, sequences, (number + 1) / total if total else raw.tell() / size)
                 ids, sequences, bases, begin = [], [], 0, number + 1
-    raise_if_any(mistakes, path)
+    mistakes.raise_if_any()
     if ids:
         yield Chunk(begin, ids, sequences, 1.0)
 

@@ -72,9 +72,9 @@ def test_fasta_of_classes_without_splits_is_split(home, cache):
         (">a\nACGT\n>b|1\nAA\n", 1, "the header holds no label"),
         (">a|1|x|y\nACGT\n>b|1\nAA\n", 1, "the header holds no label"),
         (">a|0\nACGT\n>b|1\nAA\nA-A\n", 5, "position 2 is no IUPAC"),
-        (">a|0\n>b|1\nAA\n", 1, "sequence is empty"),
+        (">a|0\n>b|1\nAA\n", 1, "sequence is missing"),
         ("ACGT\n>b|1\nAA\n", 1, "before the first header"),
-        (">a|0\nACGT\n>b|\nAA\n", 3, "not an integer"),
+        (">a|0\nACGT\n>b|\nAA\n", 3, "label is missing"),
     ],
 )
 def test_mistake_in_fasta_is_named_by_file_and_line(home, cache, text, line, says):
@@ -111,7 +111,8 @@ def test_mistake_in_a_folder_of_a_class_names_the_file(home, cache):
     assert [m.where for m in refused(home, cache)] == [str(home / "b/1.txt"), str(home / "c/1.txt")]
     (home / "b/1.txt").unlink()
     (home / "c/1.txt").unlink()
-    assert [m.value for m in refused(home, cache)] == ["0 rows"] * 2
+    (mistake,) = refused(home, cache)
+    assert mistake.value == "0 rows" and mistake.rule.endswith("(2 files: b, c)")
 
 
 def test_changed_files_of_a_folder_are_converted_anew(home, cache):
@@ -183,7 +184,8 @@ def test_what_is_not_one_hot_is_named_by_row(home, cache):
         as_npz(home / f"{split}.npz", one_hot("ACGT"), LABELS)
     as_npz(home / "train.npz", x, LABELS)
     path = home / "train.npz"
-    assert [m.where for m in refused(home, cache, kind="multilabel")] == [f"{path}, row 1", f"{path}, row 3"]
+    (mistake,) = refused(home, cache, kind="multilabel")
+    assert mistake.where == f"{path}, row 1" and "(2 rows: 1, 3)" in mistake.rule
 
 
 def test_arrays_that_are_no_data_are_refused(home, cache):

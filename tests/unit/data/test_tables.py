@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE
 from tests.unit.reading import read, refused
 
 GOOD = "sequence,label\nACGTACGT,0\nTTTTACGT,1\nGGGGACGT,0\n"
@@ -180,7 +179,7 @@ def test_only_examples_of_one_task(folder, cache):
     for path in folder.iterdir():
         path.write_text("sequence,label,task\nACGT,0,a\nAAAA,1,b\nCCCC,1,a\n")
     assert read(folder, cache, only_task="a").rows() == [("ACGT", 0), ("CCCC", 1)]
-    assert refused(folder, cache, only_task="c")[0].rule == "holds no examples"
+    assert refused(folder, cache, only_task="c")[0].rule.startswith("holds no examples (3 files: train.csv")
 
 
 def test_rice_has_58_labels_and_no_dev_split(shared, cache):
@@ -253,16 +252,19 @@ def test_a_name_that_training_never_shows_is_refused(folder, cache):
         ("sequence,lable\nACGT,0\n", 1, "no column 'label'"),
         ("sequence,label,label\nACGT,0,1\n", 1, "names two columns"),
         ("sequence;label\nACGT;0\n", 1, "no column"),
-        ("sequence,label\nACGT,0\n,1\n", 3, "empty"),
-        ("sequence,label\n  ,0\nACGT,1\n", 2, "empty"),
+        ("sequence,label\nACGT,0\n,1\n", 3, "missing"),
+        ("sequence,label\n  ,0\nACGT,1\n", 2, "missing"),
         ("sequence,label\nACGT,0\n\nACXT,1\n", 4, "position 3 is no IUPAC nucleotide"),
         ("sequence,label\nACGT,0\nAC-T,1\n", 3, "position 3 is no IUPAC nucleotide"),
         ("sequence,label\nACGT,0\nAC GT,1\n", 3, "position 3 is no IUPAC nucleotide"),
         ("sequence,label\nACGT,0\nACG\u00df,1\n", 3, "position 4 is no IUPAC nucleotide"),
-        ("sequence,label\nACGT,0\nACGT,1.0\n", 3, "not an integer"),
+        ("sequence,label\nACGT,0\nACGT,1.5\n", 3, "not an integer"),
         ("sequence,label\nACGT,0\nACGT,-1\n", 3, "not an integer"),
-        ("sequence,label\nACGT,0\nACGT,yes\n", 3, "not an integer"),
-        ("sequence,label\nACGT,0\nACGT,\n", 3, "not an integer"),
+        ("sequence,label\nACGT,0\nACGT,yes\n", 3, "no number"),
+        ("sequence,label\nACGT,0\nACGT,\n", 3, "label is missing"),
+        ("sequence,label\nACGT,0\nACGT,None\n", 3, "label is missing"),
+        ("sequence,label\nACGT,0\nnan,1\n", 3, "sequence is missing"),
+        ("sequence,label\nACG CGT GTT,0\n", 2, "3-mers: give the plain sequence, here ACGTT"),
         ("sequence,label\nACGT,0\nACGT\n", 3, "the header has 2"),
         ("sequence,label\nACGT,0\nACGT,1,1\n", 3, "the header has 2"),
         ('sequence,label\nACGT,0\n"AC"GT,1\nACGT,1\n', 3, "quote"),
@@ -282,8 +284,8 @@ def test_mistake_in_a_row_is_named_by_file_and_line(folder, cache, text, line, s
     [
         ('{"sequence": "ACGT", "label": 0}\n{"sequence": "ACGT"\n', 2, "no JSON object"),
         ("[1]\n", 1, "no JSON object"),
-        ('{"sequence": "ACGT", "label": 0}\n\n{"sequence": 7, "label": 0}\n', 3, "empty"),
-        ('{"sequence": "ACGT", "label": 0}\n{"sequence": "A"}\n', 2, "not an integer"),
+        ('{"sequence": "ACGT", "label": 0}\n\n{"sequence": 7, "label": 0}\n', 3, "position 1 is no IUPAC"),
+        ('{"sequence": "ACGT", "label": 0}\n{"sequence": "A"}\n', 2, "label is missing"),
         ('{"seq": "ACGT", "label": 0}\n', 1, "no column 'sequence'"),
         ('{"sequence": "ACGT", "label": 0}\n{"sequence": "A", "label": {"a": 1}}\n', 2, "not an integer"),
     ],
@@ -408,6 +410,18 @@ def test_label_that_training_never_shows_is_refused(folder, cache):
     ]
 
 
+def test_classes_that_differ_in_case_or_blanks_alone_are_refused(folder, cache):
+    for path in folder.iterdir():
+        path.write_text("sequence,label\nACGT,Alu\nAAAA,L 1\n")
+    (folder / "dev.csv").write_text("sequence,label\nACGT,alu\nAAAA,L1\nACGA,Alu\n")
+    first, second = refused(folder, cache)
+    assert (first.where, first.value) == (f"{folder / 'dev.csv'}:2", "alu") and "'Alu'" in first.rule
+    assert (second.where, second.value) == (f"{folder / 'dev.csv'}:3", "L1") and "'L 1'" in second.rule
+    names = ["Alu", "alu", "L1", "L 1"]
+    (folder / "train.csv").write_text("sequence,label\n" + "".join(f"ACGT,{name}\n" for name in names))
+    assert read(folder, cache, class_names=names).examples.classes == 4
+
+
 def test_mistakes_of_all_files_are_reported_together(folder, cache):
     (folder / "train.csv").write_text("sequence,label\nACXT,1.5\nACGT,1\n,0\n")
     (folder / "dev.csv").write_text("sequence,label\nACGT\n")
@@ -420,10 +434,9 @@ def test_mistakes_of_all_files_are_reported_together(folder, cache):
 
 def test_a_hopeless_file_is_not_reported_row_by_row(folder, cache):
     (folder / "train.csv").write_text("sequence,label\n" + "XXXX,0\n" * 500)
-    mistakes = refused(folder, cache)
-    assert len(mistakes) == MAX_MISTAKES_PER_FILE + 1
-    assert mistakes[-1].where == str(folder / "train.csv")
-    assert mistakes[-1].value == f"{500 - MAX_MISTAKES_PER_FILE} more rows"
+    (mistake,) = refused(folder, cache)
+    assert mistake.where == f"{folder / 'train.csv'}:2"
+    assert mistake.rule.endswith("(500 lines: 2, 3, 4, ..)")
 
 
 def test_what_is_no_file_is_refused_rather_than_waited_for(folder, cache):
@@ -431,7 +444,9 @@ def test_what_is_no_file_is_refused_rather_than_waited_for(folder, cache):
     os.mkfifo(folder / "dev.csv")
     (folder / "test.csv").unlink()
     (folder / "test.csv").symlink_to("/dev/zero")
-    assert [mistake.rule for mistake in refused(folder, cache)] == ["is not a regular file"] * 2
+    assert [mistake.rule for mistake in refused(folder, cache)] == [
+        "is not a regular file (2 files: dev.csv, test.csv)"
+    ]
 
 
 def test_nothing_is_left_of_a_conversion_that_failed(folder, cache):
