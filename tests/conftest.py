@@ -55,6 +55,15 @@ def _logging_as_before() -> Iterator[None]:
     package.setLevel(level)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """Restores the environment after each file: a process group sets ranks that commands would inherit."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips tests that need a GPU where there is none."""
     if torch.cuda.is_available():
