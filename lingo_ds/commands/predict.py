@@ -171,7 +171,7 @@ def _predict_rows(
         done = _predict_chunks(predictor, rows, table, output, finished)
         if done is None:
             return False
-        _warn_of_losses(rows, done.truncated, predictor.task.max_length)
+        _warn_of_losses(rows, done.truncated, predictor)
         if env.is_main:
             output.finish()
             seconds = time.monotonic() - began
@@ -214,12 +214,20 @@ def _predict_chunks(
     return FinishedParts(number, truncated)
 
 
-def _warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, max_length: int) -> None:
-    """Warns of rows that were skipped and of sequences that were not read to their end."""
+def _warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, predictor: Predictor) -> None:
+    """Warns of rows that were skipped and of sequences that were not read to their end or at all."""
     if rows.skipped.counts:
         logger.warning("skipped: %s", rows.skipped)
     if truncated:
         advice = "; give a smaller --window" if isinstance(rows, Variants) else ""
+        share = predictor.losses.cut_in_words()
+        cut = f" and lost {share}" if share else ""
         logger.warning(
-            "%s sequences were truncated to the adapter's %d tokens%s", f"{truncated:,}", max_length, advice
+            "%s sequences were truncated to the adapter's %d tokens%s%s",
+            f"{truncated:,}",
+            predictor.task.max_length,
+            cut,
+            advice,
         )
+    if lost := predictor.losses.in_words():
+        logger.warning("%s: an adapter trained with data.tokens=nucleotides reads every base", lost)

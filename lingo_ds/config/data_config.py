@@ -93,8 +93,11 @@ class DataConfig(Section):
         "and `sequence2` instead of `sequence`, else none.",
     )
     pair_separator: str = Field("\n", description="Text between the two sequences of a pair.")
-    label_column: str | tuple[str, ...] = Field(
-        "label", description="Column that holds the class, an integer from 0 or a name; or a list of columns."
+    label_column: str | tuple[str, ...] | None = Field(
+        None,
+        description="Column that holds the class, an integer from 0 or a name; or a list of columns; * in a "
+        "name stands for any letters. null: `label`; of task.kind multilabel, where there is no such column, "
+        "all that are not read as something else.",
     )
     class_names: tuple[str, ...] | None = Field(
         None, description="Names of the classes 0, 1, .. in order. null: the names in the data, sorted."
@@ -162,6 +165,8 @@ class DataConfig(Section):
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The names of the label columns, one or several."""
+        if self.label_column is None:
+            return ("label",)
         return (self.label_column,) if isinstance(self.label_column, str) else self.label_column
 
     @property

@@ -125,7 +125,9 @@ class SelectionConfig(Section):
     )
 
 
-def check_fits(task: TaskConfig, selection: SelectionConfig, label_columns: Sequence[str] | str) -> None:
+def check_fits(
+    task: TaskConfig, selection: SelectionConfig, label_columns: Sequence[str] | str | None
+) -> None:
     """Checks the kind of task against the other sections.
 
     Raises:
@@ -135,12 +137,13 @@ def check_fits(task: TaskConfig, selection: SelectionConfig, label_columns: Sequ
     if selection.metric not in ("auto", *known):
         rule = f"is no metric of task.kind {task.kind}"
         raise _unfit("selection.metric", selection.metric, rule, f"write auto, {' or '.join(known)}")
-    if isinstance(label_columns, str):
+    if label_columns is None or isinstance(label_columns, str):
         return
     if task.family == "classes":
         rule, fix = f"is a list, and task.kind {task.kind} has one column", "name one, or set task.kind"
         raise _unfit("data.label_column", label_columns, rule, f"{fix} to multilabel or regression")
-    if task.labels is not None and len(task.labels) != len(label_columns):
+    are_names = not any(set("*?[") & set(column) for column in label_columns)
+    if are_names and task.labels is not None and len(task.labels) != len(label_columns):
         rule = f"names {len(task.labels)} outputs, and data.label_column has {len(label_columns)}"
         raise _unfit("task.labels", task.labels, rule, "name each, or leave them out")
 

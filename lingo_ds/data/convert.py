@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -17,16 +17,17 @@ from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.examples import FACTS, NUMBERS, SPLITS, Example
 from lingo_ds.data.labels import BadTarget, Target, TargetReader, label_mistakes
 from lingo_ds.data.mistakes import MistakeLog, raise_if_any
-from lingo_ds.data.sources.base import Source
+from lingo_ds.data.remarks import remark_on_contradictions, remark_on_overlaps
+from lingo_ds.data.sources.base import Source, in_own_split
 from lingo_ds.data.sources.open import open_source
 from lingo_ds.data.split_writer import SplitWriter, examples_schema
-from lingo_ds.data.splits import SplitSummary, count_duplicates, draw_splits, groups_of, overlaps
+from lingo_ds.data.splits import SplitSummary, count_duplicates, draw_splits, groups_of
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import write_once
 
 logger = logging.getLogger(__name__)
 
-CONVERT_VERSION = 2
+CONVERT_VERSION = 3
 """Part of every cache key; increased with every change of what is written."""
 
 UNREAD = dict.fromkeys(
@@ -66,7 +67,7 @@ def convert_once(config: DataConfig, path: Path, *, kind: str, cache: Path) -> P
     Raises:
         UserError: for mistakes in the data or in how it is to be read.
     """
-    source = open_source(config, path, cache=cache)
+    source = open_source(config, path, kind=kind, cache=cache)
     settings = config.model_dump(mode="json", exclude=UNREAD | {"intervals": {"genome"}})
     parts = [CONVERT_VERSION, source.fingerprint(), kind, settings, config.prompt_columns]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -147,12 +148,12 @@ class _Conversion:
             raise UserError(Mistake("data.path", "0 rows", "holds no examples to train on", "add some"))
         rows = self._draw_missing(shares)
         classes = self._count_classes(rows) if self._targets.has_classes else self._targets.width
-        self._write_facts(rows, classes)
+        self._write_facts(rows, classes, source)
 
     def _write_splits(self, source: Source) -> None:
         with ExitStack() as held:
             with self._mistakes.of_what_ends_early():
-                for split, item in source.examples():
+                for split, item in in_own_split(source.examples()):
                     for mistake in (item,) if isinstance(item, Mistake) else self._add(split, item, held):
                         self._mistakes.add(mistake)
             for writer in self._splits.values():
@@ -175,7 +176,7 @@ class _Conversion:
 
     def _checked(self, example: Example) -> tuple[Target | None, list[Mistake]]:
         """The target of an example, and all that is wrong with it."""
-        sequence, cells, where, pair, fields = example
+        sequence, cells, where, pair, fields, _ = example
         mistakes = [wrong] if (wrong := sequence_mistake(sequence, where)) else []
         if pair is not None and (wrong := sequence_mistake(pair, where)):
             mistakes.append(wrong)
@@ -234,11 +235,10 @@ class _Conversion:
         number = label if numbers is None else int(np.flatnonzero(numbers == label)[0])
         return self._stored(name).first[number]
 
-    def _write_facts(self, rows: Mapping[str, np.ndarray], classes: int | None) -> None:
+    def _write_facts(self, rows: Mapping[str, np.ndarray], classes: int | None, source: Source) -> None:
         hashes = {name: _chosen(self._stored(name).summary.hashes, rows.get(name)) for name in SPLITS}
         for name, chosen in rows.items():
             np.save(self._folder / f"{name}.npy", chosen)
-        self._warn_of_overlaps(rows)
         if (numbers := self._targets.names.final_numbers()) is not None:
             np.save(self._folder / NUMBERS, numbers)
         lengths = _chosen(self._splits["train"].summary.lengths, rows.get("train"))
@@ -249,20 +249,19 @@ class _Conversion:
             "duplicates": count_duplicates(hashes),
             "bases": int(np.median(lengths)),
             "pairs": any(writer.has_pairs for writer in self._splits.values()),
+            "label_columns": source.label_columns,
+            "remarks": [*self._remarks(rows, source)],
         }
         (self._folder / FACTS).write_text(json.dumps(facts))
 
-    def _warn_of_overlaps(self, rows: Mapping[str, np.ndarray]) -> None:
+    def _remarks(self, rows: Mapping[str, np.ndarray], source: Source) -> Iterator[str]:
         windows = {}
         for name in SPLITS:
             if (of_split := self._stored(name).summary.windows()) is not None:
                 windows[name] = of_split[:, rows[name]] if name in rows else of_split
-        if common := overlaps(windows, list(self._chromosomes)):
-            logger.warning(
-                "splits are not independent: %s; whole chromosomes are, see data.intervals.dev_chromosomes "
-                "and test_chromosomes",
-                common,
-            )
+        yield from remark_on_overlaps(windows, list(self._chromosomes))
+        if self._targets.compares:
+            yield from remark_on_contradictions({k: one.summary for k, one in self._splits.items()}, source)
 
 
 def _chosen(values: array, rows: np.ndarray | None) -> np.ndarray:

@@ -27,6 +27,7 @@ class Example(NamedTuple):
         where: place of the example, e.g. `train.csv:17`.
         pair: the second sequence of a pair.
         fields: further columns of its source; of a window `chromosome`, `start` and `end`.
+        split: the split that the row itself names; None: that of its file.
     """
 
     sequence: str
@@ -34,6 +35,7 @@ class Example(NamedTuple):
     where: str
     pair: str | None = None
     fields: Mapping[str, str] = NO_FIELDS
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Examples:
         duplicates: see `count_duplicates`.
         bases: median length of the training sequences.
         pairs: whether an example has two sequences.
+        label_columns: names of the columns that the labels came from; empty where they have none.
+        remarks: what is to be said of the data whenever it is used.
     """
 
     folder: Path
@@ -59,6 +63,8 @@ class Examples:
     duplicates: dict[str, int]
     bases: int
     pairs: bool
+    label_columns: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     def batches(self, split: str, *, most: int) -> Iterator[pa.RecordBatch]:
         """The rows of a split in order, `most` or fewer at a time.
@@ -87,5 +93,6 @@ class Examples:
 def read_examples(folder: Path) -> Examples:
     """The cache entry that `write_examples` made."""
     facts = json.loads((folder / FACTS).read_text())
-    names = facts.pop("class_names")
-    return Examples(folder=folder, class_names=names and tuple(names), **facts)
+    for name in ("class_names", "label_columns", "remarks"):
+        facts[name] = facts[name] if facts[name] is None else tuple(facts[name])
+    return Examples(folder=folder, **facts)

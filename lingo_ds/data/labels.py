@@ -216,13 +216,14 @@ class TargetReader:
 
     Attributes:
         has_classes: whether a target is a class.
+        compares: whether a target is right or wrong, and no measured value.
         names: the classes' names, see `ClassNames`.
         width: values of each target; None before the first one, and of classes.
     """
 
     def __init__(self, kind: str, class_names: tuple[str, ...] | None):
         """Takes `task.kind` and the names in the order of the classes, see `ClassNames`."""
-        self._kind, self.has_classes = kind, kind not in VALUE_KINDS
+        self._kind, self.has_classes, self.compares = kind, kind not in VALUE_KINDS, kind != "regression"
         self.names = ClassNames(class_names)
         self.width: int | None = None
         self._known: dict[Cell, int] = {}  # classes of labels that were read before
@@ -257,6 +258,11 @@ class TargetReader:
             rule = f"are not as many as in the first row, which has {self.width}"
             raise BadTarget(f"{len(values)} values", rule, "give each row a value for each label")
         return values
+
+
+def answer_key(target: Target) -> int:
+    """A number that is the same for the same target, with unknown labels or values at the same places."""
+    return target if isinstance(target, int) else hash(np.array(target, np.float32).tobytes())
 
 
 def label_mistakes(

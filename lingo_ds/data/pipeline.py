@@ -9,6 +9,7 @@ from lingo_ds.data.builtin import data_folder
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.summary import describe, remark_on_labels, remark_on_tokens
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import read_tokenized, tokenized_fingerprint, write_tokenized
 from lingo_ds.data.tokenization import NUCLEOTIDES, make_tokenize
@@ -168,14 +169,8 @@ def _check_token_ids(data: TokenizedData, config: RunConfig, *, rows: int) -> No
 
 
 def log_data_summary(data: TokenizedData, task: Task) -> None:
-    """Logs rows and outputs, and warns of duplicates and truncated sequences."""
-    facts = data.facts()
-    logger.info("data: %s rows, %s", facts["rows"], task.outputs)
-    if data.class_names:
-        logger.info("classes: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.class_names)))
-    if any(facts["unknown"].values()):
-        logger.info("unknown labels or values, left out of loss and metrics: %s", facts["unknown"])
-    if any(data.duplicates.values()):
-        logger.warning("the same sequence more than once: %s", data.duplicates)
-    if any(facts["truncated"].values()):
-        logger.warning("sequences cut to data.max_length: %s", facts["truncated"])
+    """Logs rows and outputs of every split, and warns of what may spoil the result."""
+    for line in describe(data, task):
+        logger.info("data: %s", line)
+    for remark in [*data.remarks, *remark_on_labels(data, task), *remark_on_tokens(data)]:
+        logger.warning("%s", remark)

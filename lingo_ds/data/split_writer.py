@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lingo_ds.data.examples import Example
-from lingo_ds.data.labels import Target
+from lingo_ds.data.labels import Target, answer_key
 from lingo_ds.data.splits import SplitSummary
 
 BATCH_ROWS, BATCH_BASES = 8192, 1 << 24
@@ -81,5 +81,8 @@ class SplitWriter:
         if pa.types.is_integer(columns[2].type):
             self.labels.append(columns[2].to_numpy())
         self.has_pairs |= any(self._pairs)
-        self.summary.add(self._sequences, self._pairs, self._windows)
+        answers = map(answer_key, self._targets)
+        self.summary.add(
+            self._sequences, self._pairs, cells=self._fields, answers=answers, windows=self._windows
+        )
         self._begin_batch()

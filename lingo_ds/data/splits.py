@@ -1,27 +1,33 @@
 """Splits drawn from the training rows where the data has none, and what splits have in common."""
 
 from array import array
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from lingo_ds.data.examples import SPLITS
-from lingo_ds.data.readers.intervals import merge_intervals, overlap_groups
+from lingo_ds.data.readers.intervals import overlap_groups
 from lingo_ds.utils.errors import Mistake, UserError
 
 
 class SplitSummary:
-    """What splits are compared by, of each row: 12 bytes, and 24 more of a window.
+    """What splits are compared by, of each row: 28 bytes, and 24 more of a window.
 
     Attributes:
         hashes: of each row's sequence or pair, the same where the sequence is.
+        questions: of each row's whole text, the same where sequence and cells of the prompt's columns are.
+        answers: of each row's target, see `answer_key`.
         lengths: bases of each row's sequence.
     """
 
     def __init__(self, chromosomes: dict[str, int]):
         """Takes the numbers of chromosomes by name, shared by all splits and filled as chromosomes come."""
-        self.hashes, self.lengths = array("q"), array("I")
+        self.hashes, self.questions, self.answers, self.lengths = (
+            array("q"),
+            array("q"),
+            array("q"),
+            array("I"),
+        )
         self._chromosomes = chromosomes
         self._windows = array("q"), array("q"), array("q")
 
@@ -29,15 +35,22 @@ class SplitSummary:
         return len(self.hashes)
 
     def add(
-        self, sequences: Sequence[str], pairs: Sequence[str | None], fields: Sequence[Mapping[str, str]]
+        self,
+        sequences: Sequence[str],
+        pairs: Sequence[str | None],
+        *,
+        cells: Sequence[Sequence[str]],
+        answers: Iterable[int],
+        windows: Sequence[Mapping[str, str]],
     ) -> None:
-        """Adds rows; `fields` are those of the rows that are windows."""
-        if any(pairs):
-            self.hashes.extend(map(hash, zip(sequences, pairs, strict=True)))
-        else:
-            self.hashes.extend(map(hash, sequences))
+        """Adds rows with the cells that prompts read; `windows` are fields of the rows that are windows."""
+        hashes = list(map(hash, zip(sequences, pairs, strict=True) if any(pairs) else sequences))
+        self.hashes.extend(hashes)
+        asked = zip(hashes, map(tuple, cells), strict=True)
+        self.questions.extend(map(hash, asked) if any(cells) else hashes)
+        self.answers.extend(answers)
         self.lengths.extend(map(len, sequences))
-        for window in fields:
+        for window in windows:
             number = self._chromosomes.setdefault(window["chromosome"], len(self._chromosomes))
             place = number, int(window["start"]), int(window["end"])
             for column, value in zip(self._windows, place, strict=True):
@@ -107,32 +120,3 @@ def _count_in(ascending: np.ndarray, values: np.ndarray) -> int:
     """Counts the values that are among others; np.isin takes ten times as long."""
     places = np.searchsorted(ascending, values)
     return int((ascending[np.minimum(places, len(ascending) - 1)] == values).sum())
-
-
-def overlaps(windows: Mapping[str, np.ndarray], chromosomes: Sequence[str]) -> str:
-    """A text on what splits have in common of the genome; empty where that is nothing.
-
-    Args:
-        windows: (3, rows) chromosome, start and end, by split.
-        chromosomes: names by number.
-    """
-    found = []
-    for one, other in combinations(windows, 2):
-        both = np.intersect1d(windows[one][0], windows[other][0])
-        shared = sum(_count_overlaps(_on(windows[one], k), _on(windows[other], k)) for k in both)
-        if shared:
-            total = windows[other].shape[1]
-            found.append(f"{shared} of {total} windows of {other} overlap windows of {one}")
-        if len(both):
-            some = ", ".join([chromosomes[k] for k in both[:3]] + [".."] * (len(both) > 3))
-            found.append(f"{one} and {other} have {len(both)} chromosomes in common ({some})")
-    return "; ".join(found)
-
-
-def _on(windows: np.ndarray, chromosome: int) -> np.ndarray:
-    return windows[1:, windows[0] == chromosome]
-
-
-def _count_overlaps(one: np.ndarray, other: np.ndarray) -> int:
-    """Counts windows of `other`, (2, m), that overlap one of `one`, (2, n)."""
-    return int(merge_intervals(*one).overlap(*other).sum())

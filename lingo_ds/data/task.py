@@ -105,7 +105,7 @@ def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
     task = replace(
         task,
         kind=task.kind if setting.kind == "auto" else setting.kind,
-        names=tuple(setting.labels or data.class_names or _column_names(config, classes)),
+        names=tuple(setting.labels or data.class_names or _column_names(config, data)),
     )
     if mistakes := _mistakes(config, task) + value_mistakes(train_labels, kind=task.kind):
         raise UserError(mistakes, on_all=True)
@@ -118,10 +118,10 @@ def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
     return task
 
 
-def _column_names(config: RunConfig, classes: int) -> Sequence[str]:
+def _column_names(config: RunConfig, data: TokenizedData) -> Sequence[str]:
     """The label columns' names where each holds one label or value."""
-    columns = config.data.label_columns
-    return columns if config.task.family != "classes" and len(columns) == classes else ()
+    columns = data.label_columns
+    return columns if config.task.family != "classes" and len(columns) == data.classes else ()
 
 
 def _mistakes(config: RunConfig, task: Task) -> list[Mistake]:

@@ -5,23 +5,26 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import SPLITS, Examples
 from lingo_ds.data.labels import Target
 from lingo_ds.data.prompt import Prompt
+from lingo_ds.data.token_losses import TokenLosses
 from lingo_ds.data.tokenization import ExampleText, Tokenize, Tokens
 from lingo_ds.data.tokenized import IDS, SCHEMA, VALUES, TokenizedData, TokenizedSplit
 from lingo_ds.utils.files import write_once
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Part of every cache key; increased with every change of what is written."""
 
 TEXTS_PER_BATCH = 1000
@@ -60,9 +63,9 @@ def write_tokenized(
         UserError: where not even one base fits between prefix and suffix.
     """
 
-    def tokenized(batch: pa.RecordBatch) -> pa.Table:
+    def tokenized(batch: pa.RecordBatch) -> TokenizedSplit:
         sequences, pairs, labels, fields = (column.to_pylist() for column in batch.columns)
-        split = tokenized_split(
+        return tokenized_split(
             sequences,
             labels,
             pairs=pairs,
@@ -72,20 +75,32 @@ def write_tokenized(
             max_length=max_length,
             both_strands=both_strands,
         )
-        return split.table
+
+    losses: dict[str, TokenLosses] = {}
+
+    def checked(split: str) -> Iterator[pa.Table]:
+        """The tables of a split; an entry that would lose its DNA is not written."""
+        losses[split] = TokenLosses()
+        for batch in examples.batches(split, most=TEXTS_PER_BATCH):
+            found = tokenized(batch)
+            losses[split] += found.losses
+            losses[split].require_few()
+            yield found.table
 
     def write(aside: Path) -> None:
         aside.mkdir()
         for name in SPLITS:
             logger.info("tokenising %s: %d rows", name, examples.rows[name])
-            tables = map(tokenized, examples.batches(name, most=TEXTS_PER_BATCH))
-            _write_stream(aside / f"{name}.arrow", tables, rows=examples.rows[name])
+            _write_stream(aside / f"{name}.arrow", checked(name), rows=examples.rows[name])
         facts = {
             "classes": examples.classes,
             "class_names": examples.class_names,
             "duplicates": examples.duplicates,
             "bases": examples.bases,
             "pairs": examples.pairs,
+            "losses": {name: asdict(lost) for name, lost in losses.items()},
+            "label_columns": examples.label_columns,
+            "remarks": examples.remarks,
         }
         (aside / "facts.json").write_text(json.dumps(facts))
 
@@ -114,8 +129,10 @@ def read_tokenized(folder: Path) -> TokenizedData:
     """The cache entry that `write_tokenized` made, read by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
     splits = {name: TokenizedSplit(_read_stream(folder / f"{name}.arrow")) for name in SPLITS}
-    names = facts.pop("class_names")
-    return TokenizedData(splits=splits, class_names=names and tuple(names), fingerprint=folder.name, **facts)
+    for name in ("class_names", "label_columns", "remarks"):
+        facts[name] = facts[name] if facts[name] is None else tuple(facts[name])
+    facts["losses"] = {name: TokenLosses(**lost) for name, lost in facts["losses"].items()}
+    return TokenizedData(splits=splits, fingerprint=folder.name, **facts)
 
 
 def tokenized_split(
@@ -148,7 +165,7 @@ def tokenized_split(
         return [tokens for batch in batches for tokens in tokenize(batch, prompt, max_length)]
 
     forward = strand(rows)
-    truncated = [tokens.cut for tokens in forward]
+    lost = [(tokens.cut, tokens.unknown) for tokens in forward]
     columns: dict[str, Any] = {"input_ids": [tokens.ids for tokens in forward], "label": labels}
     schema = SCHEMA
     if isinstance(labels[0], list):
@@ -156,6 +173,21 @@ def tokenized_split(
     if both_strands:
         reverse = strand([row._replace(sequence=reverse_complement(row.sequence)) for row in rows])
         columns["reverse_ids"] = [tokens.ids for tokens in reverse]
-        truncated = [one.cut or other.cut for one, other in zip(forward, reverse, strict=True)]
+        lost = [
+            (max(one.cut, other.cut), max(one.unknown, other.unknown))
+            for one, other in zip(forward, reverse, strict=True)
+        ]
         schema = schema.append(pa.field("reverse_ids", IDS))
-    return TokenizedSplit(pa.table(columns | {"truncated": truncated}, schema=schema))
+    cut, unknown = zip(*lost, strict=True)
+    columns |= {"bases": [row.bases for row in rows], "cut": cut, "unknown": unknown}
+    return TokenizedSplit(pa.table(columns, schema=schema), equal=_count_equal(rows, forward))
+
+
+def _count_equal(rows: Sequence[ExampleText], tokens: Sequence[Tokens]) -> int:
+    """How many different whole texts of A, C, G and T there are more than different tokens of them."""
+    whole = [
+        ((row.sequence, row.pair, *row.cells), np.asarray(one.ids, np.int32).tobytes())
+        for row, one in zip(rows, tokens, strict=True)
+        if not (one.cut or row.sequence.strip("ACGT"))
+    ]
+    return len({text for text, _ in whole}) - len({ids for _, ids in whole})

@@ -7,6 +7,7 @@ import numpy as np
 
 from lingo_ds.data.dna import first_bases, join
 from lingo_ds.data.prompt import Prompt
+from lingo_ds.data.token_losses import Token, unknown_bases
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 NUCLEOTIDES = "ACGTN"
 """Learned tokens, in the order of their ids. U is read as T, every other letter as N."""
+
+SAMPLED = 64
+"""Of so many examples one is looked at closely, for a tokenizer that drops what it does not know."""
 
 _PLACE = np.full(128, NUCLEOTIDES.index("N"), np.int32)
 for _letter in "ACGT":
@@ -39,10 +43,17 @@ class ExampleText(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Token ids of one example, (length,), and whether its sequence was cut to fit."""
+    """Token ids of one example, (length,), and bases of it that they do not hold.
+
+    Attributes:
+        ids: the token ids.
+        cut: bases that were cut off to fit.
+        unknown: bases of the others that are no token's, see `unknown_bases`.
+    """
 
     ids: Sequence[int] | np.ndarray
-    cut: bool
+    cut: int = 0
+    unknown: int = 0
 
 
 Tokenize = Callable[[Sequence[ExampleText], Prompt, int], Iterable[Tokens]]
@@ -84,31 +95,48 @@ class TextTokens:
         Raises:
             UserError: where not even one base fits between prefix and suffix.
         """
-        texts = [self._text(row, prompt) for row in rows]
-        for row, ids in zip(rows, self._encode(texts), strict=True):
-            too_long = len(ids) > max_length
-            yield Tokens(self._cut(row, prompt, max_length) if too_long else ids, too_long)
+        batch = self._encode([self._text(row, prompt) for row in rows])
+        for place, (row, ids) in enumerate(zip(rows, batch["input_ids"], strict=True)):
+            if len(ids) > max_length:
+                yield self._cut(row, prompt, max_length)
+            else:
+                yield Tokens(ids, unknown=self._unknown(row, prompt, batch, place))
 
     def _text(self, row: ExampleText, prompt: Prompt) -> str:
-        dna = join(row.sequence, row.pair, self._separator)
-        return prompt.render(dna, fields=_fields(row, prompt))
+        return prompt.render(self._dna(row), fields=_fields(row, prompt))
 
-    def _cut(self, row: ExampleText, prompt: Prompt, max_length: int) -> list[int]:
+    def _dna(self, row: ExampleText) -> str:
+        return join(row.sequence, row.pair, self._separator)
+
+    def _cut(self, row: ExampleText, prompt: Prompt, max_length: int) -> Tokens:
         """Token ids with as much of the sequence's start as fits; prefix and suffix stay whole."""
         fits, too_long, best = 0, row.bases, None
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
-            ids = self._encode([self._text(row.first(middle), prompt)])[0]
-            if len(ids) <= max_length:
-                fits, best = middle, ids
+            batch = self._encode([self._text(row.first(middle), prompt)])
+            if len(batch["input_ids"][0]) <= max_length:
+                fits, best = middle, batch
             else:
                 too_long = middle
         if best is None:
             raise _no_room(max_length)
-        return best
+        unknown = self._unknown(row.first(fits), prompt, best, 0)
+        return Tokens(best["input_ids"][0], row.bases - fits, unknown)
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return _read(self._tokenizer, texts)["input_ids"]
+    def _unknown(self, row: ExampleText, prompt: Prompt, batch: "BatchEncoding", place: int) -> int:
+        """Bases that an example's tokens do not hold; counted where one is the unknown's, and in a sample."""
+        ids, unknown = batch["input_ids"][place], self._tokenizer.unk_token_id
+        if place % SAMPLED and unknown not in ids:
+            return 0
+        if batch.encodings is None:  # a tokenizer in Python does not say where its tokens come from
+            return row.bases * sum(one == unknown for one in ids) // max(len(ids), 1)
+        spans = batch.encodings[place].offsets
+        tokens = [Token(one, *span) for one, span in zip(ids, spans, strict=True)]
+        start = len(prompt.filled(_fields(row, prompt)).before)
+        return unknown_bases(self._dna(row), tokens, start=start, unknown=unknown)
+
+    def _encode(self, texts: list[str]) -> "BatchEncoding":
+        return _read(self._tokenizer, texts)
 
 
 class PromptTokens(NamedTuple):
@@ -140,7 +168,7 @@ class NucleotideTokens:
             room = max_length - len(frame.before) - len(frame.after) - (len(between) if row.pair else 0)
             if room < 1:
                 raise _no_room(max_length)
-            cut = row.bases > room
+            cut = max(row.bases - room, 0)
             read = row.first(room) if cut else row
             parts = [frame.before, self._ids(read.sequence)]
             if read.pair is not None:

@@ -1,17 +1,22 @@
 """Tokenised splits: token ids and labels, read by memory map."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from lingo_ds.data.token_losses import TokenLosses
+
 IDS, CLASS, VALUES = pa.list_(pa.int32()), pa.int64(), pa.list_(pa.float32())
 """Arrow types of token ids, and of the label of a class or of a list of values (NaN: unknown)."""
 
-SCHEMA = pa.schema({"input_ids": IDS, "label": CLASS, "truncated": pa.bool_()})
+COUNTS = {"bases": pa.int32(), "cut": pa.int32(), "unknown": pa.int32()}
+"""Columns that count the bases of an example, see `TokenLosses`."""
+
+SCHEMA = pa.schema({"input_ids": IDS, "label": CLASS, **COUNTS})
 """Columns of a table on one strand; `label` is VALUES where the target is a list of values."""
 
 
@@ -25,20 +30,22 @@ class TokenizedSplit:
     """One split's token ids, read from the table without a copy: on disk by memory map.
 
     Attributes:
-        table: columns input_ids (list of int32), label (int64 or list of float32), truncated (bool), and for
+        table: columns input_ids (list of int32), label (int64 or list of float32), those of `COUNTS`, and for
             both strands reverse_ids (list of int32).
         both: whether the rows are 2 n: row n + k is row k of the table on its other strand.
+        equal: sequences that have the same tokens as a different one.
     """
 
     table: pa.Table
     both: bool = False
+    equal: int = 0
 
     def __len__(self) -> int:
         return len(self.table) * (1 + self.both)
 
     def both_strands(self) -> "TokenizedSplit":
         """The same table with both strands as rows; it must have the column reverse_ids."""
-        return TokenizedSplit(self.table, both=True)
+        return replace(self, both=True)
 
     @property
     def widest(self) -> "TokenizedSplit":
@@ -90,8 +97,16 @@ class TokenizedSplit:
     @property
     def truncated(self) -> int:
         """The number of examples whose sequence was cut, on one strand at least."""
-        column = self.table.column("truncated").cast(pa.uint8())
-        return sum(int(as_numpy(chunk).sum()) for chunk in column.chunks)
+        return int((self._counts("cut") > 0).sum())
+
+    @property
+    def losses(self) -> TokenLosses:
+        """What the sequences lost, each on the strand that lost more."""
+        bases, cut, unknown = (int(self._counts(name).sum(dtype=np.int64)) for name in COUNTS)
+        return TokenLosses(len(self.table), bases, cut, unknown, self.equal)
+
+    def _counts(self, name: str) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int32), *map(as_numpy, self.table.column(name).chunks)])
 
     def tokens(self, row: int) -> np.ndarray:
         """Token ids of one example, (length,)."""
@@ -120,6 +135,9 @@ class TokenizedData:
         fingerprint: changes with files, tokenizer, prompt and length.
         bases: median length of the training sequences.
         pairs: whether an example has two sequences.
+        losses: what the sequences of each split lost on their way to tokens.
+        label_columns: names of the columns that the labels came from; empty where they have none.
+        remarks: what is to be said of the data whenever it is used.
     """
 
     splits: Mapping[str, TokenizedSplit]
@@ -129,6 +147,9 @@ class TokenizedData:
     fingerprint: str
     bases: int
     pairs: bool
+    losses: Mapping[str, TokenLosses]
+    label_columns: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -150,6 +171,7 @@ class TokenizedData:
         return {
             "rows": {name: len(split) for name, split in self.splits.items()},
             "truncated": {name: split.truncated for name, split in self.splits.items()},
+            "losses": {name: asdict(losses) for name, losses in self.losses.items()},
             "unknown": {name: split.unknown for name, split in self.splits.items()},
             "duplicates": self.duplicates,
             "class_names": self.class_names,

@@ -19,6 +19,7 @@ from lingo_ds.data.streams.sequences import Chunk
 from lingo_ds.data.streams.variants import VariantChunk
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import tokenized_split
+from lingo_ds.data.token_losses import TokenLosses
 from lingo_ds.data.tokenization import Tokenize
 from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement, process_group
@@ -93,6 +94,7 @@ class Predictor:
         task: the task that the adapter was trained for.
         env: this process's rank and device.
         plan: the size of a forward, and how the backbone is held.
+        losses: what the sequences predicted so far lost on their way to tokens.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Predictor:
         self._average_strands = average_strands
         self._prompt = make_prompt(task.template, domain=task.domain)
         self.task, self.plan, self.env = task, plan, env
+        self.losses = TokenLosses()
 
     @property
     def chunk_bases(self) -> int:
@@ -188,10 +191,15 @@ class Predictor:
 
     def _predict(self, share: _Share[AnyChunk]) -> Predicted[AnyChunk]:
         """Computes this process's share, and gathers the answers of all."""
-        truncated = share.split.truncated if len(share.places) else 0
-        mine = torch.tensor([self._forwards_needed(share.split), truncated], device=self.env.device)
-        needed, truncations = process_group.all_gather(mine).T.tolist()
-        rows, logits = own_logits(self._model, self._forwards(share.split, max(needed)))
+        lost, truncated = TokenLosses(), 0
+        if len(share.places):
+            lost, truncated = share.split.losses, share.split.truncated
+        mine = [self._forwards_needed(share.split), truncated, *vars(lost).values()]
+        gathered = process_group.all_gather(torch.tensor(mine, device=self.env.device))
+        needed, (truncations, *losses) = int(gathered[:, 0].max()), gathered[:, 1:].sum(0).tolist()
+        self.losses += TokenLosses(*losses)
+        self._require_readable()
+        rows, logits = own_logits(self._model, self._forwards(share.split, needed))
         if not len(share.places):
             rows, logits = rows[:0], logits[:0]
         total, places = len(share.chunk.sequences), torch.from_numpy(share.places)
@@ -203,7 +211,14 @@ class Predictor:
         if self._average_strands:
             ordered = mean_of_strands(ordered, self.task)
         found = answers(ordered, self.task).astype(np.float32)
-        return Predicted(share.chunk, found, sum(truncations))
+        return Predicted(share.chunk, found, truncations)
+
+    def _require_readable(self) -> None:
+        """Raises on every process where the sequences so far lose their DNA on their way to tokens."""
+        try:
+            self.losses.require_few()
+        except UserError as error:
+            raise UserError(error.mistakes, on_all=True) from None
 
     def _check_finite(self, logits: np.ndarray, chunk: Chunk | VariantChunk) -> None:
         """Raises on every process where logits (n, outputs) overflowed; n may hold both strands."""

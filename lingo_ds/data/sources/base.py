@@ -35,7 +35,13 @@ class Part(NamedTuple):
 
 
 class Source(Protocol):
-    """Labelled sequences as they are stored somewhere."""
+    """Labelled sequences as they are stored somewhere.
+
+    Attributes:
+        label_columns: names of the columns that hold the labels; empty where they have none.
+    """
+
+    label_columns: tuple[str, ...]
 
     def fingerprint(self) -> str:
         """A text that changes with what the examples are made from."""
@@ -63,6 +69,12 @@ def read_parts(
         except UserError as error:
             for mistake in error.mistakes:
                 yield split, mistake
+
+
+def in_own_split(found: Iterable[Found]) -> Iterator[Found]:
+    """Examples with the split that they name themselves, else that of their file."""
+    for split, item in found:
+        yield (split if isinstance(item, Mistake) else item.split or split), item
 
 
 def fingerprint_of(parts: Iterable[Part]) -> str:

@@ -49,6 +49,7 @@ class BedSource:
         self._parts, self._windows = parts, windows
         self._genome, self._scattered = genome, scattered
         self._labels, self._chromosomes = labels, chromosomes
+        self.label_columns = () if negatives else labels
         self._per_interval, self._seed = negatives, seed
         mistakes = []
         for setting in ("dev", "test"):

@@ -34,6 +34,8 @@ class DeepSea:
     In a .mat of version 7.3 (HDF5) the axes are in reverse, and are read so.
     """
 
+    label_columns: tuple[str, ...] = ()
+
     def __init__(self, parts: Sequence[Part], *, order: str | None):
         """Takes the files and the bases of the four channels; None: AGCT in a .mat, ACGT in a .npz."""
         self._parts, self._order = parts, order

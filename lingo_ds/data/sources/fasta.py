@@ -12,6 +12,8 @@ from lingo_ds.utils.errors import Mistake, UserError
 class FastaSource:
     """FASTA files; a part with a label is one class, else headers are `name|label` or `name|label|task`."""
 
+    label_columns: tuple[str, ...] = ()
+
     def __init__(self, parts: Sequence[Part], *, only_task: str | None):
         """Takes the files; with `only_task`, entries of other tasks are passed over."""
         self._parts, self._only_task = parts, only_task
@@ -41,6 +43,8 @@ class FastaSource:
 
 class ClassFolders:
     """Folders of text files, each file one sequence (over any number of lines), each folder one class."""
+
+    label_columns: tuple[str, ...] = ()
 
     def __init__(self, parts: Sequence[Part]):
         self._parts = parts

@@ -28,7 +28,7 @@ class HubDataset:
         import datasets  # pandas with it: slow to import, and only here in use
 
         datasets.disable_progress_bars()
-        self._path, self._columns = path, columns
+        self._path = path
         try:
             if Path(path).is_dir():
                 found = datasets.load_from_disk(path)
@@ -45,15 +45,21 @@ class HubDataset:
         if not self._splits:
             rule = "none of its splits is called train, dev or test"
             raise UserError(Mistake("data.path", ", ".join(found), rule, "rename the splits"))
+        if columns.open_ended:
+            columns = columns.found_in(self._table(next(iter(self._splits))))
+        self._columns, self.label_columns = columns, columns.labels or ()
 
     def fingerprint(self) -> str:
         return repr([(name, split._fingerprint) for name, split in self._splits.items()])
 
     def examples(self) -> Iterator[Found]:
-        for name, split in self._splits.items():
-            table = _HubTable(split, f"{self._path}, split {name}")
-            for item in table_examples(table, self._columns):
+        alone = len(self._splits) == 1
+        for name in self._splits:
+            for item in table_examples(self._table(name), self._columns, names_splits=alone):
                 yield name, item
+
+    def _table(self, split: str) -> "_HubTable":
+        return _HubTable(self._splits[split], f"{self._path}, split {split}")
 
 
 class _HubTable(Table):

@@ -29,12 +29,13 @@ SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
 KNOWN_FORMATS_FIX = "give a file or folder that docs/data.md knows, or set data.format"
 
 
-def open_source(config: DataConfig, path: Path, *, cache: Path) -> Source:
+def open_source(config: DataConfig, path: Path, *, kind: str, cache: Path) -> Source:
     """The source at a path; files are found and their heads read, but no example.
 
     Args:
         config: how to read it.
         path: file or folder; `config.path` where nothing is embedded.
+        kind: `task.kind`.
         cache: for the index of a genome.
 
     Raises:
@@ -44,17 +45,18 @@ def open_source(config: DataConfig, path: Path, *, cache: Path) -> Source:
     for name in config.unread_by(format):
         rule = f"has no meaning for data.path, which is read as {format}"
         raise UserError(Mistake(f"data.{name}", getattr(config, name), rule, "remove it, or set data.format"))
+    if format in ("table", "dataset"):
+        columns = _columns(config, kind)
+        if format == "table":
+            return TableSource(_files(path, "table"), columns)
+        return HubDataset(str(path), columns, subset=config.subset, revision=config.revision)
     return _OPEN[format](config, path, cache)
 
 
-def _table(config: DataConfig, path: Path, _: Path) -> Source:
-    return TableSource(_files(path, "table"), _columns(config))
-
-
-def _columns(config: DataConfig) -> Columns:
+def _columns(config: DataConfig, kind: str) -> Columns:
     return Columns(
         config.sequence_column,
-        config.label_columns,
+        None if kind == "multilabel" and config.label_column is None else config.label_columns,
         config.pair_column,
         config.only_task,
         config.prompt_columns,
@@ -91,17 +93,11 @@ def _deepsea(config: DataConfig, path: Path, _: Path) -> Source:
     return DeepSea(_files(path, "deepsea"), order=config.one_hot_order)
 
 
-def _dataset(config: DataConfig, path: Path, _: Path) -> Source:
-    return HubDataset(str(path), _columns(config), subset=config.subset, revision=config.revision)
-
-
 _OPEN: dict[str, Callable[[DataConfig, Path, Path], Source]] = {
-    "table": _table,
     "fasta": _fasta,
     "class_folders": _class_folders,
     "bed": _bed,
     "deepsea": _deepsea,
-    "dataset": _dataset,
 }
 
 

@@ -13,7 +13,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lingo_ds.data.dna import MAX_MISTAKES_PER_FILE, raise_if_any, sequence_mistake
+from lingo_ds.data.dna import sequence_mistake
+from lingo_ds.data.mistakes import MistakeLog
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import read_lines
 from lingo_ds.data.streams.sequences import file_facts, require_readable
@@ -106,25 +107,24 @@ class Variants:
         """All variants after the first `skip`, in chunks that end by `most` windows or `most_bases` bases.
 
         Raises:
-            UserError: with the mistakes of the chunk that would come next, each with its place in the file;
-                and where nothing in the whole file can be predicted.
+            UserError: with all mistakes of the file, before the chunk that the first of them is in; and where
+                nothing in the whole file can be predicted.
         """
         self.skipped = Skipped(strict=self._strict)
-        number, mistakes, chunk = 0, [], VariantChunk(skip, [], [], [], [], 0.0)
-        with self._path.open("rb") as raw:
+        number, mistakes, chunk = 0, MistakeLog(), VariantChunk(skip, [], [], [], [], 0.0)
+        with self._path.open("rb") as raw, mistakes.of_what_ends_early():
             for line in self._lines(raw):
                 if line.mistake:
-                    mistakes.append(line.mistake)
+                    mistakes.add(line.mistake)
                 number += len(line.variants)
-                if number > skip:
-                    _add(chunk, line)
+                if mistakes or number <= skip:  # with a mistake the rest is read to find all others
+                    continue
+                _add(chunk, line)
                 windows = len(chunk.sequences)
-                full = windows >= most or windows * self.window >= most_bases
-                if full or len(mistakes) > MAX_MISTAKES_PER_FILE:
-                    raise_if_any(mistakes, self._path)
+                if windows >= most or windows * self.window >= most_bases:
                     yield chunk._replace(read=raw.tell() / self._size)
                     chunk = VariantChunk(number, [], [], [], [], 0.0)
-        raise_if_any(mistakes, self._path)
+        mistakes.raise_if_any()
         if not number:
             self.skipped.require_none(self._path)
         if chunk.variants:

@@ -147,14 +147,14 @@ def test_chromosomes_make_the_splits(tmp_path, genome, cache, caplog):
     assert "not independent" not in caplog.text
 
 
-def test_what_splits_have_in_common_is_said(tmp_path, genome, cache, caplog):
+def test_what_splits_have_in_common_is_said(tmp_path, genome, cache):
     text = "c1 0 10 train 0\nc1 30 40 train 1\nc1 9 12 dev 0\nc1 40 45 dev 1\nc3 0 9 test 0"
-    read(
+    found = read(
         bed(tmp_path / "x.bed", "chrom start end split label\n" + text),
         cache,
         intervals={"genome": str(genome)},
     )
-    (line,) = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    (line,) = found.examples.remarks
     assert line.startswith(
         "splits are not independent: 1 of 2 windows of dev overlap windows of train; "
         "train and dev have 1 chromosomes in common (c1); whole chromosomes are"
@@ -194,16 +194,17 @@ def test_yeast_genes_begin_and_end_as_genes_do(shared, cache, caplog):
     assert abs(np.mean([gc_share(one) for one in others]) - np.mean([gc_share(one) for one in genes])) < 0.02
 
 
-def test_groups_of_overlapping_genes_stay_together(shared, cache, caplog):
+def test_groups_of_overlapping_genes_stay_together(shared, cache):
     home = shared / "data/yeast_chrI_ref"
-    read(
+    found = read(
         home / "transcripts_tss.bed",
         cache,
         label_column="strand",
         class_names=["+", "-"],
         intervals={"genome": str(home / "chrI.fa")},
     )
-    assert "chromosomes in common" in caplog.text and "overlap windows" not in caplog.text
+    (remark,) = found.examples.remarks
+    assert "chromosomes in common" in remark and "overlap windows" not in remark
 
 
 def test_intervals_of_another_build_are_refused(shared, cache):

@@ -1,6 +1,7 @@
 """What a label says: classes, labels and values from cells, in whole files, and as settings of a task."""
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from lingo_ds.data.labels import (
     value_mistakes,
 )
 from lingo_ds.data.packing import make_pack
-from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.data.task import task_of
 from lingo_ds.data.token_cache import read_tokenized, tokenized_split, write_tokenized
-from lingo_ds.data.tokenization import TextTokens
+from lingo_ds.data.tokenization import ExampleText, TextTokens, Tokens
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.utils.errors import Mistake, UserError
@@ -305,11 +306,15 @@ def config_of(**task: object) -> RunConfig:
 
 def data_of(labels: list, **facts: object) -> TokenizedData:
     """Tokenised data with these training labels."""
-    tokenize = TextTokens(lambda texts, **_: {"input_ids": [[1]] * len(texts)})
+
+    def tokenize(rows: Sequence[ExampleText], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
+        return (Tokens([1]) for _ in rows)
+
     prompt = make_prompt(None, domain=None)
     train = tokenized_split(["A"] * len(labels), labels, max_length=9, tokenize=tokenize, prompt=prompt)
     classes = len(labels[0]) if isinstance(labels[0], list) else max(labels) + 1
     known = {"class_names": None, "duplicates": {}, "fingerprint": "f", "bases": 1, "pairs": False} | facts
+    known |= {"losses": {}}
     return TokenizedData(splits={"train": train}, classes=classes, **known)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lingo_ds.data import batches, packing
 from lingo_ds.data.batches import PackBudget, Prefetcher, TrainBatches
 from lingo_ds.data.packing import Pack, assign_to_ranks, common_prefix, eval_packs, make_pack
-from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
+from lingo_ds.data.tokenized import COUNTS, SCHEMA, TokenizedSplit
 
 
 def split_of(examples: Sequence[Sequence[int]]) -> TokenizedSplit:
@@ -24,7 +24,7 @@ def split_of(examples: Sequence[Sequence[int]]) -> TokenizedSplit:
     table = {
         "input_ids": [list(example) for example in examples],
         "label": [row % 3 for row in rows],
-        "truncated": [False] * len(examples),
+        **{name: [0] * len(examples) for name in COUNTS},
     }
     return TokenizedSplit(pa.table(table, schema=SCHEMA))
 

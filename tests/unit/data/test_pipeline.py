@@ -21,7 +21,7 @@ from lingo_ds.data.examples import read_examples
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.token_cache import read_tokenized, write_tokenized
 from lingo_ds.data.tokenization import TextTokens
-from lingo_ds.data.tokenized import SCHEMA, TokenizedSplit
+from lingo_ds.data.tokenized import COUNTS, SCHEMA, TokenizedSplit
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
@@ -139,14 +139,14 @@ def test_no_room_for_the_sequence_is_the_users_mistake(tokenizer, tokenized, seq
     [
         ("config.json", "vocab_size", 10, "an embedding of 10 rows"),
         ("tokenizer.json", "model", {"type": "WordLevel", "vocab": {"<s>": 1}, "unk_token": "x"}, "UNK"),
-        ("tokenizer.json", "model", {"type": "BPE", "vocab": {}, "merges": []}, "no token"),
+        ("tokenizer.json", "model", {"type": "BPE", "vocab": {}, "merges": []}, "loses the DNA"),
     ],
 )
 def test_tokenizer_that_does_not_belong_to_the_weights_is_refused(folder, file, key, value, says):
     backbone = folder / "backbone"
     write_backbone(backbone)
     content = json.loads((backbone / file).read_text()) | {key: value}
-    if says == "no token":
+    if says == "loses the DNA":
         content |= {"post_processor": None, "added_tokens": []}
     (backbone / file).write_text(json.dumps(content))
     config = {
@@ -156,7 +156,8 @@ def test_tokenizer_that_does_not_belong_to_the_weights_is_refused(folder, file, 
     }
     with pytest.raises(UserError, match=says) as caught:
         prepare(RunConfig.model_validate(config), ALONE)
-    assert caught.value.mistakes[0].where == "backbone.path"
+    where = "data.tokens" if says == "loses the DNA" else "backbone.path"
+    assert caught.value.mistakes[0].where == where
 
 
 def test_cache_is_used_again_and_follows_what_it_depends_on(shared, tmp_path):
@@ -209,7 +210,7 @@ def split_of(lengths: list[int]) -> TokenizedSplit:
     table = {
         "input_ids": [[1000 * row + place + 1 for place in range(lengths[row])] for row in rows],
         "label": [row % 3 for row in rows],
-        "truncated": [False] * len(lengths),
+        **{name: [0] * len(lengths) for name in COUNTS},
     }
     return TokenizedSplit(pa.table(table, schema=SCHEMA))
 

@@ -5,20 +5,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingo_ds.data.splits import SplitSummary, draw_splits, groups_of, overlaps
+from lingo_ds.data.remarks import overlaps
+from lingo_ds.data.splits import SplitSummary, draw_splits, groups_of
 from lingo_ds.utils.errors import UserError
+
+
+def fill(seen: SplitSummary, sequences: list[str], *, windows: list[dict[str, str]]) -> None:
+    rows = len(sequences)
+    seen.add(sequences, [None] * rows, cells=[()] * rows, answers=[0] * rows, windows=windows)
 
 
 def seen_sequences(sequences: list[str]) -> SplitSummary:
     seen = SplitSummary({})
-    seen.add(sequences, [None] * len(sequences), [])
+    fill(seen, sequences, windows=[])
     return seen
 
 
 def seen_windows(windows: list[tuple[str, int, int]]) -> SplitSummary:
     seen = SplitSummary({})
     fields = [{"chromosome": name, "start": str(start), "end": str(end)} for name, start, end in windows]
-    seen.add(["A"] * len(windows), [None] * len(windows), fields)
+    fill(seen, ["A"] * len(windows), windows=fields)
     return seen
 
 
