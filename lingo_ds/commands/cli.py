@@ -23,13 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
     args, settings = _parser().parse_known_args(argv)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is reported by our own watchdog
-    from lingo_ds.distributed.launchers import may_be_rank_zero
+    from lingo_ds.distributed.launchers import may_be_rank_zero, reports_first
 
     try:
         start = VERBS[args.verb].start
         return start(args, [word for word in settings if not word.startswith("--local_rank")])
     except UserError as error:
-        if not error.on_all or may_be_rank_zero(os.environ):
+        reports = may_be_rank_zero(os.environ) if error.on_all else reports_first(str(error), os.environ)
+        if reports:
             print(error, file=sys.stderr, flush=True)  # noqa: T201
         return 2
 

@@ -1,14 +1,18 @@
 """`lingo-ds evaluate`: a run's saved adapter on its test split again."""
 
+import logging
+
 from lingo_ds.commands.train import Build
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.evaluate import evaluate_split, write_predictions
+from lingo_ds.evaluation.evaluate import evaluate_split, remark_on_answers, write_predictions
 from lingo_ds.monitor.report import write_report
 from lingo_ds.training.saved_adapter import load_saved
 from lingo_ds.training.setup import build_model, prepare
 from lingo_ds.utils import logging as logs
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(config: RunConfig, env: DistEnv) -> dict[str, float | None]:
@@ -31,6 +35,8 @@ def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model)
     task = load_saved(model, setup, config.run_dir / "adapter")
     split = setup.data.splits["test"]
     test = evaluate_split(model, split, task=task, config=config, plan=setup.plan, env=env)
+    if remark := remark_on_answers(test, split.labels):
+        logger.warning("test: %s", remark)
     if env.is_main:
         write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
         report = {"metrics": {"test": test.metrics}, "metrics_by_output": {"test": test.by_output}}

@@ -10,7 +10,7 @@ from lingo_ds.commands.evaluate import evaluate_one
 from lingo_ds.commands.plan import plan_one
 from lingo_ds.commands.train import train_one
 from lingo_ds.config.known_tasks import missing_folder, registry
-from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.run_config import RunConfig, from_anywhere
 from lingo_ds.config.suite_config import Member, Suite
 from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.distributed import agreement
@@ -161,7 +161,7 @@ def _finished_report(member: Member) -> RunReport | None:
 def _same_config(config: RunConfig) -> bool:
     try:
         written = (config.run_dir / "config.yaml").read_text(encoding="utf-8")
-        return parse_yaml(written) == parse_yaml(config.to_yaml())
+        return parse_yaml(written) == parse_yaml(from_anywhere(config).to_yaml())
     except (OSError, ValueError):
         return False
 

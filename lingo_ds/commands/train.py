@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.run_config import RunConfig, from_anywhere
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.evaluate import write_predictions
+from lingo_ds.evaluation.evaluate import remark_on_answers, write_predictions
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
@@ -68,6 +68,8 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
         test = None
         if session.best.step and outcome.reason != "interrupted":
             test = session.evaluate_best("test")
+            if remark := remark_on_answers(test, setup.data.splits["test"].labels):
+                logger.warning("test: %s", remark)
         report = session.report(outcome, test)
         if env.is_main:
             if test:
@@ -98,7 +100,9 @@ def _write_inputs(setup: RunSetup) -> None:
     """Writes the resolved config and the plan, so that the run can be repeated from its folder."""
     if setup.env.is_main:
         folder = setup.config.run_dir
-        atomic_write(folder / "config.yaml", lambda aside: aside.write_text(setup.config.to_yaml()))
+        atomic_write(
+            folder / "config.yaml", lambda aside: aside.write_text(from_anywhere(setup.config).to_yaml())
+        )
         plan_text = json.dumps(setup.plan.to_dict(), indent=2)
         atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
 

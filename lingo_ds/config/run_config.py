@@ -1,5 +1,6 @@
 """`RunConfig`, all settings of a run, and `PredictConfig`; validating them touches no disk and no network."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -11,6 +12,17 @@ from lingo_ds.config.data_config import DataConfig, PackingMode
 from lingo_ds.config.fields import PositiveInt, Section, rule_error
 from lingo_ds.config.task_config import METRICS, SelectionConfig, TaskConfig, check_fits
 from lingo_ds.config.train_config import CheckpointConfig, TrainConfig
+
+PATHS = (
+    ("backbone", "path"),
+    ("data", "path"),
+    ("data", "root"),
+    ("data", "cache_dir"),
+    ("zero", "profile"),
+    ("zero", "nvme_path"),
+    ("checkpoint", "resume"),
+)
+"""Settings, by section, that may be paths."""
 
 
 class RunConfig(Section):
@@ -90,6 +102,24 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         """Folder of everything that the run writes."""
         return self.output_dir or Path("runs") / self.name
+
+
+def from_anywhere(config: RunConfig) -> RunConfig:
+    """The same run with absolute paths, so that it means the same in every working directory.
+
+    What is neither a file nor a folder here, like a hub id, stays as it is.
+    """
+
+    def absolute(path: str | Path | None) -> str | Path | None:
+        return type(path)(os.path.abspath(path)) if path is not None and os.path.exists(path) else path
+
+    values = config.model_dump()
+    values["output_dir"] = Path(os.path.abspath(config.run_dir))
+    for section, name in PATHS:
+        values[section][name] = absolute(values[section][name])
+    if intervals := values["data"]["intervals"]:
+        intervals["genome"] = absolute(intervals["genome"])
+    return RunConfig.model_validate(values)
 
 
 class PredictConfig(Section):

@@ -1,9 +1,13 @@
 """Reads a process's rank and the job's address from its launcher: deepspeed, torchrun, SLURM or MPI."""
 
+import hashlib
+import os
 import re
 import socket
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 from lingo_ds.utils.errors import Mistake, UserError
@@ -54,6 +58,26 @@ def may_be_rank_zero(environ: Mapping[str, str]) -> bool:
         return find_rank(environ).rank == 0
     except UserError:
         return True
+
+
+def reports_first(text: str, environ: Mapping[str, str]) -> bool:
+    """Whether no other process of this job on this host has reported the same text before.
+
+    Processes that find the same mistake cannot agree on who reports it: one of them may be gone already. The
+    first one leaves an empty file, named by the text and by the launcher that started them all.
+    """
+    try:
+        if find_rank(environ).world_size == 1:
+            return True
+        parent = os.getppid()
+        began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+        known = hashlib.sha256(f"{parent} {began} {text}".encode()).hexdigest()[:32]
+        os.close(os.open(Path(tempfile.gettempdir()) / f"lingo_ds-{known}", os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    except (OSError, UserError, IndexError):
+        return True
+    return True
 
 
 def _torch(environ: Mapping[str, str]) -> RankInfo | None:

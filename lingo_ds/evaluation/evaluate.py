@@ -78,7 +78,8 @@ def evaluate_split(
     if not np.isfinite(all_logits).all():
         rule = "logits are not finite, training diverged"
         fix = "lower it, or clip with train.max_grad_norm"
-        raise UserError(Mistake("train.learning_rate", config.train.learning_rate, rule, fix))
+        mistake = Mistake("train.learning_rate", config.train.learning_rate, rule, fix)
+        raise UserError(mistake, on_all=True)
     if average_strands:
         all_logits = mean_of_strands(all_logits, task)
     found = None
@@ -90,6 +91,23 @@ def evaluate_split(
         found = [*score(all_logits, split.labels, task), task.thresholds]
     metrics, by_output, thresholds = agreement.broadcast_json(found, env)
     return Evaluation(metrics, all_logits, by_output, task.with_thresholds(thresholds and tuple(thresholds)))
+
+
+def remark_on_answers(evaluation: Evaluation, labels: np.ndarray) -> str:
+    """What is to be said of answers that are all the same while the labels are not; empty: nothing."""
+    task = evaluation.task
+    if task.kind == "regression":
+        return ""
+    decided = np.unique(decide(answers(evaluation.logits, task), task))
+    if len(decided) > 1 or len(np.unique(labels[~np.isnan(labels)])) < 2:
+        return ""
+    what = f"class {task.output_names[decided[0]]}"
+    if task.kind == "multilabel":
+        what = "that every label is true" if decided[0] else "that no label is true"
+    return (
+        f"every prediction is {what}: raise train.learning_rate, train longer, or set "
+        "task.class_weights=balanced"
+    )
 
 
 def score(logits: np.ndarray, labels: np.ndarray, task: Task) -> Scores:

@@ -4,6 +4,8 @@ Nothing here changes a weight.
 """
 
 import logging
+import math
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,12 @@ from lingo_ds.utils.units import GIB
 
 logger = logging.getLogger(__name__)
 
+LOSS_STEPS = 10
+"""Steps over which the loss is averaged before it is judged."""
+
+EXPLODED_FACTOR, EXPLODED_MORE = 2.0, 0.5
+"""A loss has exploded when it is above so many times its lowest mean, and by so much more."""
+
 PICTURES = 5
 """Approximate number of pictures of a run: each takes half a second, in which other processes wait."""
 
@@ -46,6 +54,31 @@ def skip_limit(optimizer_step: OptimizerStep, max_skipped: int) -> Hook:
             raise UserError(Mistake("train.max_skipped", max_skipped, rule, fix), on_all=True)
 
     return Hook(after, due=lambda info: info.stats.skipped)
+
+
+def loss_watch(learning_rate: float) -> Hook:
+    """Warns once of a loss that explodes: its mean over `LOSS_STEPS` is far above the lowest such mean."""
+    recent: deque[float] = deque(maxlen=LOSS_STEPS)
+    lowest, warned = math.inf, False
+
+    def after(info: StepInfo) -> None:
+        nonlocal lowest, warned
+        recent.append(info.stats.loss)
+        if len(recent) < LOSS_STEPS:
+            return
+        mean = sum(recent) / LOSS_STEPS
+        lowest = min(lowest, mean)
+        if not warned and mean > EXPLODED_FACTOR * lowest + EXPLODED_MORE:
+            warned = True
+            logger.warning(
+                "step %d: the loss rose from %.3f to %.3f: lower train.learning_rate, which is %g",
+                info.step,
+                lowest,
+                mean,
+                learning_rate,
+            )
+
+    return Hook(after, due=lambda info: not info.stats.skipped)
 
 
 def traffic_count(meter: Meter, plan: RunPlan, audit: Audit) -> Hook:

@@ -19,6 +19,7 @@ from lingo_ds.training.callbacks import (
     Watcher,
     checkpoints,
     dev_evaluation,
+    loss_watch,
     skip_limit,
     traffic_count,
 )
@@ -100,6 +101,7 @@ class Session:
         sharding = sharding_of_plan(plan, setup.profile, setup.dtype)
         return [
             skip_limit(self.optimizer_step, config.train.max_skipped),
+            loss_watch(config.train.learning_rate),
             traffic_count(Meter(self.model, setup.spec.weights, sharding), plan, self.audit),
             dev_evaluation(plan, self._evaluate_on_dev, self.selection),
             checkpoints(config.checkpoint, plan, self.selection, self._save_checkpoint),
