@@ -24,11 +24,10 @@ def file_of(where: str) -> str:
 
 
 class _Kind(NamedTuple):
-    """What mistakes have in common that are reported as one: file or folder, rule without numbers, fix."""
+    """What mistakes have in common that are reported as one: file or folder, and rule without its numbers."""
 
     file: str
     rule: str
-    fix: str
 
 
 class _Seen:
@@ -109,7 +108,7 @@ def _kind_of(mistake: Mistake) -> _Kind:
     file = file_of(mistake.where)
     if file == mistake.where and "/" in file:  # a file that is one example among others of its folder
         file = str(Path(file).parent)
-    return _Kind(file, re.sub(r"\d+", "0", mistake.rule), mistake.fix)
+    return _Kind(file, re.sub(r"\d+", "0", mistake.rule))
 
 
 def _unit(where: str) -> str:

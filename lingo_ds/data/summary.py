@@ -22,7 +22,7 @@ def describe(data: TokenizedData, task: Task) -> Iterator[str]:
     counts = {name: _counts(split.labels, task) for name, split in data.splits.items()}
     word = "rows with label" if task.kind == "multilabel" else "rows of class"
     shown = [
-        f"{name} {' / '.join(f'{of_split[place]:,}' for of_split in counts.values())}"
+        f"{name}: {' / '.join(f'{of_split[place]:,}' for of_split in counts.values())}"
         for place, name in enumerate(task.output_names[: MAX_NAMED + 1])
     ]
     yield f"{word} in {' / '.join(counts)}: {_some(shown)}"

@@ -17,7 +17,7 @@ NUCLEOTIDES = "ACGTN"
 """Learned tokens, in the order of their ids. U is read as T, every other letter as N."""
 
 SAMPLED = 64
-"""Of so many examples one is looked at closely, for a tokenizer that drops what it does not know."""
+"""Of so many examples one is looked at closely; from then on all, where its tokenizer dropped a base."""
 
 _PLACE = np.full(128, NUCLEOTIDES.index("N"), np.int32)
 for _letter in "ACGT":
@@ -88,6 +88,7 @@ class TextTokens:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", pair_separator: str = ""):
         self._tokenizer, self._separator = tokenizer, pair_separator
+        self._drops = False  # whether it was seen to give no token at all for some base
 
     def __call__(self, rows: Sequence[ExampleText], prompt: Prompt, max_length: int) -> Iterator[Tokens]:
         """The tokens of each example.
@@ -124,16 +125,18 @@ class TextTokens:
         return Tokens(best["input_ids"][0], row.bases - fits, unknown)
 
     def _unknown(self, row: ExampleText, prompt: Prompt, batch: "BatchEncoding", place: int) -> int:
-        """Bases that an example's tokens do not hold; counted where one is the unknown's, and in a sample."""
+        """Bases that an example's tokens do not hold; counted where a token is unknown, and in a sample."""
         ids, unknown = batch["input_ids"][place], self._tokenizer.unk_token_id
-        if place % SAMPLED and unknown not in ids:
+        if not self._drops and place % SAMPLED and unknown not in ids:
             return 0
         if batch.encodings is None:  # a tokenizer in Python does not say where its tokens come from
             return row.bases * sum(one == unknown for one in ids) // max(len(ids), 1)
         spans = batch.encodings[place].offsets
         tokens = [Token(one, *span) for one, span in zip(ids, spans, strict=True)]
         start = len(prompt.filled(_fields(row, prompt)).before)
-        return unknown_bases(self._dna(row), tokens, start=start, unknown=unknown)
+        found = unknown_bases(self._dna(row), tokens, start=start, unknown=unknown)
+        self._drops = self._drops or (found > 0 and unknown not in ids)
+        return found
 
     def _encode(self, texts: list[str]) -> "BatchEncoding":
         return _read(self._tokenizer, texts)

@@ -206,6 +206,62 @@ def test_rice_has_58_labels_and_no_dev_split(shared, cache):
     assert found.labels["test"] == [[float(cell) for cell in line.split(",")[1:]] for line in lines]
 
 
+def test_labels_may_be_named_by_a_pattern_or_left_unnamed(shared, cache):
+    path = shared / "data/danqplant_rice_multilabel"
+    names = tuple((path / "labels.txt").read_text().split())
+    found = [read(path, cache, kind="multilabel", **how) for how in ({}, {"label_column": list(names)})]
+    assert found[0].examples.label_columns == names and found[0].labels == found[1].labels
+    some = read(path, cache, kind="multilabel", label_column="*_H3K4*").examples
+    assert some.label_columns == tuple(name for name in names if "_H3K4" in name)
+    assert 0 < some.classes < 58
+    (mistake,) = refused(path, cache, kind="multilabel", label_column="no_*")
+    assert "has no column like 'no_*'" in mistake.rule
+
+
+def test_unnamed_labels_are_all_columns_that_are_not_read_otherwise(folder, cache):
+    """And in every file by the names that the first one has, in its order."""
+    (folder / "train.csv").write_text("id,sequence,b,a\nx,ACGT,0,1\ny,AAAA,1,1\n")
+    for name in ("dev", "test"):
+        (folder / f"{name}.csv").write_text("a,b,sequence,id\n1,0,ACGC,x\n")
+    found = read(folder, cache, kind="multilabel")
+    assert found.examples.label_columns == ("b", "a")
+    assert found.labels["train"] == [[0, 1], [1, 1]] and found.labels["dev"] == [[0, 1]]
+
+
+def test_a_column_names_the_splits_of_a_single_table(tmp_path, cache):
+    path = tmp_path / "all.csv"
+    path.write_text("sequence,label,split\nACGT,0,train\nAAAA,1,Validation\nCCCC,1,TRAIN\nGGGG,0,test\n")
+    found = read(path, cache)
+    assert found.sequences == {"train": ["ACGT", "CCCC"], "dev": ["AAAA"], "test": ["GGGG"]}
+    path.write_text("sequence,label,split\nACGT,0,train\nAAAA,1,fold 3\n")
+    (mistake,) = refused(path, cache)
+    assert (mistake.where, mistake.value, mistake.rule) == (f"{path}:3", "fold 3", "is no split")
+
+
+def test_a_split_column_beside_files_of_splits_is_left_alone_and_said(folder, cache, caplog):
+    for path in folder.iterdir():
+        path.write_text("sequence,label,split\nACGT,0,test\nAAAA,1,test\n")
+    assert read(folder, cache).examples.rows == {"train": 2, "dev": 2, "test": 2}
+    assert "its column 'split' is not read, since files name the splits" in caplog.text
+
+
+def test_rows_that_contradict_each_other_are_named(folder, cache):
+    (folder / "train.csv").write_text("sequence,label\nACGT,0\nAAAA,1\nacgt,0\nCCCC,0\nCCCC,1\n")
+    (folder / "dev.csv").write_text("sequence,label\nAAAA,0\nAAAC,1\n")
+    (remark,) = read(folder, cache).examples.remarks
+    places = f"e.g. in {folder / 'train.csv'}:5 and {folder / 'train.csv'}:6"
+    assert remark.startswith("2 sequences have different labels in different rows") and places in remark
+    assert read(folder, cache).examples.remarks == (remark,), "also from the cache"
+
+
+def test_measured_values_and_prompts_of_their_own_do_not_contradict(folder, cache):
+    for path in folder.iterdir():
+        path.write_text("sequence,label,tissue\nACGT,0,liver\nAAAA,1,liver\nACGT,1,lung\n")
+    assert read(folder, cache, kind="regression").examples.remarks == ()
+    assert read(folder, cache, prefix="{tissue}: {sequence}").examples.remarks == ()
+    assert len(read(folder, cache).examples.remarks) == 1
+
+
 def test_a_list_in_a_column_is_several_labels(tmp_path, cache):
     rows = [{"sequence": "ACGT", "label": [0, 1, None]}, {"sequence": "ACGA", "label": [1, 1, 0]}]
     for split in ("train", "dev", "test"):
