@@ -278,14 +278,13 @@ def test_the_template_may_be_absent(tmp_path):
 MISTAKES = {
     "bad letter in a table": ("in.csv", "id,sequence\na,ACGT\nb,ACJT\n", "in.csv:3: 'J': position 3 is no"),
     "bad letter in FASTA": ("in.fa", ">a\nACGT\n>b\nACGT\n\nAC*T\n", "in.fa:6: '*': position 3 is no"),
-    "no sequence in FASTA": ("in.fa", ">a\n>b\nACGT\n", "in.fa:1: '': sequence is empty"),
+    "no sequence in FASTA": ("in.fa", ">a\n>b\nACGT\n", "in.fa:1: '': sequence is missing"),
     "no header in FASTA": ("in.fa", "ACGT\n", "in.fa:1: 'ACGT': comes before the first header"),
     "no name in FASTA": ("in.fa", ">a\nACGT\n> \nACGT\n", "in.fa:3: '>': the header has no name"),
     "no such column": ("in.csv", "id,dna\na,ACGT\n", "in.csv:1: 'id,dna': has no column 'sequence'"),
     "short row": ("in.csv", "id,sequence\na\n", "in.csv:2: '1 fields': the header has 2"),
     "unknown ending": ("in.txt", "ACGT\n", "in.txt': the ending is none of .csv"),
     "no Parquet": ("in.parquet", "ACGT\n", "is no readable Parquet file"),
-    "no gzip": ("in.csv.gz", "id,sequence\n", "in.csv.gz:1: 'line': cannot be read further"),
 }
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import lingo_ds
 from lingo_ds.data.batches import MicroBatches, PackBudget, TrainBatches, epoch_order, strands_drawn
@@ -19,7 +21,7 @@ from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import tokenized_split
 from lingo_ds.data.tokenization import TextTokens
-from lingo_ds.data.tokenized import TokenizedSplit
+from lingo_ds.data.tokenized import COUNTS, TokenizedSplit
 from lingo_ds.evaluation.answers import answers, mean_of_strands
 from lingo_ds.export.adapter_folder import read_card
 from tests.unit.running import at_step, command, contents, ctrl_c, report_of
@@ -27,9 +29,11 @@ from tests.unit.running import at_step, command, contents, ctrl_c, report_of
 TEMPLATE = "DNA {sequence}:"
 
 
-def letters(texts: list[str], **_) -> dict[str, list[list[int]]]:
-    """A tokenizer of one token per letter."""
-    return {"input_ids": [list(text.encode()) for text in texts]}
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer of one token per letter, whose id is the letter's byte."""
+    made = Tokenizer(models.WordLevel({chr(byte): byte for byte in range(128)}, unk_token=chr(0)))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=chr(0))
 
 
 def text_of(tokens) -> str:
@@ -47,7 +51,7 @@ def split_of(sequences: list[str], *, both: bool = True, max_length: int = 100) 
     return tokenized_split(
         sequences,
         labels,
-        tokenize=TextTokens(letters),
+        tokenize=TextTokens(letters()),
         prompt=prompt,
         max_length=max_length,
         both_strands=both,
@@ -70,7 +74,7 @@ def test_each_row_has_the_text_of_its_strand():
 
 def test_one_strand_alone_takes_no_room():
     one = split_of(["AACC", "A"], both=False)
-    assert one.table.column_names == ["input_ids", "label", "truncated"]
+    assert one.table.column_names == ["input_ids", "label", *COUNTS]
     assert one.widest is one and len(split_of(["AACC", "A"]).widest) == 4
 
 
