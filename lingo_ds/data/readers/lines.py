@@ -92,6 +92,14 @@ def read_lines(raw: BufferedReader, path: Path) -> Iterator[str]:
         number, codec = number + block.count(b"\n"), "utf-8"
 
 
+def cut_line_mistake(line: str, where: str, *, fields: int, width: int) -> Mistake | None:
+    """The mistake in a line that was cut short: it has no end, and fewer fields than the file has columns."""
+    if line.endswith(("\n", "\r")) or fields >= width:
+        return None
+    rule = "is a line without an end: the file was cut short"
+    return Mistake(where, f"{fields} of {width} columns", rule, "copy the file again, or complete the line")
+
+
 def line_blocks(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[bytes]:
     r"""The bytes of an open file in blocks that end behind a \n.
 
