@@ -33,7 +33,6 @@ setup(
     },
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.commands.cli:main"]},
     install_requires=[
-        "biopython>=1.73",  # pyfaidx reads bgzip by it
         "datasets>=4.0",
         "deepspeed>=0.19.3",  # before it, recomputing activations over frozen weights raises
         "h5py>=3",
@@ -44,7 +43,6 @@ setup(
         "psutil",
         "pyarrow",
         "pydantic>=2",
-        "pyfaidx>=0.9",
         "pyyaml",
         "rich",
         "safetensors",
@@ -60,6 +58,7 @@ setup(
         "quant": ["bitsandbytes>=0.50"],  # its functions for the CPU
         "dev": [
             "accelerate",
+            "biopython>=1.73",
             "bitsandbytes>=0.50",
             "build",
             "hypothesis",
@@ -68,6 +67,7 @@ setup(
             "mypy",
             "peft",
             "pre-commit",
+            "pyfaidx>=0.9",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns 0 on success, 2 on the user's mistake; the program's faults raise (status 1)."""
     args, settings = _parser().parse_known_args(argv)
+    for name, value in vars(args).items():
+        if isinstance(value, Path):  # a ~ that no shell has expanded, as in --input=~/new.fa
+            setattr(args, name, Path(os.path.expanduser(value)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is reported by our own watchdog
     from lingo_ds.distributed.launchers import may_be_rank_zero, reports_first
 
@@ -201,8 +204,8 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--adapter", required=True, type=Path, metavar="DIR", help="The folder adapter/ of a run.")
     source = (
-        "Sequences in .csv .tsv .fa .fasta .fna (also .gz) or .parquet; with --genome variants in .vcf or "
-        "intervals in .bed .narrowPeak .broadPeak (also .gz)."
+        "Sequences in .csv .tsv .jsonl .fa .fasta .fna (also .gz) or .parquet; with --genome variants in "
+        ".vcf or intervals in .bed .narrowPeak .broadPeak (also .gz). FASTA and VCF may have any name."
     )
     add("--input", required=True, type=Path, dest="source", metavar="FILE", help=source)
     target = "The file to write: .csv .tsv (also .gz) or .parquet."

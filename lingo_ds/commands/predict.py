@@ -11,11 +11,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from lingo_ds.config.run_config import PredictConfig
-from lingo_ds.data.readers.bed import BED_SUFFIXES
+from lingo_ds.data.readers.formats import ENDINGS, format_of, unread_mistake
 from lingo_ds.data.readers.genome import Genome
-from lingo_ds.data.readers.lines import suffix_of
 from lingo_ds.data.streams.intervals import Regions
-from lingo_ds.data.streams.sequences import Chunk, Records
+from lingo_ds.data.streams.sequences import Chunk, Records, require_readable
 from lingo_ds.data.streams.skipped import Skipped
 from lingo_ds.data.streams.variants import VariantChunk, Variants
 from lingo_ds.distributed import agreement, process_group
@@ -34,7 +33,7 @@ from lingo_ds.utils.files import default_cache
 
 logger = logging.getLogger(__name__)
 
-GENOME_SUFFIXES = (".vcf", *BED_SUFFIXES)
+GENOME_SUFFIXES = (*ENDINGS["vcf"], *ENDINGS["bed"])
 """Endings of files whose rows are positions of a genome."""
 
 
@@ -116,17 +115,25 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
 
 
 def _open_input(request: PredictRequest) -> Records | Regions | Variants:
-    suffix = suffix_of(request.source)
-    if suffix not in GENOME_SUFFIXES:
+    """The rows of the input, of the format that its first bytes or its ending tell.
+
+    Raises:
+        UserError: where it cannot be read, or options do not go with its format.
+    """
+    require_readable(request.source, fix="give a file of sequences, variants or intervals")
+    format = format_of(request.source)
+    if format is None:
+        raise UserError(unread_mistake(request.source, where="--input"))
+    if format in ("table", "fasta"):
         _refuse_genome_options(request)
         return Records(request.source, sequence_column=request.sequence_column, id_column=request.id_column)
     if request.genome is None:
-        rule = f"is needed for {suffix}"
+        rule = f"is needed for {request.source.name}, which is a {format.upper()}"
         raise UserError(Mistake("--genome", "nothing", rule, "give the FASTA to which its positions refer"))
     if request.window is not None and request.window < 1:
         raise UserError(Mistake("--window", request.window, "must be 1 or more", "give a number of bases"))
     genome = Genome(request.genome, cache=default_cache())
-    if suffix in BED_SUFFIXES:
+    if format == "bed":
         return Regions(request.source, genome=genome, window=request.window, strict=request.strict)
     window = request.window or _trained_window(request.adapter)
     return Variants(request.source, genome=genome, window=window, strict=request.strict)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lingo_ds.data.dna import letters_mistake, sequence_mistake
 from lingo_ds.utils.errors import Mistake, UserError
 
-FASTA = (".fa", ".fasta", ".fna")
+FASTA = (".fa", ".fasta", ".fna", ".fas", ".ffn", ".frn", ".fsa", ".mpfa")
 
 
 class FastaEntry(NamedTuple):

@@ -83,7 +83,7 @@ def read_lines(raw: BufferedReader, path: Path) -> Iterator[str]:
     packed = packing_of(raw.peek(16)) != "none"
     file = gzip.GzipFile(fileobj=raw) if packed else raw
     number, codec = 0, "utf-8-sig"
-    for block in _whole_lines(file, path):
+    for block in line_blocks(file, path):
         good, mistake = _before_what_is_no_text(block)
         yield from io.StringIO(good.decode(codec), newline="")
         if mistake:
@@ -92,8 +92,20 @@ def read_lines(raw: BufferedReader, path: Path) -> Iterator[str]:
         number, codec = number + block.count(b"\n"), "utf-8"
 
 
-def _whole_lines(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[bytes]:
-    r"""The file's bytes in blocks that end behind a \n."""
+def cut_line_mistake(line: str, where: str, *, fields: int, width: int) -> Mistake | None:
+    """The mistake in a line that was cut short: it has no end, and fewer fields than the file has columns."""
+    if line.endswith(("\n", "\r")) or fields >= width:
+        return None
+    rule = "is a line without an end: the file was cut short"
+    return Mistake(where, f"{fields} of {width} columns", rule, "copy the file again, or complete the line")
+
+
+def line_blocks(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[bytes]:
+    r"""The bytes of an open file in blocks that end behind a \n.
+
+    Raises:
+        UserError: where it cannot be read further.
+    """
     pieces: list[bytes] = []
     number = 0
     try:

@@ -1,4 +1,4 @@
-"""Sequences without labels, read as a stream from CSV, TSV and FASTA, each also gzipped, and Parquet."""
+"""Sequences without labels, read as a stream from tables (CSV, TSV, JSON lines, Parquet) and FASTA."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
@@ -7,14 +7,21 @@ from typing import Any, NamedTuple
 
 from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.mistakes import MistakeLog
-from lingo_ds.data.readers.fasta import FASTA, fasta_entries
+from lingo_ds.data.readers.fasta import fasta_entries
+from lingo_ds.data.readers.formats import format_of
 from lingo_ds.data.readers.lines import read_lines, suffix_of
-from lingo_ds.data.readers.tables import DELIMITERS, PARQUET, Table, open_table, text_of
+from lingo_ds.data.readers.tables import (
+    DELIMITERS,
+    TABLE_SUFFIXES,
+    JsonTable,
+    ParquetTable,
+    Table,
+    open_table,
+    text_of,
+)
 from lingo_ds.data.streams.skipped import Skipped
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import require_regular
-
-SEQUENCE_SUFFIXES = (*DELIMITERS, *FASTA, PARQUET)
 
 
 class SequenceRow(NamedTuple):
@@ -60,19 +67,16 @@ class Records:
         """Takes the file and, for all but FASTA, its columns; `id_column` None: `id` where there is one.
 
         Raises:
-            UserError: where the ending is unknown, the file cannot be read, or a column is missing.
+            UserError: where the file cannot be read, or a column is missing.
         """
-        self._path, self._suffix = path, suffix_of(path)
+        require_readable(path, fix="give a file of sequences")
+        self._path, self._is_fasta = path, format_of(path) == "fasta"
         self._sequence_column, self._id_column = sequence_column, id_column
         self.numbered = False
         self._total: int | None = None
-        if self._suffix not in SEQUENCE_SUFFIXES:
-            rule = f"the ending is none of {', '.join(SEQUENCE_SUFFIXES)} (or .gz after one of text)"
-            raise UserError(Mistake("--input", path, rule, "rename or convert the file"))
-        require_readable(path, fix="give a file of sequences")
-        if self._suffix not in FASTA:
+        if not self._is_fasta:
             with path.open("rb") as raw:
-                self._check_columns(open_table(raw, path))
+                self._check_columns(_open_table(raw, path))
 
     def fingerprint(self) -> dict[str, Any]:
         """Facts that change with the file or with how it is read."""
@@ -102,7 +106,7 @@ class Records:
         self._total = table.total
 
     def _rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
-        return self._fasta_rows(raw) if self._suffix in FASTA else self._table_rows(raw)
+        return self._fasta_rows(raw) if self._is_fasta else self._table_rows(raw)
 
     def _fasta_rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         """The entries of a FASTA file; the id is the header's first word."""
@@ -112,8 +116,8 @@ class Records:
 
     def _table_rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         columns = [self._sequence_column] + ([] if self._id_column is None else [self._id_column])
-        as_text = str.strip if self._suffix in DELIMITERS else str
-        for number, (where, cells) in enumerate(open_table(raw, self._path).rows(columns)):
+        as_text = str.strip if suffix_of(self._path) in DELIMITERS else str
+        for number, (where, cells) in enumerate(_open_table(raw, self._path).rows(columns)):
             if isinstance(cells, Mistake):
                 yield SequenceRow("", "", cells)
                 continue
@@ -124,6 +128,19 @@ class Records:
                 fix = "fill it, or give another --id-column"
                 mistake = mistake or Mistake(where, "null", "is no id", fix)
             yield SequenceRow(name if self.numbered else as_text(name), sequence, mistake)
+
+
+def _open_table(raw: BufferedReader, path: Path) -> Table:
+    """The table in an open file, by its first bytes where its name may say something else.
+
+    Raises:
+        UserError: where it is none, or its header cannot be read.
+    """
+    if raw.peek(4).startswith(b"PAR1"):
+        return ParquetTable(raw, path)
+    if suffix_of(path) not in TABLE_SUFFIXES:
+        return JsonTable(read_lines(raw, path), path)
+    return open_table(raw, path)
 
 
 def in_chunks(

@@ -34,10 +34,15 @@ class Skipped:
         self._named: Counter[str] = Counter()
         self._contigs: Counter[str] = Counter()
 
-    def add(self, reason: str, *, count: int = 1, mistake: Mistake | None = None) -> Mistake | None:
-        """Counts rows; a `mistake`, by which they do not fit the genome, is returned where it is refused."""
+    def add(
+        self, reason: str, *, count: int = 1, mistake: Mistake | None = None, fits: bool = False
+    ) -> Mistake | None:
+        """Counts rows; the `mistake` in them is named, or returned where it is refused.
+
+        With `fits` it does not show that file and genome belong apart, and is never refused.
+        """
         self.counts[reason] += count
-        if mistake is None or self._strict:
+        if mistake is None or (self._strict and not fits):
             return mistake
         self._named[reason] += 1
         if self._named[reason] <= (MAX_NAMED_CONTIGS if reason == MISSING else MAX_NAMED_CASES):

@@ -5,6 +5,9 @@ With ALT in REF's place, what is before it stays where it is and what follows mo
 keeps its length: an insertion pushes the last bases out, a deletion lets more of the genome in. Beyond an end
 of the contig there is N. Windows are of the forward strand.
 
+Only alleles of A, C, G and T are scored. Where the genome has a code of several bases, REF holds the first of
+them in the alphabet (VCF 4.3, section 1.6.1), and so does the window.
+
 The text is read here and not by a library, so that every mistake names its file and line.
 """
 
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.mistakes import MistakeLog
 from lingo_ds.data.readers.genome import Genome
-from lingo_ds.data.readers.lines import read_lines
+from lingo_ds.data.readers.lines import cut_line_mistake, read_lines
 from lingo_ds.data.streams.sequences import file_facts, require_readable
 from lingo_ds.data.streams.skipped import BEYOND, MISMATCH, Skipped
 from lingo_ds.utils.errors import Mistake, UserError
@@ -24,9 +27,13 @@ from lingo_ds.utils.errors import Mistake, UserError
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT"]
 """The first columns of a VCF, which are all that is read."""
 
-NO_ALLELE = "without an alternative allele"
+MISSING_ALLELE = "with a missing allele (. or none)"
 SYMBOLIC = "with a symbolic allele (*, <..>, a breakend)"
+AMBIGUOUS = "with an allele of other letters than A, C, G and T"
 TOO_LONG = "longer than their window"
+
+FIRST_BASE = str.maketrans("RYMKSWBDHV", "ACAGCACAAA")
+"""Of each code of several bases the one that REF has, the first in the alphabet; N stays N."""
 
 
 class Variant(NamedTuple):
@@ -97,7 +104,7 @@ class Variants:
         self._path, self._genome, self.window, self._strict = path, genome, window, strict
         self._size = require_readable(path, fix="give a VCF")
         self.skipped = Skipped(strict=strict)
-        self._check_head()
+        self._width = self._read_head()
 
     def fingerprint(self) -> dict[str, Any]:
         """Facts that change with the files or with how they are read."""
@@ -130,14 +137,17 @@ class Variants:
         if chunk.variants:
             yield chunk._replace(read=1.0)
 
-    def _check_head(self) -> None:
+    def _read_head(self) -> int:
+        """The number of columns."""
         with self._path.open("rb") as raw:
             lines = enumerate(read_lines(raw, self._path), 1)
             number, line = next((one for one in lines if not one[1].startswith("##")), (1, ""))
-        if line.rstrip("\r\n").split("\t")[: len(COLUMNS)] != COLUMNS:
+        names = line.rstrip("\r\n").split("\t")
+        if names[: len(COLUMNS)] != COLUMNS:
             rule = f"is not the line {' '.join(COLUMNS)} .. of a VCF, with tabs"
             fix = "put that line before the variants"
             raise UserError(Mistake(f"{self._path}:{number}", line.strip(), rule, fix))
+        return len(names)
 
     def _lines(self, raw: BufferedReader) -> Iterator[_Line]:
         for number, text in enumerate(read_lines(raw, self._path), 1):
@@ -145,7 +155,8 @@ class Variants:
                 continue
             where = f"{self._path}:{number}"
             fields = text.rstrip("\r\n").split("\t", len(COLUMNS))
-            mistake = _field_mistake(fields, where)
+            mistake = cut_line_mistake(text, where, fields=text.count("\t") + 1, width=self._width)
+            mistake = mistake or _field_mistake(fields, where)
             if mistake:
                 yield _Line([], [], mistake)
             else:
@@ -154,7 +165,7 @@ class Variants:
     def _line(self, fields: list[str], where: str) -> _Line:
         """The variants of a sound line that can be predicted; the others are counted."""
         chrom, pos, name, ref = fields[0], int(fields[1]), fields[2], fields[3]
-        alleles = self._usable(ref, fields[4].split(","))
+        alleles = self._usable(ref, fields[4].split(","), where)
         if not alleles:
             return _Line([], [])
         if chrom not in self._genome.lengths:
@@ -170,7 +181,7 @@ class Variants:
             )
             return _Line([], [], self.skipped.add(BEYOND, count=len(alleles), mistake=mistake))
         windows = make_windows(self._genome, chrom, pos, ref, alleles, window=self.window)
-        if windows.found != ref.upper():
+        if windows.found.translate(FIRST_BASE) != ref.upper():
             mistake = Mistake(
                 where,
                 ref,
@@ -181,19 +192,20 @@ class Variants:
         variants = [Variant(chrom, pos, name, ref, alt) for alt in alleles]
         return _Line(variants, [windows.reference, *windows.alternatives])
 
-    def _usable(self, ref: str, alleles: list[str]) -> list[str]:
+    def _usable(self, ref: str, alleles: list[str], where: str) -> list[str]:
         """The alleles that are sequences and fit into the window; the others are counted."""
-        room = self.window - _bases_before(ref, self.window)
+        room, of_ref = self.window - _bases_before(ref, self.window), _reason_to_skip(ref)
         usable = []
         for alt in alleles:
-            if alt == ".":
-                self.skipped.add(NO_ALLELE)
-            elif _is_symbolic(alt):
-                self.skipped.add(SYMBOLIC)
-            elif max(len(ref), len(alt)) > room:
-                self.skipped.add(TOO_LONG)
-            else:
+            reason = of_ref or _reason_to_skip(alt)
+            if reason is None and max(len(ref), len(alt)) > room:
+                reason = TOO_LONG
+            if reason is None:
                 usable.append(alt)
+                continue
+            fix = "give a larger --window" if reason == TOO_LONG else "write the bases where they are known"
+            mistake = Mistake(where, f"{ref}>{alt}", f"is among the variants {reason}", fix)
+            self.skipped.add(reason, mistake=mistake, fits=True)
         return usable
 
 
@@ -206,7 +218,8 @@ def make_windows(
     more = max(len(ref) - min(map(len, alleles)), 0)
     text = genome.fetch(chrom, begin, begin + window + more)
     head, found, tail = text[:before], text[before : before + len(ref)], text[before + len(ref) :]
-    return VariantWindows(found, text[:window], [(head + alt.upper() + tail)[:window] for alt in alleles])
+    reference, *alternatives = [(head + allele.upper() + tail)[:window] for allele in [ref, *alleles]]
+    return VariantWindows(found, reference, alternatives)
 
 
 def _bases_before(ref: str, window: int) -> int:
@@ -214,9 +227,18 @@ def _bases_before(ref: str, window: int) -> int:
     return window // 2 - (len(ref) - 1) // 2
 
 
-def _is_symbolic(alt: str) -> bool:
+def _reason_to_skip(allele: str) -> str | None:
+    """Why an allele is not scored; None: it is definite DNA."""
+    if allele in ("", "."):
+        return MISSING_ALLELE
+    if _is_symbolic(allele):
+        return SYMBOLIC
+    return AMBIGUOUS if allele.upper().strip("ACGT") else None
+
+
+def _is_symbolic(allele: str) -> bool:
     """Whether an allele is `*`, `<DEL>`, a breakend like `G]17:198982]` or a single one like `G.`."""
-    return alt[:1] in "*<." or alt[-1:] == "." or "[" in alt or "]" in alt
+    return allele[:1] in "*<." or allele[-1:] == "." or "[" in allele or "]" in allele
 
 
 def _field_mistake(fields: list[str], where: str) -> Mistake | None:
@@ -231,8 +253,7 @@ def _field_mistake(fields: list[str], where: str) -> Mistake | None:
         return Mistake(where, pos, "POS is no whole number", "write the base's place, counted from 1")
     for name, alleles in (("REF", [ref]), ("ALT", alt.split(","))):
         for allele in alleles:
-            bases = name == "REF" or not (allele and _is_symbolic(allele))
-            if bases and sequence_mistake(allele, where):
+            if not _is_symbolic(allele) and sequence_mistake(allele, where):
                 return Mistake(where, allele, f"{name} is no sequence of bases", "correct the allele")
     return None
 

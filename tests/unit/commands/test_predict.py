@@ -203,6 +203,12 @@ def as_tsv(path: Path, sequences: list[str]) -> Path:
     return path
 
 
+def as_json(path: Path, sequences: list[str]) -> Path:
+    rows = [{"id": f"s{k}", "sequence": one} for k, one in enumerate(sequences)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def gzipped(write: Callable[[Path, list[str]], Path]) -> Callable[[Path, list[str]], Path]:
     def zipped(path: Path, sequences: list[str]) -> Path:
         write(path, sequences)
@@ -219,6 +225,11 @@ FORMATS = {
     "in.fna.gz": (gzipped(as_fasta), "out.csv.gz"),
     "in.CSV.GZ": (gzipped(write_csv), "out.tsv.gz"),
     "in.parquet": (as_parquet, "out.parquet"),
+    "parquet.csv": (as_parquet, "out.csv"),
+    "fasta.txt": (as_fasta, "out.csv"),
+    "plain.csv.gz": (write_csv, "out.csv"),
+    "in.jsonl": (as_json, "out.csv"),
+    "json.data": (gzipped(as_json), "out.csv"),
 }
 
 
@@ -285,6 +296,8 @@ MISTAKES = {
     "short row": ("in.csv", "id,sequence\na\n", "in.csv:2: '1 fields': the header has 2"),
     "unknown ending": ("in.txt", "ACGT\n", "in.txt': the ending is none of .csv"),
     "no Parquet": ("in.parquet", "ACGT\n", "is no readable Parquet file"),
+    "GTF": ("in.gtf", "c1\tx\tgene\t1\t9\t.\t+\t.\tid\n", "--input: 'in.gtf': is a GTF or GFF: convert it"),
+    "web page": ("in.csv", "<!DOCTYPE html>", "--input: 'in.csv': is a web page, not data: download"),
 }
 
 

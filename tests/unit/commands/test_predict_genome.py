@@ -1,5 +1,6 @@
 """`lingo-ds predict` on a VCF and a BED, against what the adapter says of windows written out by hand."""
 
+import gzip
 import re
 import signal
 from pathlib import Path
@@ -132,8 +133,26 @@ def test_peaks_are_intervals(adapter, fasta, tmp_path):
     assert read(tmp_path / "r.bed.csv")["id"] == ["first"]
 
 
+@pytest.mark.parametrize("name", ["v.vcf.bgz", "variants", "v.txt", "v.bed"])
+def test_a_vcf_may_have_any_name(adapter, fasta, vcf, tmp_path, name):
+    (tmp_path / name).write_bytes(vcf.read_bytes())
+    for source in (vcf.name, name):
+        options = ("--genome", str(fasta), "--window", "5", "--overwrite")
+        status, shown = predict(adapter, tmp_path / source, tmp_path / f"of_{source}.csv", *options)
+        assert status == 0, shown
+    assert (tmp_path / f"of_{name}.csv").read_bytes() == (tmp_path / "of_v.vcf.csv").read_bytes()
+
+
+def test_a_home_folder_is_expanded(adapter, fasta, vcf, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ("--genome", "~/g.fa", "--window", "5")
+    assert predict(adapter, Path("~/v.vcf"), Path("~/out.csv"), *options)[0] == 0
+    assert (tmp_path / "out.csv").exists()
+
+
 OPTIONS = {
-    "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for .vcf"),
+    "what BCF is, before its genome": ("v.bcf", ["--window", "0"], "--input: 'v.bcf': is a BCF: convert it"),
+    "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for v.vcf, which is a VCF"),
     "absent genome": ("v.vcf", ["--genome", "absent.fa"], "error: --genome: 'absent.fa': cannot be read"),
     "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': must be 1 or more"),
     "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf, .bed"),
@@ -148,6 +167,7 @@ def test_options_that_cannot_be_are_refused(adapter, fasta, vcf, tmp_path, monke
     source, options, words = OPTIONS[what]
     write_vcf(tmp_path / "bad.vcf", "c1 9 . C G")
     (tmp_path / "s.csv").write_text("sequence\nACGT\n")
+    (tmp_path / "v.bcf").write_bytes(gzip.compress(b"BCF\2\2"))
     monkeypatch.chdir(tmp_path)
     status, shown = predict(adapter, Path(source), Path("out.csv"), *options)
     assert status == 2 and words in shown, shown

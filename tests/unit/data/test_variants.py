@@ -38,7 +38,8 @@ WINDOWS = {
     "begin of the contig": (5, "c1 1 . A C", [("NNAAC", "NNCAC")]),
     "end of the contig": (5, "c1 20 . G A", [("TGGNN", "TGANN")]),
     "deletion at the end": (5, "c1 19 . GG G", [("TTGGN", "TTGNN")]),
-    "window beyond both ends": (24, "c2 6 . Y C", [("NNNNNNNACGTRYNNACGTNNNNN", "NNNNNNNACGTRCNNACGTNNNNN")]),
+    "window beyond both ends": (24, "c2 6 . C T", [("NNNNNNNACGTRCNNACGTNNNNN", "NNNNNNNACGTRTNNACGTNNNNN")]),
+    "codes of several bases": (6, "c2 4 . TAC A", [("CGTACN", "CGANNA")]),
     "several alleles": (5, "c1 9 . A G,AT,C", [("TTACG", "TTGCG"), ("TTACG", "TTATC"), ("TTACG", "TTCCG")]),
     "several lengths": (7, "c1 9 . ACGT A,ACGTT", [("TTACGTA", "TTAACGT"), ("TTACGTA", "TTACGTT")]),
     "lower case": (5, "c1 9 . a g", [("TTACG", "TTGCG")]),
@@ -130,7 +131,12 @@ MISTAKES = {
     "spaces": (f"{HEAD}c1 9 . A G\n", "v.vcf:4: '1 columns': .*with tabs between"),
     "place": (f"{HEAD}c1\t9.5\t.\tA\tG\n", "v.vcf:4: '9.5': POS is no whole number"),
     "REF": (f"{HEAD}c1\t9\t.\t-\tG\n", "v.vcf:4: '-': REF is no sequence of bases"),
-    "ALT": (f"{HEAD}c1\t9\t.\tA\tG,,C\n", "v.vcf:4: '': ALT is no sequence of bases"),
+    "ALT": (f"{HEAD}c1\t9\t.\tA\tG,-,C\n", "v.vcf:4: '-': ALT is no sequence of bases"),
+    "a last line cut short": (
+        f"{HEAD}c1\t9\t.\tA\tG\n" + "c1\t10\t.\tC\tTTT\t.",
+        "v.vcf:5: '6 of 8 columns'.*cut short",
+    ),
+    "a last line cut in its alleles": (f"{HEAD}c1\t10\t.\tC\tT", "v.vcf:4: '5 of 8 columns': .*cut short"),
     "ALT of words": (f"{HEAD}c1\t9\t.\tA\tG\nc1\t9\t.\tA\tdel5\n", "v.vcf:5: 'del5': ALT is no"),
 }
 
@@ -147,7 +153,7 @@ def test_a_mistake_in_a_vcf_is_named(genome, tmp_path, what):
 # -- what is left out
 
 
-def test_alleles_that_are_no_sequence_are_left_out_and_counted(genome, tmp_path):
+def test_alleles_that_are_no_definite_sequence_are_left_out_named_and_counted(genome, tmp_path, caplog):
     rows = [
         "c1 9 . A *,G",
         "c1 9 . A <DEL>",
@@ -157,15 +163,44 @@ def test_alleles_that_are_no_sequence_are_left_out_and_counted(genome, tmp_path)
         "c1 9 . A A.",
         "c1 9 . A .A",
         "c1 9 . A .",
+        "c1 9 . . A",
+        "c1 9 . A T,,C",
+        "c1 9 . A N",
+        "c1 9 . A cRc,T",
+        "c1 9 . aN A,C",
+        "c2 7 . N A",
+        "c1 9 . <X> A",
         "c1 9 . A ATTTT",
         "c1 7 . TTACGT T",
     ]
     variants = Variants(write_vcf(tmp_path / "v.vcf", *rows), genome=genome, window=5, strict=True)
-    assert [variant for variant, _, _ in pairs(variants)] == ["c1 9 . A G", "c1 9 . A C"]
+    assert [variant.split()[-1] for variant, _, _ in pairs(variants)] == ["G", "C", "T", "C", "T"]
     assert str(variants.skipped) == (
-        "7 with a symbolic allele (*, <..>, a breakend), 1 without an alternative allele, "
-        "2 longer than their window"
+        "8 with a symbolic allele (*, <..>, a breakend), 3 with a missing allele (. or none), "
+        "5 with an allele of other letters than A, C, G and T, 2 longer than their window"
     )
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 5 + 3 + 5 + 2, "the first five of each reason"
+    assert f"skipped: {tmp_path}/v.vcf:14: 'A>N': is among the variants with an allele of other" in "\n".join(
+        said
+    )
+
+
+@pytest.mark.parametrize("code, base", zip("RYMKSWBDHVacgt", "ACAGCACAAAACGT", strict=True))
+def test_codes_of_the_genome_are_compared_by_their_first_base(tmp_path, code, base):
+    genome = Genome(write_fasta(tmp_path / "g.fa", {"c": f"TT{code}GG"}), cache=tmp_path)
+    rows = [f"c 3 . {ref} {'A' if ref != 'A' else 'C'}" for ref in "ACGT"]
+    variants = Variants(write_vcf(tmp_path / "v.vcf", *rows), genome=genome, window=5)
+    alt = "C" if base == "A" else "A"
+    assert pairs(variants) == [(f"c 3 . {base} {alt}", f"TT{base}GG", f"TT{alt}GG")]
+    assert str(variants.skipped) == "3 with a REF that differs from the genome"
+
+
+def test_an_unknown_base_of_the_genome_is_no_ref(tmp_path):
+    genome = Genome(write_fasta(tmp_path / "g.fa", {"c": "TTNGG"}), cache=tmp_path)
+    rows = ["c 4 . G C", *(f"c 3 . {ref} {ref}T" for ref in "ACGT")]
+    variants = Variants(write_vcf(tmp_path / "v.vcf", *rows), genome=genome, window=5)
+    assert len(pairs(variants)) == 1 and variants.skipped.counts.total() == 4
 
 
 WRONG = [
