@@ -79,7 +79,8 @@ def _names_on_hub(path: str, revision: str | None) -> set[str] | None:
     from huggingface_hub import HfApi
 
     try:
-        return {name for name in HfApi().list_repo_files(path, revision=revision) if "/" not in name}
+        files = HfApi().model_info(path, revision=revision).siblings or []
+        return {file.rfilename for file in files if "/" not in file.rfilename}
     except Exception:  # offline, for one, where the cache may hold what is needed
         return None
 
