@@ -21,7 +21,7 @@ def load(adapter: str | Path, *settings: str) -> "Predictor":
     Where a launcher started several processes, all of them call it, and share the work.
 
     Args:
-        adapter: the folder `adapter/` of a run.
+        adapter: the folder of a run, or the `adapter/` in it.
         *settings: settings as on the command line of `lingo-ds predict`, e.g. `"backbone.dtype=bf16"`.
 
     Raises:

@@ -202,7 +202,13 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--adapter", required=True, type=Path, metavar="DIR", help="The folder adapter/ of a run.")
+    add(
+        "--adapter",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="The folder of a run, or the adapter/ in it.",
+    )
     source = (
         "Sequences in .csv .tsv .jsonl .fa .fasta .fna (also .gz) or .parquet; with --genome variants in "
         ".vcf or intervals in .bed .narrowPeak .broadPeak (also .gz). FASTA and VCF may have any name."
@@ -229,7 +235,13 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--adapter", required=True, type=Path, metavar="DIR", help="The folder adapter/ of a run.")
+    add(
+        "--adapter",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="The folder of a run, or the adapter/ in it.",
+    )
     to = "The format: an AdaLoRA or LoRA folder of PEFT, or a whole Hugging Face model."
     add("--to", required=True, choices=["adalora", "lora", "merged"], help=to)
     add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")

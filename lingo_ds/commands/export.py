@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import Card, SavedAdapter
-from lingo_ds.export.adapter_folder import as_lora, as_svd, read_settings, save_adapter
+from lingo_ds.export.adapter_folder import as_lora, as_svd, find_adapter, read_settings, save_adapter
 from lingo_ds.export.merge import REPORT, save_merged
 from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.export.open_adapter import open_adapter
@@ -27,7 +27,7 @@ class ExportRequest:
     """What the command line asks for.
 
     Attributes:
-        adapter: the folder `adapter/` of a run.
+        adapter: the folder of a run, or the `adapter/` in it.
         to: `adalora`, `lora` or `merged`.
         output: the folder to write.
         backbone: folder or hub id of the backbone, if it has moved.
@@ -57,6 +57,7 @@ def export(request: ExportRequest, env: DistEnv) -> None:
         return
     logs.quieten_libraries()
     _check(request)
+    request = replace(request, adapter=find_adapter(request.adapter))
     saved, spec = open_adapter(request.adapter, backbone=request.backbone, cache=default_cache())
     require_free(
         request.output,

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,11 +21,11 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
-from lingo_ds.evaluation.load_predictor import make_predictor
+from lingo_ds.evaluation.load_predictor import build_predictor, read_source
 from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, check_output
 from lingo_ds.evaluation.prediction_tables import PredictionTable, SequenceTable, VariantTable
 from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, AnyChunk, Predictor
-from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
+from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter, read_card
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
@@ -42,7 +42,7 @@ class PredictRequest:
     """What the command line asks for.
 
     Attributes:
-        adapter: the folder `adapter/` of a run.
+        adapter: the folder of a run, or the `adapter/` in it.
         source: the file to read: sequences, or with `genome` a VCF or BED.
         target: the file to write.
         sequence_column: the column of a table that holds the DNA.
@@ -94,6 +94,9 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         UserError: for mistakes in the request, the adapter or the file.
     """
     with job(config.to_yaml(), env, output=request.target):
+        with agreement.errors_raised_on_all(env):
+            request = replace(request, adapter=find_adapter(request.adapter))
+        source = read_source(request.adapter, config, env)
         agreement.run_once_per_host(lambda: _open_input(request), env)  # makes an index of the genome
         with agreement.errors_raised_on_all(env):
             rows = _open_input(request)
@@ -101,7 +104,7 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
                 check_output(request.target, source=request.source, overwrite=request.overwrite)
         if isinstance(rows, Variants):
             logger.info("windows of %s bases around each variant", f"{rows.window:,}")
-        predictor = make_predictor(request.adapter, config, env)
+        predictor = build_predictor(source, config, env)
         key = {
             "adapter": adapter_fingerprint(request.adapter),
             "input": rows.fingerprint(),

@@ -13,7 +13,8 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_card import SavedAdapter
-from lingo_ds.export.open_adapter import OpenedAdapter, open_adapter
+from lingo_ds.export.adapter_folder import find_adapter
+from lingo_ds.export.open_adapter import find_backbone_of, open_adapter
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, BackboneOptions, compute_dtype, load_backbone
@@ -27,7 +28,7 @@ from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
 
 
-class _Source(NamedTuple):
+class PredictorSource(NamedTuple):
     """All that is read before the weights of the backbone.
 
     Attributes:
@@ -46,12 +47,20 @@ class _Source(NamedTuple):
 
 
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
-    """Loads an adapter and its backbone on all processes.
+    """Loads an adapter, or that of a run's folder, and its backbone on all processes.
 
     Raises:
         UserError: where the adapter is damaged, its backbone is missing or another one, or does not fit.
     """
-    source = _read_source(folder, config, env)
+    return build_predictor(read_source(find_adapter(folder), config, env), config, env)
+
+
+def build_predictor(source: PredictorSource, config: PredictConfig, env: DistEnv) -> Predictor:
+    """Loads the backbone of an adapter that was read, on all processes.
+
+    Raises:
+        UserError: where it does not fit into memory.
+    """
     adapter, spec = source.adapter, source.spec
     task, dtype = adapter.card.task, compute_dtype(config.backbone.dtype, env.device)
     plan, options = _plan(source, dtype, config, env)
@@ -73,29 +82,29 @@ def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predict
     )
 
 
-def _read_source(folder: Path, config: PredictConfig, env: DistEnv) -> _Source:
-    """Reads the same adapter on all processes, and finds its backbone."""
+def read_source(folder: Path, config: PredictConfig, env: DistEnv) -> PredictorSource:
+    """Reads the same adapter on all processes, and finds and checks its backbone; no weight of it is read.
+
+    Raises:
+        UserError: where the adapter is damaged, or its backbone is missing, none, or another one.
+    """
     use = config.backbone
-
-    def opened() -> OpenedAdapter:
-        return open_adapter(
-            folder,
-            backbone=use.path,
-            cache=default_cache(),
-            revision=use.revision,
-            trust_remote_code=use.trust_remote_code,
-        )
-
-    agreement.run_once_per_host(opened, env)  # downloads the backbone, or writes the one that is built in
+    where: dict[str, Any] = {
+        "backbone": use.path,
+        "cache": default_cache(),
+        "revision": use.revision,
+        "trust_remote_code": use.trust_remote_code,
+    }
+    agreement.run_once_per_host(lambda: find_backbone_of(folder, **where), env)
     with agreement.errors_raised_on_all(env):
-        adapter, spec = opened()
+        adapter, spec = open_adapter(folder, **where)
         quantization = adapter.card.backbone.quantization if use.quantization == "auto" else use.quantization
         require_quantizable(quantization, config.zero)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=use.trust_remote_code)
         profile = read_profile(config.zero, env)
     agreement.require_equal(adapter.card.model_dump_json(), "--adapter", env)
     _require_lone_sequences(adapter.card.task, folder)
-    return _Source(adapter, spec, quantization, tokenizer, profile)
+    return PredictorSource(adapter, spec, quantization, tokenizer, profile)
 
 
 def _require_lone_sequences(task: Task, folder: Path) -> None:
@@ -110,7 +119,7 @@ def _require_lone_sequences(task: Task, folder: Path) -> None:
 
 
 def _plan(
-    source: _Source, dtype: torch.dtype, config: PredictConfig, env: DistEnv
+    source: PredictorSource, dtype: torch.dtype, config: PredictConfig, env: DistEnv
 ) -> tuple[ForwardPlan, BackboneOptions]:
     """How much goes into a forward, and how the backbone is loaded for it."""
     facts = model_facts(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from lingo_ds.export.peft_format import (
     tokens_key,
 )
 from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.supported import lfs_mistake
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
-from lingo_ds.utils.safe_read import own_file, read_own_json
+from lingo_ds.utils.safe_read import git_lfs_pointers, own_file, read_own_json
 
 SETTINGS = {
     "ADALORA": ("lora_dropout", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2",
@@ -157,6 +159,22 @@ def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) 
         config["rank_pattern"] = others
         config["alpha_pattern"] = {key: adapter.scale * rank for key, rank in others.items()}
     return config
+
+
+def find_adapter(path: Path) -> Path:
+    """The adapter folder at `path`, or the one inside of the folder of a run.
+
+    Raises:
+        UserError: where neither is there, or git-lfs has not fetched its files.
+    """
+    for folder in (path, path / "adapter"):
+        if any(os.path.exists(folder / name) for name in (CARD, CONFIG)):
+            own = (CARD, CONFIG, ADAPTER_WEIGHTS)
+            if pointers := [name for name in git_lfs_pointers(folder) if name in own]:
+                raise UserError(lfs_mistake("--adapter", folder, pointers))
+            return folder
+    rule = f"is no folder of an adapter or a run: {CARD} is missing, and adapter/{CARD} too"
+    raise UserError(Mistake("--adapter", path, rule, "give the folder of a run, or the adapter/ in it"))
 
 
 def read_card(folder: Path) -> Card:

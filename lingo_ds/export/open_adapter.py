@@ -7,7 +7,7 @@ from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, read_card
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
-from lingo_ds.models.backbone.weight_files import weights_fingerprint
+from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -16,6 +16,27 @@ class OpenedAdapter(NamedTuple):
 
     saved: SavedAdapter
     spec: BackboneSpec
+
+
+def find_backbone_of(
+    folder: Path,
+    *,
+    backbone: str | None,
+    cache: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Finds the files of an adapter's backbone, or downloads or makes them; arguments as of `open_adapter`.
+
+    Raises:
+        UserError: where the adapter's card is damaged, or the backbone is missing or none.
+    """
+    card = read_card(folder).backbone
+    path = backbone or card.path
+    make_builtin_backbone(path, cache)
+    return backbone_folder(
+        path, revision=revision or card.revision, cache=cache, trust_remote_code=trust_remote_code
+    )
 
 
 def open_adapter(
@@ -40,10 +61,12 @@ def open_adapter(
     """
     card = read_card(folder).backbone
     path = backbone or card.path
-    make_builtin_backbone(path, cache)
-    files = backbone_folder(path, revision=revision or card.revision, cache=cache)
+    files = find_backbone_of(
+        folder, backbone=backbone, cache=cache, revision=revision, trust_remote_code=trust_remote_code
+    )
     spec = read_spec(files, trust_remote_code=trust_remote_code)
-    if weights_fingerprint(spec.folder) != card.fingerprint:
+    if (fingerprint := weights_fingerprint(spec.folder)) != card.fingerprint:
+        require_weights(spec, fingerprint)  # damaged files are named for what they are
         rule = f"is not the backbone that the adapter in {folder} was trained on"
         raise UserError(Mistake("backbone.path", path, rule, f"set the one that was at {card.path}"))
     return OpenedAdapter(load_adapter(folder, spec), spec)

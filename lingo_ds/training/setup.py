@@ -32,7 +32,7 @@ from lingo_ds.models.backbone.families import LEARNS_TOKENS
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
-from lingo_ds.models.backbone.weight_files import weights_fingerprint
+from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.planning.memory import require_quantizable
 from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import (
@@ -73,6 +73,7 @@ class RunShapes:
     Attributes:
         files: where they lie.
         spec: shapes of the backbone.
+        fingerprint: fingerprint of its weights.
         sites: its adapted maps.
         max_length: tokens of the longest example.
         tokenizer: the backbone's tokenizer.
@@ -82,6 +83,7 @@ class RunShapes:
 
     files: RunFiles
     spec: BackboneSpec
+    fingerprint: str
     sites: list[Site]
     max_length: int
     tokenizer: CachedTokenizer
@@ -97,13 +99,11 @@ class RunData:
         shapes: the backbone they were tokenised for.
         data: token ids and labels of every split.
         task: what the outputs mean.
-        backbone_fingerprint: fingerprint of the backbone's weights.
     """
 
     shapes: RunShapes
     data: TokenizedData
     task: Task
-    backbone_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class RunSetup:
         dtype: precision of the computation.
         config, env: as in `RunFiles`.
         spec, tokenizer, letters, sites, profile: as in `RunShapes`.
-        task, data, backbone_fingerprint: as in `RunData`.
+        task, data: as in `RunData`.
+        backbone_fingerprint: fingerprint of the backbone's weights.
     """
 
     config: RunConfig
@@ -141,37 +142,42 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
         UserError: for every mistake in config or input that can be seen without loading weights.
     """
     files = find_files(config, env)
-    shapes = read_backbone_shapes(files)
+    shapes = read_backbone_shapes(files)  # before any data are converted, which may take hours
+    find_data(files)
     data = read_data(shapes)
     setup = plan_run(data)
     return agree(setup)
 
 
 def find_files(config: RunConfig, env: DistEnv) -> RunFiles:
-    """Finds or downloads the inputs, once per host."""
+    """Finds or downloads the backbone, once per host."""
     cache = config.data.cache_dir or default_cache()
     agreement.run_once_per_host(lambda: make_folder(cache, setting="data.cache_dir"), env)
 
+    use = config.backbone
+
     def backbone() -> Path:
-        return backbone_folder(config.backbone.path, revision=config.backbone.revision, cache=cache)
+        return backbone_folder(
+            use.path, revision=use.revision, cache=cache, trust_remote_code=use.trust_remote_code
+        )
 
     def find() -> None:
-        make_builtin_backbone(config.backbone.path, cache)
-        make_builtin_data(config.data.path, cache)
-        require_folder(config.data.task, path=config.data.path, root=config.data.root)
+        make_builtin_backbone(use.path, cache)
         backbone()
 
     agreement.run_once_per_host(find, env)
     with agreement.errors_raised_on_all(env):
-        require_quantizable(config.backbone.quantization, config.zero)
+        require_quantizable(use.quantization, config.zero)
         return RunFiles(config, env, cache, backbone())
 
 
 def read_backbone_shapes(files: RunFiles) -> RunShapes:
-    """Reads the backbone's shapes and tokenizer, and what the config makes of them."""
+    """Reads the backbone's shapes and tokenizer, checks its weight files, and derives what needs no data."""
     config, trusted = files.config, files.config.backbone.trust_remote_code
     with agreement.errors_raised_on_all(files.env):
         spec = read_spec(files.backbone, trust_remote_code=trusted, cache=files.cache)
+        fingerprint = weights_fingerprint(spec.folder)
+        require_weights(spec, fingerprint, cache=files.cache)
         sites = sites_of(config, spec)
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
@@ -180,7 +186,18 @@ def read_backbone_shapes(files: RunFiles) -> RunShapes:
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, files.env)
-    return RunShapes(files, spec, sites, max_length, tokenizer, letters, profile)
+    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, letters, profile)
+
+
+def find_data(files: RunFiles) -> None:
+    """Finds the data, once per host; those that are built in are made where they are missing."""
+    config = files.config.data
+
+    def find() -> None:
+        make_builtin_data(config.path, files.cache)
+        require_folder(config.task, path=config.path, root=config.root)
+
+    agreement.run_once_per_host(find, files.env)
 
 
 def read_data(shapes: RunShapes) -> RunData:
@@ -198,10 +215,9 @@ def read_data(shapes: RunShapes) -> RunData:
     task = task_of(config, data, max_length=shapes.max_length)
     if env.is_main:
         log_data_summary(data, task)
-    fingerprint = weights_fingerprint(spec.folder)
     agreement.require_equal(data.fingerprint, "data.path", env)
-    agreement.require_equal(fingerprint, "backbone.path", env)
-    return RunData(shapes, data, task, fingerprint)
+    agreement.require_equal(shapes.fingerprint, "backbone.path", env)
+    return RunData(shapes, data, task)
 
 
 def plan_run(read: RunData) -> RunSetup:
@@ -233,7 +249,7 @@ def plan_run(read: RunData) -> RunSetup:
         plan=make_plan(config, Facts.of(facts, data_facts(config, spec, read.data))),
         profile=shapes.profile,
         dtype=dtype,
-        backbone_fingerprint=read.backbone_fingerprint,
+        backbone_fingerprint=shapes.fingerprint,
     )
 
 

@@ -43,6 +43,27 @@ def read_regular(path: Path, *, most: int | None = None) -> bytes:
     return data
 
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins whose content git-lfs has not fetched."""
+
+
+def git_lfs_pointers(folder: Path) -> list[str]:
+    """Names of a folder's files that hold only a pointer to their content.
+
+    Raises:
+        OSError: where the folder cannot be read.
+    """
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and _is_pointer(path))
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
 def own_file(folder: Path, name: str) -> Path:
     """The path of a regular file that lies in the folder itself.
 

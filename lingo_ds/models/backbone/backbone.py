@@ -14,6 +14,7 @@ from lingo_ds.models.backbone import fused_cpu
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused_gpu import use_liger
 from lingo_ds.models.backbone.gathers import GatherState
+from lingo_ds.models.backbone.own_code import last_hidden_state
 from lingo_ds.models.backbone.packed_attention import PackedAttention
 from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
 from lingo_ds.models.backbone.spec import BackboneSpec
@@ -98,9 +99,8 @@ class Backbone:
             input_ids: (batch, length) token ids.
             attention_mask: (batch, length), 1 on real tokens; None: all are real.
         """
-        return self.module(
-            input_ids=input_ids, attention_mask=attention_mask, **self._no_cache
-        ).last_hidden_state
+        output = self.module(input_ids=input_ids, attention_mask=attention_mask, **self._no_cache)
+        return last_hidden_state(self.module, output)
 
     def packed_states(
         self, input_ids: Tensor, prefix: int, lengths: Sequence[int], *, only: Literal["last", "first"] | None
@@ -119,8 +119,8 @@ class Backbone:
         sees_all = only == "last" or not self._causal  # the shortened last layer relies on it
         self._packed.begin(pack, wanted=getattr(pack, only) if only and sees_all else None)
         positions = pack.positions + self._first_position
-        hidden = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
-        return hidden.last_hidden_state[0], pack
+        output = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
+        return last_hidden_state(self.module, output)[0], pack
 
     def train(self, mode: bool = True) -> None:
         """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""

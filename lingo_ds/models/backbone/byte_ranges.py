@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.errors import Mistake, UserError, reason_of
 from lingo_ds.utils.host import host_bytes
+from lingo_ds.utils.safe_read import LFS_POINTER
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -81,6 +82,25 @@ class RangeReader:
                 if at["dtype"] in SAFETENSORS_DTYPES
             }
         return self._places[path]
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Why a safetensors file cannot be read, of which its library only says `error`."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+            file.seek(8)
+            length = int.from_bytes(start[:8], "little")
+            header = file.read(length) if length < size else b""
+        if start == LFS_POINTER:
+            return "cannot be read: it is a git-lfs pointer, whose file `git lfs pull` fetches"
+        ends = [at["data_offsets"][1] for key, at in json.loads(header).items() if key != "__metadata__"]
+        if (whole := 8 + length + max(ends)) > size:
+            return f"cannot be read: it is cut off after {size:,} of {whole:,} bytes"
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        pass  # then it is no safetensors file, as its library says
+    return f"cannot be read ({reason_of(error)})"
 
 
 def _advise(file: int, begin: int, size: int, what: str) -> None:

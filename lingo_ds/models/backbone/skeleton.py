@@ -13,13 +13,17 @@ import torch
 from torch import nn
 
 from lingo_ds.models.backbone.families import DROPOUT_SETTINGS, first_position
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.models.backbone.known_families import is_known, require_family, unusable_mistake
+from lingo_ds.models.backbone.own_code import own_code_mistake, require_interface
+from lingo_ds.models.backbone.supported import own_code, read_config, require_supported
+from lingo_ds.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MAX_SIZES = {
     "num_hidden_layers": 1000,
+    "num_attention_heads": 10**5,
     "hidden_size": 10**6,
     "vocab_size": 10**8,
     "max_position_embeddings": 10**9,
@@ -51,6 +55,12 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
     from transformers import AutoConfig, AutoModel
     from transformers.initialization import no_init_weights
 
+    described = read_config(folder)
+    require_supported(described, folder)
+    code = own_code(described)
+    runs = trust_remote_code and code is not None
+    if not runs:
+        require_family(described, folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         _prepare(config)
@@ -58,14 +68,16 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
             module = AutoModel.from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
             )
+        require_interface(module)
         start = first_position(config)
         table = module.get_input_embeddings()  # raises where the model reads something else than text
+    except UserError:
+        raise
     except Exception as error:  # of a config that transformers does not expect it may raise anything
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        rule = f"has no usable config.json ({reason})"
-        raise UserError(
-            Mistake("backbone.path", folder, rule, "give a decoder model's Hugging Face folder")
-        ) from None
+        if runs and code:
+            known = is_known(described.get("model_type"))
+            raise UserError(own_code_mistake(folder, code, error, known=known)) from None
+        raise UserError(unusable_mistake(folder, described.get("model_type"), error)) from None
     module.requires_grad_(False)
     for top in ("pooler", "contact_head"):  # of encoders; the head is ours
         if hasattr(module, top):
@@ -77,13 +89,13 @@ def _prepare(config: "PreTrainedConfig") -> None:
     """Turns a config's dropout off.
 
     Raises:
-        ValueError: where it describes no decoder or encoder, or one beyond any size.
+        UserError: where it describes experts or an encoder-decoder, by what its class fills in.
+        ValueError: where a size is beyond any model's.
     """
     for setting in DROPOUT_SETTINGS:
         if isinstance(getattr(config, setting, None), float):
             setattr(config, setting, 0.0)
-    if config.is_encoder_decoder:
-        raise ValueError(f"{config.model_type} is an encoder-decoder")
+    require_supported(config.to_dict(), config.name_or_path)
     _require_sizes(config)
 
 

@@ -19,9 +19,12 @@ from torch import nn
 
 from lingo_ds.models.backbone import families, skeleton, weight_sizes
 from lingo_ds.models.backbone.families import PACKABLE, SHARED_INPUTS, TARGETS
+from lingo_ds.models.backbone.known_families import unusable_mistake
+from lingo_ds.models.backbone.own_code import runs_own_code, warn_of_own_code
 from lingo_ds.models.backbone.skeleton import build_skeleton, decoder_layers, map_shape
+from lingo_ds.models.backbone.supported import read_config, require_supported
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -106,6 +109,8 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | No
     Raises:
         UserError: where the folder holds no config that transformers knows.
     """
+    config = read_config(folder)
+    require_supported(config, folder)
     cached = None if trust_remote_code or cache is None else _cache_path(folder, cache)
     spec = _read_cached(folder, cached) if cached else None
     if spec is None:
@@ -113,6 +118,7 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | No
         if cached:
             shapes = {key: value for key, value in asdict(spec).items() if key not in _NOT_CACHED}
             atomic_write(cached, lambda temporary: temporary.write_text(json.dumps(shapes)))
+    warn_of_own_code(config, trust_remote_code=trust_remote_code)
     if not spec.target_names:
         logger.warning(
             "family %s is not in the table: all-linear adapts every map of its layers", spec.model_type
@@ -161,8 +167,8 @@ def _build_spec(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
     module, layers = built.module, decoder_layers(built.module)
     family = module.config.model_type
     if not layers:
-        rule = f"{family} does not name its decoder layers"
-        raise UserError(Mistake("backbone.path", folder, rule, "use another model"))
+        raise UserError(unusable_mistake(folder, family, ValueError("it does not name its decoder layers")))
+    of_transformers = not runs_own_code(module)
     linear_maps = _linear_maps(layers)
     vocabulary, size = module.get_submodule(built.embedding).get_parameter("weight").shape
     spec = BackboneSpec(
@@ -170,12 +176,12 @@ def _build_spec(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
         trust_remote_code=trust_remote_code,
         model_type=family,
         linear_maps=linear_maps,
-        target_names=TARGETS.get(family, ()),
+        target_names=TARGETS.get(family, ()) if of_transformers else (),
         layers=len(layers),
         last_layer=list(layers)[-1],
         shared_inputs=_shared_inputs(layers),
         causal=any(getattr(inner, "is_causal", False) for inner in module.modules()),
-        packable=family in PACKABLE,
+        packable=family in PACKABLE and of_transformers,
         first_position=built.first_position,
         parameters=sum(p.numel() for p in module.parameters()),
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader
+from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader, why_unreadable
+from lingo_ds.models.backbone.own_code import runs_own_code
+from lingo_ds.models.backbone.supported import INDEX, WEIGHTS, own_code, read_index, weights_mistake
 from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.safe_read import read_json
+from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from lingo_ds.models.backbone.spec import BackboneSpec
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +33,6 @@ HEAD_KEYS = (
 )
 """Weights of checkpoints that the base model lacks: task heads, and buffers that are computed."""
 
-
-CONVERT = (
-    'python -c "from transformers import AutoModel, AutoTokenizer; '
-    "[one.from_pretrained('{path}').save_pretrained('converted') for one in (AutoModel, AutoTokenizer)]\""
-)
-"""A command that writes a backbone whose weights are pickle files, a folder or a hub id, as safetensors."""
 
 ALIGN_ENTRIES = 64
 """Entries, at least a cache line of every dtype, at whose multiples a whole weight begins in memory."""
@@ -46,10 +45,11 @@ class WeightFiles:
         UserError: where files or weights are missing, damaged, of another shape, or a format that runs code.
     """
 
-    def __init__(self, folder: Path, module: "PreTrainedModel"):
-        self._folder = folder
-        self._file_of = self._index()
+    def __init__(self, folder: Path, module: "PreTrainedModel", *, warn: bool = True):
+        """Finds every weight of `module`; with `warn` a warning names weights that it has no place for."""
+        self._folder, self._module, self._warn = folder, module, warn
         self._open: dict[str, safe_open] = {}
+        self._file_of = self._index()
         self._key_of = self._match(module)
         self._ranges = RangeReader(folder / file for file in set(self._file_of.values()))
 
@@ -88,47 +88,19 @@ class WeightFiles:
             try:
                 self._open[file] = safe_open(path, "pt")
             except (SafetensorError, OSError) as error:
-                raise UserError(
-                    Mistake(
-                        str(path),
-                        "file",
-                        f"cannot be read ({error})",
-                        "download or convert the backbone again",
-                    )
-                ) from None
+                rule, fix = why_unreadable(path, error), "download or convert the backbone again"
+                raise UserError(Mistake(str(path), "file", rule, fix)) from None
         return self._open[file]
 
     def _index(self) -> dict[str, str]:
-        index = self._folder / "model.safetensors.index.json"
-        if index.exists():
-            try:
-                weight_map = {str(k): str(v) for k, v in read_json(index)["weight_map"].items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(
-                    Mistake(str(index), "file", "is not an index of weights", "download it again")
-                ) from None
-            for file in sorted(set(weight_map.values())):
-                if Path(file).name != file or not os.path.isfile(self._folder / file):
-                    raise UserError(
-                        Mistake(
-                            str(index),
-                            file,
-                            "is named in the index but not in the folder",
-                            "download it again",
-                        )
-                    )
-            return weight_map
-        self._open = {}
-        if os.path.isfile(self._folder / "model.safetensors"):
-            return {key: "model.safetensors" for key in self._handle("model.safetensors").keys()}  # noqa: SIM118
-        rule = "has no model.safetensors"
-        if list(self._folder.glob("*.bin")) or list(self._folder.glob("*.pt*")):
-            rule = "has its weights only as pickle files, which can run code and are never loaded"
-        fix = (
-            "give a folder with safetensors; pickle files that you trust are converted once by: "
-            f"{CONVERT.format(path=str(self._folder))}"
-        )
-        raise UserError(Mistake("backbone.path", self._folder, rule, fix))
+        """The file of each weight."""
+        folder = self._folder
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+        if wrong := weights_mistake(folder, names, shown=str(folder)):
+            raise UserError(wrong)
+        if INDEX in names:
+            return read_index(folder / INDEX)
+        return {key: WEIGHTS for key in self._handle(WEIGHTS).keys()}  # noqa: SIM118
 
     def _match(self, module: "PreTrainedModel") -> dict[str, str]:
         wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -145,8 +117,7 @@ class WeightFiles:
         missing = [name for name in wanted if name not in found and name not in computed]
         if missing:
             rule = f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}"
-            fix = "give the weights that belong to the config.json beside them"
-            raise UserError(Mistake("backbone.path", self._folder, rule, fix))
+            raise self._misfit("backbone.path", self._folder, rule)
         for name, key in found.items():
             self._require_fitting(key, wanted[name], computed=name in computed)
         self._check_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
@@ -165,8 +136,7 @@ class WeightFiles:
             raise UserError(Mistake(str(self._folder), key, rule, "download the backbone again")) from None
         shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
         if shape != wanted:
-            fix = "give the weights that belong to the config"
-            raise UserError(Mistake(key, shape, f"config.json says {wanted}", fix))
+            raise self._misfit(key, shape, f"config.json says {wanted}")
         if dtype not in SAFETENSORS_DTYPES and not computed:
             fix = "give the backbone before it was quantised, and set backbone.quantization instead"
             raise UserError(Mistake(key, dtype, f"is none of {', '.join(SAFETENSORS_DTYPES)}", fix))
@@ -180,11 +150,48 @@ class WeightFiles:
         layers = [key for key in extra if key.startswith(stacks)]
         if layers:
             rule = f"has no place in the layers that config.json describes ({len(layers)} such weights)"
-            raise UserError(
-                Mistake(str(self._folder), layers[0], rule, "give the config that belongs to the weights")
-            )
-        if extra:
+            raise self._misfit(str(self._folder), layers[0], rule)
+        if extra and self._warn:
             logger.warning("%s: %d weights are not read, e.g. %s", self._folder, len(extra), extra[0])
+
+    def _misfit(self, where: str, value: object, rule: str) -> UserError:
+        """The error of weights that do not fit the module; code of the model's own may be why."""
+        fix = "give the weights that belong to the config.json beside them"
+        code = own_code({"auto_map": getattr(self._module.config, "auto_map", None)})
+        if code and runs_own_code(self._module):
+            rule = f"{rule}, in the model's own code ({code})"
+        elif code:
+            name = type(self._module).__name__
+            rule = (
+                f"{rule}: the model has its own code ({code}), instead of which transformers' {name} was used"
+            )
+            fix = "set backbone.trust_remote_code=true to run that code"
+        return UserError(Mistake(where, value, rule, fix))
+
+
+def require_weights(spec: "BackboneSpec", fingerprint: str, *, cache: Path | None = None) -> None:
+    """Checks the headers of a backbone's weight files against its shapes, and reads no weight.
+
+    Args:
+        spec: the backbone.
+        fingerprint: `weights_fingerprint` of its files.
+        cache: folder in which a success is kept, so that no module need be built for the next check.
+
+    Raises:
+        UserError: where files or weights are missing, damaged, or of another shape.
+    """
+    kept = None
+    if cache is not None and not spec.trust_remote_code:
+        digest = hashlib.sha256(Path(__file__).read_bytes() + metadata.version("transformers").encode())
+        digest.update(fingerprint.encode())
+        if (index := spec.folder / INDEX).is_file():
+            digest.update(index.read_bytes())
+        kept = cache / "checked_weights" / digest.hexdigest()[:32]
+        if kept.is_file():
+            return
+    WeightFiles(spec.folder, spec.skeleton, warn=False)
+    if kept is not None:
+        atomic_write(kept, lambda aside: aside.write_text("fits\n"))
 
 
 def replace_parameters(module: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> None:

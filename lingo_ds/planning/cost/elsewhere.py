@@ -91,10 +91,9 @@ def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Sha
     cache = config.data.cache_dir or default_cache()
     make_folder(cache, setting="data.cache_dir")
     make_builtin_backbone(config.backbone.path, cache)
-    folder = backbone_folder(
-        config.backbone.path, revision=config.backbone.revision, cache=cache, weights=False
-    )
-    spec = read_spec(folder, trust_remote_code=config.backbone.trust_remote_code, cache=cache)
+    use = config.backbone
+    folder = backbone_folder(use.path, revision=use.revision, cache=cache, weights=False)
+    spec = read_spec(folder, trust_remote_code=use.trust_remote_code, cache=cache)
     sites = sites_of(config, spec)
     limit = length_limit(config, context=spec.context)
     outputs, data = _described(lengths, limit) if lengths else _read(config, spec, cache, limit, env)

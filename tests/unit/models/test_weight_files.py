@@ -225,7 +225,7 @@ def test_pickle_files_load_once_they_are_converted_as_told(tmp_path, monkeypatch
 
 def test_no_weights_at_all(folder):
     (folder / "model.safetensors").unlink()
-    refuse(folder, str(folder), "no model.safetensors", "converted")
+    refuse(folder, str(folder), "no model.safetensors", "as safetensors")
 
 
 def test_weights_that_are_no_file_are_refused_rather_than_waited_for(folder):
