@@ -12,7 +12,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from lingo_ds.data.dna import sequence_mistake
+from lingo_ds.data.dna import letters_mistake
 from lingo_ds.data.readers.content import cut_short_mistake, foreign_mistake, packing_of, read_head
 from lingo_ds.data.readers.fasta_index import (
     Contig,
@@ -90,7 +90,7 @@ class Genome:
         """
         first, last = max(begin, 0), min(end, self.lengths[contig])
         inside = self._inside(contig, first, last) if first < last else ""
-        if inside and (mistake := sequence_mistake(inside, f"{self.path}, {contig}:{first + 1}-{last}")):
+        if inside and (mistake := letters_mistake(inside, f"{self.path}, {contig}:{first + 1}-{last}")):
             raise UserError(mistake)
         before = min(max(-begin, 0), end - begin)
         return "N" * before + inside + "N" * (end - begin - before - len(inside))

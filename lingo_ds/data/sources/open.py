@@ -1,4 +1,4 @@
-"""From `data.path` to a source, by the endings of files and the names of folders."""
+"""From `data.path` to a source, by what files hold and the names of folders."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,7 @@ from pathlib import Path
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.readers.bed import BED_SUFFIXES, WindowRule
 from lingo_ds.data.readers.fasta import FASTA
+from lingo_ds.data.readers.formats import format_of, unread_mistake
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import stem_of, suffix_of
 from lingo_ds.data.readers.tables import TABLE_SUFFIXES
@@ -118,13 +119,16 @@ def _format_at(path: Path) -> str:
             return "class_folders"
         rule = "holds no train file of a known kind, and no folders of .txt files or FASTA files of classes"
     else:
-        for format, endings in SOURCE_SUFFIXES.items():
-            if suffix_of(path) in endings:
-                return format
+        if (kind := _format_of_file(path)) in SOURCE_SUFFIXES:
+            return kind
         known = ", ".join(ending for endings in SOURCE_SUFFIXES.values() for ending in endings)
         rule = f"is no folder, and the ending is none of {known}"
         if not exists(path):
             rule = "is not there (a data set on the hub needs data.format=dataset)"
+        elif kind == "vcf":
+            rule = "is a VCF, whose variants can be predicted but have no labels to train on"
+        elif (foreign := unread_mistake(path, where="data.path")).value == path.name:
+            raise UserError(foreign)
     raise UserError(Mistake("data.path", path, rule, KNOWN_FORMATS_FIX))
 
 
@@ -135,7 +139,7 @@ def _files(path: Path, format: str) -> list[Part]:
         UserError: where there is none.
     """
     if not isdir(path):
-        if format in ("table", "deepsea") and suffix_of(path) not in SOURCE_SUFFIXES[format]:
+        if format == "deepsea" and suffix_of(path) not in SOURCE_SUFFIXES[format]:
             rule = f"the ending is none of {', '.join(SOURCE_SUFFIXES[format])}"
             raise UserError(Mistake("data.path", path, rule, "rename or convert the file"))
         return [Part("train", path)]
@@ -158,7 +162,7 @@ def _by_split(folder: Path, format: str) -> list[Part]:
     parts: dict[str, Part] = {}
     for path in entries_of(folder):
         split = SPLIT_NAMES.get(stem_of(path).lower())
-        if split and suffix_of(path) in SOURCE_SUFFIXES[format] and not isdir(path):
+        if split and not isdir(path) and _format_of_file(path) == format:
             if split in parts:
                 rule = f"is the {split} split, and so is {parts[split].path.name}"
                 raise UserError(Mistake("data.path", path, rule, "keep one of them"))
@@ -183,3 +187,14 @@ def _by_class(folder: Path, is_class: Callable[[Path], bool]) -> list[Part]:
 
 def _is_fasta(path: Path) -> bool:
     return suffix_of(path) in FASTA and not isdir(path)
+
+
+def _format_of_file(path: Path) -> str | None:
+    """The format that a file's first bytes or its ending say; its ending, where it cannot be read."""
+    named = next((name for name, endings in SOURCE_SUFFIXES.items() if suffix_of(path) in endings), None)
+    if named == "deepsea":
+        return named
+    try:
+        return format_of(path) or named
+    except UserError:  # that is said when it is read for its examples
+        return named

@@ -137,7 +137,12 @@ def test_no_room_for_the_sequence_is_the_users_mistake(tokenizer, tokenized, seq
 @pytest.mark.parametrize(
     "file, key, value, says",
     [
-        ("config.json", "vocab_size", 10, "an embedding of 10 rows"),
+        (
+            "tokenizer.json",
+            "model",
+            {"type": "BPE", "vocab": {letter: 500 + k for k, letter in enumerate("ACGTN")}, "merges": []},
+            "an embedding of 101 rows",
+        ),
         ("tokenizer.json", "model", {"type": "WordLevel", "vocab": {"<s>": 1}, "unk_token": "x"}, "UNK"),
         ("tokenizer.json", "model", {"type": "BPE", "vocab": {}, "merges": []}, "loses the DNA"),
     ],
