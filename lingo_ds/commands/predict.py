@@ -225,7 +225,9 @@ def _predict_chunks(
 
 
 def _warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, predictor: Predictor) -> None:
-    """Warns of rows that were skipped and of sequences that were not read to their end or at all."""
+    """Warns of rows that were skipped or have one id, and of sequences that were not read whole or at all."""
+    if isinstance(rows, Records | Regions) and (remark := rows.doubled.remark()):
+        logger.warning("%s", remark)
     if rows.skipped.counts:
         logger.warning("skipped: %s", rows.skipped)
     if truncated:

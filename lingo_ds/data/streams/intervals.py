@@ -9,6 +9,7 @@ from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.readers.bed import BedLine, WindowRule, read_bed
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import read_lines
+from lingo_ds.data.streams.doubled_ids import DoubledIds
 from lingo_ds.data.streams.sequences import Chunk, SequenceRow, file_facts, in_chunks, require_readable
 from lingo_ds.data.streams.skipped import BEYOND, Skipped
 from lingo_ds.utils.errors import Mistake
@@ -20,6 +21,7 @@ class Regions:
     Attributes:
         numbered: False, ids are text.
         skipped: counts of what the last call of `chunks` left out so far.
+        doubled: ids that it saw more than once so far.
     """
 
     numbered = False
@@ -33,7 +35,7 @@ class Regions:
         self._path, self._genome, self._strict = path, genome, strict
         self._windows = WindowRule(window, 0)
         require_readable(path, fix="give a BED")
-        self.skipped = Skipped(strict=strict)
+        self.skipped, self.doubled = Skipped(strict=strict), DoubledIds()
 
     def fingerprint(self) -> dict[str, Any]:
         """Facts that change with the files or with how they are read."""
@@ -49,8 +51,10 @@ class Regions:
         Raises:
             UserError: as there; and where nothing in the whole file can be predicted.
         """
-        self.skipped = Skipped(strict=self._strict)
-        return in_chunks(self._path, self._rows, skip=skip, most=most, most_bases=most_bases)
+        self.skipped, self.doubled = Skipped(strict=self._strict), DoubledIds()
+        return in_chunks(
+            self._path, self._rows, skip=skip, most=most, most_bases=most_bases, ids=self.doubled
+        )
 
     def _rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         any_given = False

@@ -19,6 +19,7 @@ from lingo_ds.data.readers.tables import (
     open_table,
     text_of,
 )
+from lingo_ds.data.streams.doubled_ids import DoubledIds
 from lingo_ds.data.streams.skipped import Skipped
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import require_regular
@@ -59,6 +60,7 @@ class Records:
     Attributes:
         numbered: whether ids are integers: the file's own or, where it has none, rows counted from 0.
         skipped: stays empty, since every row is predicted or a mistake.
+        doubled: ids that the last call of `chunks` saw more than once so far.
     """
 
     skipped = Skipped(strict=True)
@@ -72,7 +74,7 @@ class Records:
         require_readable(path, fix="give a file of sequences")
         self._path, self._is_fasta = path, format_of(path) == "fasta"
         self._sequence_column, self._id_column = sequence_column, id_column
-        self.numbered = False
+        self.numbered, self.doubled = False, DoubledIds()
         self._total: int | None = None
         if not self._is_fasta:
             with path.open("rb") as raw:
@@ -89,8 +91,16 @@ class Records:
         Raises:
             UserError: with all mistakes of the file, before the chunk that the first of them is in.
         """
+        self.doubled = DoubledIds()
+        has_ids = self._is_fasta or self._id_column is not None
         return in_chunks(
-            self._path, self._rows, skip=skip, most=most, most_bases=most_bases, total=self._total
+            self._path,
+            self._rows,
+            skip=skip,
+            most=most,
+            most_bases=most_bases,
+            total=self._total,
+            ids=self.doubled if has_ids else None,
         )
 
     def _check_columns(self, table: Table) -> None:
@@ -151,6 +161,7 @@ def in_chunks(
     most: int,
     most_bases: int,
     total: int | None = None,
+    ids: DoubledIds | None = None,
 ) -> Iterator[Chunk]:
     """All rows of a file after the first `skip`, in chunks; errors are those of `Records.chunks`.
 
@@ -159,24 +170,27 @@ def in_chunks(
         rows: gives the rows of the opened file.
         skip, most, most_bases: as for `Records.chunks`.
         total: rows of the file, where it says so.
+        ids: counts the rows' ids; None: rows have none of their own.
     """
-    ids, sequences, bases, begin, size = [], [], 0, skip, path.stat().st_size
+    names, sequences, bases, begin, size = [], [], 0, skip, path.stat().st_size
     mistakes = MistakeLog()
     with path.open("rb") as raw, mistakes.of_what_ends_early():
         for number, row in enumerate(rows(raw)):
             if row.mistake:
                 mistakes.add(row.mistake)
+            elif ids:
+                ids.add(row.id)
             if mistakes or number < skip:  # with a mistake the rest is read to find all others
                 continue
-            ids.append(row.id)
+            names.append(row.id)
             sequences.append(row.sequence.upper())
             bases += len(row.sequence)
-            if len(ids) >= most or bases >= most_bases:
-                yield Chunk(begin, ids, sequences, (number + 1) / total if total else raw.tell() / size)
-                ids, sequences, bases, begin = [], [], 0, number + 1
+            if len(names) >= most or bases >= most_bases:
+                yield Chunk(begin, names, sequences, (number + 1) / total if total else raw.tell() / size)
+                names, sequences, bases, begin = [], [], 0, number + 1
     mistakes.raise_if_any()
-    if ids:
-        yield Chunk(begin, ids, sequences, 1.0)
+    if names:
+        yield Chunk(begin, names, sequences, 1.0)
 
 
 def require_readable(path: Path, *, fix: str) -> int:

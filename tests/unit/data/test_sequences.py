@@ -41,3 +41,24 @@ def test_many_mistakes_are_counted(tmp_path):
         list(Records(tmp_path / "in.csv").chunks(most=100, most_bases=1000))
     (mistake,) = caught.value.mistakes
     assert mistake.where.endswith(":2") and "(30 lines: 2, 3, 4, ..)" in mistake.rule
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        (
+            "in.csv",
+            "id,sequence\na,ACGT\nb,ACGT\na,CCCC\na,GGGG\n",
+            "2 of 4 ids are those of an earlier row, first 'a'",
+        ),
+        ("in.fa", ">x one\nACGT\n>x two\nAC\n", "1 of 2 ids are those of an earlier row, first 'x'"),
+        ("in.csv", "sequence\nACGT\nACGT\n", ""),
+        ("in.csv", "id,sequence\na,ACGT\nb,ACGT\n", ""),
+    ],
+)
+def test_ids_that_come_twice_are_counted(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    records = Records(tmp_path / name)
+    for _ in range(2):
+        list(records.chunks(skip=1, most=100, most_bases=1000))
+        assert records.doubled.remark().startswith(says) and bool(records.doubled.remark()) == bool(says)
