@@ -64,14 +64,16 @@ def reports_first(text: str, environ: Mapping[str, str]) -> bool:
     """Whether no other process of this job on this host has reported the same text before.
 
     Processes that find the same mistake cannot agree on who reports it: one of them may be gone already. The
-    first one leaves an empty file, named by the text and by the launcher that started them all.
+    first one leaves an empty file, named by the text, by the launcher that started them all, and by the port
+    at which they meet.
     """
     try:
         if find_rank(environ).world_size == 1:
             return True
         parent = os.getppid()
         began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-        known = hashlib.sha256(f"{parent} {began} {text}".encode()).hexdigest()[:32]
+        job = f"{parent} {began} {environ.get('MASTER_PORT')}"
+        known = hashlib.sha256(f"{job} {text}".encode()).hexdigest()[:32]
         os.close(os.open(Path(tempfile.gettempdir()) / f"lingo_ds-{known}", os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         return False

@@ -62,6 +62,14 @@ def test_mistake_in_a_data_file_is_reported_once(start, overrides, tmp_path):
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+def test_mistake_in_the_settings_is_reported_once(start, overrides, tmp_path):
+    """Both processes find it before they have met."""
+    ended = launch(start, tmp_path, [*overrides, "train.eval_steps=2", "train.eval_epochs=1"]).wait(240)
+    assert ended.status == 2, ended.output
+    assert ended.output.count("cannot be combined with train.eval_epochs") == 1, ended.output
+    assert "Traceback" not in ended.output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_the_run_with_adapter_and_report(start, overrides, tmp_path, number):
     job = launch(start, tmp_path, [*overrides, "train.max_steps=100000", "train.eval_steps=5"])

@@ -3,7 +3,14 @@
 import pytest
 
 from lingo_ds.commands.cli import main
-from lingo_ds.distributed.launchers import FIRST_PORT, PORTS, find_rank, first_node, tasks_per_node
+from lingo_ds.distributed.launchers import (
+    FIRST_PORT,
+    PORTS,
+    find_rank,
+    first_node,
+    reports_first,
+    tasks_per_node,
+)
 from lingo_ds.utils.errors import UserError
 
 OPEN_MPI = {
@@ -102,3 +109,15 @@ def test_tasks_per_node(text, counts):
 def test_what_cannot_be_is_told_in_words(environ, words):
     with pytest.raises(UserError, match=words):
         find_rank(environ)
+
+
+def test_one_mistake_is_reported_by_one_process_of_a_job(tmp_path, monkeypatch):
+    """Each job, known by its launcher and port, reports each text once; a process alone always does."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    jobs = [LAUNCHERS["deepspeed"] | {"MASTER_PORT": port} for port in ("1", "2")]
+    first, again, other_text = (reports_first(text, jobs[0]) for text in ("a", "a", "b"))
+    assert (first, again, other_text) == (True, False, True)
+    assert reports_first("a", jobs[1])
+    assert reports_first("a", {}) and reports_first("a", {})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert reports_first("a", jobs[0]), "where nothing can be left, all report"

@@ -1,7 +1,9 @@
 """What evaluation refuses; its numbers are tested by whole runs, against stock PEFT and scikit-learn."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from lingo_ds.data.task import make_task
 from lingo_ds.data.token_cache import tokenized_split
 from lingo_ds.data.tokenization import make_tokenize
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.evaluate import evaluate_split
+from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split, remark_on_answers
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.utils.errors import UserError
 
@@ -46,3 +48,28 @@ def test_a_run_that_diverged_is_told_its_learning_rate():
             plan=SimpleNamespace(packed=False, eval_batch_size=2),
             env=DistEnv(0, 0, 1, 1, torch.device("cpu")),
         )
+
+
+TASK = make_task("r", classes=2, template=None, domain=None, max_length=16)
+
+
+@pytest.mark.parametrize(
+    "task, logits, labels, says",
+    [
+        (TASK, [[2, 1], [3, 1]], [0, 1], "every prediction is class 0"),
+        (TASK, [[1, 2], [3, 1]], [0, 1], ""),
+        (TASK, [[2, 1], [3, 1]], [0, 0], ""),
+        (TASK.with_thresholds((0.1,)), [[2, 1], [3, 2]], [0, 1], "every prediction is class 1"),
+        (
+            replace(TASK, kind="multilabel"),
+            [[-1, -2], [-3, -1]],
+            [[0, 1], [np.nan, 1]],
+            "that no label is true",
+        ),
+        (replace(TASK, kind="multilabel"), [[-1, 2], [-3, -1]], [[0, 1], [np.nan, 1]], ""),
+    ],
+)
+def test_answers_that_are_all_the_same_are_said(task, logits, labels, says):
+    evaluation = Evaluation({}, np.array(logits, np.float32), {}, task)
+    remark = remark_on_answers(evaluation, np.array(labels))
+    assert says in remark and bool(remark) == bool(says)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from lingo_ds.config.train_config import CheckpointConfig
-from lingo_ds.training.callbacks import Watcher, checkpoints, dev_evaluation, traffic_count
+from lingo_ds.training.callbacks import Watcher, checkpoints, dev_evaluation, loss_watch, traffic_count
 from lingo_ds.training.selection import Selection
 
 
@@ -103,3 +103,24 @@ def test_traffic_is_counted_with_masks_and_audits_where_there_were_any():
         {"micro_batches": 2, "masked": 0, "audited": 0},
         {"micro_batches": 3, "masked": 8, "audited": 11},
     ]
+
+
+def losses_watched(caplog: pytest.LogCaptureFixture, losses: list[float]) -> list[str]:
+    hook = loss_watch(0.5)
+    for number, loss in enumerate(losses, 1):
+        hook.after(step(number, loss))
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def test_a_loss_that_explodes_is_said_once(caplog):
+    falls = [0.7 - 0.01 * k for k in range(30)]
+    assert losses_watched(caplog, falls) == []
+    assert losses_watched(caplog, [5.0, 4.0, *falls, 2.0, *falls[20:]]) == [], "one odd step is none"
+    (said,) = losses_watched(caplog, [*falls, *[9.0] * 20])
+    assert (
+        said.startswith("step 32: the loss rose from 0.455 to ")
+        and "train.learning_rate, which is 0.5" in said
+    )
+    assert losses_watched(caplog, [0.01] * 20 + [0.3] * 20) == [], "small losses vary"
