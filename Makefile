@@ -31,10 +31,8 @@ train: $(READY)  ## train the quickstart recipe
 	$(BIN)/deepspeed --num_accelerators $(PROCESSES) launchers/train.py --config recipes/quickstart.yaml
 
 # Tests without processes of their own share the cores, file by file; those of several processes have them alone.
-# A short folder for what tests write: messages that name a file are cut and wrapped at a width.
 test: lint  ## lint, then every test but the slow ones
-	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	    $(BIN)/python -m pytest tests/unit tests/fuzz -n $(WORKERS) --dist loadfile --basetemp "$$folder"
+	$(BIN)/python -m pytest tests/unit tests/field tests/fuzz -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m pytest tests/ranks tests/hosts
 
 slow: $(READY)  ## the slow tests

@@ -12,7 +12,7 @@ class Mistake(NamedTuple):
 
     Attributes:
         where: config field (`train.learning_rate`) or place in a file (`train.csv:17`).
-        value: the value found there; as text it is cut at 80 characters.
+        value: the value found there; as text it is cut at 80 characters, unless it is a path.
         rule: the rule that it breaks.
         fix: the remedy.
     """
@@ -24,7 +24,8 @@ class Mistake(NamedTuple):
 
     def __str__(self) -> str:
         value = str(self.value)
-        shown = value if len(value) <= 80 else value[:77] + "..."
+        most = MAX_MESSAGE_CHARS if "/" in value else 80
+        shown = value if len(value) <= most else value[: most - 3] + "..."
         where, rule, fix = (one_line(text) for text in (self.where, self.rule, self.fix))
         return f"{where}: {shown!r}: {rule}: {fix}"
 

@@ -35,8 +35,14 @@ def set_up(*, rank: int, is_main: bool) -> None:
     package = logging.getLogger("lingo_ds")
     package.setLevel(logging.INFO if is_main else logging.ERROR)
     package.propagate = False
-    handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
-    handler.setFormatter(_Printable("%(message)s" if is_main else f"[process {rank}] %(message)s"))
+    message = "%(message)s" if is_main else f"[process {rank}] %(message)s"
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
+        handler.setFormatter(_Printable(message))
+    else:  # a file or a pipe, where nobody wants lines folded
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Printable(f"%(asctime)s %(levelname)-8s {message}", "%H:%M:%S"))
     package.handlers = [handler]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
