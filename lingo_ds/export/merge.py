@@ -105,8 +105,16 @@ def save_merged(
         tokenizer.save_pretrained(aside)
         merged.append(Merged(form, weights.dtype_name, shards, weights.rounding))
         (aside / REPORT).write_text(json.dumps(_report(merged[0], adapter), indent=2))
-        remarks = tuple(_remarks(merged[0], pad))
-        text = model_card(adapter, spec, form=form, backbone_path=backbone_path, notes=notes, remarks=remarks)
+        remarks = tuple(_remarks(merged[0], learned=learned))
+        text = model_card(
+            adapter,
+            spec,
+            form=form,
+            backbone_path=backbone_path,
+            notes=notes,
+            remarks=remarks,
+            pads=pad is not None,
+        )
         (aside / README).write_text(text, encoding="utf-8")
 
     atomic_write(folder, write)
@@ -131,11 +139,12 @@ class _Weights:
         kept = {site.site.name: site for site in adapter.kept()}
         self._sources: dict[str, Callable[[], Tensor]] = {}
         self._kept: dict[str, KeptSite] = {}
+        self._embedding, self._tokens = (
+            f"{prefix}{spec.embedding}.weight",
+            adapter.layout.tokens(adapter.values),
+        )
         for name, value in spec.skeleton.state_dict().items():
-            source = partial(files.shaped, name) if name in files.keys else value.clone
-            if name == f"{spec.embedding}.weight" and adapter.layout.token_size:
-                source = partial(self._with_tokens, source, adapter)
-            self._sources[prefix + name] = source
+            self._sources[prefix + name] = partial(files.shaped, name) if name in files.keys else value.clone
             if name.endswith(".weight") and (site := kept.get(name.removesuffix(".weight"))):
                 self._kept[prefix + name] = site
         for name in _left_out(spec) if form == "base" else ():
@@ -171,13 +180,21 @@ class _Weights:
     @cached_property
     def empty(self) -> dict[str, Tensor]:
         """Every weight's shape and dtype, without memory."""
-        sources = ((key, source()) for key, source in self._sources.items())
-        return {key: torch.empty(v.shape, dtype=self._target(v), device="meta") for key, v in sources}
+        made = {}
+        for key, source in self._sources.items():
+            value = source()
+            shape = list(value.shape)
+            if key == self._embedding:
+                shape[0] += len(self._tokens)
+            made[key] = torch.empty(shape, dtype=self._target(value), device="meta")
+        return made
 
     def value(self, key: str) -> Tensor:
         """One weight, merged and rounded."""
         value = self._sources[key]()
         target = self._target(value)
+        if key == self._embedding and len(self._tokens):
+            value = torch.cat([value.to(target), self._rounded_tokens(target)])
         if key not in self._kept:
             return self._require_finite(key, value.to(target).contiguous())
         site, _, views = self._kept[key]
@@ -195,11 +212,17 @@ class _Weights:
         )
         return rounded
 
-    @staticmethod
-    def _with_tokens(read: Callable[[], Tensor], adapter: SavedAdapter) -> Tensor:
-        """(vocabulary + 5, size): the learned nucleotides' rows behind the backbone's."""
-        embedding = read()
-        return torch.cat([embedding, adapter.layout.tokens(adapter.values).to(embedding.dtype)])
+    def _rounded_tokens(self, target: torch.dtype) -> Tensor:
+        """(5, size), the learned nucleotides' rows, which lie behind the backbone's."""
+        rounded = self._tokens.to(target)
+        lost = self._tokens - rounded
+        self.rounding[self._spec.embedding] = Rounding(
+            largest=float(torch.linalg.vector_norm(lost, torch.inf)),
+            lost=float(torch.linalg.vector_norm(lost)) ** 2,
+            delta=float(torch.linalg.vector_norm(self._tokens)) ** 2,
+            entries=lost.numel(),
+        )
+        return rounded
 
     def _require_finite(self, key: str, value: Tensor) -> Tensor:
         if value.dtype == torch.float16 and not value.isfinite().all():
@@ -247,7 +270,7 @@ def _config(
 def _tokenizer(spec: BackboneSpec) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The backbone's tokenizer, padding on the right, and an id that no text ends with, to pad with."""
     tokenizer = read_tokenizer(spec.folder)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # the second one is saved
     last = tokenizer("A")["input_ids"][-1:]
     for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
         number = None if token is None else tokenizer.convert_tokens_to_ids(token)
@@ -270,11 +293,12 @@ def _report(merged: Merged, adapter: SavedAdapter) -> dict[str, Any]:
     }
 
 
-def _remarks(merged: Merged, pad: int | None) -> Iterator[str]:
-    total = merged.total
+def _remarks(merged: Merged, *, learned: int) -> Iterator[str]:
+    total, beside = (
+        merged.total,
+        ", and the learned embeddings put behind the vocabulary's," if learned else "",
+    )
     yield (
-        "## Rounding\n\nThe adapters were added to the weights in fp32 and rounded to "
+        f"## Rounding\n\nThe adapters were added to the weights in fp32{beside} and rounded to "
         f"{merged.dtype}, which took {total.relative:.2%} (RMS) of their change; by map in {REPORT}."
     )
-    if merged.form == "classifier" and pad is None:
-        yield "The tokenizer has no token to pad with: pass one sequence at a time."

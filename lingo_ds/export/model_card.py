@@ -3,6 +3,7 @@
 Its text is the Jinja template beside this module; here are the values that it shows.
 """
 
+import inspect
 import re
 import textwrap
 from collections import defaultdict
@@ -79,8 +80,19 @@ def model_card(
     backbone_path: str,
     notes: CardNotes,
     remarks: tuple[str, ...] = (),
+    pads: bool = True,
 ) -> str:
-    """The whole text of README.md; `remarks` are paragraphs of the format's own."""
+    """The whole text of README.md.
+
+    Args:
+        adapter: what the folder holds, merged or not.
+        spec: shapes of its backbone.
+        form: format of the folder.
+        backbone_path: how others find the backbone.
+        notes: what the adapter does not know of itself.
+        remarks: paragraphs of the format's own.
+        pads: whether a merged model's tokenizer has a token to pad with that no text ends with.
+    """
     card, is_peft = adapter.card, form in ("adalora", "lora")
     nucleotides = card.task.tokens == "nucleotides"
     assert notes.frame is not None or not nucleotides, "nucleotides need the prompt's tokens"
@@ -104,7 +116,9 @@ def model_card(
         is_peft=is_peft,
         layout=adapter.layout,
         line=_line,
+        has_pooler="add_pooling_layer" in inspect.signature(type(spec.skeleton).__init__).parameters,
         nucleotides=nucleotides,
+        pads=pads,
         pooled=POOLED[card.pooling],
         quantized=QUANTIZED.get(card.backbone.quantization),
         ranks=_ranks(adapter),

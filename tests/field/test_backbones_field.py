@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from lingo_ds.models.backbone.spec import read_spec
+from tests.unit.commands.test_export import export, our_logits, run_snippet, trained
 from tests.unit.commands.test_predict import make_adapter
-from tests.unit.every_verb import VERBS, refused
+from tests.unit.every_verb import VERBS, give, refused
 
 BACKBONES = Path(__file__).parents[3] / "shared" / "field" / "backbones"
 
@@ -63,6 +65,19 @@ def test_the_package_that_a_tokenizer_needs_is_named(verb, adapter, tmp_path):
         pytest.skip("sentencepiece is installed")
 
 
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
 @pytest.mark.parametrize("name", ["falcon", "phi3", "modernbert"])
-def test_controls_are_backbones(name):
-    assert read_spec(BACKBONES / name).model_type == name
+def test_the_card_of_a_merged_model_gives_the_adapters_answers(name, pooling, tmp_path):
+    """On sequences of unequal length in one batch."""
+    folder = BACKBONES / name
+    adapter, saved = trained(tmp_path / "adapter", read_spec(folder), pooling=pooling)
+    found = run_snippet(export(adapter, "merged", tmp_path / "merged"))
+    expected = our_logits(folder, saved)
+    assert torch.allclose(found["logits"], expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.01 and not found["tokens"].attention_mask.all()
+
+
+@pytest.mark.parametrize("name", ["bert_wordpiece", "dnabert1_like", "falcon", "phi3", "modernbert"])
+def test_controls_are_backbones(name, adapter, tmp_path):
+    status, shown = give("plan", BACKBONES / name, tmp_path, adapter)
+    assert status == 2 and "no data" in shown, "it got as far as the data"

@@ -75,6 +75,7 @@ LAST = 8
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
 CODE = b"open('owned', 'w').close()\nimport os\nos.system('true')\n"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 PICKLE = b"\x80\x04cposix\nsystem\nX\x04\x00\x00\x00true\x85R."
 
 
@@ -490,7 +491,23 @@ def backbone_cases(good: Path) -> st.SearchStrategy[Case]:
     config, weights, tokenizer, settings = (Blob((good / name).read_bytes()) for name in BACKBONE)
     numbers = st.sampled_from((0, -1, 1, 3, 2**20, 2**31, 2**40, 2**62, 1e9, float("nan"), "8", None))
     kinds = st.sampled_from(
-        ("gpt2", "bert", "opt", "t5", "clip", "esm", "phi", "mamba", "", "x/y", "\x1b[2J")
+        (
+            "gpt2",
+            "bert",
+            "opt",
+            "t5",
+            "clip",
+            "esm",
+            "phi",
+            "mamba",
+            "mixtral",
+            "whisper",
+            "gemma3",
+            "bloom",
+            "",
+            "x/y",
+            "\x1b[2J",
+        )
     )
     odd_weights = edited_safetensors(weights) | other_tensors(weights)
     files = st.one_of(
@@ -504,9 +521,31 @@ def backbone_cases(good: Path) -> st.SearchStrategy[Case]:
         st.fixed_dictionaries({"model.safetensors.index.json": _odd_index()}),
         st.fixed_dictionaries({"tokenizer.json": any_file(tokenizer, edited_json(tokenizer))}),
         st.fixed_dictionaries({"tokenizer_config.json": any_file(settings, edited_json(settings))}),
+        st.fixed_dictionaries({"config.json": _odd_claims(config)}),
         *_strangers_files(config, settings),
     )
     return files.map(Case)
+
+
+def _odd_claims(config: bytes) -> st.SearchStrategy[bytes]:
+    """Configs that claim to be quantised, to have experts or code of their own, in odd words."""
+    names = st.sampled_from(
+        (
+            "quantization_config",
+            "num_experts",
+            "auto_map",
+            "is_encoder_decoder",
+            "text_config",
+            "vision_config",
+        )
+    )
+    inner = st.dictionaries(
+        st.sampled_from(("quant_method", "bits", "load_in_4bit", "AutoModel", "AutoConfig", "num_experts")),
+        odd_value,
+        max_size=3,
+    )
+    claims = st.dictionaries(names, inner | odd_value, min_size=1, max_size=3)
+    return claims.map(lambda claimed: json_bytes(json.loads(config) | claimed))
 
 
 def _odd_index() -> st.SearchStrategy[bytes]:
@@ -542,9 +581,13 @@ def _strangers_files(config: bytes, settings: bytes) -> list[st.SearchStrategy[d
             "modeling_llama.py": CODE,
         }
     )
-    pickles = st.sampled_from(("pytorch_model.bin", "model.pt", "tokenizer.model", "x.safetensors")).map(
-        lambda name: {"model.safetensors": "missing", name: PICKLE}
+    others = ("pytorch_model.bin", "model.pt", "tokenizer.model", "x.safetensors", "m.gguf", "tf_model.h5")
+    pickles = st.sampled_from(others).map(lambda name: {"model.safetensors": "missing", name: PICKLE})
+    vocabularies = st.sampled_from(("tokenizer.model", "vocab.json", "vocab.txt", "x.tiktoken", "merges.txt"))
+    unread = st.builds(
+        lambda name, data: {"tokenizer.json": "missing", name: data}, vocabularies, any_file(b"\n\x02{}")
     )
+    pointers = st.sampled_from(BACKBONE).map(lambda name: {name: POINTER})
     names = st.sampled_from(
         (
             "special_tokens_map.json",
@@ -559,7 +602,7 @@ def _strangers_files(config: bytes, settings: bytes) -> list[st.SearchStrategy[d
         )
     )
     beside = st.dictionaries(names, any_file(b"{}") | edited_json(settings), min_size=1, max_size=2)
-    return [with_code, pickles, beside]
+    return [with_code, pickles, unread, pointers, beside]
 
 
 def index_of(keys: list[str]) -> bytes:

@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GemmaTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -78,11 +79,26 @@ TINY = {
     "bert": ("bert", ENCODER),
     "esm": ("esm", {**ENCODER, "mask_token_id": 2, "position_embedding_type": "rotary"}),
 }
+OTHERS = {
+    "falcon": ("falcon", {**SMALL, "max_position_embeddings": 80}),
+    "phi3": ("phi3", {**SMALL, **KV, "max_position_embeddings": 80, "original_max_position_embeddings": 80}),
+    "modernbert": ("modernbert", {**ENCODER, "cls_token_id": 1, "sep_token_id": 2}),
+    "gemma": ("gemma", {**SMALL, **KV, "head_dim": 8, "max_position_embeddings": 80}),
+}
+"""Families outside the table, whose merged models are base models; Gemma's tokenizer pads on the left."""
 DECODERS = [name for name, (family, _) in TINY.items() if family in CLASSIFIERS]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
 
-def write_tokenizer(folder: Path, *, pad: bool) -> None:
+def write_gemma_tokenizer(folder: Path) -> None:
+    """Characters, read by Gemma's own class, which pads on the left unless told otherwise."""
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *map(chr, range(10, 127))]
+    tokenizer = GemmaTokenizer(vocab={token: number for number, token in enumerate(letters)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
+
+
+def write_tokenizer(folder: Path, *, pad: bool, side: str = "right") -> None:
     """Characters; a start token before each text; without `pad` nothing to pad with but </s>."""
     letters = SPECIAL + [chr(code) for code in range(10, 127)]
     vocabulary = {token: number for number, token in enumerate(letters)}
@@ -92,16 +108,24 @@ def write_tokenizer(folder: Path, *, pad: bool) -> None:
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | (
         {"pad_token": "<pad>"} if pad else {}
     )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=side, **names).save_pretrained(folder)
+
+
+def write_plain_tokenizer(folder: Path) -> None:
+    """Characters, and no special token."""
+    letters = {chr(code): code for code in range(10, 127)}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="A"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
 def write_backbone(folder: Path, name: str, *, dtype: torch.dtype = torch.float32) -> Path:
     """A folder as on the hub: the language model with its head, in the family's own names."""
-    family, settings = TINY[name]
+    family, settings = (TINY | OTHERS)[name]
     config = AutoConfig.for_model(
         family, vocab_size=128, pad_token_id=3, bos_token_id=1, eos_token_id=2, **settings
     )
-    make = AutoModelForMaskedLM if family in ("bert", "esm") else AutoModelForCausalLM
+    make = AutoModelForMaskedLM if family in ("bert", "esm", "modernbert") else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = make.from_config(config)
@@ -109,7 +133,10 @@ def write_backbone(folder: Path, name: str, *, dtype: torch.dtype = torch.float3
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.2)
     model.to(dtype).save_pretrained(folder)
-    write_tokenizer(folder, pad=name != "gpt2")
+    if name == "gemma":
+        write_gemma_tokenizer(folder)
+    else:
+        write_tokenizer(folder, pad=name != "gpt2")
     return folder
 
 
@@ -317,6 +344,46 @@ def test_merged_encoder_gives_our_logits(name: str, pooling: str, backbone, tmp_
     assert torch.allclose(found["logits"], our_logits(backbone(name), adapter), rtol=0, atol=1e-5)
     assert "another head" in (folder / "README.md").read_text()
     assert "head is in head.safetensors" in (out / "README.md").read_text()
+
+
+BASE_MODELS = [(name, pooling) for name in OTHERS for pooling in ("first", "mean", "last")]
+BASE_MODELS += [(name, pooling) for name in DECODERS for pooling in ("first", "mean")]
+
+
+@pytest.mark.parametrize(("name", "pooling"), BASE_MODELS)
+def test_merged_base_model_gives_our_logits(name: str, pooling: str, backbone, tmp_path: Path):
+    """Of every family, on texts of unequal length in one batch."""
+    folder, adapter = trained(tmp_path / "adapter", read_spec(backbone(name)), pooling=pooling)
+    out = export(folder, "merged", tmp_path / "out")
+    with quiet_libraries() as said:
+        found = run_snippet(out)
+    assert not [line for line in said if "not initialized" in line or "not used" in line]
+    expected = our_logits(backbone(name), adapter)
+    assert torch.allclose(found["logits"], expected, rtol=0, atol=1e-5)
+    assert expected.std() > 0.01 and not found["tokens"].attention_mask.all()
+    assert AutoTokenizer.from_pretrained(out).padding_side == "right"
+
+
+def test_a_tokenizer_that_pads_on_the_left_pads_a_classifiers_texts_on_the_right(tmp_path: Path):
+    folder = write_backbone(tmp_path / "backbone", "llama tied")
+    write_tokenizer(folder, pad=True, side="left")
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
+    adapter, saved = trained(tmp_path / "adapter", read_spec(folder))
+    out = export(adapter, "merged", tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(out).padding_side == "right"
+    assert torch.allclose(run_snippet(out)["logits"], our_logits(folder, saved), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_tokenizer_without_special_tokens_gives_our_logits(pooling: str, tmp_path: Path):
+    """As a classifier and as a base model, in one batch."""
+    folder = write_backbone(tmp_path / "backbone", "mistral")
+    write_plain_tokenizer(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+    adapter, saved = trained(tmp_path / "adapter", read_spec(folder), pooling=pooling)
+    found = run_snippet(export(adapter, "merged", tmp_path / "out"))
+    assert torch.allclose(found["logits"], our_logits(folder, saved), rtol=0, atol=1e-5)
+    assert not found["tokens"].attention_mask.all()
 
 
 def test_merged_base_of_a_decoder_says_where_the_head_is(backbone, tmp_path: Path):

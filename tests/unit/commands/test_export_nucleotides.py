@@ -35,6 +35,8 @@ from tests.unit.commands.test_export import (
     quiet_libraries,
     random_adapter,
     run_snippet,
+    write_backbone,
+    write_plain_tokenizer,
 )
 
 ENCODERS = [name for name in TINY if name not in DECODERS]
@@ -182,3 +184,30 @@ def test_merging_fits_the_command_line(backbone: Callable, tmp_path: Path):  # n
     arguments = ["export", "--adapter", str(folder), "--to", "merged", "--output", str(tmp_path / "out")]
     assert main([*arguments, "--dtype", "bf16", "--shard-gb", "0.00001"]) == 0
     assert torch.isfinite(run_snippet(tmp_path / "out")["logits"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_learned_rows_are_rounded_once_and_reported(dtype: str, tmp_path: Path, capsys):
+    """Over a backbone in bf16: with `--dtype fp32` the rows in fp32 are kept to the bit."""
+    place = write_backbone(tmp_path / "backbone", "qwen2", dtype=torch.bfloat16)
+    folder, adapter = trained(tmp_path / "adapter", read_spec(place), kind="none")
+    out = export(folder, "merged", tmp_path / "out", "--dtype", dtype)
+    rows = adapter.layout.tokens(adapter.values)
+    stored = load_file(out / "model.safetensors")["model.embed_tokens.weight"][128:]
+    rounded = rows.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    assert torch.equal(stored, rounded)
+    report = json.loads((out / "merge.json").read_text())["rounding"]
+    lost = rows - rounded
+    for told in (report["maps"]["embed_tokens"], report["total"]):
+        assert told["relative_rms"] == pytest.approx(float(lost.norm() / rows.norm()), rel=1e-4)
+        assert told["largest"] == pytest.approx(float(lost.abs().max()))
+    assert ("embed_tokens: " in capsys.readouterr().out) == (dtype == "bf16")
+
+
+def test_a_tokenizer_without_special_tokens_gives_our_logits(tmp_path: Path):
+    """With nothing to pad with, the card's code pads by itself."""
+    place = write_backbone(tmp_path / "backbone", "mistral")
+    write_plain_tokenizer(place)
+    folder, adapter = trained(tmp_path / "adapter", read_spec(place))
+    found = run_snippet(export(folder, "merged", tmp_path / "out"))
+    assert torch.allclose(found["logits"], our_logits(place, adapter), rtol=0, atol=1e-5)

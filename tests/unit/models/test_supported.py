@@ -309,7 +309,7 @@ def test_own_code_that_returns_something_else_says_so(folder):
     backbone = load_backbone(
         read_spec(folder, trust_remote_code=True), BackboneOptions(), dtype=torch.float32, env=ALONE
     )
-    with pytest.raises(UserError, match="own code .Own., which returns tuple without last_hidden_state"):
+    with pytest.raises(UserError, match=r"own code .Own., which returns tuple without last_hidden_state"):
         backbone.hidden_states(*some_input())
 
 
