@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from lingo_ds.config.fields import PositiveInt, Section
+from lingo_ds.config.fields import Name, PositiveInt, Section
 
 
 class BackboneUse(Section):
@@ -16,7 +16,7 @@ class BackboneUse(Section):
         description="Folder or hub id of the model. null: the one that the adapter was trained on, where it "
         "lay then.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id. null: the newest.")
+    revision: Name | None = Field(None, description="Branch, tag or commit of a hub id. null: the newest.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Type in which backbone and adapters compute. "
