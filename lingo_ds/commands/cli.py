@@ -223,10 +223,14 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     genome = "The genome to which the positions of variants or intervals refer."
     add("--genome", type=Path, metavar="FASTA", help=genome)
     window = (
-        "Bases to read around each variant (default: as many as the training sequences had), or around the "
-        "middle of each interval (default: the whole interval)."
+        "Bases to read around each variant (default: as many as the training sequences had) or around the "
+        "centre of each interval (default: as in training)."
     )
     add("--window", type=int, metavar="BASES", help=window)
+    flank = "Bases to read on both sides of each interval, instead of a window (default: as in training)."
+    add("--flank", type=int, metavar="BASES", help=flank)
+    center = "What the window of an interval lies around (default: as in training)."
+    add("--center", choices=["middle", "summit"], help=center)
     strict = "Refuse a file that has rows which do not fit the genome, instead of skipping these rows."
     add("--strict", action="store_true", help=strict)
     add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")

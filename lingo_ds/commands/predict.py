@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from lingo_ds.config.run_config import PredictConfig
+from lingo_ds.data.readers.bed import Center, WindowRule
 from lingo_ds.data.readers.formats import ENDINGS, format_of, unread_mistake
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.streams.intervals import Regions
@@ -49,7 +50,9 @@ class PredictRequest:
         id_column: the column of a table that holds the ids; None: `id` where there is one.
         genome: the FASTA to which the positions in `source` refer.
         window: bases around a variant, None: as many as the adapter's training sequences had; or around the
-            middle of an interval, None: the whole interval.
+            centre of an interval, None: as in training, or with a `flank` none.
+        flank: bases on both sides of an interval; None: as in training, or with a `window` none.
+        center: what is an interval's centre: its middle, or the summit of a peak; None: as in training.
         strict: whether to refuse a VCF or BED that does not fit the genome, instead of skipping such rows.
         overwrite: whether to replace a `target` that exists.
     """
@@ -61,6 +64,8 @@ class PredictRequest:
     id_column: str | None = None
     genome: Path | None = None
     window: int | None = None
+    flank: int | None = None
+    center: Center | None = None
     strict: bool = False
     overwrite: bool = False
 
@@ -102,8 +107,7 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
             rows = _open_input(request)
             if env.is_main:
                 check_output(request.target, source=request.source, overwrite=request.overwrite)
-        if isinstance(rows, Variants):
-            logger.info("windows of %s bases around each variant", f"{rows.window:,}")
+        _log_windows(rows, request.adapter)
         predictor = build_predictor(source, config, env)
         key = {
             "adapter": adapter_fingerprint(request.adapter),
@@ -128,27 +132,71 @@ def _open_input(request: PredictRequest) -> Records | Regions | Variants:
     if format is None:
         raise UserError(unread_mistake(request.source, where="--input"))
     if format in ("table", "fasta"):
-        _refuse_genome_options(request)
+        options = ("genome", "window", "flank", "center", "strict")
+        _refuse(request, options, f"is for {', '.join(GENOME_SUFFIXES)}, not for {request.source.name}")
         return Records(request.source, sequence_column=request.sequence_column, id_column=request.id_column)
     if request.genome is None:
         rule = f"is needed for {request.source.name}, which is a {format.upper()}"
         raise UserError(Mistake("--genome", "nothing", rule, "give the FASTA to which its positions refer"))
-    if request.window is not None and request.window < 1:
-        raise UserError(Mistake("--window", request.window, "must be 1 or more", "give a number of bases"))
-    genome = Genome(request.genome, cache=default_cache())
+    for option, least in (("window", 1), ("flank", 0)):
+        if (value := getattr(request, option)) is not None and value < least:
+            rule = f"must be {least} or more"
+            raise UserError(Mistake(f"--{option}", value, rule, "give a number of bases"))
     if format == "bed":
-        return Regions(request.source, genome=genome, window=request.window, strict=request.strict)
+        windows = _windows_of_intervals(request)
+        genome = Genome(request.genome, cache=default_cache())
+        return Regions(request.source, genome=genome, windows=windows, strict=request.strict)
+    _refuse(request, ("flank", "center"), "is for intervals, not for variants")
     window = request.window or _trained_window(request.adapter)
+    genome = Genome(request.genome, cache=default_cache())
     return Variants(request.source, genome=genome, window=window, strict=request.strict)
 
 
-def _refuse_genome_options(request: PredictRequest) -> None:
-    """Raises for options that have no effect on a file of sequences: they show a misunderstanding."""
-    options = {"--genome": request.genome, "--window": request.window, "--strict": request.strict or None}
-    rule = f"is for {', '.join(GENOME_SUFFIXES)}, not for {request.source.name}"
-    given = {option: value for option, value in options.items() if value is not None}
+def _windows_of_intervals(request: PredictRequest) -> WindowRule:
+    """What is read of the genome for an interval: as in training, where the options do not say otherwise.
+
+    Raises:
+        UserError: for options that contradict each other.
+    """
+    rule = _trained_windows(request.adapter) or WindowRule()
+    if request.window is not None and request.flank is not None:
+        fix = "give only one of them"
+        raise UserError(Mistake("--flank", request.flank, "cannot be combined with --window", fix))
+    if request.window is not None:
+        rule = WindowRule(request.window, center=rule.center)
+    elif request.flank is not None:
+        rule = WindowRule(flank=request.flank)
+    rule = rule._replace(center=request.center or rule.center)
+    if rule.center == "summit" and rule.window is None:
+        fix = "give --window, a number of bases"
+        raise UserError(Mistake("--center", rule.center, "needs a window to lie around it", fix))
+    return rule
+
+
+def _trained_windows(adapter: Path) -> WindowRule | None:
+    """What was read for an interval in training; None where that is not known, or there were none."""
+    data = read_card(adapter).data
+    return WindowRule(**data.windows.model_dump()) if data and data.windows else None
+
+
+def _log_windows(rows: Records | Regions | Variants, adapter: Path) -> None:
+    """Logs how windows are cut, and warns where training cut them otherwise."""
+    if isinstance(rows, Variants):
+        logger.info("windows of %s bases of the forward strand around each variant", f"{rows.window:,}")
+    elif isinstance(rows, Regions):
+        trained = _trained_windows(adapter)
+        if trained in (rows.windows, None):
+            logger.info("of the genome is read%s: %s", " as in training" if trained else "", rows.windows)
+        else:
+            logger.warning("of the genome is read: %s; but in training it was: %s", rows.windows, trained)
+
+
+def _refuse(request: PredictRequest, names: Sequence[str], rule: str) -> None:
+    """Raises for options that have no effect on the input: they show a misunderstanding."""
+    default = PredictRequest(adapter=request.adapter, source=request.source, target=request.target)
+    given = [name for name in names if getattr(request, name) != getattr(default, name)]
     if given:
-        raise UserError([Mistake(option, value, rule, "remove it") for option, value in given.items()])
+        raise UserError([Mistake(f"--{name}", getattr(request, name), rule, "remove it") for name in given])
 
 
 def _trained_window(adapter: Path) -> int:

@@ -1,22 +1,21 @@
 """The frozen language model and how its weights are spread: the sections `backbone` and `zero`."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from lingo_ds.config.fields import PositiveInt, Section
+from lingo_ds.config.fields import Name, PathText, PositiveInt, Section, UserPath
 
 
 class BackboneUse(Section):
     """The frozen language model, as far as an adapter that knows its own needs it."""
 
-    path: str | None = Field(
+    path: PathText | None = Field(
         None,
         description="Folder or hub id of the model. null: the one that the adapter was trained on, where it "
         "lay then.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id. null: the newest.")
+    revision: Name | None = Field(None, description="Branch, tag or commit of a hub id. null: the newest.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Type in which backbone and adapters compute. "
@@ -40,7 +39,7 @@ class BackboneUse(Section):
 class BackboneConfig(BackboneUse):
     """The frozen language model."""
 
-    path: str = Field(description="Local Hugging Face folder, hub id, or `builtin:english`.")
+    path: PathText = Field(description="Local Hugging Face folder, hub id, or `builtin:english`.")
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
         description="Quantisation of the frozen maps inside the layers, by bitsandbytes; each process then "
@@ -75,11 +74,11 @@ class ZeroConfig(Section):
         description="Whether a sharded backbone's maps are held and gathered in 8 bits, which changes them "
         "slightly.",
     )
-    profile: str | None = Field(
+    profile: PathText | None = Field(
         None,
         description="DeepSpeed JSON: a name in ds_configs, or a path. null: zero3 on GPUs, else zero3_cpu.",
     )
-    nvme_path: Path | None = Field(
+    nvme_path: UserPath | None = Field(
         None, description="Folder on a local disk, for the weights of a profile that offloads to NVMe."
     )
 

@@ -1,11 +1,10 @@
 """The config's `data` section: where labelled sequences are, and how they become text."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lingo_ds.config.fields import BelowOne, PositiveInt, Section, rule_error
+from lingo_ds.config.fields import BelowOne, Name, PathText, PositiveInt, Section, UserPath, rule_error
 from lingo_ds.config.templates import columns_in, names_in
 
 PackingMode = Annotated[
@@ -22,7 +21,7 @@ Format = Literal["auto", "table", "fasta", "class_folders", "bed", "deepsea", "d
 class IntervalsConfig(Section):
     """Intervals of a genome (BED) as examples."""
 
-    genome: str = Field(
+    genome: PathText = Field(
         description="FASTA of the reference genome, plain or gzipped; its index is written if there is none."
     )
     window: Annotated[int, Field(ge=1, le=1 << 24)] | None = Field(
@@ -39,8 +38,13 @@ class IntervalsConfig(Section):
         "is read.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the windows that are drawn.")
-    dev_chromosomes: tuple[str, ...] = Field((), description="Chromosomes that make up the dev split.")
-    test_chromosomes: tuple[str, ...] = Field((), description="Chromosomes that make up the test split.")
+    center: Literal["middle", "summit"] = Field(
+        "middle",
+        description="What a window lies around: the interval's middle, or the summit of a peak, which column "
+        "10 of narrowPeak holds.",
+    )
+    dev_chromosomes: tuple[Name, ...] = Field((), description="Chromosomes that make up the dev split.")
+    test_chromosomes: tuple[Name, ...] = Field((), description="Chromosomes that make up the test split.")
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -50,6 +54,17 @@ class IntervalsConfig(Section):
                 "set only one",
                 field="data.intervals.flank",
                 value=self.flank,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_at_summit(self) -> Self:
+        if self.center == "summit" and self.window is None:
+            raise rule_error(
+                "needs a window to lie around it",
+                "set data.intervals.window too",
+                field="data.intervals.center",
+                value=self.center,
             )
         return self
 
@@ -68,47 +83,47 @@ class IntervalsConfig(Section):
 class DataConfig(Section):
     """Labelled sequences and how they become text."""
 
-    task: str | None = Field(
+    task: Name | None = Field(
         None,
         description="Name of a known task (docs/tasks.md), which gives folder, domain and metric where the "
         "recipe does not. null: no known task.",
     )
-    root: str | None = Field(
+    root: PathText | None = Field(
         None, description="Folder that holds the files of known tasks, e.g. GUE's. null: data.path says it."
     )
     hyperparameters: str | None = Field(
         None, description="Name of published settings for the task: `lingo` or `dnabert2`. null: none."
     )
-    path: str = Field(
+    path: PathText = Field(
         description="File or folder of labelled sequences (docs/data.md), hub id with format `dataset`, "
         "or `builtin:promoters`."
     )
     format: Format = Field(
         "auto", description="Format of what is at the path. auto: as the files' endings and folders show."
     )
-    sequence_column: str = Field("sequence", description="Column of a table that holds the DNA.")
-    pair_column: str | None = Field(
+    sequence_column: Name = Field("sequence", description="Column of a table that holds the DNA.")
+    pair_column: Name | None = Field(
         None,
         description="Column that holds a second sequence. null: `sequence2` of a table that has `sequence1` "
         "and `sequence2` instead of `sequence`, else none.",
     )
     pair_separator: str = Field("\n", description="Text between the two sequences of a pair.")
-    label_column: str | tuple[str, ...] | None = Field(
+    label_column: Name | tuple[Name, ...] | None = Field(
         None,
         description="Column that holds the class, an integer from 0 or a name; or a list of columns; * in a "
         "name stands for any letters. null: `label`; of task.kind multilabel, where there is no such column, "
         "all that are not read as something else.",
     )
-    class_names: tuple[str, ...] | None = Field(
+    class_names: tuple[Name, ...] | None = Field(
         None, description="Names of the classes 0, 1, .. in order. null: the names in the data, sorted."
     )
-    only_task: str | None = Field(
+    only_task: Name | None = Field(
         None,
         description="Task whose examples alone are used, named in the third part of a FASTA header "
         "(>id|label|task) or in the column `task` of a table. null: all.",
     )
-    subset: str | None = Field(None, description="Configuration of a dataset on the hub. null: its default.")
-    revision: str | None = Field(
+    subset: Name | None = Field(None, description="Configuration of a dataset on the hub. null: its default.")
+    revision: Name | None = Field(
         None, description="Branch, tag or commit of a dataset on the hub. null: the newest."
     )
     one_hot_order: str | None = Field(
@@ -132,7 +147,7 @@ class DataConfig(Section):
         description="Template of the text around the DNA, with {sequence} and optionally {domain} and "
         "{column}s of the data; or the name of one: published, rich, none. null: the sequence alone.",
     )
-    domain: str | None = Field(
+    domain: Name | None = Field(
         None, description="Text for {domain} in the template, e.g. `human core promoters`. null: none."
     )
     max_length: PositiveInt | None = Field(
@@ -157,7 +172,7 @@ class DataConfig(Section):
         False,
         description="Whether the label depends on the strand; reverse_complement is then refused.",
     )
-    cache_dir: Path | None = Field(
+    cache_dir: UserPath | None = Field(
         None,
         description="Folder of converted and tokenised data. null: $LINGO_DS_CACHE or ~/.cache/lingo_ds.",
     )

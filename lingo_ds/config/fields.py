@@ -1,8 +1,19 @@
 """The strict base model of every section of the config, and the types of single settings."""
 
+import math
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from lingo_ds.config.yaml import dump_yaml
@@ -33,6 +44,23 @@ Epochs = Annotated[float, Field(gt=0, le=1e6)]
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 """A share or probability from 0 to below 1."""
+
+
+def as_name(value: Any) -> Any:
+    """A number as the text that names something; any other value as it is."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and math.isfinite(value) else value
+
+
+Name = Annotated[str, BeforeValidator(as_name)]
+"""A name; YAML takes one like 2, e.g. of a chromosome, for a number."""
+
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or a name that stands for one; ~ is the user's home."""
+
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+"""A path; ~ is the user's home."""
 
 
 def resolve_duration(value: Duration, *, total: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lingo_ds.config.fields import as_name
 from lingo_ds.config.templates import fill_template
 from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.utils.errors import Mistake, UserError
@@ -145,7 +146,8 @@ def with_registry(values: Mapping[str, Any]) -> dict[str, Any]:
     data = values.get("data")
     if not isinstance(data, Mapping):
         return dict(values)
-    task = lookup(data["task"]) if isinstance(data.get("task"), str) else None
+    name = as_name(data.get("task"))
+    task = lookup(name) if isinstance(name, str) else None
     filled = layered(_known(task, data), values) if task else dict(values)
     data = filled["data"]
     if isinstance(data.get("prefix"), str):

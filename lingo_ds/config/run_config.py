@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from lingo_ds.config.adapter_config import AdapterConfig, HeadConfig, RankSamplingConfig
 from lingo_ds.config.backbone_config import BackboneConfig, BackboneUse, ZeroConfig
 from lingo_ds.config.data_config import DataConfig, PackingMode
-from lingo_ds.config.fields import PositiveInt, Section, rule_error
+from lingo_ds.config.fields import Name, PositiveInt, Section, UserPath, rule_error
 from lingo_ds.config.task_config import METRICS, SelectionConfig, TaskConfig, check_fits
 from lingo_ds.config.train_config import CheckpointConfig, TrainConfig
 
@@ -28,13 +28,13 @@ PATHS = (
 class RunConfig(Section):
     """All settings of one run."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(
+    name: Annotated[Name, Field(pattern=r"^\w[\w.-]*$")] = Field(
         description="Name of the run and of its folder."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="Seed of initial values, of the order of examples and of rank sampling."
     )
-    output_dir: Path | None = Field(
+    output_dir: UserPath | None = Field(
         None, description="Folder of everything that the run writes. null: runs/<name>."
     )
     backbone: BackboneConfig

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from lingo_ds.config.fields import Section, rule_error
+from lingo_ds.config.fields import Name, Section, UserPath, rule_error
 from lingo_ds.config.known_tasks import lookup
 from lingo_ds.config.recipe import Recipe, checked, read_recipe
 from lingo_ds.config.run_config import RunConfig
@@ -19,10 +19,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class SuiteConfig(Section):
     """Settings of a suite as a whole, beside those of its runs."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(
+    name: Annotated[Name, Field(pattern=r"^\w[\w.-]*$")] = Field(
         description="Name of the suite and of its folder."
     )
-    output_dir: Path | None = Field(
+    output_dir: UserPath | None = Field(
         None, description="Folder that holds one folder per task and seed. null: runs/<name>."
     )
     tasks: tuple[str, ...] | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from lingo_ds.config.fields import Section, rule_error
+from lingo_ds.config.fields import Name, Section, rule_error
 
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
@@ -47,7 +47,7 @@ class TaskConfig(Section):
         description="auto: binary where the data has two classes, else multiclass; multilabel: any number of "
         "labels may be true; regression: one or more numbers.",
     )
-    labels: Annotated[list[str], AfterValidator(distinct_names)] | None = Field(
+    labels: Annotated[list[Name], AfterValidator(distinct_names)] | None = Field(
         None, description="Names of the classes, labels or values, in order. null: the columns, else numbers."
     )
     class_weights: Literal["none", "balanced"] | list[float] = Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lingo_ds.config.fields import BelowOne, Duration, Epochs, PositiveInt, Section, rule_error
+from lingo_ds.config.fields import BelowOne, Duration, Epochs, PathText, PositiveInt, Section, rule_error
 
 
 class TrainConfig(Section):
@@ -88,7 +88,7 @@ class CheckpointConfig(Section):
         description="Whether, with `every`, one is written at each new best step on dev too, of which the "
         "last is kept.",
     )
-    resume: str = Field(
+    resume: PathText = Field(
         "auto",
         description="auto: resume from the newest checkpoint of an unfinished run; never: start anew; or the "
         "folder of a checkpoint.",

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
 from lingo_ds.data.labels import MAX_OUTPUTS
@@ -33,22 +33,42 @@ class BackboneCard(BaseModel, extra="forbid", frozen=True):
     quantization: Literal["none", "int8", "nf4"] = "none"
 
 
+class WindowCard(BaseModel, extra="forbid", frozen=True):
+    """What of the genome was read for an interval in training, as `WindowRule` has it."""
+
+    window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    flank: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    center: Literal["middle", "summit"] = "middle"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.window is None and self.center == "summit":
+            raise ValueError("a summit without a window around it")
+        if self.window is not None and self.flank:
+            raise ValueError("both a window and a flank")
+        return self
+
+
 class DataCard(BaseModel, extra="forbid", frozen=True):
-    """Which data an adapter was trained on: its name, its rows by split, bases of a typical sequence."""
+    """Which data an adapter was trained on.
+
+    Its name, its rows by split, the bases of a typical sequence, and of intervals what was read for each.
+    """
 
     name: str
     fingerprint: str
     rows: dict[str, Annotated[int, Field(ge=0)]]
     bases: Annotated[int, Field(ge=1)] | None = None
+    windows: WindowCard | None = None
 
 
 class Card(BaseModel, extra="forbid", frozen=True):
     """What an adapter was trained for, and how it reads its input: `task.json`.
 
-    Format 1 had only classes, without names and thresholds; it is still read.
+    Format 1 had only classes, without names and thresholds, and format 2 no windows; both are still read.
     """
 
-    format: Literal[1, 2] = 2
+    format: Literal[1, 2, 3] = 3
     task: Task
     pooling: Literal["last", "mean", "first"]
     backbone: BackboneCard

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from lingo_ds.config.data_config import IntervalsConfig
 from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, process_group
-from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
+from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter, WindowCard
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.model_card import CardNotes, task_frame
 from lingo_ds.export.peft_format import CARD
@@ -61,6 +62,7 @@ def save_best(setup: RunSetup, bank: AdapterBank, task: Task, best: Best) -> Non
             fingerprint=setup.data.fingerprint,
             rows=setup.data.facts()["rows"],
             bases=setup.data.bases,
+            windows=_window_card(config.data.intervals),
         ),
         average_strands=config.data.averages,
     )
@@ -72,6 +74,13 @@ def save_best(setup: RunSetup, bank: AdapterBank, task: Task, best: Best) -> Non
         settings=_peft_settings(setup),
         notes=CardNotes(frame=task_frame(setup.task, setup.spec, setup.tokenizer.loaded)),
     )
+
+
+def _window_card(intervals: IntervalsConfig | None) -> WindowCard | None:
+    """How windows of intervals were cut; None where the data are none."""
+    if intervals is None:
+        return None
+    return WindowCard(window=intervals.window, flank=intervals.flank, center=intervals.center)
 
 
 def _peft_settings(setup: RunSetup) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class BedSource:
             negatives.log_summary()
 
     def _example(self, line: BedLine) -> Example:
-        start, end = self._windows.around(line.start, line.end)
+        start, end = self._windows.around(line)
         sequence = self._genome.fetch(line.chromosome, start, end)
         if line.strand == "-":
             sequence = reverse_complement(sequence)
@@ -106,12 +106,13 @@ class BedSource:
         """Chromosome, start and end of all intervals and their windows; lines with mistakes are left out."""
         for _, item in read_parts(self._parts, self._read):
             if isinstance(item, BedLine):
-                start, end = self._windows.around(item.start, item.end)
+                start, end = self._windows.around(item)
                 yield item.chromosome, min(start, item.start), max(end, item.end)
 
     def _read(self, part: Part) -> Iterator[BedLine | Mistake]:
         labels = () if self._per_interval else self._labels
-        for item in read_bed(lines_of(part.path), part.path, labels=labels):
+        summits = self._windows.center == "summit"
+        for item in read_bed(lines_of(part.path), part.path, labels=labels, summits=summits):
             yield item if isinstance(item, Mistake) else self._checked(item)
 
     def _checked(self, line: BedLine) -> BedLine | Mistake:

@@ -82,7 +82,7 @@ def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
         _files(path, "bed"),
         genome(),
         genome(read_ahead=0),
-        windows=WindowRule(intervals.window, intervals.flank),
+        windows=WindowRule(intervals.window, intervals.flank, intervals.center),
         labels=config.label_columns,
         chromosomes=Chromosomes(intervals.dev_chromosomes, intervals.test_chromosomes),
         negatives=intervals.negatives,

@@ -14,11 +14,14 @@ from lingo_ds.data.streams.sequences import Chunk, SequenceRow, file_facts, in_c
 from lingo_ds.data.streams.skipped import BEYOND, Skipped
 from lingo_ds.utils.errors import Mistake
 
+WHOLE_INTERVALS = WindowRule()
+
 
 class Regions:
     """A BED file, plain or gzipped; the id of a row is its interval's name, else like `chr1:10-30`.
 
     Attributes:
+        windows: what is read of the genome for an interval.
         numbered: False, ids are text.
         skipped: counts of what the last call of `chunks` left out so far.
         doubled: ids that it saw more than once so far.
@@ -26,14 +29,16 @@ class Regions:
 
     numbered = False
 
-    def __init__(self, path: Path, *, genome: Genome, window: int | None = None, strict: bool = False):
-        """Takes the file and its genome; with `window`, so many bases around each interval's middle are read.
+    def __init__(
+        self, path: Path, *, genome: Genome, windows: WindowRule = WHOLE_INTERVALS, strict: bool = False
+    ):
+        """Takes the file, its genome, and what is read of that for an interval.
 
         Raises:
             UserError: where the file cannot be read.
         """
         self._path, self._genome, self._strict = path, genome, strict
-        self._windows = WindowRule(window, 0)
+        self.windows = windows
         require_readable(path, fix="give a BED")
         self.skipped, self.doubled = Skipped(strict=strict), DoubledIds()
 
@@ -42,7 +47,7 @@ class Regions:
         return {
             **file_facts(self._path),
             "genome": file_facts(self._genome.path),
-            "window": self._windows.window,
+            "windows": self.windows,
         }
 
     def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[Chunk]:
@@ -58,7 +63,8 @@ class Regions:
 
     def _rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         any_given = False
-        for item in read_bed(read_lines(raw, self._path), self._path, ragged=True):
+        lines, summits = read_lines(raw, self._path), self.windows.center == "summit"
+        for item in read_bed(lines, self._path, summits=summits, ragged=True):
             row = SequenceRow("", "", item) if isinstance(item, Mistake) else self._row(item)
             if row:
                 any_given = True
@@ -78,7 +84,7 @@ class Regions:
             mistake = Mistake(line.where, end, rule, "give the genome that the file was made with")
             mistake = self.skipped.add(BEYOND, mistake=mistake)
             return SequenceRow("", "", mistake) if mistake else None
-        sequence = self._genome.fetch(chromosome, *self._windows.around(start, end))
+        sequence = self._genome.fetch(chromosome, *self.windows.around(line))
         if line.strand == "-":
             sequence = reverse_complement(sequence)
         return SequenceRow(line.name or f"{chromosome}:{start}-{end}", sequence, None)

@@ -54,6 +54,12 @@ def predictor(adapter):
     return lingo_ds.load(adapter)
 
 
+def say_in_card(adapter: Path, **data: object) -> None:
+    """Lets an adapter's card say more of its training data."""
+    update = {"data": {"name": "toys", "fingerprint": "ab", "rows": {"train": 5}, **data}}
+    (adapter / "task.json").write_text(read_card(adapter).model_copy(update=update).model_dump_json())
+
+
 @pytest.fixture
 def fasta(tmp_path) -> Path:
     return write_fasta(tmp_path / "g.fa", {"c1": C1, "c2": C2})
@@ -100,11 +106,9 @@ def test_the_window_is_as_long_as_the_training_sequences(adapter, fasta, vcf, tm
     status, shown = predict(adapter, vcf, tmp_path / "out.csv", "--genome", str(fasta))
     assert status == 2 and "error: --window: 'nothing': is needed: the adapter does not say" in shown
     known = make_adapter(tmp_path / "known", template=None)
-    card = read_card(known)
-    data = {"name": "toys", "fingerprint": "ab", "rows": {"train": 5}, "bases": 5}
-    (known / "task.json").write_text(card.model_copy(update={"data": data}).model_dump_json())
+    say_in_card(known, bases=5)
     status, shown = predict(known, vcf, tmp_path / "out.csv", "--genome", str(fasta))
-    assert status == 0 and "windows of 5 bases around each variant" in shown, shown
+    assert status == 0 and "windows of 5 bases of the forward strand" in shown, shown
     status, shown = predict(adapter, vcf, tmp_path / "same.csv", "--genome", str(fasta), "--window", "5")
     assert status == 0 and (tmp_path / "same.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
 
@@ -133,6 +137,75 @@ def test_peaks_are_intervals(adapter, fasta, tmp_path):
     assert read(tmp_path / "r.bed.csv")["id"] == ["first"]
 
 
+RULES = {
+    "as in training": (
+        {"window": 6},
+        [],
+        "window=6",
+        "as in training: 6 bases around each interval's middle",
+    ),
+    "its flanks": ({"flank": 2}, [], "flank=2", "as in training: each interval with 2 bases on both sides"),
+    "nothing": ({}, [], "", "as in training: each whole interval"),
+    "its summits": (
+        {"window": 4, "center": "summit"},
+        [],
+        "window=4 center=summit",
+        "each interval's summit",
+    ),
+    "another window": (
+        {"flank": 2},
+        ["--window", "6"],
+        "window=6",
+        "but in training it was: each interval with 2",
+    ),
+    "a flank instead": ({"window": 6}, ["--flank", "2"], "flank=2", "but in training it was: 6 bases around"),
+    "no window": (
+        {"window": 6},
+        ["--flank", "0"],
+        "",
+        "each whole interval; but in training it was: 6 bases",
+    ),
+    "another centre": (
+        {"window": 4},
+        ["--center", "summit"],
+        "window=4 center=summit",
+        "but in training it was",
+    ),
+    "a smaller window": (
+        {"window": 8, "center": "summit"},
+        ["--window", "4"],
+        "window=4 center=summit",
+        "but in training it was: 8 bases around each interval's summit",
+    ),
+    "the same": ({"window": 6}, ["--window", "6"], "window=6", "as in training: 6 bases"),
+    "unknown": (None, ["--window", "6"], "window=6", "of the genome is read: 6 bases"),
+}
+CUT = {
+    "": ["CGGTTACG", "AACC"],
+    "flank=2": ["ACCGGTTACGTA", "NNAACCGG"],
+    "window=6": ["GGTTAC", "NAACCG"],
+    "window=4": ["GTTA", "AACC"],
+    "window=4 center=summit": ["CCGG", "NAAC"],
+}
+"""What each rule cuts out of c1 for the peaks 3 to 11 with its summit at 4, and 0 to 4 with its at 1."""
+
+
+@pytest.mark.parametrize("what", RULES)
+def test_intervals_are_cut_as_in_training_unless_options_say_otherwise(predictor, fasta, tmp_path, what):
+    trained, options, rule, words = RULES[what]
+    adapter = make_adapter(tmp_path / "known", template=None)
+    if trained is not None:
+        say_in_card(adapter, windows=trained)
+    source, peak = tmp_path / "r.narrowPeak", "5.1\t3\t2.5"
+    source.write_text(f"c1\t3\t11\ta\t0\t.\t{peak}\t1\nc1\t0\t4\tb\t0\t.\t{peak}\t1\n")
+    status, shown = predict(adapter, source, tmp_path / "out.csv", "--genome", str(fasta), *options)
+    assert status == 0 and words in " ".join(shown.split()), shown
+    assert shown.count("in training it was") == ("but in training" in words), "one warning where they differ"
+    columns = read(tmp_path / "out.csv")
+    found = np.array([columns[f"probability_{c}"] for c in range(CLASSES)]).T
+    assert found == pytest.approx(predictor.predict(CUT[rule]).probabilities, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["v.vcf.bgz", "variants", "v.txt", "v.bed"])
 def test_a_vcf_may_have_any_name(adapter, fasta, vcf, tmp_path, name):
     (tmp_path / name).write_bytes(vcf.read_bytes())
@@ -153,11 +226,37 @@ def test_a_home_folder_is_expanded(adapter, fasta, vcf, tmp_path, monkeypatch):
 OPTIONS = {
     "what BCF is, before its genome": ("v.bcf", ["--window", "0"], "--input: 'v.bcf': is a BCF: convert it"),
     "no genome": ("v.vcf", [], "error: --genome: 'nothing': is needed for v.vcf, which is a VCF"),
-    "absent genome": ("v.vcf", ["--genome", "absent.fa"], "error: --genome: 'absent.fa': cannot be read"),
+    "absent genome": (
+        "v.vcf",
+        ["--genome", "absent.fa", "--window", "5"],
+        "error: --genome: 'absent.fa': cannot be read",
+    ),
     "no window": ("v.vcf", ["--genome", "g.fa", "--window", "0"], "error: --window: '0': must be 1 or more"),
     "genome for sequences": ("s.csv", ["--genome", "g.fa"], "error: --genome: 'g.fa': is for .vcf, .bed"),
     "window for sequences": ("s.csv", ["--window", "7"], "error: --window: '7': is for .vcf, .bed"),
     "strict for sequences": ("s.csv", ["--strict"], "error: --strict: 'True': is for .vcf, .bed"),
+    "flank for sequences": ("s.csv", ["--flank", "0"], "error: --flank: '0': is for .vcf, .bed"),
+    "centre for variants": (
+        "v.vcf",
+        ["--genome", "g.fa", "--center", "middle"],
+        "--center: 'middle': is for interv",
+    ),
+    "no flank": ("r.bed", ["--genome", "g.fa", "--flank", "-1"], "error: --flank: '-1': must be 0 or more"),
+    "both": (
+        "r.bed",
+        ["--genome", "g.fa", "--flank", "1", "--window", "3"],
+        "--flank: '1': cannot be combined",
+    ),
+    "summit of what": (
+        "r.bed",
+        ["--genome", "g.fa", "--center", "summit"],
+        "--center: 'summit': needs a window",
+    ),
+    "no summits": (
+        "r.bed",
+        ["--genome", "g.fa", "--center", "summit", "--window", "3"],
+        "r.bed:1: 'nothing': is no summit: column 10",
+    ),
     "strict": ("bad.vcf", ["--genome", "g.fa", "--window", "5", "--strict"], "bad.vcf:4: 'C': is REF, but"),
 }
 
@@ -166,6 +265,7 @@ OPTIONS = {
 def test_options_that_cannot_be_are_refused(adapter, fasta, vcf, tmp_path, monkeypatch, what):
     source, options, words = OPTIONS[what]
     write_vcf(tmp_path / "bad.vcf", "c1 9 . C G")
+    (tmp_path / "r.bed").write_text("c1\t0\t4\n")
     (tmp_path / "s.csv").write_text("sequence\nACGT\n")
     (tmp_path / "v.bcf").write_bytes(gzip.compress(b"BCF\2\2"))
     monkeypatch.chdir(tmp_path)

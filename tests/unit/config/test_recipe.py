@@ -184,3 +184,19 @@ def test_every_recipe_loads_and_its_head_says_how_to_run_it(name):
     ).name == name  # so that runs/NAME is the recipe's
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"--config recipes/{name}.yaml" in line for line in head)
+
+
+def test_home_is_known_in_every_path_and_numbers_are_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: 7\nbackbone: {path: ~/llama}\ncheckpoint: {resume: ~/old}\noutput_dir: ~/out\n"
+        "zero: {profile: ~/zero.json, nvme_path: ~/disk}\n"
+        "data: {path: ~/x.bed, cache_dir: ~/cache, intervals: {genome: ~/g.fa, dev_chromosomes: [2]}}\n"
+    )
+    run = load_runs(path)
+    assert (run.name, run.data.intervals.dev_chromosomes) == ("7", ("2",))
+    found = [run.backbone.path, run.checkpoint.resume, run.output_dir, run.zero.profile, run.zero.nvme_path]
+    found += [run.data.path, run.data.cache_dir, run.data.intervals.genome]
+    names = ["llama", "old", "out", "zero.json", "disk", "x.bed", "cache", "g.fa"]
+    assert [str(one) for one in found] == [f"/home/ada/{name}" for name in names]

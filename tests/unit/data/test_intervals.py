@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lingo_ds.data.readers.bed import WindowRule
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.intervals import merge_intervals, overlap_groups
 from lingo_ds.data.streams.intervals import Regions
@@ -46,7 +47,7 @@ def test_intervals_are_read_on_their_strand(genome, tmp_path):
 
 def test_a_window_lies_around_an_intervals_middle(genome, tmp_path):
     (tmp_path / "r.bed").write_text("c1\t8\t9\ta\nc1\t0\t2\tb\nc1\t8\t9\tc\t0\t-\n")
-    (chunk,) = everything(Regions(tmp_path / "r.bed", genome=genome, window=5))
+    (chunk,) = everything(Regions(tmp_path / "r.bed", genome=genome, windows=WindowRule(5)))
     assert chunk.sequences == ["TTACG", "NAACC", "CGTAA"]
 
 
@@ -65,7 +66,13 @@ def test_intervals_beyond_the_genome_are_counted_or_refused(genome, tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("c1\t4", "r.bed:1: '2 fields': some are missing"),
+        ("c1\t4\t8\t+\n", r"r.bed:1: '\+': is a strand in column 4, .* belongs into column 6: move it"),
+        ("c1\t4\t8\tx\t-\n", "r.bed:1: '-': is a strand in column 5"),
+        ("c1\t4\t8\tx\t-\t.\n", "r.bed:1: '-': is a strand in column 5"),
+        ("c1\t4\t8\tx\nc1\t4", "r.bed:2: '2 of 4 columns': is a line without an end: the file was cut short"),
+        ("c1\t4\t8\tx\t0\t+\nc1\t4\t8\tx", "r.bed:2: '4 of 6 columns': is a line without an end"),
+        ("chrom\tstart\tend\tx\nc1\t4\t8", "r.bed:2: '3 of 4 columns': is a line without an end"),
+        ("c1\t4\n", "r.bed:1: '2 fields': some are missing"),
         ("c1\t4\t4", "r.bed:1: '4 4': is no interval"),
         ("c1\t-1\t4", "r.bed:1: '-1 4': is no interval"),
         ("c1\t1\t4\tx\t0\tforward", "r.bed:1: 'forward': is no strand"),
@@ -77,7 +84,44 @@ def test_a_mistake_in_a_bed_is_named(genome, tmp_path, row, words):
         everything(Regions(tmp_path / "r.bed", genome=genome))
 
 
+def test_a_strand_in_its_column_or_a_named_one_is_right(genome, tmp_path):
+    right = "c1\t0\t4\t+\t-\t-\nc1\t8\t12\t-\t+\t+\nc1\t8\t12\tx\n"
+    assert named(genome, tmp_path / "r.bed", right) == {"+": "GGTT", "-": "ACGT", "x": "ACGT"}
+    header = "chrom\tstart\tend\tstrand\tname\nc1\t0\t4\t-\ta\nc1\t8\t12\t.\tb"
+    assert named(genome, tmp_path / "r.bed", header) == {"a": "GGTT", "b": "ACGT"}
+
+
+SUMMITS = WindowRule(4, center="summit")
+
+
+def test_a_window_lies_around_a_summit(genome, tmp_path):
+    peaks = "c1\t3\t11\ta\t0\t.\t5\t3\t2\t1\nc1\t3\t11\tb\t0\t-\t5\t3\t2\t7\n"
+    cut = {"a": "CCGG", "b": "ACGT"}
+    assert named(genome, tmp_path / "r.narrowPeak", peaks, windows=SUMMITS) == cut
+    header = "chrom\tstart\tend\tpeak\tname\tstrand\nc1\t3\t11\t1\ta\t.\nc1\t3\t11\t7\tb\t-\n"
+    assert named(genome, tmp_path / "r.bed", header, windows=SUMMITS) == cut
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (
+            "c1\t0\t4\ta\t0\t.\t5\t3\t2\t1\nc1\t0\t4\ta\t0\t.\t5\t3\t2\t-1\n",
+            "r.bed:2: '-1': is no summit: column 10",
+        ),
+        ("c1\t0\t4\ta\t0\t.\t5\t3\t2\n", "r.bed:1: 'nothing': is no summit"),
+        ("c1\t0\t4\ta\t0\t.\t5\t3\t2\t4\n", "r.bed:1: '4': is no summit"),
+        ("chrom\tstart\tend\nc1\t0\t4\n", "r.bed:1: 'chrom start end': has no column 'summit'"),
+    ],
+)
+def test_a_summit_that_is_none_is_named(genome, tmp_path, text, words):
+    (tmp_path / "r.bed").write_text(text)
+    with pytest.raises(UserError, match=words):
+        everything(Regions(tmp_path / "r.bed", genome=genome, windows=SUMMITS))
+
+
 HEADERS = {
+    "R": "#Chr\tstart\tstop\tname\tS1\tstrand",
     "UCSC": "#chrom\tchromStart\tchromEnd\tname\tscore\tstrand",
     "BEND": "chromosome\tstart\tend\tname\tlabel\tstrand",
     "short": "chr\tstart\tstop\tname\tx\tstrand",
@@ -111,7 +155,7 @@ def test_a_comment_is_no_header(genome, tmp_path):
 def test_peaks_are_read_as_intervals(genome, tmp_path, name, columns):
     text = f"c1\t0\t4\tpeak_1\t900\t.\t{columns}\nc1\t8\t12\tpeak_2\t30\t-\t{columns}\n"
     assert named(genome, tmp_path / name, text) == {"peak_1": "AACC", "peak_2": "ACGT"}
-    assert named(genome, tmp_path / name, text, window=2) == {"peak_1": "AC", "peak_2": "CG"}
+    assert named(genome, tmp_path / name, text, windows=WindowRule(2)) == {"peak_1": "AC", "peak_2": "CG"}
 
 
 @pytest.mark.parametrize(
