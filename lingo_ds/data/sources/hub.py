@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingo_ds.data.readers.tables import Table, TableRow
+from lingo_ds.data.readers.table import Table, TableRow
 from lingo_ds.data.sources.base import SPLIT_NAMES, Found
 from lingo_ds.data.sources.tables import Columns, table_examples
 from lingo_ds.utils.errors import Mistake, UserError, reason_of

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lingo_ds.data.examples import NO_FIELDS, Example
+from lingo_ds.data.readers.delimited import ROW_NAMES
 from lingo_ds.data.readers.lines import opened
-from lingo_ds.data.readers.tables import ROW_NAMES, Table, open_table, text_of
+from lingo_ds.data.readers.table import Table, text_of
+from lingo_ds.data.readers.tables import open_table
 from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError
 

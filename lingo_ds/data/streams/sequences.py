@@ -10,15 +10,8 @@ from lingo_ds.data.mistakes import MistakeLog
 from lingo_ds.data.readers.fasta import fasta_entries
 from lingo_ds.data.readers.formats import format_of
 from lingo_ds.data.readers.lines import read_lines, suffix_of
-from lingo_ds.data.readers.tables import (
-    DELIMITERS,
-    TABLE_SUFFIXES,
-    JsonTable,
-    ParquetTable,
-    Table,
-    open_table,
-    text_of,
-)
+from lingo_ds.data.readers.table import Table, text_of
+from lingo_ds.data.readers.tables import DELIMITERS, open_table
 from lingo_ds.data.streams.doubled_ids import DoubledIds
 from lingo_ds.data.streams.skipped import Skipped
 from lingo_ds.utils.errors import Mistake, UserError
@@ -78,7 +71,7 @@ class Records:
         self._total: int | None = None
         if not self._is_fasta:
             with path.open("rb") as raw:
-                self._check_columns(_open_table(raw, path))
+                self._check_columns(open_table(raw, path))
 
     def fingerprint(self) -> dict[str, Any]:
         """Facts that change with the file or with how it is read."""
@@ -127,7 +120,7 @@ class Records:
     def _table_rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         columns = [self._sequence_column] + ([] if self._id_column is None else [self._id_column])
         as_text = str.strip if suffix_of(self._path) in DELIMITERS else str
-        for number, (where, cells) in enumerate(_open_table(raw, self._path).rows(columns)):
+        for number, (where, cells) in enumerate(open_table(raw, self._path).rows(columns)):
             if isinstance(cells, Mistake):
                 yield SequenceRow("", "", cells)
                 continue
@@ -138,19 +131,6 @@ class Records:
                 fix = "fill it, or give another --id-column"
                 mistake = mistake or Mistake(where, "null", "is no id", fix)
             yield SequenceRow(name if self.numbered else as_text(name), sequence, mistake)
-
-
-def _open_table(raw: BufferedReader, path: Path) -> Table:
-    """The table in an open file, by its first bytes where its name may say something else.
-
-    Raises:
-        UserError: where it is none, or its header cannot be read.
-    """
-    if raw.peek(4).startswith(b"PAR1"):
-        return ParquetTable(raw, path)
-    if suffix_of(path) not in TABLE_SUFFIXES:
-        return JsonTable(read_lines(raw, path), path)
-    return open_table(raw, path)
 
 
 def in_chunks(
