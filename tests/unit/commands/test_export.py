@@ -712,7 +712,7 @@ HOSTILE = {
     "card is a pipe": (lambda f: ((f / TASK).unlink(), os.mkfifo(f / TASK)), "not a regular file"),
     "card has a field more": (lambda f: rewrite(f, TASK, trust_remote_code=True), "trust_remote_code"),
     "card has no such pooling": (lambda f: rewrite(f, TASK, pooling="max"), "pooling"),
-    "card has another format": (lambda f: rewrite(f, TASK, format=3), "format"),
+    "card has another format": (lambda f: rewrite(f, TASK, format=4), "format"),
     "card has other classes": (lambda f: replace_text(f, TASK, '"classes": 3', '"classes": 4'), r"\(4, 16\)"),
     "card has many classes": (lambda f: replace_text(f, TASK, '"classes": 3', '"classes": 99999'), "classes"),
     "card has no room for DNA": (lambda f: replace_text(f, TASK, "{sequence}", ""), "sequence"),

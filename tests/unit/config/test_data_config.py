@@ -84,3 +84,52 @@ def test_settings_of_data_that_contradict_are_refused(refused, settings, field, 
 def test_one_or_several_label_columns(load):
     assert load().data.label_columns == ("label",)
     assert load(MINIMAL, "task.kind=multilabel", "data.label_column=[a, b]").data.label_columns == ("a", "b")
+
+
+# -- names that YAML takes for numbers
+
+NAMES = {
+    "label_column: 3": ("label_column", "3"),
+    "label_column: [1, 2]\ntask: {kind: multilabel}": ("label_column", ("1", "2")),
+    "class_names: [0, 1.5, x]": ("class_names", ("0", "1.5", "x")),
+    "sequence_column: 0": ("sequence_column", "0"),
+    "pair_column: 1": ("pair_column", "1"),
+    "only_task: 7": ("only_task", "7"),
+    "domain: 9": ("domain", "9"),
+    "revision: 1234567": ("revision", "1234567"),
+}
+
+
+@pytest.mark.parametrize("line", NAMES)
+def test_a_number_may_be_a_name(load, line):
+    name, value = NAMES[line]
+    assert getattr(load(f"{MINIMAL}  {line}\n").data, name) == value
+
+
+def test_chromosomes_and_labels_may_be_numbers(load):
+    intervals = "  intervals: {genome: g.fa, dev_chromosomes: [2], test_chromosomes: [X, 3]}\n"
+    config = load(f"{MINIMAL}{intervals}task: {{labels: [0, 1]}}\n", "name=2024")
+    assert config.data.intervals.dev_chromosomes == ("2",)
+    assert config.data.intervals.test_chromosomes == ("X", "3")
+    assert config.task.labels == ["0", "1"] and config.name == "2024"
+
+
+@pytest.mark.parametrize(
+    "line", ["label_column: true", "class_names: [true, false]", "only_task: .nan", "task: no"]
+)
+def test_what_is_no_name_is_refused(refused, line):
+    assert all(
+        mistake.where.startswith(f"data.{line.split(':')[0]}") for mistake in refused(f"{MINIMAL}  {line}\n")
+    )
+
+
+def test_a_number_is_looked_up_as_the_name_of_a_task(refused):
+    (mistake,) = refused(f"{MINIMAL}  task: 3\n")
+    assert mistake.where == "data.task (run.yaml:6)" and mistake.value == "3"
+
+
+def test_a_summit_needs_a_window(refused, load):
+    lines = f"{MINIMAL}  intervals: {{genome: g.fa, center: summit}}\n"
+    (mistake,) = refused(lines)
+    assert mistake.where.startswith("data.intervals.center (run.yaml:6)") and "needs a window" in mistake.rule
+    assert load(lines, "data.intervals.window=100").data.intervals.center == "summit"
