@@ -6,6 +6,9 @@ from typing import NamedTuple
 MAX_MESSAGE_CHARS = 400
 """Most characters of each part of a mistake; names of fields, files and tensors may come from anywhere."""
 
+MAX_FIX_CHARS = 2000
+"""Most characters of the way out, which may be a command with long paths in it."""
+
 
 class Mistake(NamedTuple):
     """One thing that the user can correct.
@@ -26,7 +29,8 @@ class Mistake(NamedTuple):
         value = str(self.value)
         most = MAX_MESSAGE_CHARS if "/" in value else 80
         shown = value if len(value) <= most else value[: most - 3] + "..."
-        where, rule, fix = (one_line(text) for text in (self.where, self.rule, self.fix))
+        where, rule = one_line(self.where), one_line(self.rule)
+        fix = one_line(self.fix, most=MAX_FIX_CHARS)
         return f"{where}: {shown!r}: {rule}: {fix}"
 
 

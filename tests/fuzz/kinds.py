@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tempfile
+import zlib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lingo_ds.commands.cli import main
 from lingo_ds.config.suite_config import load_runs
+from lingo_ds.data.readers.content import BGZIP_END
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import DistEnv, detect
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
@@ -769,6 +771,26 @@ def _fasta(draw: st.DrawFn) -> bytes:
 
 VCF = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nc\t2\t.\tC\tG,<DEL>\nc\t5\tx\tA\tAC\n"
 BED = b"c\t0\t4\nc\t2\t8\tname\t0\t-\n"
+PEAKS = b"c\t0\t4\tp\t0\t.\t5\t3\t2\t1\nc\t2\t8\tq\t0\t-\t5\t3\t2\t5\n"
+GENOME_LINES = b">c one\nACGTA\nCGT\n\n>d\nACGTN\nRY\n"
+INDEX = b"c\t8\t7\t5\t6\nd\t7\t21\t5\t6\n"
+
+
+def as_bgzip(raw: bytes) -> bytes:
+    """The content in blocks of 8 bytes."""
+    blocks = []
+    for begin in range(0, len(raw), 8):
+        piece = raw[begin : begin + 8]
+        packer = zlib.compressobj(wbits=-15)
+        packed = packer.compress(piece) + packer.flush()
+        header = bytes.fromhex("1f8b08040000000000ff060042430200") + (len(packed) + 25).to_bytes(2, "little")
+        sums = zlib.crc32(piece).to_bytes(4, "little") + len(piece).to_bytes(4, "little")
+        blocks.append(header + packed + sums)
+    return b"".join(blocks) + BGZIP_END
+
+
+BLOCKS = b"".join(number.to_bytes(8, "little") for number in (3, 36, 8, 72, 16, 108, 24))
+"""The `.gzi` of the genome."""
 _field = (
     st.sampled_from(
         (
@@ -828,11 +850,16 @@ def sequence_cases(good: Path) -> st.SearchStrategy[Case]:
         "in.vcf": _places(VCF) | any_file(VCF),
         "in.vcf.gz": _places(VCF).map(lambda raw: gzip.compress(raw, mtime=0)),
         "in.bed": _places(BED) | any_file(BED),
+        "in.narrowPeak": _places(PEAKS) | any_file(PEAKS),
     }
     genomes = [
         st.fixed_dictionaries({"in.vcf": st.just(VCF), name: _fasta() | any_file(FASTA)})
         for name in ("genome.fa", "genome.fa.fai")
     ]
+    indexes = {"genome.fa.fai": _places(INDEX) | any_file(INDEX), "genome.fa.gzi": any_file(BLOCKS)}
+    packed = as_bgzip(GENOME_LINES)
+    for genome in (st.just(GENOME_LINES), st.just(packed), damaged(packed)):
+        genomes.append(st.fixed_dictionaries({"in.vcf": st.just(VCF), "genome.fa": genome, **indexes}))
     files = [st.fixed_dictionaries({name: files}) for name, files in odd.items()]
     return st.one_of(*files, *genomes).map(Case)
 
@@ -849,8 +876,10 @@ def run_sequences(case: Case, place: Place) -> int:
         "--output",
         place.work / "out.csv",
     ]
-    if source.name.startswith(("in.vcf", "in.bed")):
+    if source.name.startswith(("in.vcf", "in.bed", "in.narrowPeak")):
         words += ["--genome", place.inputs / "genome.fa", "--window", "5"]
+    if source.name == "in.narrowPeak":
+        words += ["--center", "summit"]
     with patch.object(tempfile, "tempdir", str(place.work)):  # an index begins as a nameless file there
         try:
             return main([*map(str, words), "zero.stage=0"])

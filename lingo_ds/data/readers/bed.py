@@ -178,7 +178,7 @@ def _find_columns(
     mistakes = []
     for name in [*BED_COLUMNS[:3], *labels, *(["summit"] if summits else [])]:
         if name not in names and name not in spelled:
-            fix = "set data.intervals.center=middle" if name == "summit" else "add it"
+            fix = "name it peak, or centre windows on the middle" if name == "summit" else "add it"
             if name in labels:
                 fix = "set data.label_column, e.g. to name or score, or data.intervals.negatives"
             mistakes.append(Mistake(where, " ".join(spelled), f"has no column {name!r}", fix))
