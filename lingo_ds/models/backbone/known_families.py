@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lingo_ds.models.backbone.families import TARGETS
-from lingo_ds.models.backbone.own_code import SWITCH
-from lingo_ds.models.backbone.supported import own_code
+from lingo_ds.models.backbone.own_code import SWITCH, own_code
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 KINDS = {
@@ -23,9 +22,9 @@ OTHER_FAMILY = f"give a backbone of another family, e.g. {', '.join(TARGETS)}"
 
 def is_known(family: object) -> bool:
     """Whether transformers has models of a type."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
-    return family in CONFIG_MAPPING_NAMES if isinstance(family, str) else False
+    return isinstance(family, str) and family in CONFIG_MAPPING
 
 
 def require_family(config: Mapping[str, Any], shown: object) -> None:

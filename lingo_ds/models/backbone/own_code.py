@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingo_ds.models.backbone.supported import own_code
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
 
 if TYPE_CHECKING:
@@ -15,6 +14,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWITCH = "set backbone.trust_remote_code=true to run that code"
+
+
+def own_code(config: Mapping[str, Any]) -> str | None:
+    """The class of a model's own code that its config names, e.g. `bert_layers.BertModel`; None: none."""
+    names = config.get("auto_map")
+    if not isinstance(names, dict):
+        return None
+    models = sorted(key for key in names if str(key).startswith("AutoModel"))
+    places = ("AutoModel", *models, "AutoConfig")
+    return next((names[key] for key in places if isinstance(names.get(key), str)), None)
 
 
 def runs_own_code(module: "nn.Module") -> bool:
@@ -66,7 +75,8 @@ def last_hidden_state(module: "nn.Module", output: Any) -> Any:
     """
     if hasattr(output, "last_hidden_state"):
         return output.last_hidden_state
-    name = type(module).__name__
-    rule = f"has its own code ({name}), which returns {type(output).__name__} without last_hidden_state"
+    what = "its own code" if runs_own_code(module) else "a class of transformers"
+    name = f"{what} ({type(module).__name__})"
+    rule = f"is run by {name}, which returns {type(output).__name__} without last_hidden_state"
     fix = "set backbone.trust_remote_code=false, or give another backbone"
     raise UserError(Mistake("backbone.path", getattr(module, "name_or_path", ""), rule, fix))

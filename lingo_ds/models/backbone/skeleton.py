@@ -14,8 +14,8 @@ from torch import nn
 
 from lingo_ds.models.backbone.families import DROPOUT_SETTINGS, first_position
 from lingo_ds.models.backbone.known_families import is_known, require_family, unusable_mistake
-from lingo_ds.models.backbone.own_code import own_code_mistake, require_interface
-from lingo_ds.models.backbone.supported import own_code, read_config, require_supported
+from lingo_ds.models.backbone.own_code import own_code, own_code_mistake, require_interface
+from lingo_ds.models.backbone.supported import read_config, require_supported
 from lingo_ds.utils.errors import UserError
 
 if TYPE_CHECKING:

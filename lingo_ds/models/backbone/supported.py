@@ -115,15 +115,6 @@ def _method(quantised: Mapping[str, Any]) -> str:
     return METHODS.get(name, name) + (f", {bits} bits" if type(bits) is int else "")
 
 
-def own_code(config: Mapping[str, Any]) -> str | None:
-    """The class of a model's own code that its config names, e.g. `bert_layers.BertModel`; None: none."""
-    names = config.get("auto_map")
-    if not isinstance(names, dict):
-        return None
-    models = sorted(key for key in names if str(key).startswith("AutoModel"))
-    return next((names[key] for key in ("AutoModel", *models) if isinstance(names.get(key), str)), None)
-
-
 def require_backbone(
     folder: Path,
     *,

@@ -48,7 +48,7 @@ def _unusable(folder: Path, error: Exception) -> tuple[str, str]:
         return mistake.rule, mistake.fix
     if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
         return "has no tokenizer files", "add tokenizer.json or the model's vocabulary beside the weights"
-    if "trust_remote_code" in reason:
+    if "trust_remote_code" in str(error):
         return "has a tokenizer with its own code", "set backbone.trust_remote_code=true to run that code"
     if lacking := _lacking(folder, error):
         rule = f"has a tokenizer that is read with {' and '.join(lacking)}, not installed here"

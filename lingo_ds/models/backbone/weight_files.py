@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader, why_unreadable
-from lingo_ds.models.backbone.own_code import runs_own_code
-from lingo_ds.models.backbone.supported import INDEX, WEIGHTS, own_code, read_index, weights_mistake
+from lingo_ds.models.backbone.own_code import own_code, runs_own_code
+from lingo_ds.models.backbone.supported import INDEX, WEIGHTS, read_index, weights_mistake
 from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write

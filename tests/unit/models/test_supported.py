@@ -14,8 +14,9 @@ from transformers import CLIPConfig, MixtralConfig, T5Config
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.hub import backbone_address, find_backbone
+from lingo_ds.models.backbone.own_code import own_code
 from lingo_ds.models.backbone.spec import read_spec
-from lingo_ds.models.backbone.supported import convert_command, own_code, read_config, require_supported
+from lingo_ds.models.backbone.supported import convert_command, read_config, require_supported
 from lingo_ds.utils.errors import UserError
 from tests.unit.models.random_models import (
     ALONE,
@@ -309,7 +310,7 @@ def test_own_code_that_returns_something_else_says_so(folder):
     backbone = load_backbone(
         read_spec(folder, trust_remote_code=True), BackboneOptions(), dtype=torch.float32, env=ALONE
     )
-    with pytest.raises(UserError, match=r"own code .Own., which returns tuple without last_hidden_state"):
+    with pytest.raises(UserError, match=r"own code \(Own\), which returns tuple without last_hidden_state"):
         backbone.hidden_states(*some_input())
 
 
