@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lingo_ds.data.dna import letters_mistake, sequence_mistake
+from lingo_ds.data.missing import is_missing
 from lingo_ds.utils.errors import Mistake, UserError
 
 FASTA = (".fa", ".fasta", ".fna", ".fas", ".ffn", ".frn", ".fsa", ".mpfa")
@@ -41,7 +42,7 @@ def fasta_entries(lines: Iterator[str], path: Path) -> Iterator[FastaEntry]:
         if text.startswith(">"):
             if header is not None:
                 sequence = "".join(parts)
-                if len(parts) < 2 and mistake is None:
+                if is_missing(sequence):
                     mistake = sequence_mistake(sequence, f"{path}:{begin}")
                 yield FastaEntry(header, sequence, begin, mistake)
             header, parts, begin, mistake = text[1:].strip(), [], number, None

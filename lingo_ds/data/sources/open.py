@@ -112,8 +112,10 @@ def _format_at(path: Path) -> str:
         if any((path / name).is_file() for name in SAVED_DATASET):
             return "dataset"
         for format in SOURCE_SUFFIXES:
-            if _by_split(path, format) or (format == "fasta" and _by_class(path, _is_fasta)):
+            if _by_split(path, format):
                 return format
+        if _by_class(path, _is_fasta):
+            return "fasta"
         classes = _by_class(path, isdir)
         if classes and all(suffix_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
             return "class_folders"
