@@ -108,29 +108,36 @@ def _format_at(path: Path) -> str:
     Raises:
         UserError: where it is unknown.
     """
-    if isdir(path):
-        if any((path / name).is_file() for name in SAVED_DATASET):
-            return "dataset"
-        for format in SOURCE_SUFFIXES:
-            if _by_split(path, format):
-                return format
-        if _by_class(path, _is_fasta):
-            return "fasta"
-        classes = _by_class(path, isdir)
-        if classes and all(suffix_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
-            return "class_folders"
-        rule = "holds no train file of a known kind, and no folders of .txt files or FASTA files of classes"
+    return _format_in_folder(path) if isdir(path) else _format_of_file(path)
+
+
+def _format_in_folder(folder: Path) -> str:
+    if any((folder / name).is_file() for name in SAVED_DATASET):
+        return "dataset"
+    for format in SOURCE_SUFFIXES:
+        if _by_split(folder, format):
+            return format
+    if _by_class(folder, _is_fasta):
+        return "fasta"
+    classes = _by_class(folder, isdir)
+    if classes and all(suffix_of(file) == ".txt" for part in classes for file in files_in(part.path)[:1]):
+        return "class_folders"
+    rule = "holds no train file of a known kind, and no folders of .txt files or FASTA files of classes"
+    raise UserError(Mistake("data.path", folder, rule, KNOWN_FORMATS_FIX))
+
+
+def _format_of_file(path: Path) -> str:
+    if (format := _told_format(path)) in SOURCE_SUFFIXES:
+        return format
+    if not exists(path):
+        rule = "is not there (a data set on the hub needs data.format=dataset)"
+    elif format == "vcf":
+        rule = "is a VCF, whose variants can be predicted but have no labels to train on"
+    elif (foreign := unread_mistake(path, where="data.path")).value == path.name:
+        raise UserError(foreign)
     else:
-        if (kind := _format_of_file(path)) in SOURCE_SUFFIXES:
-            return kind
         known = ", ".join(ending for endings in SOURCE_SUFFIXES.values() for ending in endings)
         rule = f"is no folder, and the ending is none of {known}"
-        if not exists(path):
-            rule = "is not there (a data set on the hub needs data.format=dataset)"
-        elif kind == "vcf":
-            rule = "is a VCF, whose variants can be predicted but have no labels to train on"
-        elif (foreign := unread_mistake(path, where="data.path")).value == path.name:
-            raise UserError(foreign)
     raise UserError(Mistake("data.path", path, rule, KNOWN_FORMATS_FIX))
 
 
@@ -164,7 +171,7 @@ def _by_split(folder: Path, format: str) -> list[Part]:
     parts: dict[str, Part] = {}
     for path in entries_of(folder):
         split = SPLIT_NAMES.get(stem_of(path).lower())
-        if split and not isdir(path) and _format_of_file(path) == format:
+        if split and not isdir(path) and _told_format(path) == format:
             if split in parts:
                 rule = f"is the {split} split, and so is {parts[split].path.name}"
                 raise UserError(Mistake("data.path", path, rule, "keep one of them"))
@@ -191,7 +198,7 @@ def _is_fasta(path: Path) -> bool:
     return suffix_of(path) in FASTA and not isdir(path)
 
 
-def _format_of_file(path: Path) -> str | None:
+def _told_format(path: Path) -> str | None:
     """The format that a file's first bytes or its ending say; its ending, where it cannot be read."""
     named = next((name for name, endings in SOURCE_SUFFIXES.items() if suffix_of(path) in endings), None)
     if named == "deepsea":
