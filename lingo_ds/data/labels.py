@@ -260,11 +260,6 @@ class TargetReader:
         return values
 
 
-def answer_key(target: Target) -> int:
-    """A number that is the same for the same target, with unknown labels or values at the same places."""
-    return target if isinstance(target, int) else hash(np.array(target, np.float32).tobytes())
-
-
 def label_mistakes(
     labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None, *, first: Callable[[str, int], str]
 ) -> list[Mistake]:

@@ -1,6 +1,6 @@
 """One split while it is converted: its rows go to an Arrow file in batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lingo_ds.data.examples import Example
-from lingo_ds.data.labels import Target, answer_key
+from lingo_ds.data.labels import Target
 from lingo_ds.data.splits import SplitSummary
 
 BATCH_ROWS, BATCH_BASES = 8192, 1 << 24
@@ -81,8 +81,19 @@ class SplitWriter:
         if pa.types.is_integer(columns[2].type):
             self.labels.append(columns[2].to_numpy())
         self.has_pairs |= any(self._pairs)
-        answers = map(answer_key, self._targets)
         self.summary.add(
-            self._sequences, self._pairs, cells=self._fields, answers=answers, windows=self._windows
+            self._sequences,
+            self._pairs,
+            cells=self._fields,
+            answers=_answers(columns[2]),
+            windows=self._windows,
         )
         self._begin_batch()
+
+
+def _answers(targets: pa.Array) -> Iterable[int]:
+    """A number for each target: the same for the same class, or for the same values at the same places."""
+    if pa.types.is_integer(targets.type):
+        return targets.to_pylist()
+    rows = targets.flatten().to_numpy(zero_copy_only=False).reshape(len(targets), -1)
+    return (hash(row.tobytes()) for row in rows)

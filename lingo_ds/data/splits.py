@@ -16,7 +16,7 @@ class SplitSummary:
     Attributes:
         hashes: of each row's sequence or pair, the same where the sequence is.
         questions: of each row's whole text, the same where sequence and cells of the prompt's columns are.
-        answers: of each row's target, see `answer_key`.
+        answers: of each row's target, the same for the same target.
         lengths: bases of each row's sequence.
     """
 
