@@ -134,6 +134,7 @@ class _Conversion:
         self._folder, self._targets, self._columns = folder, targets, columns
         self._splits: dict[str, SplitWriter] = {}
         self._chromosomes: dict[str, int] = {}
+        self._label_columns: tuple[str, ...] = ()
         self._mistakes, self._progress = MistakeLog(), _Progress()
 
     def run(self, source: Source, shares: SplitFractions) -> None:
@@ -142,6 +143,7 @@ class _Conversion:
         Raises:
             UserError: see `write_examples`.
         """
+        self._label_columns = source.label_columns
         self._write_splits(source)
         self._mistakes.raise_if_any()
         if "train" not in self._splits:
@@ -184,7 +186,10 @@ class _Conversion:
         try:
             target = self._targets.read(cells)
         except BadTarget as error:
-            mistakes.append(Mistake(where, error.value, error.rule, error.fix))
+            value, columns = error.value, self._label_columns
+            if error.place is not None and len(columns) > 1:
+                value = f"{columns[error.place]}: {value}"
+            mistakes.append(Mistake(where, value, error.rule, error.fix))
         if absent := [name for name in self._columns if name not in fields]:
             fix = "take it out of data.prefix"
             mistakes.append(Mistake(where, f"{{{absent[0]}}}", "is no column of this data", fix))

@@ -31,7 +31,13 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class BadTarget(ValueError):
-    """A label that cannot be read: its value, the rule that it breaks, and how to correct it."""
+    """A label that cannot be read: its value, the rule that it breaks, and how to correct it.
+
+    Attributes:
+        place: of the value among those of its row; None where a row has one.
+    """
+
+    place: int | None = None
 
     def __init__(self, value: object, rule: str, fix: str):
         super().__init__(f"{value!r}: {rule}: {fix}")
@@ -44,7 +50,11 @@ def _read_values(cells: Sequence[Cell], *, kind: str) -> list[float]:
         raise BadTarget("[]", "holds no label or value", "fill it or remove the row")
     parts = cells if len(cells) > 1 else _values_in(cells[0], kind)
     read = _read_label if kind == "multilabel" else _read_value
-    return [math.nan if is_missing(part) else read(part) for part in parts]
+    try:
+        return [math.nan if is_missing(part) else read(part) for part in parts]
+    except BadTarget as error:
+        error.place = next(k for k, part in enumerate(parts) if part is error.value)
+        raise
 
 
 def _values_in(cell: Cell, kind: str) -> Sequence[Cell]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 MAX_MESSAGE_CHARS = 400
 """Most characters of each part of a mistake; names of fields, files and tensors may come from anywhere."""
 
-MAX_FIX_CHARS = 2000
+MAX_FIX_CHARS = 800
 """Most characters of the way out, which may be a command with long paths in it."""
 
 

@@ -20,13 +20,14 @@ BED_COLUMNS = ("chromosome", "start", "end", "name", "score", "strand")
 ALIASES = {
     "chrom": "chromosome",
     "chr": "chromosome",
+    "seqnames": "chromosome",
     "chromstart": "start",
     "chromend": "end",
     "stop": "end",
     "peak": "summit",
 }
-STRAND_AT, SUMMIT_AT = 5, 9
-"""Where a file without a header has the strand and, in narrowPeak, the summit; columns counted from 0."""
+NAME_AT, STRAND_AT, SUMMIT_AT = 3, 5, 9
+"""Where a file without a header has name, strand and, in narrowPeak, the summit; columns counted from 0."""
 
 HEADER = re.compile(r"#?(chromosome|chrom|chr)\s", re.IGNORECASE)
 NO_INTERVAL = re.compile(r"\s*(#|(track|browser)(\s|$)|$)")
@@ -109,19 +110,18 @@ def read_bed(
     *,
     labels: tuple[str, ...] = (),
     summits: bool = False,
-    ragged: bool = False,
 ) -> Iterator[BedLine | Mistake]:
     """The intervals of a BED file, or what is wrong with a line.
 
-    A header names the columns, in any order and also as UCSC and BEND call them. Without one, columns are
-    those of BED by their place. Comments and the lines `track` and `browser` are passed over.
+    A header names the columns, in any order and also as UCSC, R and BEND call them. Without one, columns are
+    those of BED by their place, and lines may have more or fewer of them than the first one has. Comments and
+    the lines `track` and `browser` are passed over.
 
     Args:
         lines: of the file.
         path: names the file in mistakes.
         labels: columns whose cells are read, by their names here or in the header.
         summits: whether each interval needs its summit: column 10 of narrowPeak, in a header `peak`.
-        ragged: whether lines of a file without a header may have more or fewer columns than its first one.
 
     Raises:
         UserError: for columns that the file lacks.
@@ -135,13 +135,12 @@ def read_bed(
             words = _words(line)
             if columns is None:
                 by_place, width = True, len(words)
-                columns = _find_columns(BED_COLUMNS if ragged else BED_COLUMNS[:width], labels, where)
-                columns = columns._replace(summit=SUMMIT_AT if summits else None)
+                columns = _find_columns(BED_COLUMNS[: max(width, 3)], labels, where)
+                columns = columns._replace(name=NAME_AT, summit=SUMMIT_AT if summits else None)
             mistake = cut_line_mistake(line, where, fields=len(words), width=width)
             if by_place:
                 mistake = mistake or _misplaced_strand(words, where)
-                if ragged and 3 <= len(words) <= STRAND_AT:
-                    words += ["."] * (STRAND_AT + 1 - len(words))
+                columns = columns._replace(strand=STRAND_AT if len(words) > STRAND_AT else None)
             yield mistake or _interval(words, columns, where)
 
 
@@ -159,11 +158,12 @@ def _misplaced_strand(words: list[str], where: str) -> Mistake | None:
 
 def _header(line: str) -> list[str]:
     """The columns that a line names; none where it is no header."""
-    if not HEADER.match(line):
-        return []
-    spelled = _words(line.lstrip("#"))
-    names_none = "\t" not in line and not {"start", "end"} & set(_standard_names(spelled))
-    return [] if line.startswith("#") and names_none else spelled
+    spelled = [word.strip('"') for word in _words(line.strip("\r\n").lstrip("# "))]
+    named = set(_standard_names(spelled))
+    if named >= {"chromosome", "start", "end"}:
+        return spelled
+    is_comment = line.startswith("#") and "\t" not in line and not {"start", "end"} & named
+    return [] if is_comment or not HEADER.match(line) else spelled
 
 
 def _standard_names(spelled: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 from lingo_ds.utils.errors import Mistake
 
 GZIP = b"\x1f\x8b"
-BGZIP_FIELD = slice(12, 14), b"BC"
-"""Where a packed file has the field that only bgzip writes, and the field (SAM specification, 4.1)."""
+EXTRA_FLAG, BGZIP_FIELD = 4, b"BC"
+"""The flag of a packed file with extra fields, and the one that only bgzip writes (SAM format, 4.1)."""
 
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every file of bgzip; where it is missing, the file was cut short."""
@@ -29,6 +29,7 @@ class Foreign(NamedTuple):
 
 
 MAGIC = (
+    (GZIP + b"\x08", Foreign("packed by gzip twice", "unpack it once: gunzip FILE")),
     (b"BCF\2", Foreign("a BCF", "convert it: bcftools view -O z -o NAME.vcf.gz FILE")),
     (b"BAM\1", Foreign("a BAM", "convert it: samtools fasta FILE > NAME.fa")),
     (b"CRAM\3", Foreign("a CRAM", "convert it: samtools fasta FILE > NAME.fa")),
@@ -98,8 +99,8 @@ def packing_of(head: bytes) -> Packing:
     """How a file is packed, from its first 16 bytes."""
     if head[:2] != GZIP:
         return "none"
-    place, field = BGZIP_FIELD
-    return "bgzip" if head[place] == field else "gzip"
+    has_extra = len(head) > 3 and head[3] & EXTRA_FLAG
+    return "bgzip" if has_extra and head[12:14] == BGZIP_FIELD else "gzip"
 
 
 def read_head(raw: BufferedReader) -> bytes:

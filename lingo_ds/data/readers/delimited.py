@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
-from lingo_ds.data.dna import letters_mistake
 from lingo_ds.data.readers.table import Table, TableRow
 from lingo_ds.utils.errors import Mistake, UserError
 
 OTHER_DELIMITERS = ",;\t|"
-SEP_LINE = re.compile(r"sep=(.|\\t)", re.IGNORECASE)
+QUOTED = re.compile(r'"[^"]*"')
+SEP_LINE = re.compile(r'"?sep=(.|\\t)"?', re.IGNORECASE)
 """Excel's line before the header that says what separates the fields."""
 
 DNA_CELL = re.compile("[ACGTUN]{8,}", re.IGNORECASE)
@@ -42,41 +43,64 @@ class DelimitedTable(Table):
             UserError: where the header is none.
         """
         self._path = path
-        lines, delimiter = _find_delimiter(lines, delimiter, path)
-        self._reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        super().__init__(self._read_header(), f"{path}:1")
-        self._numbered = self._with_row_names(self._numbered_rows())
+        head, lines = _read_head(lines, delimiter, path)
+        self._reader = csv.reader(lines, delimiter=head.delimiter, strict=True, skipinitialspace=True)
+        self._has_line_breaks = head.delimiter != "\t"
+        self._pushed: list[_NumberedRow] = []
+        super().__init__(self._read_header(head.line), f"{path}:1")
+        self._numbered = self._with_row_names(self._numbered_rows(), quoted=head.line.startswith('"'))
 
-    def _read_header(self) -> list[str]:
+    def _read_header(self, line: str) -> list[str]:
+        """The names of the columns; `line` is what they are read from."""
+        comment: list[str] = []
         try:
             for row in self._reader:
-                if not _is_blank(row) and not row[0].startswith("#"):
-                    return [name.strip() for name in row]
+                if _is_blank(row):
+                    continue
+                if row[0].startswith("#"):
+                    comment = [row[0].lstrip("# "), *row[1:]]
+                    continue
+                if len(comment) == len(row) and any(map(DNA_CELL.fullmatch, row)):
+                    self._pushed = [(self._reader.line_num, row)]
+                    row = comment
+                return [name.strip() for name in row]
         except csv.Error as error:
+            rule, fix = str(error), "quote the field properly"
+            if '" "' in line:
+                rule, fix = "has blanks between its fields", "separate them by commas: R's write.csv does"
             where = f"{self._path}:{self._reader.line_num}"
-            raise UserError(Mistake(where, "header", str(error), "quote the field properly")) from None
+            raise UserError(Mistake(where, line.strip(), rule, fix)) from None
         return []
 
-    def _with_row_names(self, rows: Iterator[_NumberedRow]) -> Iterator[_NumberedRow]:
-        """The rows; where R wrote names before them that its header has no column for, it gets one."""
+    def _with_row_names(self, rows: Iterator[_NumberedRow], *, quoted: bool) -> Iterator[_NumberedRow]:
+        """The rows; where R wrote numbers before them that its header has no column for, it gets one.
+
+        R quotes its header. Without that, a field too many may be a comma inside of any other field.
+        """
         first = next(rows, None)
         if first is None:
             return iter(())
         _, row = first
-        if not isinstance(row, Mistake) and len(row) == len(self.header) + 1:
-            name, *cells = row
-            if cells[-1].strip() and name[:1] != "#" and letters_mistake(name, ""):
-                self.header = [ROW_NAMES, *self.header]
-                logger.info("%s: rows begin with names that the header has no column for", self._path)
+        if quoted and not isinstance(row, Mistake) and len(row) == len(self.header) + 1 and row[0] == "1":
+            self.header = [ROW_NAMES, *self.header]
+            logger.info("%s: rows begin with numbers that the header has no column for", self._path)
         return chain([first], rows)
 
     def _numbered_rows(self) -> Iterator[_NumberedRow]:
         """Each row that is not blank with the number of its first line; broken quotes end the file."""
         reader, begin = self._reader, self._reader.line_num + 1
+        yield from self._pushed
         try:
             for row in reader:
                 line, begin = begin, reader.line_num + 1
-                if len(row) > 1 or not _is_blank(row):
+                if begin - line > 1 and not self._has_line_breaks:
+                    where, rule = (
+                        f"{self._path}:{line}",
+                        "has a field that begins with a quote and ends in another",
+                    )
+                    shown = f"{begin - line} lines"
+                    yield line, Mistake(where, shown, rule, "remove the quotes, or double them")
+                elif len(row) > 1 or not _is_blank(row):
                     yield line, row
         except csv.Error as error:
             where = f"{self._path}:{begin}"
@@ -101,14 +125,15 @@ class DelimitedTable(Table):
 
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         chosen = _picker([self.header.index(name) for name in columns])
-        width, comments, name = len(self.header), 0, str(self._path)
+        width, comments, name, marked = len(self.header), 0, str(self._path), False
         for line, row in self._numbered:
             where = f"{name}:{line}"
             if isinstance(row, Mistake):
                 yield TableRow(where, row)
             elif len(row) == width:
+                marked = marked or row[0].startswith("#")
                 yield TableRow(where, chosen(row))
-            elif row[0].startswith("#"):
+            elif row[0].startswith("#") and not (marked and len(row) > 1):
                 comments += 1
             else:
                 rule = f"the header has {width}"
@@ -117,22 +142,37 @@ class DelimitedTable(Table):
             logger.info("%s: %d lines that begin with # are comments", self._path, comments)
 
 
-def _find_delimiter(lines: Iterator[str], usual: str, path: Path) -> tuple[Iterator[str], str]:
-    """The lines of a file and what separates their fields: as usual, as a line `sep=;` or the header says."""
-    taken, found = [], usual
+class _Head(NamedTuple):
+    """The line that a header is read from, and what separates its fields."""
+
+    line: str
+    delimiter: str
+
+
+def _read_head(lines: Iterator[str], usual: str, path: Path) -> tuple[_Head, Iterator[str]]:
+    """The head of a file, and all of its lines; fields are separated as usual, or as the header says."""
+    taken, says, header = [], None, ""
     for line in lines:
-        if says := SEP_LINE.fullmatch(line.rstrip("\r\n")):
+        if found := SEP_LINE.fullmatch(line.rstrip("\r\n")):
             taken.append("\n")  # keeps the numbers of the lines behind it
-            found = says[1].replace("\\t", "\t")
-            break
+            says = found[1].replace("\\t", "\t")
+            continue
         taken.append(line)
         if line.strip() and not line.startswith("#"):
-            if usual not in line:
-                found = max(OTHER_DELIMITERS, key=line.count) if set(OTHER_DELIMITERS) & set(line) else usual
+            header = line
             break
-    if found != usual:
-        logger.info("%s: %r separates the fields", path, found)
-    return chain(taken, lines), found
+    delimiter = says or _delimiter_of(header, usual)
+    if delimiter != usual:
+        logger.info("%s: %r separates the fields", path, delimiter)
+    return _Head(header, delimiter), chain(taken, lines)
+
+
+def _delimiter_of(header: str, usual: str) -> str:
+    """The character that separates the fields of a header: the usual one, else the most frequent other."""
+    plain = QUOTED.sub("", header)
+    if usual in plain or not set(OTHER_DELIMITERS) & set(plain):
+        return usual
+    return max(OTHER_DELIMITERS, key=plain.count)
 
 
 def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:

@@ -99,6 +99,10 @@ class _Open:
 
     def add(self, line: bytes, number: int) -> Mistake | None:
         """Takes a line that is no header, and returns what is wrong with it or with those before."""
+        if line.startswith(b";") or len(line.split()) > 1:
+            what = "a comment" if line.startswith(b";") else "a line with blanks between its letters"
+            rule = f"stands inside of {self.name!r}, whose bases are read by their places"
+            return Mistake(str(number), what, rule, "remove it")
         bases = len(line.rstrip())
         alike = bases == self.line_bases and (len(line) == self.line_bytes or not line.endswith(b"\n"))
         if bases and alike and not (self.short or self.blank):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lingo_ds.data.missing import is_missing
 from lingo_ds.data.mistakes import raise_if_any
-from lingo_ds.utils.errors import Mistake
+from lingo_ds.utils.errors import Mistake, UserError
 
 
 class TableRow(NamedTuple):
@@ -49,6 +49,10 @@ class Table:
         Raises:
             UserError: for each column that is not there, or there twice.
         """
+        if not self.header:
+            raise UserError(
+                Mistake(self.where, "0 columns", "is empty", "give a table with names of columns")
+            )
         mistakes = []
         for name, setting in settings.items():
             if (count := self.header.count(name)) != 1:

@@ -1,6 +1,7 @@
 """Tables by the kind of their file: CSV, TSV, JSON lines and Parquet, row by row."""
 
 import json
+import logging
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.readers.content import foreign_format, read_head
+from lingo_ds.data.readers.content import foreign_format, packing_of, read_head
 from lingo_ds.data.readers.delimited import DelimitedTable
 from lingo_ds.data.readers.lines import read_lines, stem_of, suffix_of
 from lingo_ds.data.readers.table import Table, TableRow
@@ -28,6 +29,8 @@ PARQUET_ROWS = 1024
 
 PARQUET_MAGIC = b"PAR1"
 
+logger = logging.getLogger(__name__)
+
 
 def open_table(raw: BufferedReader, path: Path) -> Table:
     """The table in an open file: what its first bytes say it is, else what the ending of its name says.
@@ -36,6 +39,9 @@ def open_table(raw: BufferedReader, path: Path) -> Table:
         UserError: where its header cannot be read, or the file is of another format.
     """
     head, ending = read_head(raw), suffix_of(path)
+    if head.startswith(PARQUET_MAGIC) and packing_of(raw.peek(16)) != "none":
+        rule = "is a Parquet file packed by gzip, which is not read"
+        raise UserError(Mistake(str(path), path.name, rule, f"unpack it: gunzip {path.name}"))
     if raw.peek(4)[:4] == PARQUET_MAGIC or (ending == PARQUET and not foreign_format(head)):
         return ParquetTable(raw, path)
     lines, begin = read_lines(raw, path), head.removeprefix(BOM_UTF8).lstrip()[:1]
@@ -62,15 +68,25 @@ class JsonTable(Table):
         names = _json_object(text, where)
         if isinstance(names, Mistake):
             raise UserError(names)
+        if names and all(isinstance(value, dict) for value in names.values()):
+            rule = "holds whole columns in one object"
+            fix = "write one object a line: in pandas, df.to_json(.., orient='records', lines=True)"
+            raise UserError(Mistake(where, text.strip(), rule, fix))
         super().__init__(list(names), where)
 
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
+        known, unread = set(self.header), None
         for where, text in chain([self._first], self._lines):
             value = _json_object(text, where)
-            if not isinstance(value, Mistake):
-                yield TableRow(where, [value.get(name) for name in columns])
-            else:
+            if isinstance(value, Mistake):
                 yield TableRow(where, value)
+                continue
+            if unread is None and not value.keys() <= known:
+                unread = sorted(value.keys() - known)
+                logger.warning(
+                    "%s: names that the first object lacks are not read: %s", where, ", ".join(unread)
+                )
+            yield TableRow(where, [value.get(name) for name in columns])
 
 
 class ParquetTable(Table):
@@ -105,7 +121,8 @@ class ParquetTable(Table):
             raise UserError(Mistake(where, found, "is no text", "give a column of strings"))
 
     def has_integers(self, column: str) -> bool:
-        return pa.types.is_integer(self._schema.field(column).type)
+        found = self._schema.field(column).type
+        return pa.types.is_integer(found) and found != pa.uint64()
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -121,6 +138,17 @@ def _json_object(text: str, where: str) -> dict[str, Any] | Mistake:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
+    if "\\u" in text and not _is_whole_text(value):
+        return Mistake(where, text.strip(), "holds half of a character (a surrogate)", "write it as UTF-8")
     if isinstance(value, dict):
         return value
     return Mistake(where, text.strip(), "is no JSON object", "write one object a line")
+
+
+def _is_whole_text(value: Any) -> bool:
+    """Whether all texts of a JSON value can be written: an escape may stand for half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -71,6 +71,13 @@ def read_parts(
                 yield split, mistake
 
 
+def no_such_task(only_task: str, others: Iterable[str], *, where: str) -> Mistake:
+    """The mistake of a `data.only_task` that no row of a file belongs to."""
+    some = sorted(others)
+    named = ", ".join(some[:10]) + (", .." if len(some) > 10 else "")
+    return Mistake("data.only_task", only_task, f"is the task of no row of {where}", f"name one of {named}")
+
+
 def in_own_split(found: Iterable[Found]) -> Iterator[Found]:
     """Examples with the split that they name themselves, else that of their file."""
     for split, item in found:

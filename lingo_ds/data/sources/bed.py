@@ -1,5 +1,6 @@
 """Intervals of a genome as examples: BED files with a reference FASTA."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from lingo_ds.data.readers.lines import lines_of
 from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, fingerprint_of, read_parts
 from lingo_ds.data.sources.negatives import Negatives
 from lingo_ds.utils.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Chromosomes(NamedTuple):
@@ -51,6 +54,7 @@ class BedSource:
         self._labels, self._chromosomes = labels, chromosomes
         self.label_columns = () if negatives else labels
         self._per_interval, self._seed = negatives, seed
+        self._said = False
         mistakes = []
         for setting in ("dev", "test"):
             for name in getattr(chromosomes, setting):
@@ -76,10 +80,7 @@ class BedSource:
             if isinstance(item, Mistake):
                 yield split, item
                 continue
-            if any(self._chromosomes):
-                split = self._chromosomes.split_of(item.chromosome)
-            elif item.split:
-                split = item.split
+            split = self._split_of(item, split)
             positive = self._example(item)
             yield split, positive
             if negatives:
@@ -87,6 +88,17 @@ class BedSource:
                     yield split, drawn
         if negatives:
             negatives.log_summary()
+
+    def _split_of(self, line: BedLine, of_file: str) -> str:
+        """The split of an interval: by chromosome, else by the file among several, else as its row says."""
+        by_chromosome = any(self._chromosomes)
+        if line.split and (by_chromosome or len(self._parts) > 1) and not self._said:
+            self._said = True
+            what = "data.intervals" if by_chromosome else "files"
+            logger.warning("%s: its column 'split' is not read, since %s name the splits", line.where, what)
+        if by_chromosome:
+            return self._chromosomes.split_of(line.chromosome)
+        return line.split if line.split and len(self._parts) == 1 else of_file
 
     def _example(self, line: BedLine) -> Example:
         start, end = self._windows.around(line)

@@ -84,7 +84,11 @@ def _sequences_and_labels(path: Path, arrays: list[Array]) -> tuple[Array, Array
     if len(hot) != 1 or len(flat) != 1:
         shapes = ", ".join(f"{one.name} {one.shape}" for one in arrays)
         rule = "has not one array (examples, 4, length) and one (examples, labels)"
-        raise UserError(Mistake(str(path), shapes, rule, "keep these two arrays"))
+        raise UserError(
+            Mistake(
+                str(path), shapes, rule, "keep these two arrays; one label a row has the shape (examples, 1)"
+            )
+        )
     return hot[0], flat[0]
 
 

@@ -40,8 +40,13 @@ class HubDataset:
             raise UserError(Mistake("data.path", path, rule, fix)) from None
         if not isinstance(found, Mapping):
             found = {"train": found}
-        named = {SPLIT_NAMES.get(name.lower()): split for name, split in found.items()}
-        self._splits = {name: split for name, split in named.items() if name}
+        self._splits: dict[str, datasets.Dataset] = {}
+        for name, split in found.items():
+            if (usual := SPLIT_NAMES.get(name.lower())) in self._splits:
+                rule = f"has two splits that mean {usual}, of which {name} is one"
+                raise UserError(Mistake("data.path", path, rule, "keep one of them"))
+            if usual:
+                self._splits[usual] = split
         if not self._splits:
             rule = "none of its splits is called train, dev or test"
             raise UserError(Mistake("data.path", ", ".join(found), rule, "rename the splits"))

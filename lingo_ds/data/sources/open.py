@@ -27,6 +27,9 @@ SOURCE_SUFFIXES = {
     "deepsea": (".mat", ".npz"),
 }
 SAVED_DATASET = ("dataset_dict.json", "dataset_info.json")
+OTHER_DATA = {".txt", ".json", ".xlsx", ".xls", ".zip", ".bz2", ".xz", ".zst", ".vcf", ".npy", ".h5", ".pkl"}
+"""Endings of files that may be data, but are not read."""
+
 KNOWN_FORMATS_FIX = "give a file or folder that docs/data.md knows, or set data.format"
 
 
@@ -159,7 +162,22 @@ def _files(path: Path, format: str) -> list[Part]:
         endings = ", ".join(SOURCE_SUFFIXES[format])
         rule = f"holds no file train.* with one of the endings {endings}"
         raise UserError(Mistake("data.path", path, rule, "rename the file of training examples"))
+    _require_no_other(path, {part.split for part in parts}, format)
     return parts
+
+
+def _require_no_other(folder: Path, read: set[str], format: str) -> None:
+    """Checks that no file is meant for a split which is not read, and would be drawn from train instead.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    known = {ending for endings in SOURCE_SUFFIXES.values() for ending in endings} | OTHER_DATA
+    for path in entries_of(folder):
+        split = SPLIT_NAMES.get(path.name.split(".")[0].lower())
+        if split and split not in read and known & {ending.lower() for ending in path.suffixes}:
+            rule = f"is not read as {split}, since train is read as {format}"
+            raise UserError(Mistake("data.path", path, rule, "convert it as train is, or move it away"))
 
 
 def _by_split(folder: Path, format: str) -> list[Part]:

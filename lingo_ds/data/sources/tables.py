@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lingo_ds.data.examples import NO_FIELDS, Example
+from lingo_ds.data.mistakes import file_of
 from lingo_ds.data.readers.delimited import ROW_NAMES
 from lingo_ds.data.readers.lines import opened
 from lingo_ds.data.readers.table import Table, text_of
 from lingo_ds.data.readers.tables import open_table
-from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, fingerprint_of, read_parts
+from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, fingerprint_of, no_such_task, read_parts
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ TASK_COLUMN = "task"
 SPLIT_COLUMN = "split"
 """Columns of a table that name each row's task, and of a single table also its split."""
 
-NO_LABELS = ("id", TASK_COLUMN, SPLIT_COLUMN, ROW_NAMES)
-"""Columns that are no labels unless they are named."""
+NO_LABELS = ("id", TASK_COLUMN, SPLIT_COLUMN, ROW_NAMES, "", "Unnamed: 0", "__index_level_0__")
+"""Columns that are no labels unless they are named; the last three are numbers of rows, by pandas."""
 
 
 class Columns(NamedTuple):
@@ -75,7 +76,9 @@ class Columns(NamedTuple):
             return others if others and "label" not in others else ("label",)
         names: list[str] = []
         for name in self.labels:
-            matching = fnmatch.filter(table.header, name) if _is_pattern(name) else [name]
+            matching = [name]
+            if name not in table.header and _is_pattern(name):
+                matching = fnmatch.filter(table.header, name)
             if not matching:
                 rule, shown = f"has no column like {name!r}", ",".join(table.header)
                 raise UserError(Mistake(table.where, shown, rule, "set data.label_column"))
@@ -143,13 +146,18 @@ def table_examples(table: Table, columns: Columns, *, names_splits: bool) -> Ite
     has_split = has_split and names_splits
     labels_end = 1 + len(columns.labels)
     fields_end = labels_end + len(columns.fields)
+    table.require_text(columns.sequence)
+    other_tasks: dict[str, None] = {}
+    any_read = False
     task_place = None if columns.only_task is None else fields_end + (columns.pair is not None)
     for where, cells in table.rows(columns.names(split=has_split)):
         if isinstance(cells, Mistake):
             yield cells
             continue
-        if task_place is not None and cells[task_place] != columns.only_task:
+        if task_place is not None and (task := text_of(cells[task_place])) != columns.only_task:
+            other_tasks[task] = None
             continue
+        any_read = True
         labels = cells_of(cells[1]) if labels_end == 2 else tuple(cells[1:labels_end])
         fields = NO_FIELDS
         if columns.fields:
@@ -158,6 +166,8 @@ def table_examples(table: Table, columns: Columns, *, names_splits: bool) -> Ite
         pair = None if columns.pair is None else text_of(cells[fields_end])
         example = Example(text_of(cells[0]), labels, where, pair, fields)
         yield _in_split(example, text_of(cells[-1])) if has_split else example
+    if columns.only_task is not None and other_tasks and not any_read:
+        yield no_such_task(columns.only_task, other_tasks, where=file_of(table.where))
 
 
 def _in_split(example: Example, name: str) -> Example | Mistake:

@@ -64,7 +64,7 @@ class Regions:
     def _rows(self, raw: BufferedReader) -> Iterator[SequenceRow]:
         any_given = False
         lines, summits = read_lines(raw, self._path), self.windows.center == "summit"
-        for item in read_bed(lines, self._path, summits=summits, ragged=True):
+        for item in read_bed(lines, self._path, summits=summits):
             row = SequenceRow("", "", item) if isinstance(item, Mistake) else self._row(item)
             if row:
                 any_given = True

@@ -67,7 +67,9 @@ class Skipped:
             UserError: where something was skipped.
         """
         if self.counts:
-            fix = "give the genome that the file was made with"
+            fix = "give a file with rows that can be predicted"
+            if {BEYOND, MISMATCH, MISSING} & self.counts.keys():
+                fix = "give the genome that the file was made with"
             raise UserError(Mistake(str(path), "every row", f"was skipped: {self}", fix))
 
     def __str__(self) -> str:

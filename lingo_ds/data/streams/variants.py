@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lingo_ds.data.dna import sequence_mistake
+from lingo_ds.data.dna import letters_mistake
 from lingo_ds.data.mistakes import MistakeLog
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.readers.lines import cut_line_mistake, read_lines
@@ -146,6 +146,8 @@ class Variants:
         if names[: len(COLUMNS)] != COLUMNS:
             rule = f"is not the line {' '.join(COLUMNS)} .. of a VCF, with tabs"
             fix = "put that line before the variants"
+            if line.split()[: len(COLUMNS)] == COLUMNS:
+                rule, fix = "has blanks between its columns", "replace them by tabs, in all lines"
             raise UserError(Mistake(f"{self._path}:{number}", line.strip(), rule, fix))
         return len(names)
 
@@ -253,7 +255,7 @@ def _field_mistake(fields: list[str], where: str) -> Mistake | None:
         return Mistake(where, pos, "POS is no whole number", "write the base's place, counted from 1")
     for name, alleles in (("REF", [ref]), ("ALT", alt.split(","))):
         for allele in alleles:
-            if not _is_symbolic(allele) and sequence_mistake(allele, where):
+            if not _is_symbolic(allele) and letters_mistake(allele, where):
                 return Mistake(where, allele, f"{name} is no sequence of bases", "correct the allele")
     return None
 

@@ -127,7 +127,7 @@ def test_only_the_first_five_columns_count(genome, tmp_path):
 MISTAKES = {
     "no header": ("c1\t9\t.\tA\tG\n", "v.vcf:1: .*is not the line #CHROM POS ID REF ALT"),
     "nothing": ("", "v.vcf:1: '': is not the line #CHROM"),
-    "header with spaces": (HEAD.replace("\t", " "), "v.vcf:3: .*with tabs"),
+    "header with spaces": (HEAD.replace("\t", " "), "v.vcf:3: .*replace them by tabs"),
     "spaces": (f"{HEAD}c1 9 . A G\n", "v.vcf:4: '1 columns': .*with tabs between"),
     "place": (f"{HEAD}c1\t9.5\t.\tA\tG\n", "v.vcf:4: '9.5': POS is no whole number"),
     "REF": (f"{HEAD}c1\t9\t.\t-\tG\n", "v.vcf:4: '-': REF is no sequence of bases"),
