@@ -120,7 +120,7 @@ def _load_recipe(recipe: str, settings: list[str]) -> "RunConfig | Suite":
     from lingo_ds.config.suite_config import load_runs
     from lingo_ds.utils.resources import resource_path
 
-    path = Path(recipe)
+    path = Path(os.path.expanduser(recipe))
     return load_runs(path if path.suffix else resource_path("recipes", recipe), settings)
 
 

@@ -11,11 +11,12 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import Card, SavedAdapter
 from lingo_ds.export.adapter_folder import as_lora, as_svd, find_adapter, read_settings, save_adapter
 from lingo_ds.export.merge import REPORT, save_merged
-from lingo_ds.export.model_card import CardNotes, task_frame
-from lingo_ds.export.open_adapter import open_adapter
+from lingo_ds.export.model_card import CardNotes, task_notes
+from lingo_ds.export.open_adapter import open_adapter, require_same_tokens
 from lingo_ds.export.peft_format import CONFIG
 from lingo_ds.models.backbone.hub import backbone_address, public_address
 from lingo_ds.models.backbone.spec import BackboneSpec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, require_free
@@ -66,8 +67,10 @@ def export(request: ExportRequest, env: DistEnv) -> None:
         markers=(CONFIG, REPORT),
     )
     saved = _at_address(saved, request.backbone)
-    frame = task_frame(saved.card.task, spec)
-    notes = CardNotes(request.license, _test_metrics(request.adapter, saved.card), frame)
+    tokenizer = read_tokenizer(spec.folder)
+    require_same_tokens(saved.card, tokenizer, spec)
+    test = _test_metrics(request.adapter, saved.card)
+    notes = task_notes(saved.card.task, spec, tokenizer, license=request.license, test=test)
     try:
         for line in _write(request, saved, spec, notes):
             logs.results.print(line, highlight=False, soft_wrap=True)

@@ -47,19 +47,23 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def as_name(value: Any) -> Any:
-    """A number as the text that names something; any other value as it is."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number and math.isfinite(value) else value
+    """A number as the text that names something, as it was written; any other value as it is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    spelled = str(getattr(value, "spelled", value))
+    return spelled if math.isfinite(value) or spelled[:1].isdigit() else value
 
 
 Name = Annotated[str, BeforeValidator(as_name)]
 """A name; YAML takes one like 2, e.g. of a chromosome, for a number."""
 
 
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+PathText = Annotated[str, BeforeValidator(as_name), AfterValidator(os.path.expanduser)]
 """A path, or a name that stands for one; ~ is the user's home."""
 
-UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+UserPath = Annotated[
+    Path, BeforeValidator(as_name), AfterValidator(lambda path: Path(os.path.expanduser(path)))
+]
 """A path; ~ is the user's home."""
 
 

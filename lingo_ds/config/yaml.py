@@ -23,6 +23,23 @@ MAX_YAML_DEPTH = 30
 """Most levels to which mappings and lists may be nested."""
 
 
+class SpelledInt(int):
+    """A whole number that remembers how it was written: as a name, `007` is not `7`."""
+
+    spelled: str
+
+    def __new__(cls, text: str) -> "SpelledInt":
+        number = super().__new__(cls, text)
+        number.spelled = text
+        return number
+
+
+class SpelledFloat(float):
+    """A number that remembers how it was written: as a name, `1.10` is not `1.1`."""
+
+    spelled: str
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
     _depth = 0
@@ -47,13 +64,20 @@ class _Loader(yaml.SafeLoader):
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """A whole number; `010` is ten, not eight."""
         try:
-            return int(self.construct_scalar(node))
+            return SpelledInt(self.construct_scalar(node))
         except ValueError:
             problem = "a number has more digits than can be read"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
+    def construct_spelled_float(self, node: yaml.ScalarNode) -> float:
+        """A number as PyYAML reads it, which remembers how it was written."""
+        number = SpelledFloat(self.construct_yaml_float(node))
+        number.spelled = self.construct_scalar(node)
+        return number
+
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_spelled_float)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?i:true|false)$"), list("tTfF"))

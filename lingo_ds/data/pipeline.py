@@ -1,5 +1,7 @@
 """The data of a run: files -> checked examples -> token ids, each made once per host and cached."""
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +14,12 @@ from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.summary import describe, remark_on_labels, remark_on_tokens
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import read_tokenized, tokenized_fingerprint, write_tokenized
-from lingo_ds.data.tokenization import NUCLEOTIDES, make_tokenize
+from lingo_ds.data.tokenization import NUCLEOTIDES, make_tokenize, probe, tokens_fingerprint
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +59,37 @@ def length_limit(config: RunConfig, *, context: int) -> int:
     return asked
 
 
+def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, cache: Path) -> None:
+    """Checks, once for a tokenizer and a prompt, that it reads DNA, and has no token without an embedding.
+
+    Args:
+        config: of the run.
+        tokenizer: of the backbone.
+        vocabulary: rows of the backbone's input embedding.
+        cache: the folder that keeps what was found.
+
+    Raises:
+        UserError: where it does not belong to the backbone.
+    """
+    data = config.data
+    settings = _tokenize_settings(config, vocabulary=vocabulary, max_length=0)
+    known = hashlib.sha256(json.dumps([tokenizer.fingerprint, vocabulary, settings]).encode()).hexdigest()
+    kept = cache / "probes" / known[:32]
+    if kept.exists():
+        return
+    tokenize = make_tokenize(
+        data.tokens, tokenizer.loaded, vocabulary=vocabulary, pair_separator=data.pair_separator
+    )
+    ids = probe(tokenize, make_prompt(data.prefix, domain=data.domain))
+    _require_embedded(
+        config,
+        largest=max(max(one, default=-1) for one in ids),
+        shortest=min(map(len, ids)),
+        rows=vocabulary + learned_tokens(config),
+    )
+    atomic_write(kept, lambda aside: aside.write_text(tokens_fingerprint(ids)))
+
+
 def tokenized_data(
     config: RunConfig,
     tokenizer: Tokenizer,
@@ -91,7 +125,8 @@ def tokenized_data(
 
     agreement.run_once_per_host(tokenize, env)
     data = read_tokenized(entry)
-    _check_token_ids(data, config, rows=vocabulary + learned_tokens(config))
+    rows = vocabulary + learned_tokens(config)
+    _require_embedded(config, largest=data.largest_id, shortest=data.shortest, rows=rows)
     return data
 
 
@@ -156,12 +191,19 @@ def _tokenize(
     )
 
 
-def _check_token_ids(data: TokenizedData, config: RunConfig, *, rows: int) -> None:
-    """Checks that each text has a token and each token an embedding: tokenizer and weights fit."""
+def _require_embedded(config: RunConfig, *, largest: int, shortest: int, rows: int) -> None:
+    """Checks that each text has a token and each token an embedding: tokenizer and weights fit.
+
+    Args:
+        config: of the run.
+        largest: the largest token id.
+        shortest: tokens of the shortest text.
+        rows: of the embedding.
+    """
     problem = None
-    if data.largest_id >= rows:
-        problem = f"has a tokenizer that gives token {data.largest_id}, and an embedding of {rows} rows"
-    elif not data.shortest:
+    if largest >= rows:
+        problem = f"has a tokenizer that gives token {largest}, and an embedding of {rows} rows"
+    elif not shortest:
         problem = "has a tokenizer that gives no token for some sequence"
     if problem:
         fix = "add the tokenizer files that belong to the weights"

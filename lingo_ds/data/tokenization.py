@@ -1,5 +1,7 @@
 """From a sequence and its prompt to token ids: by the backbone's tokenizer, or one token per base."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 NUCLEOTIDES = "ACGTN"
 """Learned tokens, in the order of their ids. U is read as T, every other letter as N."""
 
+MANY = 1 << 20
+"""More tokens than any probe has."""
+
 SAMPLED = 64
 """Of so many examples one is looked at closely; from then on all, where its tokenizer dropped a base."""
 
@@ -23,6 +28,11 @@ _PLACE = np.full(128, NUCLEOTIDES.index("N"), np.int32)
 for _letter in "ACGT":
     _PLACE[ord(_letter)] = NUCLEOTIDES.index(_letter)
 _PLACE[ord("U")] = NUCLEOTIDES.index("T")
+
+
+_DRAWN = "".join("ACGT"[byte % 4] for k in range(16) for byte in hashlib.sha256(bytes([k])).digest())
+PROBES = (*(_DRAWN[length * (length - 1) // 2 :][:length] for length in range(1, 30)), "N", "ACGTNNNNACGT")
+"""Sequences by whose tokens two tokenizers are told apart."""
 
 
 class ExampleText(NamedTuple):
@@ -202,6 +212,21 @@ class NucleotideTokens:
         frame = PromptTokens([*ids[:begin], *before], [*after, *ids[end:]])
         _require_rows(self._tokenizer, [*frame.before, *frame.after], self._first)
         return frame
+
+
+def probe(tokenize: Tokenize, prompt: Prompt) -> list[list[int]]:
+    """Token ids of each of `PROBES` in a prompt, whose columns hold an x.
+
+    Raises:
+        UserError: where the tokenizer cannot read text.
+    """
+    rows = [ExampleText(dna, None, ("x",) * len(prompt.columns)) for dna in PROBES]
+    return [[int(one) for one in tokens.ids] for tokens in tokenize(rows, prompt, MANY)]
+
+
+def tokens_fingerprint(ids: Sequence[Sequence[int]]) -> str:
+    """32 hex digits that change with the tokens of `PROBES`, and with no version of a library."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
 
 
 def _fields(row: ExampleText, prompt: Prompt) -> dict[str, str]:

@@ -105,8 +105,8 @@ def remark_on_answers(evaluation: Evaluation, labels: np.ndarray) -> str:
     if task.kind == "multilabel":
         what = "that every label is true" if decided[0] else "that no label is true"
     return (
-        f"every prediction is {what}: raise train.learning_rate, train longer, or set "
-        "task.class_weights=balanced"
+        f"every prediction is {what}: raise train.learning_rate where the loss has hardly moved, lower it "
+        "where the loss jumped; train longer, or set task.class_weights=balanced"
     )
 
 

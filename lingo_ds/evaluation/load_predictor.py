@@ -14,7 +14,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import find_adapter
-from lingo_ds.export.open_adapter import find_backbone_of, open_adapter
+from lingo_ds.export.open_adapter import find_backbone_of, open_adapter, require_same_tokens
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, BackboneOptions, compute_dtype, load_backbone
@@ -101,6 +101,7 @@ def read_source(folder: Path, config: PredictConfig, env: DistEnv) -> PredictorS
         quantization = adapter.card.backbone.quantization if use.quantization == "auto" else use.quantization
         require_quantizable(quantization, config.zero)
         tokenizer = read_tokenizer(spec.folder, trust_remote_code=use.trust_remote_code)
+        require_same_tokens(adapter.card, tokenizer, spec)
         profile = read_profile(config.zero, env)
     agreement.require_equal(adapter.card.model_dump_json(), "--adapter", env)
     _require_lone_sequences(adapter.card.task, folder)

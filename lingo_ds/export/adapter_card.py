@@ -24,13 +24,15 @@ QUANTIZED = {
 class BackboneCard(BaseModel, extra="forbid", frozen=True):
     """Which backbone an adapter belongs to: the whole path of a folder, a hub id, or a built-in name.
 
-    `fingerprint` is that of its files; `quantization` is how their maps were held in training.
+    `fingerprint` is that of its files; `quantization` is how their maps were held in training; `tokens` tells
+    how its tokenizer reads DNA in the task's prompt, see `tokens_fingerprint`.
     """
 
     path: str
     fingerprint: str
     revision: str | None = None
     quantization: Literal["none", "int8", "nf4"] = "none"
+    tokens: str | None = None
 
 
 class WindowCard(BaseModel, extra="forbid", frozen=True):

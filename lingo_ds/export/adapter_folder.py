@@ -167,6 +167,7 @@ def find_adapter(path: Path) -> Path:
     Raises:
         UserError: where neither is there, or git-lfs has not fetched its files.
     """
+    path = Path(os.path.expanduser(path))
     for folder in (path, path / "adapter"):
         if any(os.path.exists(folder / name) for name in (CARD, CONFIG)):
             own = (CARD, CONFIG, ADAPTER_WEIGHTS)

@@ -91,7 +91,7 @@ def save_merged(
     files = WeightFiles(spec.folder, spec.skeleton)
     form: Form = "classifier" if spec.model_type in CLASSIFIERS and adapter.card.pooling == "last" else "base"
     weights = _Weights(adapter, spec, files, form=form, dtype=DTYPES[dtype] if dtype else None)
-    tokenizer, pad = _tokenizer(spec)
+    tokenizer, pad = _tokenizer(spec, notes.pad)
     merged: list[Merged] = []
 
     def write(aside: Path) -> None:
@@ -113,7 +113,6 @@ def save_merged(
             backbone_path=backbone_path,
             notes=notes,
             remarks=remarks,
-            pads=pad is not None,
         )
         (aside / README).write_text(text, encoding="utf-8")
 
@@ -267,17 +266,14 @@ def _config(
     return config
 
 
-def _tokenizer(spec: BackboneSpec) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The backbone's tokenizer, padding on the right, and an id that no text ends with, to pad with."""
+def _tokenizer(spec: BackboneSpec, pad: str | None) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The backbone's tokenizer, padding on the right with the token `pad`, and its id."""
     tokenizer = read_tokenizer(spec.folder)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # the second one is saved
-    last = tokenizer("A")["input_ids"][-1:]
-    for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
-        number = None if token is None else tokenizer.convert_tokens_to_ids(token)
-        if isinstance(number, int) and [number] != last and number < spec.embedding_shape[0]:
-            tokenizer.pad_token = token
-            return tokenizer, number
-    return tokenizer, None
+    if pad is None:
+        return tokenizer, None
+    tokenizer.pad_token = pad
+    return tokenizer, tokenizer.pad_token_id
 
 
 def _report(merged: Merged, adapter: SavedAdapter) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from lingo_ds.data.tokenization import NUCLEOTIDES, NucleotideTokens, PromptToke
 from lingo_ds.export.adapter_card import QUANTIZED, Card, SavedAdapter
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.models.backbone.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,24 +51,41 @@ class CardNotes(NamedTuple):
         license: license of the exported weights, as the hub names it.
         test: metrics on test, of the run that trained it.
         frame: tokens of the text around the DNA, where that is read as nucleotides.
+        pad: a token to pad with that no text of the task ends with; None: the tokenizer has none.
     """
 
     license: str = "other"
     test: dict[str, float | None] | None = None
     frame: PromptTokens | None = None
+    pad: str | None = None
 
 
-def task_frame(
-    task: Task, spec: BackboneSpec, tokenizer: "PreTrainedTokenizerBase | None" = None
-) -> PromptTokens | None:
-    """Tokens around the DNA for `CardNotes`: None where DNA is read as text.
+def task_notes(
+    task: Task,
+    spec: BackboneSpec,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    license: str = "other",
+    test: dict[str, float | None] | None = None,
+) -> CardNotes:
+    """What the backbone's tokenizer makes of a task, beside a license and metrics on test."""
+    prompt, vocabulary = make_prompt(task.template, domain=task.domain), spec.embedding_shape[0]
+    frame = None
+    if task.tokens == "nucleotides":
+        frame = NucleotideTokens(tokenizer, vocabulary).frame(prompt)
+        ends = set(frame.after[-1:])
+    else:
+        ends = {tokenizer(prompt.render(base))["input_ids"][-1] for base in NUCLEOTIDES}
+    return CardNotes(license, test, frame, _padding_token(tokenizer, ends, vocabulary=vocabulary))
 
-    Without a `tokenizer` it is the one in the backbone's folder.
-    """
-    if task.tokens == "text":
-        return None
-    tokens = NucleotideTokens(tokenizer or read_tokenizer(spec.folder), spec.embedding_shape[0])
-    return tokens.frame(make_prompt(task.template, domain=task.domain))
+
+def _padding_token(tokenizer: "PreTrainedTokenizerBase", ends: set[int], *, vocabulary: int) -> str | None:
+    """A token to pad with: transformers' classifiers take the last token that is another one."""
+    for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+        number = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        if isinstance(number, int) and number not in ends and number < vocabulary:
+            return str(token)
+    return None
 
 
 def model_card(
@@ -80,7 +96,6 @@ def model_card(
     backbone_path: str,
     notes: CardNotes,
     remarks: tuple[str, ...] = (),
-    pads: bool = True,
 ) -> str:
     """The whole text of README.md.
 
@@ -91,7 +106,6 @@ def model_card(
         backbone_path: how others find the backbone.
         notes: what the adapter does not know of itself.
         remarks: paragraphs of the format's own.
-        pads: whether a merged model's tokenizer has a token to pad with that no text ends with.
     """
     card, is_peft = adapter.card, form in ("adalora", "lora")
     nucleotides = card.task.tokens == "nucleotides"
@@ -108,6 +122,7 @@ def model_card(
         data,
         template_path=str(TEMPLATE),
         adapter=adapter,
+        ascii=ascii,
         bases=NUCLEOTIDES,
         card=card,
         form=form,
@@ -118,7 +133,7 @@ def model_card(
         line=_line,
         has_pooler="add_pooling_layer" in inspect.signature(type(spec.skeleton).__init__).parameters,
         nucleotides=nucleotides,
-        pads=pads,
+        pad=notes.pad,
         pooled=POOLED[card.pooling],
         quantized=QUANTIZED.get(card.backbone.quantization),
         ranks=_ranks(adapter),

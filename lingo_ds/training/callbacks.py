@@ -42,10 +42,17 @@ PICTURES = 5
 """Approximate number of pictures of a run: each takes half a second, in which other processes wait."""
 
 
-def skip_limit(optimizer_step: OptimizerStep, max_skipped: int) -> Hook:
-    """Warns of each step whose gradient was not finite, and ends a run in which too many came in a row."""
+def skip_limit(optimizer_step: OptimizerStep, max_skipped: int, *, backbone: str) -> Hook:
+    """Warns of each step whose gradient was not finite, and ends a run in which too many came in a row.
+
+    Already the first loss tells a `backbone` that is not finite: its adapters add nothing yet.
+    """
 
     def after(info: StepInfo) -> None:
+        if info.step == 1 and not math.isfinite(info.stats.loss):
+            rule = "gives values that are not finite before anything is learned"
+            fix = "check its weights and its config.json, or set backbone.dtype=fp32 or bf16"
+            raise UserError(Mistake("backbone.path", backbone, rule, fix), on_all=True)
         logger.warning("step %d: gradient is not finite; nothing was changed", info.step)
         in_a_row = optimizer_step.skipped_in_a_row
         if in_a_row >= max_skipped:

@@ -100,7 +100,7 @@ class Session:
         config, plan = setup.config, setup.plan
         sharding = sharding_of_plan(plan, setup.profile, setup.dtype)
         return [
-            skip_limit(self.optimizer_step, config.train.max_skipped),
+            skip_limit(self.optimizer_step, config.train.max_skipped, backbone=config.backbone.path),
             loss_watch(config.train.learning_rate),
             traffic_count(Meter(self.model, setup.spec.weights, sharding), plan, self.audit),
             dev_evaluation(plan, self._evaluate_on_dev, self.selection),

@@ -11,7 +11,13 @@ import torch
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
-from lingo_ds.data.pipeline import learned_tokens, length_limit, log_data_summary, tokenized_data
+from lingo_ds.data.pipeline import (
+    learned_tokens,
+    length_limit,
+    log_data_summary,
+    require_tokens,
+    tokenized_data,
+)
 from lingo_ds.data.task import Task, task_of
 from lingo_ds.data.tokenization import letter_ids
 from lingo_ds.data.tokenized import TokenizedData
@@ -182,6 +188,7 @@ def read_backbone_shapes(files: RunFiles) -> RunShapes:
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
         tokenizer = CachedTokenizer(spec.folder, trust_remote_code=trusted, cache=files.cache)
+        require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
         letters: list[list[int]] = []
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])

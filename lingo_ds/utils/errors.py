@@ -64,6 +64,9 @@ def _shortened(text: str, most: int) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an exception's message that is not blank, else the exception's name."""
-    lines = str(error).split("\n")
-    return next((line for line in lines if line.strip()), type(error).__name__)
+    """The first line of an exception's message, or what that announces; its name where it says little."""
+    name, lines = type(error).__name__, [line.strip() for line in str(error).split("\n") if line.strip()]
+    if not lines:
+        return name
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if len(text.split()) > 2 else f"{name}: {text}"

@@ -38,24 +38,6 @@ PACKABLE = frozenset(TARGETS)
 CLASSIFIERS = frozenset(TARGETS) - {"bert", "esm"}
 """Families whose <Family>ForSequenceClassification is a map `score` without bias on the last real token."""
 
-DROPOUT_SETTINGS = (
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "hidden_dropout",
-    "layerdrop",
-    "attention_probs_dropout_prob",
-    "hidden_dropout_prob",
-    "attn_pdrop",
-    "embd_pdrop",
-    "resid_pdrop",
-    "resid_dropout",
-    "embed_dropout",
-    "emb_pdrop",
-    "ffn_dropout",
-)
-"""Dropout settings in the families' configs. A frozen backbone has no dropout: its output must not vary."""
-
 
 def first_position(config: "PreTrainedConfig") -> int:
     """Position of a text's first token in learned embeddings: ESM counts from its padding id."""

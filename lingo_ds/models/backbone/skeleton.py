@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from lingo_ds.models.backbone.families import DROPOUT_SETTINGS, first_position
+from lingo_ds.models.backbone.families import first_position
 from lingo_ds.models.backbone.known_families import is_known, require_family, unusable_mistake
 from lingo_ds.models.backbone.own_code import own_code, own_code_mistake, require_interface
 from lingo_ds.models.backbone.supported import read_config, require_supported
@@ -79,6 +79,9 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
             raise UserError(own_code_mistake(folder, code, error, known=known)) from None
         raise UserError(unusable_mistake(folder, described.get("model_type"), error)) from None
     module.requires_grad_(False)
+    for inner in module.modules():
+        if isinstance(inner, nn.modules.dropout._DropoutNd):  # with a rate of its own, or of its code
+            inner.p = 0.0
     for top in ("pooler", "contact_head"):  # of encoders; the head is ours
         if hasattr(module, top):
             setattr(module, top, None)
@@ -86,14 +89,14 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
 
 
 def _prepare(config: "PreTrainedConfig") -> None:
-    """Turns a config's dropout off.
+    """Turns a config's dropout off: a frozen backbone's output must not vary.
 
     Raises:
         UserError: where it describes experts or an encoder-decoder, by what its class fills in.
         ValueError: where a size is beyond any model's.
     """
-    for setting in DROPOUT_SETTINGS:
-        if isinstance(getattr(config, setting, None), float):
+    for setting, value in vars(config).items():
+        if "drop" in setting and isinstance(value, float):
             setattr(config, setting, 0.0)
     require_supported(config.to_dict(), config.name_or_path)
     _require_sizes(config)
@@ -127,6 +130,9 @@ def _require_sizes(config: "PreTrainedConfig") -> None:
         value = getattr(config, name, None)
         if not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
+    heads, of_keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    if isinstance(of_keys, int) and (of_keys < 1 or heads % of_keys):
+        raise ValueError(f"num_key_value_heads is {of_keys}, which does not divide {heads} attention heads")
 
 
 @contextmanager

@@ -191,6 +191,7 @@ def _build_spec(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
         embedding_shape=(vocabulary, size),
         weights=_weights(module, layers, linear_maps),
         **_widths(module.config),
+        context=_context(module),
     )
     vars(spec)["skeleton"] = module  # built already
     return spec
@@ -217,8 +218,17 @@ def _widths(config: Any) -> dict[str, int]:
         "output_size": getattr(config, "word_embed_proj_dim", config.hidden_size),
         "query_size": heads * size,
         "key_size": (getattr(config, "num_key_value_heads", None) or heads) * size,
-        "context": config.max_position_embeddings,
     }
+
+
+def _context(module: "PreTrainedModel") -> int:
+    """Longest input in tokens; of learned positions that are counted from behind a padding id, fewer."""
+    unused = [
+        inner.padding_idx + 1
+        for name, inner in module.named_modules()
+        if name.endswith("position_embeddings") and getattr(inner, "padding_idx", None) is not None
+    ]
+    return int(module.config.max_position_embeddings) - max(unused, default=0)
 
 
 def _weights(

@@ -32,6 +32,10 @@ CONVERT = (
 METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8"}
 """Methods of quantisation whose names are written otherwise than in `quant_method`."""
 
+QUANTISED_SECTIONS = ("quantization_config", "compression_config", "quantization")
+QUANTISED_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
+"""Sections of a config.json, and files beside it, that say how weights were quantised."""
+
 UNQUANTISED = "give the backbone before it was quantised, and set backbone.quantization=nf4 or int8"
 EXPERTS = re.compile(r"(n|num|moe_num)(_local|_routed)?_experts")
 """Settings that count the experts of a layer."""
@@ -85,8 +89,8 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     family = config.get("model_type")
     sections = [config, *(part for part in config.values() if isinstance(part, dict))]
     for part in sections:
-        quantised = part.get("quantization_config") or part.get("compression_config")
-        if isinstance(quantised, dict):
+        quantised = next((part[name] for name in QUANTISED_SECTIONS if part.get(name)), None)
+        if quantised:
             yield f"holds weights that are quantised already ({_method(quantised)})", UNQUANTISED
             break
     if experts := max(map(_experts, sections)):
@@ -105,8 +109,10 @@ def _experts(config: Mapping[str, Any]) -> int:
     return max((count for count in counts if count > 1), default=0)
 
 
-def _method(quantised: Mapping[str, Any]) -> str:
+def _method(quantised: Any) -> str:
     """A method of quantisation in words."""
+    if not isinstance(quantised, dict):
+        return METHODS.get(str(quantised), str(quantised))
     name = str(quantised.get("quant_method") or "by a method that it does not name")
     bits = quantised.get("bits")
     for width in (4, 8):
@@ -145,6 +151,8 @@ def require_backbone(
     if CONFIG not in names:
         raise _mistake(where, *_without_config(folder, names))
     require_supported(read_config(folder, shown=where), where)
+    if found := [name for name in QUANTISED_FILES if name in names]:
+        raise _mistake(where, f"holds weights that are quantised already ({found[0]})", UNQUANTISED)
     if wrong := weights_mistake(folder, names, shown=where, revision=revision):
         if weights:
             raise UserError(wrong)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader, why_unreadable
 from lingo_ds.models.backbone.own_code import own_code, runs_own_code
-from lingo_ds.models.backbone.supported import INDEX, WEIGHTS, read_index, weights_mistake
+from lingo_ds.models.backbone.supported import INDEX, UNQUANTISED, WEIGHTS, read_index, weights_mistake
 from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
@@ -33,6 +33,9 @@ HEAD_KEYS = (
 )
 """Weights of checkpoints that the base model lacks: task heads, and buffers that are computed."""
 
+QUANTISED_KEYS = (".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed")
+QUANTISED_DTYPES = ("I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2")
+"""Endings of names, and types in another shape, by which weights are known that were quantised."""
 
 ALIGN_ENTRIES = 64
 """Entries, at least a cache line of every dtype, at whose multiples a whole weight begins in memory."""
@@ -98,8 +101,12 @@ class WeightFiles:
         names = {path.name for path in folder.iterdir() if path.is_file()}
         if wrong := weights_mistake(folder, names, shown=str(folder)):
             raise UserError(wrong)
-        if INDEX in names:
+        if INDEX in names and WEIGHTS not in names:
             return read_index(folder / INDEX)
+        if INDEX in names and self._warn:
+            logger.warning(
+                "%s has %s and %s: the first one is read, as transformers does", folder, WEIGHTS, INDEX
+            )
         return {key: WEIGHTS for key in self._handle(WEIGHTS).keys()}  # noqa: SIM118
 
     def _match(self, module: "PreTrainedModel") -> dict[str, str]:
@@ -116,12 +123,26 @@ class WeightFiles:
         computed = {name for name, _ in module.named_buffers()}
         missing = [name for name in wanted if name not in found and name not in computed]
         if missing:
+            self._require_plain_names(wanted)
             rule = f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}"
             raise self._misfit("backbone.path", self._folder, rule)
         for name, key in found.items():
             self._require_fitting(key, wanted[name], computed=name in computed)
         self._check_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
         return found
+
+    def _require_plain_names(self, wanted: Iterable[str]) -> None:
+        """Checks, where weights are missing, that they are not quantised and have no other names."""
+        if quantised := [key for key in self._file_of if key.endswith(QUANTISED_KEYS)]:
+            rule = f"holds weights that are quantised already (e.g. {quantised[0]})"
+            raise UserError(Mistake("backbone.path", self._folder, rule, UNQUANTISED))
+        ending = f".{self._prefix}{next(iter(wanted))}"
+        if wrapped := [key for key in self._file_of if key.endswith(ending)]:
+            rule = (
+                f"has {wrapped[0].removesuffix(ending)!r} before the names of its weights, e.g. {wrapped[0]}"
+            )
+            fix = "save the model itself, not the wrapper around it, by save_pretrained"
+            raise UserError(Mistake("backbone.path", self._folder, rule, fix))
 
     def _key_in_file(self, key: str) -> str:
         """BERT's first checkpoints call the weight and bias of a layer norm gamma and beta."""
@@ -135,6 +156,9 @@ class WeightFiles:
             rule = f"is not in {self._file_of[key]}, where the index says it is"
             raise UserError(Mistake(str(self._folder), key, rule, "download the backbone again")) from None
         shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+        if shape != wanted and dtype in QUANTISED_DTYPES:
+            rule = f"holds weights that are quantised already ({key}: {dtype})"
+            raise UserError(Mistake("backbone.path", self._folder, rule, UNQUANTISED))
         if shape != wanted:
             raise self._misfit(key, shape, f"config.json says {wanted}")
         if dtype not in SAFETENSORS_DTYPES and not computed:

@@ -1,5 +1,6 @@
 """A run planned for machines that are not here; the backbone's weights need not be here either."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lingo_ds.models.backbone.fused_cpu import may_fuse
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
+from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.cost.scenario import Scenario
 from lingo_ds.planning.layer import layer_shape
@@ -33,6 +35,8 @@ from lingo_ds.planning.plan_inputs import (
 from lingo_ds.planning.traffic import sharding_of_plan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +98,21 @@ def read_shapes(config: RunConfig, env: DistEnv, lengths: Lengths | None) -> Sha
     use = config.backbone
     folder = backbone_folder(use.path, revision=use.revision, cache=cache, weights=False)
     spec = read_spec(folder, trust_remote_code=use.trust_remote_code, cache=cache)
+    _warn_of_weights(spec, cache)
     sites = sites_of(config, spec)
     limit = length_limit(config, context=spec.context)
     outputs, data = _described(lengths, limit) if lengths else _read(config, spec, cache, limit, env)
     layout = layout_of(config, spec, sites, outputs=outputs)
     return Shapes(spec=spec, sites=tuple(sites), layout=layout, data=data)
+
+
+def _warn_of_weights(spec: BackboneSpec, cache: Path) -> None:
+    """Warns of weights that are here, which this plan does not need, and that training would refuse."""
+    if any(spec.folder.glob("*.safetensors")):
+        try:
+            require_weights(spec, weights_fingerprint(spec.folder), cache=cache)
+        except UserError as error:
+            logger.warning("train would refuse the backbone: %s", error.mistakes[0])
 
 
 def _described(lengths: Lengths, limit: int) -> tuple[int, DataFacts]:

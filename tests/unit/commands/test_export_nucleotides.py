@@ -19,11 +19,12 @@ from lingo_ds.data.tokenization import ExampleText, NucleotideTokens
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
-from lingo_ds.export.model_card import CardNotes, task_frame
+from lingo_ds.export.model_card import task_notes
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.utils.errors import UserError
 from tests.unit.commands.test_export import (
     DECODERS,
@@ -55,7 +56,7 @@ def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, Saved
     """The adapter folder that a run would leave."""
     adapter = with_nucleotides(spec, **kinds)
     settings = SETTINGS if adapter.layout.has_lam else {}
-    notes = CardNotes(frame=task_frame(adapter.card.task, spec))
+    notes = task_notes(adapter.card.task, spec, read_tokenizer(spec.folder))
     save_adapter(folder, adapter, spec=spec, backbone_path=str(spec.folder), settings=settings, notes=notes)
     return folder, adapter
 

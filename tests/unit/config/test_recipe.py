@@ -43,7 +43,7 @@ def test_all_mistakes_are_reported_at_once(refused):
     text = """\
 name: a/b
 backbone:
-  path: 5
+  path: [5]
 data:
   pth: somewhere
 train:
@@ -200,3 +200,15 @@ def test_home_is_known_in_every_path_and_numbers_are_names(tmp_path, monkeypatch
     found += [run.data.path, run.data.cache_dir, run.data.intervals.genome]
     names = ["llama", "old", "out", "zero.json", "disk", "x.bed", "cache", "g.fa"]
     assert [str(one) for one in found] == [f"/home/ada/{name}" for name in names]
+
+
+@pytest.mark.parametrize("text", ["007", "1.10", "1e5", "12e4567", "0123456", "2"])
+def test_a_number_that_names_something_is_what_was_written(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: x\nbackbone: {{path: {text}, revision: {text}}}\n"
+        f"data: {{path: {text}, sequence_column: {text}}}\noutput_dir: {text}\n"
+    )
+    for run in (load_runs(path), load_runs(path, [f"backbone.revision={text}", f"data.path={text}"])):
+        found = (run.backbone.path, run.backbone.revision, run.data.path, run.data.sequence_column)
+        assert found == (text,) * 4 and str(run.output_dir) == text

@@ -15,7 +15,7 @@ from tests.unit.config.recipes import MINIMAL, set_to, where
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("backbone.path", "5"),
+        ("backbone.path", "[5]"),
         ("backbone.dtype", "fp8"),
         ("backbone.trust_remote_code", "maybe"),
         ("data.path", "[a]"),

@@ -25,7 +25,13 @@ def test_no_name_controls_the_terminal_or_fills_it():
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(ValueError("first\nsecond"), "first"), (ValueError("\n  \nlater"), "later"), (KeyError(), "KeyError")],
+    [
+        (ValueError("the first line\nsecond"), "the first line"),
+        (ValueError("\n  \nnot a number"), "not a number"),
+        (ValueError("an error for x:\nno number"), "an error for x: no number"),
+        (KeyError("foo"), "KeyError: 'foo'"),
+        (KeyError(), "KeyError"),
+    ],
 )
-def test_the_reason_is_the_first_line_that_is_not_blank(error, reason):
+def test_the_reason_says_what_is_wrong(error, reason):
     assert reason_of(error) == reason
