@@ -59,10 +59,10 @@ def test_another_tokenizer_than_that_of_the_training_is_refused(stories, recipe,
     """A and C exchanged: every answer would be that of another sequence."""
     adapter = trained(recipe, tmp_path / "out")
     assert lingo_ds.load(adapter, f"backbone.path={stories}").predict(DNA).labels.shape == (2,)
-    text = (stories / "tokenizer.json").read_text()
-    (stories / "tokenizer.json").write_text(
-        text.replace('"A"', '"?"').replace('"C"', '"A"').replace('"?"', '"C"')
-    )
+    content = json.loads((stories / "tokenizer.json").read_text())
+    known = content["model"]["vocab"]
+    known["A"], known["C"] = known["C"], known["A"]
+    (stories / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="has another tokenizer than the adapter was trained with"):
         lingo_ds.load(adapter, f"backbone.path={stories}")
     words = ["--adapter", str(adapter), "--backbone", str(stories), "--to", "merged", "--output"]
