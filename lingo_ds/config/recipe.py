@@ -100,7 +100,7 @@ def _read_extended(path: Path, above: list[Path]) -> tuple[dict[str, Any], dict[
     name, where = values.pop("extends"), f"extends ({lines.pop(('extends',))})"
     if not isinstance(name, str):
         raise UserError(Mistake(where, name, "is not a file name", "name the recipe to extend"))
-    base, above = path.parent / name, [*above, path]
+    base, above = path.parent / os.path.expanduser(name), [*above, path]
     if not os.path.isfile(base):  # False, where pathlib raises, for what cannot be a path
         raise UserError(Mistake(where, name, "is not a file in this recipe's folder", "correct the name"))
     if any(os.path.samefile(base, one) for one in above):

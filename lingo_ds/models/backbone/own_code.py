@@ -54,6 +54,12 @@ def own_code_mistake(folder: Path, code: str, error: Exception, *, known: bool) 
     return Mistake("backbone.path", folder, rule, fix)
 
 
+def no_base_model_mistake(folder: Path, auto_map: Mapping[str, Any]) -> Mistake:
+    """The mistake of a model whose own code is all for tasks: an adapter needs the model below its head."""
+    rule = f"has own code for {', '.join(sorted(auto_map))}, and none for its base model (AutoModel)"
+    return Mistake("backbone.path", folder, rule, "give another backbone, or name its base model in auto_map")
+
+
 def require_interface(module: "nn.Module") -> None:
     """Checks that a module is called as transformers' own models are.
 

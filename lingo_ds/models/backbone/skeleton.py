@@ -14,7 +14,12 @@ from torch import nn
 
 from lingo_ds.models.backbone.families import first_position
 from lingo_ds.models.backbone.known_families import is_known, require_family, unusable_mistake
-from lingo_ds.models.backbone.own_code import own_code, own_code_mistake, require_interface
+from lingo_ds.models.backbone.own_code import (
+    no_base_model_mistake,
+    own_code,
+    own_code_mistake,
+    require_interface,
+)
 from lingo_ds.models.backbone.supported import read_config, require_supported
 from lingo_ds.utils.errors import UserError
 
@@ -61,6 +66,8 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
     runs = trust_remote_code and code is not None
     if not runs:
         require_family(described, folder)
+    elif "AutoModel" not in described["auto_map"]:
+        raise UserError(no_base_model_mistake(folder, described["auto_map"]))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         _prepare(config)

@@ -96,9 +96,12 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if experts := max(map(_experts, sections)):
         fix = "give a dense model, which has one feed-forward part in each layer"
         yield f"is a mixture of experts ({family}: {experts} in a layer), which is not supported", fix
-    if config.get("is_encoder_decoder") is True:
+    architectures = config.get("architectures") or ()
+    if config.get("is_encoder_decoder") is True or any(
+        str(one).endswith("EncoderModel") for one in architectures
+    ):
         fix = "give a decoder like Llama, or an encoder like BERT"
-        yield f"is an encoder-decoder ({family}), which is not supported", fix
+        yield f"is an encoder-decoder or a part of one ({family}), which is not supported", fix
     elif others := [what for name, what in SEVERAL_INPUTS.items() if isinstance(config.get(name), dict)]:
         yield f"reads {' and '.join(others)} ({family}), which is not supported", "give a model of text alone"
 

@@ -89,8 +89,12 @@ def test_everything_that_is_wrong_is_told_at_once(folder):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "t5", "is_encoder_decoder": True}, "is an encoder-decoder (t5)"),
-        ({"model_type": "bart"}, "is an encoder-decoder (bart)"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "is an encoder-decoder or a part of one (t5)"),
+        (
+            {"model_type": "t5", "is_encoder_decoder": False, "architectures": ["T5EncoderModel"]},
+            "a part of one (t5)",
+        ),
+        ({"model_type": "bart"}, "is an encoder-decoder or a part of one (bart)"),
         ({"model_type": "vit"}, "reads images (vit)"),
         ({"model_type": "wav2vec2"}, "reads sound (wav2vec2)"),
         ({"model_type": "whisper"}, "reads sound (whisper)"),
@@ -109,7 +113,7 @@ def test_families_that_are_not_supported_are_named(folder, settings, words):
 def test_encoder_decoders_and_pictures_of_transformers_own_classes(tmp_path):
     T5Config().save_pretrained(tmp_path / "t5")
     CLIPConfig().save_pretrained(tmp_path / "clip")
-    assert "is an encoder-decoder (t5)" in said_of(tmp_path / "t5", weights=False)
+    assert "is an encoder-decoder or a part of one (t5)" in said_of(tmp_path / "t5", weights=False)
     assert "reads images (clip)" in said_of(tmp_path / "clip", weights=False)
 
 
