@@ -96,7 +96,8 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if experts := max(map(_experts, sections)):
         fix = "give a dense model, which has one feed-forward part in each layer"
         yield f"is a mixture of experts ({family}: {experts} in a layer), which is not supported", fix
-    architectures = config.get("architectures") or ()
+    named = config.get("architectures")
+    architectures = named if isinstance(named, list) else ()
     if config.get("is_encoder_decoder") is True or any(
         str(one).endswith("EncoderModel") for one in architectures
     ):

@@ -47,7 +47,7 @@ def new_trainer(logits: Callable[[int], Tensor] | None = None, *, max_skipped: i
         optimizer_step=step,
         sampler=None,
         audit=Audit(bank, DistEnv(0, 0, 1, 1, torch.device("cpu")), "raise", interval=2),
-        hooks=[skip_limit(step, max_skipped)],
+        hooks=[skip_limit(step, max_skipped, backbone="b")],
     )
     trainer.bank = bank
     return trainer
@@ -67,12 +67,18 @@ def test_the_loop_goes_on_after_a_skipped_step_and_says_so(caplog: pytest.LogCap
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run():
-    trainer = new_trainer(lambda forward: math.nan if forward in (1, 3, 4) else 1.0, max_skipped=2)
+    trainer = new_trainer(lambda forward: math.nan if forward in (2, 4, 5) else 1.0, max_skipped=2)
     steps = []
     trainer.add_hook(lambda info: steps.append(info.step))
-    with pytest.raises(UserError, match=r"train.max_skipped: '2': .* in 2 steps in a row, the last one 4"):
+    with pytest.raises(UserError, match=r"train.max_skipped: '2': .* in 2 steps in a row, the last one 5"):
         trainer.run(1)
-    assert steps == [1, 2, 3]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_first_loss_that_is_no_number_is_the_backbones():
+    trainer = new_trainer(lambda forward: math.nan)
+    with pytest.raises(UserError, match="backbone.path: 'b': gives values that are not finite before"):
+        trainer.run(1)
 
 
 def test_hooks_are_called_in_order_and_when_they_are_due():
