@@ -77,7 +77,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
 
 def test_a_first_loss_that_is_no_number_is_the_backbones():
     trainer = new_trainer(lambda forward: math.nan)
-    with pytest.raises(UserError, match="backbone.path: 'b': gives values that are not finite before"):
+    with pytest.raises(UserError, match=r"backbone\.path: 'b': gives values that are not finite before"):
         trainer.run(1)
 
 
