@@ -1,0 +1,160 @@
+"""Pretend cards in this process: import it before torch. Arithmetic and memory are the host's.
+
+It finds tensors of two devices in one operator, arrays made of a card's tensors, hooks in autograd's own
+threads, and what kernels and nccl ask of their arguments. It cannot find what only a card has: speed, races
+between streams, the rounding of its kernels. `device.cpp` is the device itself; here are torch.cuda's
+functions, which the CPU build of torch has no code for.
+"""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+LIBRARY = "PRETEND_LIBRARY"
+"""Environment variable that holds the path of the compiled device."""
+
+_compiled = ctypes.CDLL(os.environ[LIBRARY])
+
+import torch  # noqa: E402  the device must be there first
+
+COUNT = int(os.environ.get("PRETEND_DEVICES", "2"))
+
+
+@dataclass
+class Card:
+    """What the cards of this process are; tests change it."""
+
+    name: str = "NVIDIA H200"
+    capability: tuple[int, int] = (9, 0)
+    memory: int = 141 * 10**9
+
+
+CARD = Card()
+
+waits: list[str] = []
+"""Waits for the card that Python asked for: of streams, events and the whole device."""
+
+
+class Stream:
+    """A queue of kernels, which are all finished at once."""
+
+    def __init__(self, *_: Any, **__: Any):
+        self.device = torch.device("cuda", _compiled.pretend_current_device())
+        self.cuda_stream = self.stream_id = self.device_index = 0
+        self.device_type = 1
+
+    def synchronize(self) -> None:
+        waits.append("Stream.synchronize")
+
+    def wait_stream(self, other: "Stream") -> None: ...
+
+    def wait_event(self, event: "Event") -> None: ...
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        return event or Event()
+
+    def query(self) -> bool:
+        return True
+
+
+class Event:
+    """A mark in a queue, which is passed at once."""
+
+    def __init__(self, *_: Any, **__: Any): ...
+
+    def record(self, *_: Any) -> None: ...
+
+    def wait(self, *_: Any) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        waits.append("Event.synchronize")
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 0.0
+
+
+_DEFAULT = Stream()
+_current = [_DEFAULT]
+
+
+@contextlib.contextmanager
+def _stream(stream: Stream | None) -> Iterator[None]:
+    before, _current[0] = _current[0], stream or _current[0]
+    try:
+        yield
+    finally:
+        _current[0] = before
+
+
+def _set_device(device: Any) -> None:
+    index = device if isinstance(device, int) else torch.device(device).index
+    if index is not None:
+        assert index < COUNT, f"CUDA error: invalid device ordinal {index}"
+        _compiled.pretend_set_device(index)
+
+
+def _properties(*_: Any) -> SimpleNamespace:
+    major, minor = CARD.capability
+    return SimpleNamespace(
+        name=CARD.name,
+        total_memory=CARD.memory,
+        multi_processor_count=132,
+        major=major,
+        minor=minor,
+        gcnArchName="",
+        is_integrated=0,
+    )
+
+
+def _is_bf16_supported(including_emulation: bool = True) -> bool:
+    return including_emulation or CARD.capability >= (8, 0)
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    """A new function each time: torch.compile takes one under two names for a mistake."""
+    return lambda *_, **__: value
+
+
+_REPLACED = {
+    "is_initialized": _returning(True),
+    "is_available": _returning(True),
+    "device_count": _returning(COUNT),
+    "current_device": lambda: _compiled.pretend_current_device(),
+    "set_device": _set_device,
+    "get_device_properties": _properties,
+    "get_device_name": lambda *_: CARD.name,
+    "get_device_capability": lambda *_: CARD.capability,
+    "is_bf16_supported": _is_bf16_supported,
+    "mem_get_info": lambda *_: (CARD.memory, CARD.memory),
+    "memory_stats": _returning({}),
+    "initial_seed": _returning(0),
+    "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+    "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+    "get_rng_state_all": lambda: [torch.get_rng_state()],
+    "Stream": Stream,
+    "Event": Event,
+    "stream": _stream,
+    "current_stream": lambda *_: _current[0],
+    "default_stream": lambda *_: _DEFAULT,
+    "synchronize": lambda *_: waits.append("torch.cuda.synchronize"),
+}
+_IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")
+_REPLACED |= {name: _returning(None) for name in (*_IDLE, "set_rng_state_all", "set_stream")}
+_EMPTY = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+_REPLACED |= {name: _returning(0) for name in _EMPTY}
+for _name, _value in _REPLACED.items():
+    setattr(torch.cuda, _name, _value)
+torch.Tensor.record_stream = _returning(None)  # it would ask for a stream of torch's own class
+
+import torch.cuda.nvtx  # noqa: E402
+
+torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = _returning(None), _returning(None)
+
+from tests.pretend import flash_kernel, nccl  # noqa: E402, F401  they take the place of the real ones
