@@ -67,7 +67,7 @@ class Cards:
         *args: Any,
         processes: int = 1,
         timeout: float = 240,
-        env: dict[str, str] | None = None,
+        env: Callable[[int], dict[str, str]] = lambda rank: {},
     ) -> list[Any]:
         """Calls `function(*args)` in `processes` processes of one job; returns their values by rank.
 
@@ -76,7 +76,7 @@ class Cards:
             *args: its arguments, the same for all.
             processes: number of processes.
             timeout: seconds after which all of them are killed.
-            env: environment variables beside the launcher's own.
+            env: a rank's environment variables beside the launcher's own.
 
         Raises:
             AssertionError: where one failed or did not end in time, with the end of its output.
@@ -89,7 +89,7 @@ class Cards:
             started = []
             try:
                 for rank in range(processes):
-                    started.append(self._start(folder, rank, processes, env or {}))
+                    started.append(self._start(folder, rank, processes, env(rank)))
                 statuses = _wait(started, timeout)
             finally:
                 for process in started:

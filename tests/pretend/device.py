@@ -17,11 +17,13 @@ from typing import Any
 LIBRARY = "PRETEND_LIBRARY"
 """Environment variable that holds the path of the compiled device."""
 
+_VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+COUNT = len(_VISIBLE)
+os.environ["PRETEND_DEVICES"] = str(COUNT)
+
 _compiled = ctypes.CDLL(os.environ[LIBRARY])
 
 import torch  # noqa: E402  the device must be there first
-
-COUNT = int(os.environ.get("PRETEND_DEVICES", "2"))
 
 
 @dataclass
@@ -100,14 +102,16 @@ def _set_device(device: Any) -> None:
         _compiled.pretend_set_device(index)
 
 
-def _properties(*_: Any) -> SimpleNamespace:
+def _properties(device: Any = None) -> SimpleNamespace:
     major, minor = CARD.capability
+    index = device if isinstance(device, int) else torch.device(device or "cuda").index
     return SimpleNamespace(
         name=CARD.name,
         total_memory=CARD.memory,
         multi_processor_count=132,
         major=major,
         minor=minor,
+        uuid=f"GPU-{_VISIBLE[index or 0]}",
         gcnArchName="",
         is_integrated=0,
     )
