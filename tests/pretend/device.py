@@ -37,8 +37,13 @@ class Card:
 
 CARD = Card()
 
-waits: list[str] = []
-"""Waits for the card that Python asked for: of streams, events and the whole device."""
+observers: list[Callable[[str], None]] = []
+"""Called with the name of each wait that Python asks for: of a stream, an event, the whole device."""
+
+
+def _wait(what: str) -> None:
+    for observer in observers:
+        observer(what)
 
 
 class Stream:
@@ -50,7 +55,7 @@ class Stream:
         self.device_type = 1
 
     def synchronize(self) -> None:
-        waits.append("Stream.synchronize")
+        _wait("Stream.synchronize")
 
     def wait_stream(self, other: "Stream") -> None: ...
 
@@ -76,7 +81,7 @@ class Event:
         return True
 
     def synchronize(self) -> None:
-        waits.append("Event.synchronize")
+        _wait("Event.synchronize")
 
     def elapsed_time(self, other: "Event") -> float:
         return 0.0
@@ -147,7 +152,7 @@ _REPLACED = {
     "stream": _stream,
     "current_stream": lambda *_: _current[0],
     "default_stream": lambda *_: _DEFAULT,
-    "synchronize": lambda *_: waits.append("torch.cuda.synchronize"),
+    "synchronize": lambda *_: _wait("torch.cuda.synchronize"),
 }
 _IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")
 _REPLACED |= {name: _returning(None) for name in (*_IDLE, "set_rng_state_all", "set_stream")}

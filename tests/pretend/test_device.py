@@ -23,6 +23,7 @@ def raised(action) -> str:
 
 def try_device() -> dict[str, Any]:
     from tests.pretend.device import CARD
+    from tests.pretend.probe import Probe
 
     first, second, host = torch.device("cuda", 0), torch.device("cuda", 1), torch.arange(4.0)
     x = torch.arange(4.0, device=first, requires_grad=True)
@@ -50,6 +51,21 @@ def try_device() -> dict[str, Any]:
         "head size 12": raised(lambda: attend(12)),
         "head size 16": raised(lambda: attend(16)),
     }
+    with Probe() as probe:
+        for name, action in {
+            "read": lambda: x.detach().sum().item(),
+            "pageable": lambda: host.to(first, non_blocking=True),
+            "pinned": lambda: host.pin_memory().to(first, non_blocking=True),
+            "pinned and waited for": lambda: host.pin_memory().to(first),
+            "by a mask": lambda: x.detach()[x.detach() > 1],
+            "by indices": lambda: x.detach()[torch.zeros(2, dtype=torch.long, device=first)],
+            "made of a list": lambda: torch.tensor([1.0], device=first),
+            "synchronized": torch.cuda.synchronize,
+            "on the host": lambda: host.sum().item(),
+        }.items():
+            probe.during(name, action)()
+    out["waits"] = {name: sum(places.values()) for name, places in probe.waits.items()}
+    out["operators"] = probe.operators["by indices"]
     CARD.capability = (7, 5)
     out["T4"] = raised(lambda: attend(16))
     return out
@@ -82,3 +98,9 @@ def test_pinned_memory_is_told_apart(seen):
 
 def test_flash_attention_refuses_what_the_kernel_refuses(seen):
     assert "head size 12" in seen["head size 12"] and "Ampere" in seen["T4"] and not seen["head size 16"]
+
+
+def test_waits_of_the_host_are_counted_and_nothing_else(seen):
+    waiting = ("read", "pageable", "pinned and waited for", "by a mask", "made of a list", "synchronized")
+    assert seen["waits"] == dict.fromkeys(waiting, 1)
+    assert seen["operators"] == 2  # zeros and the choice, no view
