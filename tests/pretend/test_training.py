@@ -75,6 +75,26 @@ def on_cpu(folder, seen) -> dict[str, Any]:
     return out
 
 
+def train_from_disk(folder: Path) -> dict[str, Any]:
+    from lingo_ds.models.backbone import zero
+    from lingo_ds.utils.errors import UserError
+
+    try:
+        zero.require_nvme(torch.device("cuda", 0))
+    except UserError as error:
+        return {"refused": str(error)}
+    nvme = ["zero.stage=3", "zero.profile=zero3_nvme", f"zero.nvme_path={folder / 'disk'}"]
+    return train(folder / "data", folder / "from disk", *nvme)
+
+
+@pytest.mark.slow  # DeepSpeed compiles its reader first
+def test_losses_are_the_cpus_with_weights_on_nvme(cards, folder, on_cpu):
+    (seen,) = cards.call(train_from_disk, folder, timeout=500)
+    if "refused" in seen:
+        pytest.skip(seen["refused"])
+    assert seen["losses"] == pytest.approx(on_cpu["plain"]["losses"], rel=0.02)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_losses_are_the_cpus(seen, on_cpu, way):
     ours = seen[way]["losses"]
