@@ -107,6 +107,13 @@ def _set_device(device: Any) -> None:
         _compiled.pretend_set_device(index)
 
 
+def _exchange_device(index: int) -> int:
+    before = _compiled.pretend_current_device()
+    if index >= 0:
+        _set_device(index)
+    return before
+
+
 def _properties(device: Any = None) -> SimpleNamespace:
     major, minor = CARD.capability
     index = device if isinstance(device, int) else torch.device(device or "cuda").index
@@ -137,6 +144,8 @@ _REPLACED = {
     "device_count": _returning(COUNT),
     "current_device": lambda: _compiled.pretend_current_device(),
     "set_device": _set_device,
+    "_exchange_device": _exchange_device,
+    "_maybe_exchange_device": lambda index: _exchange_device(index),
     "get_device_properties": _properties,
     "get_device_name": lambda *_: CARD.name,
     "get_device_capability": lambda *_: CARD.capability,
@@ -167,3 +176,27 @@ import torch.cuda.nvtx  # noqa: E402
 torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = _returning(None), _returning(None)
 
 from tests.pretend import flash_kernel, nccl  # noqa: E402, F401  they take the place of the real ones
+
+# What Triton's interpreter asks for: a stream's number, and storages copied to the host and back.
+torch._C._cuda_getCurrentRawStream = _returning(0)
+_to_host, _copy = torch.UntypedStorage.cpu, torch.UntypedStorage.copy_
+
+
+def _storage_to_host(self: torch.UntypedStorage) -> torch.UntypedStorage:
+    if self.device.type != "cuda":
+        return _to_host(self)
+    out = torch.UntypedStorage(self.nbytes())
+    ctypes.memmove(out.data_ptr(), self.data_ptr(), self.nbytes())
+    return out
+
+
+def _copy_storage(
+    self: torch.UntypedStorage, source: torch.UntypedStorage, non_blocking: bool | None = None
+) -> torch.UntypedStorage:
+    if "cuda" not in (self.device.type, source.device.type):
+        return _copy(self, source, non_blocking)
+    ctypes.memmove(self.data_ptr(), source.data_ptr(), self.nbytes())
+    return self
+
+
+torch.UntypedStorage.cpu, torch.UntypedStorage.copy_ = _storage_to_host, _copy_storage

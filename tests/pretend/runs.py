@@ -27,11 +27,12 @@ SMALL = [
     "rank_sampling.target_rank=2",
     "rank_sampling.interval=2",
     "train.global_batch_size=8",
-    "train.learning_rate=1e-3",
+    "train.learning_rate=3e-3",
     f"train.max_steps={STEPS}",
     f"train.eval_steps={STEPS}",
+    "zero.stage=0",
 ]
-"""Settings of every run here: masks change within its six steps."""
+"""Settings of every run that does not say otherwise: masks change within its six steps."""
 
 
 def some_data(folder: Path) -> Path:
@@ -43,8 +44,9 @@ def some_data(folder: Path) -> Path:
 
 def settings(data: Path, *more: str) -> list[str]:
     """Settings of a short run on this data."""
-    stage = [] if "zero.stage=3" in more else ["zero.stage=0"]
-    return [f"data.path={data}", f"data.cache_dir={data.parent / 'cache'}", *SMALL, *stage, *more]
+    given = {one.partition("=")[0] for one in more}
+    small = [one for one in SMALL if one.partition("=")[0] not in given]
+    return [f"data.path={data}", f"data.cache_dir={data.parent / 'cache'}", *small, *more]
 
 
 @contextlib.contextmanager
