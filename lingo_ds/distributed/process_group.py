@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lingo_ds.distributed.launchers import find_rank, meet_by_mpi
@@ -37,12 +37,17 @@ class DistEnv:
 def detect() -> DistEnv:
     """This process's ranks as its launcher sets them (`find_rank`), and its device.
 
+    A GPU is that of the local rank, or the only one that this process sees: SLURM's `--gpus-per-task` and
+    wrappers around MPI's processes show each its own.
+
     Raises:
         UserError: where the launcher's variables contradict each other.
     """
     place = find_rank(os.environ)
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    device = torch.device("cuda", place.local_rank) if use_cuda else torch.device("cpu")
+    device = torch.device("cpu")
+    if use_cuda:
+        device = torch.device("cuda", 0 if torch.cuda.device_count() == 1 else place.local_rank)
     return DistEnv(place.rank, place.local_rank, place.world_size, place.local_world_size, device)
 
 
@@ -93,15 +98,22 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
 def _meet(env: DistEnv, arrival: timedelta) -> Store:
     """The store of the job's processes, once all have joined."""
     address, port = _meeting_place(env)
+    # DeepSpeed takes the local rank for the number of its GPU, and Open MPI's must be the same.
+    local_rank = str(env.local_rank if env.device.index is None else env.device.index)
     os.environ.update(
         RANK=str(env.global_rank),
-        LOCAL_RANK=str(env.local_rank),
+        LOCAL_RANK=local_rank,
         WORLD_SIZE=str(env.world_size),
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = local_rank
     try:
-        return next(rendezvous("env://", timeout=arrival))[0]
+        store = next(rendezvous("env://", timeout=arrival))[0]
+        if env.device.type == "cuda":
+            _require_own_gpu(env, store)
+        return store
     except (dist.DistError, TimeoutError) as error:
         rule = f"not all {env.world_size} processes of the job met there ({one_line(str(error))})"
         fix = "check that every host is up and reaches this address"
@@ -109,11 +121,27 @@ def _meet(env: DistEnv, arrival: timedelta) -> Store:
 
 
 def _take_gpu(env: DistEnv) -> None:
-    if env.local_rank >= (count := torch.cuda.device_count()):
-        host, fix = socket.gethostname(), "give it as many slots as it has GPUs"
-        rule = f"runs {env.local_world_size} processes and has {count} GPUs"
-        raise UserError(Mistake(f"host {host}", f"process {env.global_rank}", rule, fix))
+    if env.device.index >= (count := torch.cuda.device_count()):
+        raise _too_few_gpus(env, count)
     torch.cuda.set_device(env.device)
+
+
+def _require_own_gpu(env: DistEnv, store: Store) -> None:
+    """Where each process of this host sees one GPU, checks that it is another one for each."""
+    if torch.cuda.device_count() > 1 or env.local_world_size == 1:
+        return
+    gpus = PrefixStore("gpu", store)
+    gpus.set(str(env.global_rank), str(torch.cuda.get_device_properties(env.device).uuid))
+    first = env.global_rank - env.local_rank
+    found = {gpus.get(str(rank)) for rank in range(first, first + env.local_world_size)}
+    if len(found) < env.local_world_size:
+        raise _too_few_gpus(env, len(found))
+
+
+def _too_few_gpus(env: DistEnv, count: int) -> UserError:
+    host, fix = socket.gethostname(), "give it as many slots as it has GPUs"
+    rule = f"runs {env.local_world_size} processes and has {count} GPUs"
+    return UserError(Mistake(f"host {host}", f"process {env.global_rank}", rule, fix))
 
 
 def _meeting_place(env: DistEnv) -> tuple[str, int]:

@@ -29,6 +29,7 @@ from tests.ranks.test_zero import (
 )
 
 MIB = 2**20
+CPU = torch.device("cpu")
 ROUNDING = 1e-3
 """Of float32 in wide layers with large weights; a range from the wrong place makes a difference of 1."""
 
@@ -85,7 +86,7 @@ def test_weights_in_host_memory(folder, tmp_path):
 @pytest.mark.slow  # DeepSpeed compiles its reader first
 def test_weights_on_nvme(folder, tmp_path):
     try:
-        zero.require_nvme()
+        zero.require_nvme(CPU)
     except UserError as error:
         pytest.skip(str(error))
     tools = {"PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # ninja
@@ -100,14 +101,24 @@ def test_weights_on_nvme(folder, tmp_path):
 def test_nvme_without_its_library_is_told_in_words(monkeypatch):
     monkeypatch.setattr(zero.AsyncIOBuilder, "is_compatible", lambda self: False)
     with pytest.raises(UserError) as raised:
-        zero.require_nvme()
+        zero.require_nvme(CPU)
     (mistake,) = raised.value.mistakes
     assert mistake.where == "zero.profile" and "libaio" in mistake.rule and "libaio-dev" in mistake.fix
 
 
+def test_nvme_on_a_gpu_without_the_cuda_toolkit_is_told_in_words(monkeypatch):
+    monkeypatch.setattr(zero.AsyncIOBuilder, "is_compatible", lambda self: True)
+    monkeypatch.setattr(zero.cpp_extension, "CUDA_HOME", None)
+    zero.require_nvme(CPU)
+    with pytest.raises(UserError) as raised:
+        zero.require_nvme(torch.device("cuda", 0))
+    (mistake,) = raised.value.mistakes
+    assert mistake.where == "zero.profile" and "CUDA toolkit" in mistake.rule and "CUDA_HOME" in mistake.fix
+
+
 def test_nvme_needs_a_folder(tmp_path):
     env = place(0, 1)
-    env = DistEnv(0, 0, 1, 1, torch.device("cpu"))
+    env = DistEnv(0, 0, 1, 1, CPU)
     with pytest.raises(UserError, match=r"zero\.nvme_path"):
         read_profile(ZeroConfig(profile="zero3_nvme"), env)
     disk = tmp_path / "disk"

@@ -6,15 +6,15 @@ example attends to the prefix and to its own example; the prefix attends to itse
 earlier tokens see later ones, a prefix cannot be shared and is empty.
 """
 
-import inspect
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lingo_ds.models.backbone.flash_support import is_flash, varlen_options
 from lingo_ds.models.ops import attention
 
 MAX_PADDING = 0.15
@@ -114,7 +114,7 @@ class PackedAttention:
             (1, tokens, heads, size).
         """
         assert causal or not self.prefix, "an encoder shares no prefix"
-        if _has_varlen(query):
+        if is_flash(query):
             return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
         if attention.supports_attention(query):
             query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
@@ -197,7 +197,7 @@ class PackedAttention:
         sees = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
         heads = query.shape[1] // key.shape[1]
         options: dict[str, Any] = {"scale": scale, "window_size": sees}
-        if heads > 1 and "enable_gqa" in _varlen_options():
+        if heads > 1 and "enable_gqa" in varlen_options():
             options["enable_gqa"] = True
         elif heads > 1:
             key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
@@ -229,21 +229,6 @@ class PackedAttention:
         seen = torch.cat([counts[: len(counts) - len(own)], own + self.prefix])
         of_query, of_key = (F.pad(part.cumsum(0), (1, 0)).int().to(self._device) for part in (counts, seen))
         return of_query, of_key, torch.cat(gather).to(self._device), int(counts.max())
-
-
-def _has_varlen(query: Tensor) -> bool:
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and half and {"scale", "window_size"} <= _varlen_options()
-
-
-@cache
-def _varlen_options() -> frozenset[str]:
-    """Parameters of torch's variable-length attention, which gained some from one version to the next."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _batched(own: Tensor, bucket: Bucket) -> Tensor:

@@ -15,6 +15,7 @@ from deepspeed.runtime.zero.partition_parameters import (
 )
 from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
+from torch.utils import cpp_extension
 
 from lingo_ds.models.backbone.deepspeed_config import is_large
 from lingo_ds.models.backbone.eight_bit import pack, packed_bytes, packed_entries, split
@@ -59,7 +60,7 @@ def shard(
     if device.type == "cpu" and is_large(spec.layer_parameters * dtype.itemsize):
         return_freed_blocks()
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
-    ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group))
+    ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group), device=device)
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group)
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
@@ -206,7 +207,9 @@ def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFil
     part[own:].zero_()
 
 
-def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int) -> dict[str, Any]:
+def _with_buffers(
+    ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int, device: torch.device
+) -> dict[str, Any]:
     """The settings with buffers for weights on NVMe: the largest layer's and those outside of layers.
 
     A buffer takes one weight's range; a layer's weights are read together.
@@ -218,7 +221,7 @@ def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: i
     offload = zero.get("offload_param", {})
     if offload.get("device") != "nvme":
         return ds_config
-    require_nvme()
+    require_nvme(device)
     layers = [module for module in spec.skeleton.modules() if isinstance(module, spec.layer_classes)]
     inside = [len(list(layer.parameters())) for layer in layers]
     weights = list(spec.skeleton.parameters())
@@ -229,15 +232,22 @@ def _with_buffers(ds_config: dict[str, Any], spec: BackboneSpec, *, processes: i
     return ds_config | {"zero_optimization": zero | {"offload_param": buffers | offload}}
 
 
-def require_nvme() -> None:
-    """Checks that DeepSpeed's reader of NVMe can be built on this host.
+def require_nvme(device: torch.device) -> None:
+    """Checks that DeepSpeed's reader of NVMe can be built on this host, for a GPU or a CPU.
 
     Raises:
         UserError: where it cannot.
     """
+    lacks = None
     if not AsyncIOBuilder().is_compatible():
-        rule = "needs libaio with its headers, and a C++ compiler for DeepSpeed's reader"
-        fix = "install libaio-dev and g++, or take zero3_offload"
+        lacks = "libaio with its headers, and a C++ compiler", "install libaio-dev and g++"
+    elif device.type == "cuda" and torch.version.hip is None and cpp_extension.CUDA_HOME is None:
+        lacks = "the CUDA toolkit", f"install that of CUDA {torch.version.cuda} and set CUDA_HOME"
+    if lacks:
+        rule, fix = (
+            f"needs {lacks[0]}, of which DeepSpeed's reader is built",
+            f"{lacks[1]}, or take zero3_offload",
+        )
         raise UserError(Mistake("zero.profile", "offload_param.device: nvme", rule, fix))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 
-from lingo_ds.models.backbone import packed_attention
+from lingo_ds.models.backbone import flash_support, packed_attention
 from lingo_ds.models.backbone.packed_attention import MAX_PADDING, PackedAttention
 
 CPU = torch.device("cpu")
@@ -238,10 +238,10 @@ def kernel(request, monkeypatch) -> Iterator[list[int]]:
 
     counting.__signature__ = inspect.signature(request.param)
     monkeypatch.setattr(varlen, "varlen_attn", counting)
-    monkeypatch.setattr(packed_attention, "_has_varlen", lambda query: True)
-    packed_attention._varlen_options.cache_clear()
+    monkeypatch.setattr(packed_attention, "is_flash", lambda query: True)
+    flash_support.varlen_options.cache_clear()
     yield calls
-    packed_attention._varlen_options.cache_clear()
+    flash_support.varlen_options.cache_clear()
 
 
 @cases
@@ -252,7 +252,7 @@ def test_kernel_is_asked_for_what_tokens_should_see(case, kernel):
 
 def test_kernel_serves_half_precision_on_a_gpu_alone():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert not packed_attention._has_varlen(torch.zeros(1, dtype=dtype))
+        assert not flash_support.is_flash(torch.zeros(1, dtype=dtype))
 
 
 @pytest.mark.gpu
@@ -261,7 +261,7 @@ def test_real_kernel_is_as_good_as_fp32(case):
     """bf16 on the GPU through torch's kernel, against groups of like length in fp32, forward and backward."""
     device = torch.device("cuda")
     half = inputs(case, size=64, dtype=torch.bfloat16, device=device)
-    assert packed_attention._has_varlen(half[0])
+    assert flash_support.is_flash(half[0])
     exact = [part.detach().float().requires_grad_() for part in half]
     found, expected = (out_and_gradients(of_pack(case, device), parts) for parts in (half, exact))
     assert_alike(found, expected, 0.02)

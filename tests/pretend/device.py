@@ -1,0 +1,202 @@
+"""Pretend cards in this process: import it before torch. Arithmetic and memory are the host's.
+
+It finds tensors of two devices in one operator, arrays made of a card's tensors, hooks in autograd's own
+threads, and what kernels and nccl ask of their arguments. It cannot find what only a card has: speed, races
+between streams, the rounding of its kernels. `device.cpp` is the device itself; here are torch.cuda's
+functions, which the CPU build of torch has no code for.
+"""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+LIBRARY = "PRETEND_LIBRARY"
+"""Environment variable that holds the path of the compiled device."""
+
+_VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+COUNT = len(_VISIBLE)
+os.environ["PRETEND_DEVICES"] = str(COUNT)
+
+_compiled = ctypes.CDLL(os.environ[LIBRARY])
+
+import torch  # noqa: E402  the device must be there first
+
+
+@dataclass
+class Card:
+    """What the cards of this process are; tests change it."""
+
+    name: str = "NVIDIA H200"
+    capability: tuple[int, int] = (9, 0)
+    memory: int = 141 * 10**9
+
+
+CARD = Card()
+
+observers: list[Callable[[str], None]] = []
+"""Called with the name of each wait that Python asks for: of a stream, an event, the whole device."""
+
+
+def _wait(what: str) -> None:
+    for observer in observers:
+        observer(what)
+
+
+class Stream:
+    """A queue of kernels, which are all finished at once."""
+
+    def __init__(self, *_: Any, **__: Any):
+        self.device = torch.device("cuda", _compiled.pretend_current_device())
+        self.cuda_stream = self.stream_id = self.device_index = 0
+        self.device_type = 1
+
+    def synchronize(self) -> None:
+        _wait("Stream.synchronize")
+
+    def wait_stream(self, other: "Stream") -> None: ...
+
+    def wait_event(self, event: "Event") -> None: ...
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        return event or Event()
+
+    def query(self) -> bool:
+        return True
+
+
+class Event:
+    """A mark in a queue, which is passed at once."""
+
+    def __init__(self, *_: Any, **__: Any): ...
+
+    def record(self, *_: Any) -> None: ...
+
+    def wait(self, *_: Any) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        _wait("Event.synchronize")
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 0.0
+
+
+_DEFAULT = Stream()
+_current = [_DEFAULT]
+
+
+@contextlib.contextmanager
+def _stream(stream: Stream | None) -> Iterator[None]:
+    before, _current[0] = _current[0], stream or _current[0]
+    try:
+        yield
+    finally:
+        _current[0] = before
+
+
+def _set_device(device: Any) -> None:
+    index = device if isinstance(device, int) else torch.device(device).index
+    if index is not None:
+        assert index < COUNT, f"CUDA error: invalid device ordinal {index}"
+        _compiled.pretend_set_device(index)
+
+
+def _exchange_device(index: int) -> int:
+    before = _compiled.pretend_current_device()
+    if index >= 0:
+        _set_device(index)
+    return before
+
+
+def _properties(device: Any = None) -> SimpleNamespace:
+    major, minor = CARD.capability
+    index = device if isinstance(device, int) else torch.device(device or "cuda").index
+    return SimpleNamespace(
+        name=CARD.name,
+        total_memory=CARD.memory,
+        multi_processor_count=132,
+        major=major,
+        minor=minor,
+        uuid=f"GPU-{_VISIBLE[index or 0]}",
+        gcnArchName="",
+        is_integrated=0,
+    )
+
+
+def _is_bf16_supported(including_emulation: bool = True) -> bool:
+    return including_emulation or CARD.capability >= (8, 0)
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    """A new function each time: torch.compile takes one under two names for a mistake."""
+    return lambda *_, **__: value
+
+
+_REPLACED = {
+    "is_initialized": _returning(True),
+    "is_available": _returning(True),
+    "device_count": _returning(COUNT),
+    "current_device": lambda: _compiled.pretend_current_device(),
+    "set_device": _set_device,
+    "_exchange_device": _exchange_device,
+    "_maybe_exchange_device": lambda index: _exchange_device(index),
+    "get_device_properties": _properties,
+    "get_device_name": lambda *_: CARD.name,
+    "get_device_capability": lambda *_: CARD.capability,
+    "is_bf16_supported": _is_bf16_supported,
+    "mem_get_info": lambda *_: (CARD.memory, CARD.memory),
+    "memory_stats": _returning({}),
+    "initial_seed": _returning(0),
+    "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+    "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+    "get_rng_state_all": lambda: [torch.get_rng_state()],
+    "Stream": Stream,
+    "Event": Event,
+    "stream": _stream,
+    "current_stream": lambda *_: _current[0],
+    "default_stream": lambda *_: _DEFAULT,
+    "synchronize": lambda *_: _wait("torch.cuda.synchronize"),
+}
+_IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")
+_REPLACED |= {name: _returning(None) for name in (*_IDLE, "set_rng_state_all", "set_stream")}
+_EMPTY = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+_REPLACED |= {name: _returning(0) for name in _EMPTY}
+for _name, _value in _REPLACED.items():
+    setattr(torch.cuda, _name, _value)
+torch.Tensor.record_stream = _returning(None)  # it would ask for a stream of torch's own class
+
+import torch.cuda.nvtx  # noqa: E402
+
+torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = _returning(None), _returning(None)
+
+from tests.pretend import flash_kernel, nccl  # noqa: E402, F401  they take the place of the real ones
+
+# What Triton's interpreter asks for: a stream's number, and storages copied to the host and back.
+torch._C._cuda_getCurrentRawStream = _returning(0)
+_to_host, _copy = torch.UntypedStorage.cpu, torch.UntypedStorage.copy_
+
+
+def _storage_to_host(self: torch.UntypedStorage) -> torch.UntypedStorage:
+    if self.device.type != "cuda":
+        return _to_host(self)
+    out = torch.UntypedStorage(self.nbytes())
+    ctypes.memmove(out.data_ptr(), self.data_ptr(), self.nbytes())
+    return out
+
+
+def _copy_storage(
+    self: torch.UntypedStorage, source: torch.UntypedStorage, non_blocking: bool | None = None
+) -> torch.UntypedStorage:
+    if "cuda" not in (self.device.type, source.device.type):
+        return _copy(self, source, non_blocking)
+    ctypes.memmove(self.data_ptr(), source.data_ptr(), self.nbytes())
+    return self
+
+
+torch.UntypedStorage.cpu, torch.UntypedStorage.copy_ = _storage_to_host, _copy_storage

@@ -1,0 +1,102 @@
+"""Short training runs by the real command, on a pretend card or the CPU, and what they left."""
+
+import contextlib
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lingo_ds.commands.cli import main
+from lingo_ds.training.optimizer_step import OptimizerStep
+from lingo_ds.training.trainer import Trainer
+from tests.first_rows import first_rows
+from tests.unit.kinds_of_task import write_data
+from tests.unit.running import command
+
+STEPS = 6
+CHECKOUT = Path(__file__).resolve().parents[2]
+RECIPE = CHECKOUT / "recipes" / "quickstart.yaml"
+SMALL = [
+    "backbone.path=builtin:tiny",
+    "data.prefix='Is {sequence} rich?'",
+    "adapter.rank=4",
+    "rank_sampling.target_rank=2",
+    "rank_sampling.interval=2",
+    "train.global_batch_size=8",
+    "train.learning_rate=3e-3",
+    f"train.max_steps={STEPS}",
+    f"train.eval_steps={STEPS}",
+    "zero.stage=0",
+]
+"""Settings of every run that does not say otherwise: masks change within its six steps."""
+
+
+def some_data(folder: Path) -> Path:
+    """A few sequences of two classes for each split."""
+    return first_rows(
+        write_data(folder / "all", "binary"), folder / "data", {"train": 32, "dev": 8, "test": 8}
+    )
+
+
+def settings(data: Path, *more: str) -> list[str]:
+    """Settings of a short run on this data."""
+    given = {one.partition("=")[0] for one in more}
+    small = [one for one in SMALL if one.partition("=")[0] not in given]
+    return [f"data.path={data}", f"data.cache_dir={data.parent / 'cache'}", *small, *more]
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[str, Any]]:
+    """Inside, the losses of all steps are kept, and where the frozen weights are and in which type."""
+    seen: dict[str, Any] = {"losses": [], "weights": set()}
+    step, compute_gradient = OptimizerStep.step, Trainer._compute_gradient
+
+    def keep_loss(self: OptimizerStep, **how: Any) -> Any:
+        stats = step(self, **how)
+        seen["losses"].append(stats.loss)
+        return stats
+
+    def keep_weights(self: Trainer, *args: Any) -> None:
+        compute_gradient(self, *args)
+        for param in self._model.backbone.module.parameters():
+            kept = getattr(param, "ds_tensor", param)
+            words = [str(kept.device), str(kept.dtype).removeprefix("torch.")]
+            words += ["pinned"] * (kept.device.type == "cpu" and kept.is_pinned())
+            words += ["part"] * (kept is not param)
+            seen["weights"].add(" ".join(words))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OptimizerStep, "step", keep_loss)
+        patch.setattr(Trainer, "_compute_gradient", keep_weights)
+        yield seen
+
+
+def train(data: Path, out: Path, *more: str) -> dict[str, Any]:
+    """Losses and places of the weights of one run."""
+    with recorded() as seen:
+        status, shown = command("train", RECIPE, out, *settings(data, *more))
+    assert status == 0, shown
+    return {**seen, "shown": shown}
+
+
+def use(run: Path, data: Path, out: Path, *more: str) -> dict[str, Any]:
+    """What the verbs that follow a training run say: metrics, probabilities, and a merged model's weights."""
+    from safetensors.torch import load_file
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    status, shown = command("evaluate", run / "config.yaml", run, *more)
+    assert status == 0, shown
+    answers, adapter = out / "answers.csv", str(run / "adapter")
+    source = ["--input", str(data / "test.csv"), "--output", str(answers)]
+    assert main(["predict", "--adapter", adapter, *source, *more]) == 0
+    merged = out / "merged"
+    assert main(["export", "--adapter", adapter, "--to", "merged", "--output", str(merged)]) == 0
+    with answers.open() as rows:
+        probabilities = [[float(x) for x in list(row.values())[-2:]] for row in csv.DictReader(rows)]
+    weights = {name: value.float() for name, value in load_file(merged / "model.safetensors").items()}
+    return {"metrics": shown, "probabilities": torch.tensor(probabilities), "merged": weights}

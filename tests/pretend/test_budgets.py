@@ -1,0 +1,149 @@
+"""What a step may cost the host: waits for the card by line, operators by layer and update, layers at once.
+
+`budgets.yaml` is the list of what is allowed, with the reasons.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from lingo_ds.models.backbone.builtin import write_backbone
+from tests.pretend.runs import some_data, train
+
+BUDGETS = yaml.safe_load(Path(__file__).with_name("budgets.yaml").read_text())
+DEPTHS = {"two layers": 2, "six layers": 6}
+WAYS = {
+    "one pack": ("two layers", "train.micro_batch_size=8"),
+    "four packs": ("two layers", "train.micro_batch_size=2"),
+    "six layers": ("six layers", "train.micro_batch_size=8"),
+    "sharded": ("six layers", "train.micro_batch_size=8", "zero.stage=3"),
+}
+PACKS = {"four packs": 4}
+COUNTED = 5
+"""The step that is counted: masks are final by then, and DeepSpeed knows the order of its gathers."""
+
+Found = Mapping[tuple[str, str, str, int], int]
+"""Waits by file, text of the line, function of a library below it, and the line's number."""
+
+
+def write_backbones(folder: Path) -> None:
+    """The tiny backbone with other numbers of layers."""
+    write_backbone(folder / "tiny")
+    for name, depth in DEPTHS.items():
+        LlamaForCausalLM.from_pretrained(folder / "tiny", num_hidden_layers=depth).save_pretrained(
+            folder / name
+        )
+        AutoTokenizer.from_pretrained(folder / "tiny").save_pretrained(folder / name)
+
+
+def count_one(way: str, folder: Path) -> dict[str, Any]:
+    """Trains one way, and counts in one step of it, one change of the masks, and all evaluations."""
+    from lingo_ds.evaluation import evaluate
+    from lingo_ds.rank_sampling.sampler import RankSampler
+    from lingo_ds.training.optimizer_step import OptimizerStep
+    from lingo_ds.training.trainer import Trainer
+    from tests.pretend.probe import Probe
+
+    probe, now = Probe(), Counter[str]()
+    compute, step, masks = Trainer._compute_gradient, OptimizerStep.step, RankSampler.after_step
+
+    def counted_gradient(self: Trainer, number: int, batches: Any) -> None:
+        now["step"] = number
+        if number != COUNTED:
+            return compute(self, number, batches)
+        if way == "sharded":
+            probe.watch(list(self._model.backbone.module.get_submodule("layers").children()))
+        return probe.during("gradient", compute)(self, number, batches)
+
+    def counted_step(self: OptimizerStep, **how: Any) -> Any:
+        section = {1: "update with importance", COUNTED: "update"}.get(now["step"])
+        return probe.during(section, step)(self, **how) if section else step(self, **how)
+
+    def counted_masks(self: RankSampler, number: int) -> Any:
+        final = number == self._schedule.final_step
+        return probe.during("final mask" if final else "mask event", masks)(self, number)
+
+    with pytest.MonkeyPatch.context() as patch, probe:
+        patch.setattr(Trainer, "_compute_gradient", counted_gradient)
+        patch.setattr(OptimizerStep, "step", counted_step)
+        patch.setattr(RankSampler, "after_step", counted_masks)
+        patch.setattr(evaluate, "own_logits", probe.during("evaluation", evaluate.own_logits))
+        backbone, *more = WAYS[way]
+        every_site = "rank_sampling.min_rank=1"  # one without triplets would cost less
+        train(folder / "data", folder / way, f"backbone.path={folder / backbone}", every_site, *more)
+    waits = {name: {tuple(place): n for place, n in found.items()} for name, found in probe.waits.items()}
+    return {"waits": waits, "operators": dict(probe.operators), "gathered": probe.gathered}
+
+
+def count_all(folder: Path) -> dict[str, Any]:
+    write_backbones(folder)
+    return {way: count_one(way, folder) for way in WAYS}
+
+
+def beyond(found: Found, *sections: str, packs: int = 1) -> Iterator[str]:
+    """What is not allowed, with its file and line."""
+    allowed = {tuple(where): packs * times for name in sections for times, *where in BUDGETS["waits"][name]}
+    for (*where, number), times in found.items():
+        if times > (most := allowed.get(tuple(where), 0)):
+            file, line, within = where
+            yield f"{file}:{number}: waits {times} times, allowed {most}: {line} {within}"
+
+
+@pytest.fixture(scope="module")
+def seen(cards, tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("budgets")
+    some_data(folder)
+    (value,) = cards.call(count_all, folder)
+    return value
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gradient_waits_where_it_is_allowed(seen, way):
+    sections = ["each pack", "sharded"] if way == "sharded" else ["each pack"]
+    found = seen[way]["waits"]["gradient"]
+    assert not list(beyond(found, *sections, packs=PACKS.get(way, 1)))
+
+
+@pytest.mark.parametrize("section", ["update", "mask event", "final mask", "evaluation"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_follows_waits_where_it_is_allowed(seen, way, section):
+    more = ["sharded evaluation"] if (way, section) == ("sharded", "evaluation") else []
+    assert not list(beyond(seen[way]["waits"][section], section, *more))
+
+
+def test_nothing_is_allowed_that_is_not_needed(seen):
+    sections = {"each pack": "gradient", "sharded": "gradient", "sharded evaluation": "evaluation"}
+    for name, entries in BUDGETS["waits"].items():
+        found = seen["sharded"]["waits"][sections.get(name, name)]
+        needed = {tuple(where): times for (*where, _), times in found.items()}
+        for times, *where in entries:
+            assert needed.get(tuple(where)) == times, (
+                f"{name}: {where} waits {needed.get(tuple(where), 0)} times"
+            )
+
+
+def test_a_new_wait_is_named_by_file_and_line():
+    text = "waits = tensor.item()"
+    (said,) = beyond({("lingo_ds/new.py", text, "", 12): 1}, "update")
+    assert said.startswith("lingo_ds/new.py:12: waits 1 times, allowed 0") and text in said
+
+
+def test_operators_of_a_layer(seen):
+    layers = DEPTHS["six layers"] - DEPTHS["two layers"]
+    deep, flat = (seen[way]["operators"]["gradient"] for way in ("six layers", "one pack"))
+    assert (deep - flat) / layers <= BUDGETS["operators"]["each layer"]
+
+
+@pytest.mark.parametrize("section", ["update", "update with importance"])
+def test_operators_of_an_update_whatever_the_depth(seen, section):
+    found = {seen[way]["operators"][section] for way in WAYS}
+    assert len(found) == 1 and found.pop() <= BUDGETS["operators"][section]
+
+
+def test_layers_that_are_whole_at_once(seen):
+    assert 1 <= seen["sharded"]["gathered"] <= BUDGETS["gathered layers"]

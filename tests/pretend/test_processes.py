@@ -1,0 +1,88 @@
+"""Two processes with a pretend card each: their losses are those of one process on the CPU."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingo_ds.distributed.process_group import free_port
+from tests.pretend.runs import RECIPE, STEPS, settings, some_data, train
+from tests.unit.running import command
+
+WAYS = {
+    "whole": [],
+    "sharded": ["zero.stage=3"],
+    "eight bits": ["zero.stage=3", "zero.quantized_weights=true"],
+    "offloaded": ["zero.stage=3", "zero.profile=zero3_offload"],
+}
+
+
+def train_in_turn(data: Path, out: Path, ports: dict[str, str]) -> dict[str, Any]:
+    seen = {}
+    for way, port in ports.items():
+        os.environ["MASTER_PORT"] = port
+        seen[way] = train(data, out / way, *WAYS[way])
+    return seen
+
+
+def train_refused(folder: Path) -> tuple[int, str]:
+    return command("train", RECIPE, folder / "refused", *settings(folder / "data"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    some_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_cpu(folder) -> list[float]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
+        return train(folder / "data", folder / "cpu", "backbone.dtype=bf16")["losses"]
+
+
+@pytest.fixture(scope="module")
+def seen(cards, folder) -> list[dict[str, Any]]:
+    ports = {way: str(free_port()) for way in WAYS}
+    return cards.call(train_in_turn, folder / "data", folder / "two cards", ports, processes=2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_losses_are_those_of_one_process_on_the_cpu(seen, on_cpu, way):
+    first, second = (one[way]["losses"] for one in seen)
+    assert first == second and len(first) == STEPS
+    assert first == pytest.approx(on_cpu, rel=0.02)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_process_uses_its_own_card(seen, way):
+    for rank, one in enumerate(seen):
+        where = {words.split()[0] for words in one[way]["weights"]}
+        assert where == ({"cpu"} if way == "offloaded" else {f"cuda:{rank}"})
+
+
+def test_a_process_that_sees_one_gpu_takes_it(cards, folder, on_cpu):
+    """As under `srun --gpus-per-task=1` and wrappers that set CUDA_VISIBLE_DEVICES for MPI's processes."""
+    ports = {"sharded": str(free_port())}
+    seen = cards.call(
+        train_in_turn,
+        folder / "data",
+        folder / "one card seen",
+        ports,
+        processes=2,
+        env=lambda rank: {"CUDA_VISIBLE_DEVICES": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)},
+    )
+    for one in seen:
+        assert one["sharded"]["weights"] == {"cuda:0 bfloat16 part"}
+        assert one["sharded"]["losses"] == pytest.approx(on_cpu, rel=0.02)
+
+
+def test_processes_that_see_the_same_gpu_are_refused(cards, folder):
+    ended = cards.call(train_refused, folder, processes=2, env=lambda rank: {"CUDA_VISIBLE_DEVICES": "0"})
+    assert [status for status, _ in ended] == [2, 2]
+    assert "runs 2 processes and has 1 GPUs: give it as many slots as it has GPUs" in "".join(
+        shown for _, shown in ended
+    )
