@@ -70,15 +70,15 @@ class Columns(NamedTuple):
         return found._replace(labels=labels)
 
     def _labels_in(self, table: Table) -> tuple[str, ...]:
+        used = {self.sequence, self.pair, *self.fields, *NO_LABELS}
+        others = tuple(name for name in table.header if name not in used)
         if self.labels is None:
-            used = {self.sequence, self.pair, *self.fields, *NO_LABELS}
-            others = tuple(name for name in table.header if name not in used)
             return others if others and "label" not in others else ("label",)
         names: list[str] = []
         for name in self.labels:
             matching = [name]
             if name not in table.header and _is_pattern(name):
-                matching = fnmatch.filter(table.header, name)
+                matching = fnmatch.filter(others, name)
             if not matching:
                 rule, shown = f"has no column like {name!r}", ",".join(table.header)
                 raise UserError(Mistake(table.where, shown, rule, "set data.label_column"))

@@ -218,6 +218,7 @@ def test_labels_may_be_named_by_a_pattern_or_left_unnamed(shared, cache):
     assert found[0].examples.label_columns == names and found[0].labels == found[1].labels
     some = read(path, cache, kind="multilabel", label_column="*_H3K4*").examples
     assert some.label_columns == tuple(name for name in names if "_H3K4" in name)
+    assert read(path, cache, kind="multilabel", label_column="*").examples.label_columns == names
     assert 0 < some.classes < 58
     (mistake,) = refused(path, cache, kind="multilabel", label_column="no_*")
     assert "has no column like 'no_*'" in mistake.rule
