@@ -32,8 +32,8 @@ train: $(READY)  ## train the quickstart recipe
 
 # Tests without processes of their own share the cores, file by file; those of several processes have them alone.
 test: lint  ## lint, then every test but the slow ones
-	$(BIN)/python -m pytest tests/unit tests/field tests/fuzz -n $(WORKERS) --dist loadfile
-	$(BIN)/python -m pytest tests/ranks tests/hosts tests/pretend
+	$(BIN)/python -m pytest tests/unit tests/field tests/fuzz tests/pretend -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest tests/ranks tests/hosts
 
 slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow
