@@ -10,11 +10,11 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import data_folder
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
-from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.prompt import Prompt, make_prompt
 from lingo_ds.data.summary import describe, remark_on_labels, remark_on_tokens
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import read_tokenized, tokenized_fingerprint, write_tokenized
-from lingo_ds.data.tokenization import NUCLEOTIDES, make_tokenize, probe, tokens_fingerprint
+from lingo_ds.data.tokenization import NUCLEOTIDES, Tokenize, make_tokenize, probe, tokens_fingerprint
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
@@ -59,7 +59,7 @@ def length_limit(config: RunConfig, *, context: int) -> int:
     return asked
 
 
-def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, cache: Path) -> None:
+def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, cache: Path) -> str:
     """Checks, once for a tokenizer and a prompt, that it reads DNA, and has no token without an embedding.
 
     Args:
@@ -68,26 +68,38 @@ def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, 
         vocabulary: rows of the backbone's input embedding.
         cache: the folder that keeps what was found.
 
+    Returns:
+        How it reads DNA, see `tokens_fingerprint`.
+
     Raises:
         UserError: where it does not belong to the backbone.
     """
-    data = config.data
     settings = _tokenize_settings(config, vocabulary=vocabulary, max_length=0)
     known = hashlib.sha256(json.dumps([tokenizer.fingerprint, vocabulary, settings]).encode()).hexdigest()
     kept = cache / "probes" / known[:32]
     if kept.exists():
-        return
-    tokenize = make_tokenize(
-        data.tokens, tokenizer.loaded, vocabulary=vocabulary, pair_separator=data.pair_separator
-    )
-    ids = probe(tokenize, make_prompt(data.prefix, domain=data.domain))
+        return kept.read_text()
+    ids = probe(_make_tokenize(config, tokenizer, vocabulary=vocabulary), _make_prompt(config))
     _require_embedded(
         config,
         largest=max(max(one, default=-1) for one in ids),
         shortest=min(map(len, ids)),
         rows=vocabulary + learned_tokens(config),
     )
-    atomic_write(kept, lambda aside: aside.write_text(tokens_fingerprint(ids)))
+    found = tokens_fingerprint(ids)
+    atomic_write(kept, lambda aside: aside.write_text(found))
+    return found
+
+
+def _make_tokenize(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int) -> Tokenize:
+    data = config.data
+    return make_tokenize(
+        data.tokens, tokenizer.loaded, vocabulary=vocabulary, pair_separator=data.pair_separator
+    )
+
+
+def _make_prompt(config: RunConfig) -> Prompt:
+    return make_prompt(config.data.prefix, domain=config.data.domain)
 
 
 def tokenized_data(
@@ -177,15 +189,11 @@ def _tokenize(
     vocabulary: int,
     max_length: int,
 ) -> None:
-    data = config.data
-    tokenize = make_tokenize(
-        data.tokens, tokenizer.loaded, vocabulary=vocabulary, pair_separator=data.pair_separator
-    )
     write_tokenized(
         entry,
         examples,
-        tokenize=tokenize,
-        prompt=make_prompt(data.prefix, domain=data.domain),
+        tokenize=_make_tokenize(config, tokenizer, vocabulary=vocabulary),
+        prompt=_make_prompt(config),
         max_length=max_length,
         both_strands=_reads_both_strands(config),
     )

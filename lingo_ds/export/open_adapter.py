@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lingo_ds.data.prompt import make_prompt
-from lingo_ds.data.task import Task
 from lingo_ds.data.tokenization import make_tokenize, probe, tokens_fingerprint
 from lingo_ds.export.adapter_card import Card, SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, read_card
@@ -78,24 +77,20 @@ def open_adapter(
     return OpenedAdapter(load_adapter(folder, spec), spec)
 
 
-def read_tokens(task: Task, tokenizer: "PreTrainedTokenizerBase", spec: BackboneSpec) -> str:
-    """The fingerprint of how a backbone's tokenizer reads DNA in a task's prompt."""
-    tokenize = make_tokenize(
-        task.tokens,
-        tokenizer,
-        vocabulary=spec.embedding_shape[0],
-        pair_separator=task.pair_separator or "",
-    )
-    return tokens_fingerprint(probe(tokenize, make_prompt(task.template, domain=task.domain)))
-
-
 def require_same_tokens(card: Card, tokenizer: "PreTrainedTokenizerBase", spec: BackboneSpec) -> None:
     """Checks that a backbone's tokenizer reads DNA as it did when the adapter was trained.
 
     Raises:
         UserError: where it does not, or cannot read text at all.
     """
-    found, known = read_tokens(card.task, tokenizer, spec), card.backbone.tokens
+    task, known = card.task, card.backbone.tokens
+    tokenize = make_tokenize(
+        task.tokens,
+        tokenizer,
+        vocabulary=spec.embedding_shape[0],
+        pair_separator=task.pair_separator or "",
+    )
+    found = tokens_fingerprint(probe(tokenize, make_prompt(task.template, domain=task.domain)))
     if known is not None and found != known:
         rule = "has another tokenizer than the adapter was trained with"
         fix = f"give the tokenizer files of {card.backbone.path}"

@@ -14,7 +14,6 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter, WindowCard
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.model_card import task_notes
-from lingo_ds.export.open_adapter import read_tokens
 from lingo_ds.export.peft_format import CARD
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
@@ -54,7 +53,7 @@ def save_best(setup: RunSetup, bank: AdapterBank, task: Task, best: Best) -> Non
             fingerprint=setup.backbone_fingerprint,
             revision=config.backbone.revision,
             quantization=config.backbone.quantization,
-            tokens=read_tokens(setup.task, setup.tokenizer.loaded, setup.spec),
+            tokens=setup.tokens,
         ),
         step=best.step,
         at_budget=best.at_budget,

@@ -83,6 +83,7 @@ class RunShapes:
         sites: its adapted maps.
         max_length: tokens of the longest example.
         tokenizer: the backbone's tokenizer.
+        tokens: how it reads DNA, see `tokens_fingerprint`.
         letters: its tokens that learned embeddings of nucleotides start from; none for text.
         profile: DeepSpeed's settings before its `auto`s are filled in.
     """
@@ -93,6 +94,7 @@ class RunShapes:
     sites: list[Site]
     max_length: int
     tokenizer: CachedTokenizer
+    tokens: str
     letters: list[list[int]]
     profile: dict[str, Any]
 
@@ -121,7 +123,7 @@ class RunSetup:
         plan: every derived number.
         dtype: precision of the computation.
         config, env: as in `RunFiles`.
-        spec, tokenizer, letters, sites, profile: as in `RunShapes`.
+        spec, tokenizer, tokens, letters, sites, profile: as in `RunShapes`.
         task, data: as in `RunData`.
         backbone_fingerprint: fingerprint of the backbone's weights.
     """
@@ -130,6 +132,7 @@ class RunSetup:
     env: DistEnv
     spec: BackboneSpec
     tokenizer: CachedTokenizer
+    tokens: str
     letters: list[list[int]]
     task: Task
     data: TokenizedData
@@ -188,12 +191,12 @@ def read_backbone_shapes(files: RunFiles) -> RunShapes:
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
         tokenizer = CachedTokenizer(spec.folder, trust_remote_code=trusted, cache=files.cache)
-        require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
+        tokens = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
         letters: list[list[int]] = []
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, files.env)
-    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, letters, profile)
+    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, tokens, letters, profile)
 
 
 def find_data(files: RunFiles) -> None:
@@ -248,6 +251,7 @@ def plan_run(read: RunData) -> RunSetup:
         env=env,
         spec=spec,
         tokenizer=shapes.tokenizer,
+        tokens=shapes.tokens,
         letters=shapes.letters,
         task=read.task,
         data=read.data,
