@@ -1,8 +1,11 @@
 """The pretend card, compiled once; tests that use it are skipped where it cannot be."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.pretend.cards import CannotBuild, Cards, build
+from tests.pretend.runs import some_data
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,11 @@ def cards(pytestconfig: pytest.Config) -> Cards:
         return Cards(build(pytestconfig.cache.mkdir("pretend")))
     except CannotBuild as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder for runs, with data to train on."""
+    folder = tmp_path_factory.mktemp("runs")
+    some_data(folder)
+    return folder

@@ -83,6 +83,13 @@ def train(data: Path, out: Path, *more: str) -> dict[str, Any]:
     return {**seen, "shown": shown}
 
 
+def losses_on_cpu(folder: Path, dtype: str) -> list[float]:
+    """Losses of the same run on the CPU, by this process; `folder` has the data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        return train(folder / "data", folder / "cpu", f"backbone.dtype={dtype}")["losses"]
+
+
 def use(run: Path, data: Path, out: Path, *more: str) -> dict[str, Any]:
     """What the verbs that follow a training run say: metrics, probabilities, and a merged model's weights."""
     from safetensors.torch import load_file

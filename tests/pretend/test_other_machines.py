@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.pretend.runs import RECIPE, settings, some_data, train
+from tests.pretend.runs import RECIPE, losses_on_cpu, settings, train
 from tests.unit.running import command
 
 
@@ -29,13 +29,6 @@ def train_on(capability: tuple[int, int], folder: Path, *more: str) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("machines")
-    some_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def on_t4(cards, folder) -> dict[str, Any]:
     if os.environ.get("CUDA_HOME"):
         pytest.skip("there is a CUDA toolkit here")
@@ -45,9 +38,7 @@ def on_t4(cards, folder) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def on_cpu(folder) -> list[float]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
-        return train(folder / "data", folder / "cpu", "backbone.dtype=fp16")["losses"]
+    return losses_on_cpu(folder, "fp16")
 
 
 def test_a_t4_trains_in_fp16_without_flash_attention(on_t4, on_cpu):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lingo_ds.distributed.process_group import free_port
-from tests.pretend.runs import RECIPE, STEPS, settings, some_data, train
+from tests.pretend.runs import RECIPE, STEPS, losses_on_cpu, settings, train
 from tests.unit.running import command
 
 WAYS = {
@@ -31,17 +31,8 @@ def train_refused(folder: Path) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
-    some_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def on_cpu(folder) -> list[float]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
-        return train(folder / "data", folder / "cpu", "backbone.dtype=bf16")["losses"]
+    return losses_on_cpu(folder, "bf16")
 
 
 @pytest.fixture(scope="module")

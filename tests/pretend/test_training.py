@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pretend.runs import STEPS, some_data, train, use
+from tests.pretend.runs import STEPS, train, use
 from tests.unit.running import at_step, ctrl_c
 
 WAYS = {
@@ -47,13 +47,6 @@ def train_every_way(folder: Path) -> dict[str, Any]:
     seen["resumed"] = train(folder / "data", folder / "resumed", "checkpoint.every=3")
     seen["uses"] = use(folder / "plain", folder / "data", folder / "uses")
     return seen
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    some_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
