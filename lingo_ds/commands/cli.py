@@ -200,15 +200,14 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="A file to write plan, estimate and advice to.")
 
 
+def _adapter_option(parser: argparse.ArgumentParser) -> None:
+    help = "The folder of a run, or the adapter/ in it."
+    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help=help)
+
+
 def _predict_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--adapter",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="The folder of a run, or the adapter/ in it.",
-    )
+    _adapter_option(parser)
     source = (
         "Sequences in .csv .tsv .jsonl .fa .fasta .fna (also .gz) or .parquet; with --genome variants in "
         ".vcf or intervals in .bed .narrowPeak .broadPeak (also .gz). FASTA and VCF may have any name."
@@ -239,13 +238,7 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--adapter",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="The folder of a run, or the adapter/ in it.",
-    )
+    _adapter_option(parser)
     to = "The format: an AdaLoRA or LoRA folder of PEFT, or a whole Hugging Face model."
     add("--to", required=True, choices=["adalora", "lora", "merged"], help=to)
     add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")

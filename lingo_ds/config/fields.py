@@ -58,6 +58,11 @@ Name = Annotated[str, BeforeValidator(as_name)]
 """A name; YAML takes one like 2, e.g. of a chromosome, for a number."""
 
 
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for any that is like it, as `osa_*` does."""
+    return any(character in name for character in "*?[")
+
+
 PathText = Annotated[str, BeforeValidator(as_name), AfterValidator(os.path.expanduser)]
 """A path, or a name that stands for one; ~ is the user's home."""
 

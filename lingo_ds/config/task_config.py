@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from lingo_ds.config.fields import Name, Section, rule_error
+from lingo_ds.config.fields import Name, Section, is_pattern, rule_error
 
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 
@@ -142,8 +142,11 @@ def check_fits(
     if task.family == "classes":
         rule, fix = f"is a list, and task.kind {task.kind} has one column", "name one, or set task.kind"
         raise _unfit("data.label_column", label_columns, rule, f"{fix} to multilabel or regression")
-    are_names = not any(set("*?[") & set(column) for column in label_columns)
-    if are_names and task.labels is not None and len(task.labels) != len(label_columns):
+    if (
+        not any(map(is_pattern, label_columns))
+        and task.labels is not None
+        and len(task.labels) != len(label_columns)
+    ):
         rule = f"names {len(task.labels)} outputs, and data.label_column has {len(label_columns)}"
         raise _unfit("task.labels", task.labels, rule, "name each, or leave them out")
 

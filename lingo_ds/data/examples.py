@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +93,9 @@ class Examples:
 def read_examples(folder: Path) -> Examples:
     """The cache entry that `write_examples` made."""
     facts = json.loads((folder / FACTS).read_text())
-    for name in ("class_names", "label_columns", "remarks"):
-        facts[name] = facts[name] if facts[name] is None else tuple(facts[name])
-    return Examples(folder=folder, **facts)
+    return Examples(folder=folder, **with_tuples(facts))
+
+
+def with_tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they were before JSON made lists of their tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}

@@ -181,9 +181,8 @@ class ClassNames:
         if self._named is None:
             self._named = named
         if named != self._named:
-            rule = (
-                "label is no name, and the first one is" if self._named else "label is no number as the first"
-            )
+            kind = "name" if self._named else "number"
+            rule = f"label is no {kind}, and the first one is"
             raise BadTarget(text, rule, "name all classes, or number all of them")
         return self._named_number(text) if named else label
 

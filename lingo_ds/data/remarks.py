@@ -1,4 +1,4 @@
-"""What is to be said of a data set whenever it is used: how many rows of what, and what is odd in them."""
+"""What is odd in the rows of a data set: windows that splits share, and labels that contradict each other."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

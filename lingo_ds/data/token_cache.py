@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lingo_ds.data.dna import reverse_complement
-from lingo_ds.data.examples import SPLITS, Examples
+from lingo_ds.data.examples import SPLITS, Examples, with_tuples
 from lingo_ds.data.labels import Target
 from lingo_ds.data.prompt import Prompt
 from lingo_ds.data.token_losses import TokenLosses
@@ -129,10 +129,8 @@ def read_tokenized(folder: Path) -> TokenizedData:
     """The cache entry that `write_tokenized` made, read by memory map."""
     facts = json.loads((folder / "facts.json").read_text())
     splits = {name: TokenizedSplit(_read_stream(folder / f"{name}.arrow")) for name in SPLITS}
-    for name in ("class_names", "label_columns", "remarks"):
-        facts[name] = facts[name] if facts[name] is None else tuple(facts[name])
     facts["losses"] = {name: TokenLosses(**lost) for name, lost in facts["losses"].items()}
-    return TokenizedData(splits=splits, fingerprint=folder.name, **facts)
+    return TokenizedData(splits=splits, fingerprint=folder.name, **with_tuples(facts))
 
 
 def tokenized_split(

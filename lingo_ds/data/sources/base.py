@@ -71,11 +71,28 @@ def read_parts(
                 yield split, mistake
 
 
-def no_such_task(only_task: str, others: Iterable[str], *, where: str) -> Mistake:
-    """The mistake of a `data.only_task` that no row of a file belongs to."""
-    some = sorted(others)
-    named = ", ".join(some[:10]) + (", .." if len(some) > 10 else "")
-    return Mistake("data.only_task", only_task, f"is the task of no row of {where}", f"name one of {named}")
+class TaskFilter:
+    """The rows of a file that `data.only_task` leaves."""
+
+    def __init__(self, only_task: str | None):
+        """Takes the task; None: all rows are read."""
+        self._only_task, self._others, self._any_read = only_task, set[str](), False
+
+    def reads(self, task: str | None) -> bool:
+        """Whether a row is read; `task` is its task, None where it has none."""
+        if self._only_task is None or task == self._only_task:
+            self._any_read = True
+            return True
+        self._others |= set() if task is None else {task}
+        return False
+
+    def mistakes(self, where: str) -> Iterator[Mistake]:
+        """The mistake of a task that no row of the file `where` belongs to, once all were seen."""
+        if self._others and not self._any_read:
+            some = sorted(self._others)
+            fix = f"name one of {', '.join(some[:10])}" + (", .." if len(some) > 10 else "")
+            rule = f"is the task of no row of {where}"
+            yield Mistake("data.only_task", self._only_task, rule, fix)
 
 
 def in_own_split(found: Iterable[Found]) -> Iterator[Found]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from lingo_ds.data.examples import Example
 from lingo_ds.data.readers.fasta import fasta_entries
 from lingo_ds.data.readers.lines import lines_of
-from lingo_ds.data.sources.base import Found, Part, files_in, fingerprint_of, no_such_task, read_parts
+from lingo_ds.data.sources.base import Found, Part, TaskFilter, files_in, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -25,8 +25,7 @@ class FastaSource:
         return read_parts(self._parts, self._read)
 
     def _read(self, part: Part) -> Iterator[Example | Mistake]:
-        other_tasks: dict[str, None] = {}
-        any_read = False
+        tasks = TaskFilter(self._only_task)
         for entry in fasta_entries(lines_of(part.path), part.path):
             where = f"{part.path}:{entry.line}"
             if entry.mistake:
@@ -38,14 +37,10 @@ class FastaSource:
                 if len(rest) not in (1, 2):
                     fix = "write >name|label or >name|label|task, or one file per class"
                     yield Mistake(where, entry.header, "the header holds no label", fix)
-                elif self._only_task is not None and rest[1:] != [self._only_task]:
-                    other_tasks.update(dict.fromkeys(rest[1:]))
-                else:
-                    any_read = True
+                elif tasks.reads(rest[1] if rest[1:] else None):
                     fields = {"task": rest[1]} if rest[1:] else {}
                     yield Example(entry.sequence, (rest[0],), where, fields=fields)
-        if self._only_task is not None and other_tasks and not any_read:
-            yield no_such_task(self._only_task, other_tasks, where=str(part.path))
+        yield from tasks.mistakes(str(part.path))
 
 
 class ClassFolders:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from os.path import exists, isdir  # False, where pathlib raises, for what can be no path
 from pathlib import Path
+from typing import NamedTuple
 
 from lingo_ds.config.data_config import DataConfig
 from lingo_ds.data.readers.bed import BED_SUFFIXES, WindowRule
@@ -49,40 +50,49 @@ def open_source(config: DataConfig, path: Path, *, kind: str, cache: Path) -> So
     for name in config.unread_by(format):
         rule = f"has no meaning for data.path, which is read as {format}"
         raise UserError(Mistake(f"data.{name}", getattr(config, name), rule, "remove it, or set data.format"))
-    if format in ("table", "dataset"):
-        columns = _columns(config, kind)
-        if format == "table":
-            return TableSource(_files(path, "table"), columns)
-        return HubDataset(str(path), columns, subset=config.subset, revision=config.revision)
-    return _OPEN[format](config, path, cache)
+    return _OPEN[format](_Asked(config, path, kind, cache))
 
 
-def _columns(config: DataConfig, kind: str) -> Columns:
+class _Asked(NamedTuple):
+    """The arguments of `open_source`."""
+
+    config: DataConfig
+    path: Path
+    kind: str
+    cache: Path
+
+
+def _table(asked: _Asked) -> Source:
+    return TableSource(_files(asked.path, "table"), _columns(asked))
+
+
+def _columns(asked: _Asked) -> Columns:
+    config = asked.config
     return Columns(
         config.sequence_column,
-        None if kind == "multilabel" and config.label_column is None else config.label_columns,
+        None if asked.kind == "multilabel" and config.label_column is None else config.label_columns,
         config.pair_column,
         config.only_task,
         config.prompt_columns,
     )
 
 
-def _fasta(config: DataConfig, path: Path, _: Path) -> Source:
-    return FastaSource(_files(path, "fasta"), only_task=config.only_task)
+def _fasta(asked: _Asked) -> Source:
+    return FastaSource(_files(asked.path, "fasta"), only_task=asked.config.only_task)
 
 
-def _class_folders(config: DataConfig, path: Path, _: Path) -> Source:
-    return ClassFolders(_by_class(path, isdir))
+def _class_folders(asked: _Asked) -> Source:
+    return ClassFolders(_by_class(asked.path, isdir))
 
 
-def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
-    intervals = config.intervals
+def _bed(asked: _Asked) -> Source:
+    config, intervals = asked.config, asked.config.intervals
     if intervals is None:
         rule = "is needed to read intervals"
         raise UserError(Mistake("data.intervals.genome", "nothing", rule, "name the reference FASTA"))
-    genome = partial(Genome, Path(intervals.genome), cache=cache, setting="data.intervals.genome")
+    genome = partial(Genome, Path(intervals.genome), cache=asked.cache, setting="data.intervals.genome")
     return BedSource(
-        _files(path, "bed"),
+        _files(asked.path, "bed"),
         genome(),
         genome(read_ahead=0),
         windows=WindowRule(intervals.window, intervals.flank, intervals.center),
@@ -93,15 +103,22 @@ def _bed(config: DataConfig, path: Path, cache: Path) -> Source:
     )
 
 
-def _deepsea(config: DataConfig, path: Path, _: Path) -> Source:
-    return DeepSea(_files(path, "deepsea"), order=config.one_hot_order)
+def _deepsea(asked: _Asked) -> Source:
+    return DeepSea(_files(asked.path, "deepsea"), order=asked.config.one_hot_order)
 
 
-_OPEN: dict[str, Callable[[DataConfig, Path, Path], Source]] = {
+def _dataset(asked: _Asked) -> Source:
+    config = asked.config
+    return HubDataset(str(asked.path), _columns(asked), subset=config.subset, revision=config.revision)
+
+
+_OPEN: dict[str, Callable[[_Asked], Source]] = {
+    "table": _table,
     "fasta": _fasta,
     "class_folders": _class_folders,
     "bed": _bed,
     "deepsea": _deepsea,
+    "dataset": _dataset,
 }
 
 

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from lingo_ds.config.fields import is_pattern
 from lingo_ds.data.examples import NO_FIELDS, Example
 from lingo_ds.data.mistakes import file_of
 from lingo_ds.data.readers.delimited import ROW_NAMES
 from lingo_ds.data.readers.lines import opened
 from lingo_ds.data.readers.table import Table, text_of
 from lingo_ds.data.readers.tables import open_table
-from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, fingerprint_of, no_such_task, read_parts
+from lingo_ds.data.sources.base import SPLIT_NAMES, Found, Part, TaskFilter, fingerprint_of, read_parts
 from lingo_ds.utils.errors import Mistake, UserError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Columns(NamedTuple):
     @property
     def open_ended(self) -> bool:
         """Whether the header decides how many labels there are."""
-        return self.labels is None or any(map(_is_pattern, self.labels))
+        return self.labels is None or any(map(is_pattern, self.labels))
 
     def found_in(self, table: Table) -> "Columns":
         """The columns as the table names them, each label by its name.
@@ -77,7 +78,7 @@ class Columns(NamedTuple):
         names: list[str] = []
         for name in self.labels:
             matching = [name]
-            if name not in table.header and _is_pattern(name):
+            if name not in table.header and is_pattern(name):
                 matching = fnmatch.filter(others, name)
             if not matching:
                 rule, shown = f"has no column like {name!r}", ",".join(table.header)
@@ -94,10 +95,6 @@ class Columns(NamedTuple):
         if self.only_task is not None:
             names.append(TASK_COLUMN)
         return [*names, SPLIT_COLUMN] if split else names
-
-
-def _is_pattern(name: str) -> bool:
-    return any(character in name for character in "*?[")
 
 
 class TableSource:
@@ -147,17 +144,14 @@ def table_examples(table: Table, columns: Columns, *, names_splits: bool) -> Ite
     labels_end = 1 + len(columns.labels)
     fields_end = labels_end + len(columns.fields)
     table.require_text(columns.sequence)
-    other_tasks: dict[str, None] = {}
-    any_read = False
+    tasks = TaskFilter(columns.only_task)
     task_place = None if columns.only_task is None else fields_end + (columns.pair is not None)
     for where, cells in table.rows(columns.names(split=has_split)):
         if isinstance(cells, Mistake):
             yield cells
             continue
-        if task_place is not None and (task := text_of(cells[task_place])) != columns.only_task:
-            other_tasks[task] = None
+        if task_place is not None and not tasks.reads(text_of(cells[task_place])):
             continue
-        any_read = True
         labels = cells_of(cells[1]) if labels_end == 2 else tuple(cells[1:labels_end])
         fields = NO_FIELDS
         if columns.fields:
@@ -166,8 +160,7 @@ def table_examples(table: Table, columns: Columns, *, names_splits: bool) -> Ite
         pair = None if columns.pair is None else text_of(cells[fields_end])
         example = Example(text_of(cells[0]), labels, where, pair, fields)
         yield _in_split(example, text_of(cells[-1])) if has_split else example
-    if columns.only_task is not None and other_tasks and not any_read:
-        yield no_such_task(columns.only_task, other_tasks, where=file_of(table.where))
+    yield from tasks.mistakes(file_of(table.where))
 
 
 def _in_split(example: Example, name: str) -> Example | Mistake:
