@@ -21,10 +21,11 @@ class BackboneUse(Section):
         description="Type in which backbone and adapters compute. "
         "auto: bf16 on GPUs that have it, else fp16; fp32 on a CPU.",
     )
-    fused_kernels: Literal["off", "liger"] = Field(
-        "off",
-        description="Kernels for norms, rotary positions and gates. off: those of transformers; "
-        "liger: those of liger-kernel, on a GPU.",
+    fused_kernels: Literal["auto", "off", "liger"] = Field(
+        "auto",
+        description="Kernels for norms, gates and rotary positions. off: those of transformers. auto: fused "
+        "ones; on a GPU gates and positions are liger-kernel's, if it is installed. liger: as auto, but "
+        "refused without liger-kernel.",
     )
     quantization: Literal["auto", "none", "int8", "nf4"] = Field(
         "auto",

@@ -150,7 +150,7 @@ def _plan(
         )
     options = BackboneOptions(
         packed=plan.packed,
-        liger=config.backbone.fused_kernels == "liger",
+        fused_kernels=config.backbone.fused_kernels,
         quantization=source.quantization,
         ds_config=ds_config,
         shard_group=plan.shard_group,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import SiteHooks
 from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.models.adapters.sites import AdaptedSites
 from lingo_ds.models.adapters.token_embeddings import TokenHooks
 from lingo_ds.models.backbone.backbone import Backbone
 
@@ -36,7 +36,7 @@ class AdaptedModel:
     ):
         self.backbone, self.bank, self._pooling = backbone, bank, pooling
         modules = dict(backbone.module.named_modules())
-        self._hooks = SiteHooks(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
+        self._sites = AdaptedSites(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
         self._token_hooks = None
         if bank.layout.token_size:
             embedding = backbone.module.get_input_embeddings()
@@ -91,18 +91,18 @@ class AdaptedModel:
         """(n, outputs) fp32 logits of the pooled hidden states, (n, size)."""
         if not self.learns_inside:
             self.backbone.release()
-        return F.linear(pooled.to(self.bank.dtype), self.bank.head_leaf).float()
+        return F.linear(pooled.to(self.bank.dtype), self.bank.compute.head).float()
 
     def _to_device(self, values: Tensor) -> Tensor:
         return values.to(self.bank.device, non_blocking=True)
 
     def follow_bank(self) -> None:
         """Renews the hooks after the bank was compacted or replaced."""
-        self._hooks.attach()
+        self._sites.attach()
 
     def detach(self) -> None:
         """Removes the adapters from the backbone, which another run may then use."""
-        self._hooks.detach()
+        self._sites.detach()
         if self._token_hooks:
             self._token_hooks.detach()
 

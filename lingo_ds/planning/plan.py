@@ -190,7 +190,7 @@ class RunPlan:
         return BackboneOptions(
             activation_checkpointing=backbone.activation_checkpointing,
             packed=self.packed,
-            liger=backbone.fused_kernels == "liger",
+            fused_kernels=backbone.fused_kernels,
             quantization=backbone.quantization,
             ds_config=self.deepspeed_config(profile, dtype=dtype) if self.zero_stage == 3 else None,
             shard_group=self.shard_group,

@@ -14,8 +14,8 @@ from lingo_ds.data.pipeline import learned_tokens
 from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.deepspeed_config import fill_profile
 from lingo_ds.models.backbone.quantized_linear import quantized_facts
 from lingo_ds.models.backbone.spec import BackboneSpec

@@ -14,7 +14,7 @@ from torch import Tensor
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
-from lingo_ds.models.adapters.lowrank import Orthogonality
+from lingo_ds.models.adapters.orthogonality import Orthogonality
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.importance import update_importance_
 from lingo_ds.training.lr_schedule import learning_rate_factor

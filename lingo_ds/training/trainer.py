@@ -175,6 +175,7 @@ class Trainer:
         for batch in batches:
             self._add_gradient(batch, examples)
             watchdog.beat()
+        self._model.bank.finish_grad()
         self._model.backbone.require_partitioned()
         self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
 

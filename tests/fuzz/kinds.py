@@ -29,8 +29,8 @@ from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
 from lingo_ds.export.adapter_folder import load_adapter, save_adapter
 from lingo_ds.export.open_adapter import open_adapter
 from lingo_ds.export.peft_format import ADAPTER_WEIGHTS, CARD, CONFIG
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.spec import read_spec

@@ -175,7 +175,7 @@ import torch.cuda.nvtx  # noqa: E402
 
 torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = _returning(None), _returning(None)
 
-from tests.pretend import flash_kernel, nccl  # noqa: E402, F401  they take the place of the real ones
+from tests.pretend import flash_kernel, nccl, norm_kernel  # noqa: E402, F401  they take the place of the real ones
 
 # What Triton's interpreter asks for: a stream's number, and storages copied to the host and back.
 torch._C._cuda_getCurrentRawStream = _returning(0)

@@ -12,8 +12,8 @@ from transformers import AutoModel, LlamaConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.models.backbone.spec import read_spec
@@ -75,6 +75,7 @@ def logits_and_gradients(
     labels = torch.arange(len(LENGTHS), device=device) % CLASSES
     F.cross_entropy(logits, labels, reduction="sum").backward()
     bank.collect_grad()
+    bank.finish_grad()
     return logits.detach().float().cpu(), bank.grad.float().cpu()
 
 

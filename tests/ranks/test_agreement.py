@@ -55,9 +55,9 @@ def flip(tensor: torch.Tensor, entry: int, bit: int) -> None:
 
 
 def bits(bank: AdapterBank) -> dict[str, bytes]:
-    """What a process holds, to the bit: the audited parts, and the leaves over the compute copy."""
+    """What a process holds, to the bit: the audited parts, and the compute copy."""
     parts = {name: value.numpy().tobytes() for name, value in bank.state().items()}
-    parts["leaves"] = b"".join(t.detach().view(torch.int16).numpy().tobytes() for s in bank.leaves for t in s)
+    parts["compute"] = bank.compute.values.view(torch.int16).numpy().tobytes()
     return parts
 
 

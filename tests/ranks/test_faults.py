@@ -341,9 +341,8 @@ def digest(session: Session) -> str:
     bank, update = session.model.bank, session.optimizer_step
     seeds = [reduce(getattr, name.split("."), session) for name in SEEDS]
     total = hashlib.sha256(repr([seeds, update.state_dict(), session.sampler.kept.tolist()]).encode())
-    leaves = [leaf.detach() for site in bank.leaves for leaf in site]
     steps = [state["step"] for state in update.optimizer.state.values()]
-    for tensor in (*bank.state().values(), *leaves, bank.head_leaf.detach(), *bank.moving_rows, *steps):
+    for tensor in (*bank.state().values(), bank.compute.values, *bank.moving_rows, *steps):
         total.update(tensor.numpy().tobytes())
     return total.hexdigest()
 

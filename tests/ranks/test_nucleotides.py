@@ -12,8 +12,8 @@ from lingo_ds.data.batches import MicroBatches, PackBudget, TrainBatches
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import read_spec
 from tests.first_rows import first_rows

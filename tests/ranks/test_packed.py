@@ -48,6 +48,7 @@ def backward(model: AdaptedModel, batches: list) -> torch.Tensor:
         loss = F.cross_entropy(batch.logits(model), batch.labels, reduction="none")
         (loss * batch.weights).sum().backward()
         model.bank.collect_grad()
+    model.bank.finish_grad()
     return model.bank.grad
 
 

@@ -17,8 +17,8 @@ from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.weight_files import WeightFiles
@@ -252,6 +252,7 @@ def accumulate(model: AdaptedModel, batch: Batch, micro_batches: list[list[int]]
         (loss / EXAMPLES).backward()
         model.bank.collect_grad()
         after_each()
+    model.bank.finish_grad()
 
 
 def by_tensor(layout: BankLayout, flat: Tensor) -> list[Tensor]:

@@ -1,8 +1,7 @@
 """AdapterBank: everything that learns, in a few flat tensors that are the same on every process.
 
-fp32 masters, moments and importance; a compute copy in the backbone's dtype; one flat gradient. What autograd
-sees are per-site leaves: views of the compute copy whose `.grad` is a view of the flat gradient, so that the
-backward pass writes where the all-reduce reads, without a copy.
+fp32 masters, moments and importance; a compute copy in the backbone's dtype; one flat gradient, to which the
+backward pass adds where the all-reduce reads it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.models.adapters.layout import BankLayout, SiteViews
+from lingo_ds.models.adapters.compute_copy import TENSOR_CORE_ROWS, ComputeCopy
+from lingo_ds.models.adapters.layout import BankLayout
 
 INIT_STD = 0.02
 """Standard deviation of a new head, and of AdaLoRA's new P and Q."""
@@ -47,6 +47,8 @@ class AdapterBank:
         scratch: (adapter_size,) fp32, room for what one step computes of importance; None without it.
         mask: (triplets,) bool; False entries are held, and out of the forward pass.
         moving_rows: per row view 1 where importance averages move, (rows, 1); masked P and Q are held.
+        compute: the values as passes use them.
+        anchor: requires a gradient, so that autograd goes through the adapters; it gets none.
         grad: (size,) fp32, view of `reduce_buffer`.
         scalars: (n,) fp32, view of `reduce_buffer`: the step's sums that ride along in the all-reduce.
         reduce_buffer: (size + n,) fp32, what the one collective of a step sums.
@@ -69,6 +71,7 @@ class AdapterBank:
         self.master = torch.zeros(layout.size, device=device)
         self.exp_avg = torch.zeros_like(self.master)
         self.exp_avg_sq = torch.zeros_like(self.master)
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
         self._allocate(scalars, importance=importance)
 
     def initialize(self, seed: int, *, init: str = "lora", tokens: Tensor | None = None) -> None:
@@ -101,21 +104,18 @@ class AdapterBank:
         self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=self.device)
         self.reduce_buffer = torch.zeros(layout.size + scalars, device=self.device)
         self.grad, self.scalars = self.reduce_buffer[: layout.size], self.reduce_buffer[layout.size :]
-        self._compute = torch.zeros(layout.size, dtype=self.dtype, device=self.device)
-        same = self.dtype == torch.float32
-        self._compute_grad = self.grad if same else torch.zeros_like(self._compute)
-        self.leaves = [self._site_leaf(k) for k in range(len(layout.sites))]
-        self.head_leaf, self.token_leaf = (
-            _leaf(part(self._compute), part(self._compute_grad)) for part in (layout.head, layout.tokens)
+        on_tensor_cores = self.device.type == "cuda" and self.dtype != torch.float32
+        self.compute = ComputeCopy(
+            layout,
+            self.grad,
+            scale=self.scale,
+            dtype=self.dtype,
+            multiple=TENSOR_CORE_ROWS if on_tensor_cores else 1,
         )
         self._follow_mask(None)
         self._p_rows, self._q_rows = (
             torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets
         )
-
-    def _site_leaf(self, k: int) -> SiteViews:
-        values, grads = self.layout.site(self._compute, k), self.layout.site(self._compute_grad, k)
-        return SiteViews(*map(_leaf, values, grads))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of `STATE` that this bank has, by name."""
@@ -127,16 +127,15 @@ class AdapterBank:
 
     def collect_grad(self) -> None:
         """Adds the gradients of a backward pass to the fp32 sum, so that many micro-batches lose nothing."""
-        if self._compute_grad is not self.grad:
-            self.grad.add_(self._compute_grad)
-            self._compute_grad.zero_()
+        self.compute.collect_grad()
 
-    @torch.no_grad()
+    def finish_grad(self) -> None:
+        """Makes the sum of all passes since `zero_grad` the gradient of the masters."""
+        self.compute.finish_grad(self.master)
+
     def refresh(self) -> None:
         """Copies the masters to the compute copy, with m * lam in place of lam."""
-        self._compute.copy_(self.master)
-        lam = self.layout.lam(self._compute)
-        lam.mul_(self.mask[: len(lam)])
+        self.compute.refresh(self.master, self.mask)
 
     def set_mask(self, kept: np.ndarray) -> None:
         """Masks all triplets but the kept ones, (triplets,) of bool. Values and moments stay as they are."""
@@ -234,9 +233,3 @@ class AdapterBank:
         layout = self.layout.with_ranks(ranks)
         self.replace(layout, torch.zeros(layout.size, device=self.device), importance=importance)
         return True
-
-
-def _leaf(values: Tensor, grads: Tensor) -> Tensor:
-    leaf = values.detach().requires_grad_()
-    leaf.grad = grads
-    return leaf

@@ -37,7 +37,7 @@ class TokenHooks:
         As a product with one-hot rows, exact in every dtype, whose gradient is a product too: the same sum in
         the same order at every run, which scattered additions on a GPU are not.
         """
-        ids, rows = self._ids, self._bank.token_leaf
+        ids, rows = self._ids, self._bank.compute.tokens
         assert ids is not None, "the embedding's forward was not begun"
         self._ids = None
         places = torch.arange(self._first, self._first + len(rows), device=ids.device)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.models.backbone import fused_cpu
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
-from lingo_ds.models.backbone.fused_gpu import use_liger
+from lingo_ds.models.backbone.fused import FusedKernels, fuse
 from lingo_ds.models.backbone.gathers import GatherState
 from lingo_ds.models.backbone.own_code import last_hidden_state
 from lingo_ds.models.backbone.packed_attention import PackedAttention
@@ -45,7 +44,7 @@ class BackboneOptions:
     Attributes:
         activation_checkpointing: recompute a layer in the backward pass instead of keeping its activations.
         packed: load a model for packs, which takes no padded batches.
-        liger: use liger-kernel's functions.
+        fused_kernels: what norms, gates and rotary positions are computed by, see `fuse`.
         quantization: `none`, or `int8` or `nf4` of the linear maps of a whole copy.
         ds_config: DeepSpeed's settings, without any `auto`: the weights are sharded; None: a whole copy.
         shard_group: processes that share one copy of sharded weights; None: all.
@@ -55,7 +54,7 @@ class BackboneOptions:
 
     activation_checkpointing: bool = False
     packed: bool = False
-    liger: bool = False
+    fused_kernels: FusedKernels = "auto"
     quantization: str = "none"
     ds_config: dict[str, Any] | None = None
     shard_group: int | None = None
@@ -124,7 +123,8 @@ class Backbone:
 
     def train(self, mode: bool = True) -> None:
         """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
-        self.module.train(mode)
+        if self.module.training != mode:  # it walks through all modules
+            self.module.train(mode)
 
     def held_entries(self) -> int:
         """Number of the weights' entries that this process holds now."""
@@ -181,9 +181,7 @@ def load_backbone(
     else:
         shards = _shard(spec, files, options, dtype=dtype, env=env)
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
-    if options.liger:
-        use_liger(spec, device=device)
-    fused_cpu.fuse(spec, dtype=dtype, device=device)
+    fuse(spec, options.fused_kernels, dtype=dtype, device=device)
     return Backbone(spec, options, shards=shards, embedding_rows=embedding_rows)
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.models.backbone.eight_bit import multiply_out
-from lingo_ds.models.backbone.frozen_linear import FrozenForward
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles
+from lingo_ds.models.ops.frozen_map import FrozenMap
 from lingo_ds.utils.errors import Mistake, UserError
 
 NF4_BLOCK = 64
@@ -88,7 +88,7 @@ class QuantizedMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., d_in) to (.., d_out)."""
-        return FrozenForward(self)(x)
+        return FrozenMap(self)(x)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -1,4 +1,4 @@
-"""RMS norm and gated activation on the CPU, by `kernels/elementwise.cpp`."""
+"""RMS norm and gated activation: on the CPU by `kernels/elementwise.cpp`, the norm on a GPU by torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +34,26 @@ class RMSNorm(torch.autograd.Function):
         of_x = torch.empty_like(x)
         weight, grad = ctx.weight(), grad.contiguous()
         run("rms_norm_backward", x, weight, scales, grad, of_x, len(scales), x.shape[-1])
+        return of_x, None, None
+
+
+class TorchRMSNorm(torch.autograd.Function):
+    """The same by torch's fused kernel on a GPU, in any dtype, computed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor], epsilon: float) -> Tensor:
+        out, scales = torch.ops.aten._fused_rms_norm(x, x.shape[-1:], weight(), epsilon)
+        ctx.save_for_backward(x, scales)
+        ctx.weight = weight
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, scales = ctx.saved_tensors
+        of_x, _ = torch.ops.aten._fused_rms_norm_backward(
+            grad, x, x.shape[-1:], scales, ctx.weight(), [True, False]
+        )
         return of_x, None, None
 
 

@@ -6,11 +6,13 @@ has it; oneDNN's does. Both are fp32 throughout and differ by rounding.
 
 import platform
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LARGE_PRODUCT = 1 << 23
+"""Multiplications from which oneDNN and an addition are faster than one call of MKL, which adds by itself."""
 
 
 def supports_matmul(dtype: torch.dtype, device: torch.device) -> bool:
@@ -42,58 +44,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], len(weight)])
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """X W^T with gradients to both, on any device: (tokens, d_in), (d_out, d_in) to (tokens, d_out)."""
-    served = supports_matmul(x.dtype, x.device) and weight.numel()
-    return _Linear.apply(x, weight) if served else F.linear(x, weight)
-
-
-def add_product_(output: Tensor, x: Tensor, weight: Tensor, *, scale: float) -> Tensor:
-    """Output + scale x W in place, with gradients to all three, on any device.
+def add_product_(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Out + X W^T in place, on any device.
 
     Args:
-        output: (tokens, d_out) or (batch, tokens, d_out); nobody else may hold it.
-        x: (all tokens, d_in).
-        weight: (d_in, d_out).
-        scale: of the product.
+        out: (rows, d_out).
+        x: (rows, d_in).
+        weight: as for `product`.
     """
-    if supports_matmul(output.dtype, output.device) and weight.numel():
-        return _AddProduct.apply(output, x, weight, scale)
-    return _add_(output, x, weight, scale)
-
-
-def _add_(output: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tensor:
-    if output.ndim == 2:
-        return output.addmm_(x, weight, alpha=scale)
-    # no view of the output: autograd would copy the gradient of a view that is written to
-    x = x.view(*output.shape[:-1], -1)
-    return output.baddbmm_(x, weight.expand(len(output), *weight.shape), alpha=scale)
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return product(x, weight.contiguous())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        x, weight = ctx.saved_tensors
-        of_x = product(grad, weight.contiguous().t()) if ctx.needs_input_grad[0] else None
-        return of_x, product(grad.t(), x.contiguous().t())
-
-
-class _AddProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.scale = scale
-        ctx.mark_dirty(output)
-        return _add_(output, x, weight, scale)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1]).contiguous()
-        of_x = product(rows, weight.contiguous()).mul_(ctx.scale)
-        return grad, of_x, product(x.t(), rows.t()).mul_(ctx.scale), None
+    if supports_matmul(x.dtype, x.device) and out.numel() * x.shape[1] >= LARGE_PRODUCT:
+        return out.add_(product(x, weight))
+    return out.addmm_(x, weight.t())

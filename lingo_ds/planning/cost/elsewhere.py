@@ -14,7 +14,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapters.layout import BankLayout, Site
 from lingo_ds.models.backbone.backbone import DTYPES
 from lingo_ds.models.backbone.deepspeed_config import read_profile
-from lingo_ds.models.backbone.fused_cpu import may_fuse
+from lingo_ds.models.backbone.fused import may_fuse
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
@@ -170,11 +170,10 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
     )
     plan = make_plan(config, Facts.of(facts, shapes.data))
     profile = read_profile(config.zero, cluster.env)
+    fused = may_fuse(spec, config.backbone.fused_kernels, dtype, cluster.device)
     return Scenario(
         plan=plan,
-        layer=layer_shape(
-            spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, cluster.device)
-        ),
+        layer=layer_shape(spec, shapes.sites, config.adapter.rank, fused=fused),
         weights=spec.weights,
         sharding=sharding_of_plan(plan, profile, dtype),
         machine=machine,

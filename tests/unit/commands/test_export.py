@@ -37,8 +37,8 @@ from lingo_ds.export.merge import save_merged
 from lingo_ds.export.model_card import CardNotes
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import CLASSIFIERS, TARGETS
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec

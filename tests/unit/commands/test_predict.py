@@ -29,8 +29,8 @@ from lingo_ds.data.task import make_task
 from lingo_ds.evaluation.prediction_file import PredictionFile
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
 from lingo_ds.export.adapter_folder import save_adapter
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone import builtin
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_files import weights_fingerprint

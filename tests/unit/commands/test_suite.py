@@ -12,6 +12,8 @@ import pytest
 from lingo_ds.commands.suite import SharedBackbone
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed import process_group
+from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.ops.frozen_map import FrozenMap
 from lingo_ds.monitor.suite_table import TaskResult, result_rows, write_results
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils.errors import Mistake, UserError
@@ -113,11 +115,14 @@ def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
     suite, env, shared = load_runs(recipe), process_group.detect(), SharedBackbone()
     setup = prepare(suite.members[0].config, env)
 
-    def hooks() -> int:
-        module = shared.build(setup).backbone.module
-        return sum(len(one._forward_hooks) for one in module.modules())
+    def forwards(model: AdaptedModel) -> list[object]:
+        return [vars(model.backbone.module.get_submodule(site.name))["forward"] for site in setup.sites]
 
-    assert hooks() == hooks() == len(setup.sites)
+    first, second = (shared.build(setup) for _ in range(2))
+    assert first.backbone is second.backbone
+    assert not any(isinstance(forward, FrozenMap) for forward in forwards(second))
+    second.detach()
+    assert all(isinstance(forward, FrozenMap) for forward in forwards(second))
 
 
 # -- stopping and resuming

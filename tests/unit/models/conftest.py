@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds.models.backbone import fused_cpu
+from lingo_ds.models.backbone import fused
 from tests.unit.models.random_models import FAMILIES, random_model, save
 
 
@@ -29,4 +29,4 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def unfused(monkeypatch) -> None:
     """No fused kernels, which round otherwise: what is loaded is compared to the bit."""
-    monkeypatch.setattr(fused_cpu, "library", lambda: None)
+    monkeypatch.setattr(fused, "library", lambda: None)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import SiteHooks
 from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.adapters.sites import AdaptedSites
 
 CPU = torch.device("cpu")
 
@@ -118,12 +118,12 @@ class Dense:
 
 def hooked(bank: AdapterBank, *, dropout: float = 0.0) -> Frozen:
     model = Frozen()
-    model.hooks = SiteHooks(dict(model.named_modules()), bank, dropout=dropout)
+    model.hooks = AdaptedSites(dict(model.named_modules()), bank, dropout=dropout)
     return model.eval()
 
 
 def logits_of(model: Frozen, bank: AdapterBank, x: Tensor) -> Tensor:
-    return model(x.to(bank.dtype)) @ bank.head_leaf.T
+    return model(x.to(bank.dtype)) @ bank.compute.head.T
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

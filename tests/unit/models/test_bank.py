@@ -23,7 +23,6 @@ from tests.unit.models.dense_adapters import (
     inputs,
     logits_of,
     new_bank,
-    site_parts,
     some_kept,
 )
 
@@ -42,6 +41,7 @@ def test_masked_triplet_is_absent_but_its_lam_has_a_gradient(dtype: torch.dtype)
     bank.zero_grad()
     logits_of(model, bank, x).square().sum().backward()
     bank.collect_grad()
+    bank.finish_grad()
     for k, rank in enumerate(bank.layout.ranks):
         gone = ~kept[k * rank : (k + 1) * rank]
         p, lam, q = bank.layout.site(bank.grad, k)
@@ -64,6 +64,7 @@ def test_masked_lam_gradient_is_the_slope_of_bringing_it_back():
         bank.zero_grad()
         logits_of(model, bank, x).square().sum().backward()
         bank.collect_grad()
+        bank.finish_grad()
         for k, slot in ((0, 1), (1, 2)):
             losses = []
             for nudge in (1e-5, -1e-5):
@@ -146,7 +147,7 @@ def test_new_adapter_as_adaloras_is_the_identity_and_comes_from_the_seed_alone()
     hooked_bank = new_bank()
     hooked_bank.initialize(0, init="adalora")
     x = inputs(2, 9, 7)
-    assert torch.equal(hooked(hooked_bank)(x), Frozen()(x))
+    assert distance(hooked(hooked_bank)(x), Frozen()(x)) < 1e-6
 
 
 WIDE = [Site("first", 5, 7), Site("second", 6, 5), Site("wide", 400, 300), Site("alike", 400, 300)]
@@ -177,7 +178,7 @@ def test_new_adapter_as_loras_is_the_identity_and_comes_from_the_seed_alone(has_
     assert first.layout.head(first.master).all()
     assert not torch.equal(first.layout.head(first.master), other.layout.head(other.master))
     bank, x = initialized(0, has_lam=has_lam, sites=SITES), inputs(2, 9, 7)
-    assert torch.equal(hooked(bank)(x), Frozen()(x))
+    assert distance(hooked(bank)(x), Frozen()(x)) < 1e-6
     bank.zero_grad()
     hooked(bank)(x).square().sum().backward()
     for k in range(len(SITES)):  # what keeps it the identity does not keep it from learning
@@ -214,8 +215,9 @@ def test_compute_copy_is_cast_and_masters_stay():
     master = bank.master.clone()
     bank.refresh()
     assert torch.equal(bank.master, master)
-    assert bank.leaves[0].p.dtype == torch.bfloat16
-    assert torch.equal(bank.leaves[0].p, bank.layout.site(master, 0).p.bfloat16())
+    (p,) = bank.compute.operands([0]).p
+    assert p.dtype == torch.bfloat16
+    assert torch.equal(p, bank.layout.site(master, 0).p.bfloat16())
     assert bank.grad.dtype == torch.float32
 
 
@@ -226,23 +228,24 @@ def test_bf16_micro_batches_are_summed_in_fp32():
     frozen = Frozen()
     frozen.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
     truth = Dense(frozen, bank, bank.master.bfloat16().float())  # has the same rounded values
-    leaves = [leaf for site in bank.leaves for leaf in site] + [bank.head_leaf]
-    exact, naive = ([torch.zeros_like(leaf, dtype=t) for leaf in leaves] for t in (torch.float64, bank.dtype))
+    alone = new_bank(dtype=torch.bfloat16)
+    model_alone = hooked(alone).to(torch.bfloat16)
+    exact, naive = (torch.zeros_like(bank.grad, dtype=t) for t in (torch.float64, bank.dtype))
     labels = torch.arange(4) % CLASSES
     bank.zero_grad()
     for k in range(50):
         x = (inputs(4, 7, seed=7) + 0.1 * inputs(4, 7, seed=100 + k)).bfloat16()  # of like sign: sums grow
-        loss = F.cross_entropy(logits_of(model, bank, x).float(), labels)
-        single = torch.autograd.grad(loss, leaves, retain_graph=True)
-        for totals in (exact, naive):
-            for total, part in zip(totals, single, strict=True):
-                total.add_(part)
-        loss.backward()
+        F.cross_entropy(logits_of(model, bank, x).float(), labels).backward()
         bank.collect_grad()
+        alone.zero_grad()
+        F.cross_entropy(logits_of(model_alone, alone, x).float(), labels).backward()
+        alone.collect_grad()
+        alone.finish_grad()
+        exact += alone.grad
+        naive += alone.grad
         F.cross_entropy(truth.logits(x.float()), labels).backward()
-    found = torch.cat([part.flatten() for part in site_parts(bank.layout, bank.grad)])
-    expected = torch.cat([part.flatten() for part in site_parts(bank.layout, truth.flat_grad())])
-    exact, naive = (torch.cat([total.flatten() for total in totals]).float() for totals in (exact, naive))
+    bank.finish_grad()
+    found, expected = bank.grad, truth.flat_grad()
     assert distance(found, exact) < 1e-5
     assert distance(naive, exact) > 1e-3
     assert distance(found, expected) < distance(naive, expected)
@@ -259,7 +262,7 @@ def test_head_alone_is_a_bank_that_learns(has_lam: bool):
     bank.zero_grad()
     logits_of(model, bank, x).square().sum().backward()
     (Frozen()(x) @ plain.head.T).square().sum().backward()
-    assert bank.head_leaf.any()
+    assert bank.compute.head.any()
     assert distance(bank.grad, plain.head.grad.flatten()) < 1e-5
     bank.masks_from_tensor()
     bank.zero_masked_grad()
@@ -307,6 +310,7 @@ def test_compaction_keeps_logits_and_moments(kept: np.ndarray):
     plain = Dense(Frozen(), bank)
     logits_of(model, bank, x).square().sum().backward()
     plain.logits(x).square().sum().backward()
+    bank.finish_grad()
     assert distance(bank.grad, plain.flat_grad()) < 1e-5
 
 
@@ -315,9 +319,10 @@ def test_a_site_without_rank_costs_nothing():
     model, x = hooked(bank), inputs(8, 7)
     bank.compact(np.arange(12) // 4 != 0)
     model.hooks.attach()
-    assert not model.first._forward_hooks
+    assert "forward" not in vars(model.first)
     assert torch.equal(model.first(x), Frozen().first(x))
-    assert len(model.second._forward_hooks) == len(model.third._forward_hooks) == 1
+    assert "forward" in vars(model.second)
+    assert "forward" in vars(model.third)
 
 
 def test_kept_values_are_what_the_forward_pass_uses():
@@ -338,10 +343,10 @@ def test_kept_values_are_what_the_forward_pass_uses():
 @pytest.mark.parametrize("importance", [True, False], ids=["with importance", "without"])
 def test_bank_of_the_right_shape_keeps_its_tensors(has_lam: bool, importance: bool):
     bank = new_bank(ranks=(1, 0, 3), has_lam=has_lam, importance=importance)
-    before = [*bank.state().values(), bank.reduce_buffer, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
+    before = [*bank.state().values(), bank.reduce_buffer, bank.compute.head, bank.compute.values]
     copies = [tensor.clone() for tensor in before]
     assert bank.reshape([1, 0, 3], importance=importance) is False  # ranks as JSON gives them
-    after = [*bank.state().values(), bank.reduce_buffer, bank.head_leaf, *(leaf.q for leaf in bank.leaves)]
+    after = [*bank.state().values(), bank.reduce_buffer, bank.compute.head, bank.compute.values]
     for now, then, values in zip(after, before, copies, strict=True):
         assert now is then
         assert torch.equal(now, values)
@@ -382,5 +387,6 @@ def test_bank_takes_on_the_shape_of_another(
     bank.zero_grad()
     logits_of(model, bank, x).square().sum().backward()
     plain.logits(x).square().sum().backward()
+    bank.finish_grad()
     assert distance(logits_of(model, bank, x), plain.logits(x)) < 1e-5
     assert distance(bank.grad, plain.flat_grad()) < 1e-5

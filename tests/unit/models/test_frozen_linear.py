@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lingo_ds.models.backbone.frozen_linear import FrozenForward, freeze_maps
+from lingo_ds.models.backbone.frozen_linear import freeze_maps
+from lingo_ds.models.ops.frozen_map import FrozenMap
 
 CPU = torch.device("cpu")
 
@@ -31,7 +32,7 @@ def test_map_and_gradient_are_torchs(kind: str, shape: tuple[int, ...]):
     x, ours = (
         torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)
     )
-    expected, found = module(x), FrozenForward(module)(ours)
+    expected, found = module(x), FrozenMap(module)(ours)
     assert found.shape == expected.shape
     assert distance(found, expected) < 1e-6
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
@@ -44,7 +45,7 @@ def test_output_may_be_written_to():
     """As an adapter does; what flows back through the map is the gradient of the sum."""
     module = frozen("bias")
     x = torch.randn(1, 5, 40, requires_grad=True)
-    out = FrozenForward(module)(x)
+    out = FrozenMap(module)(x)
     out.mul_(2)
     out.sum().backward()
     assert distance(x.grad, 2 * module.weight.sum(0).expand(1, 5, 40)) < 1e-6
@@ -54,7 +55,7 @@ def test_weight_is_read_anew_in_the_backward_pass():
     """Between the passes ZeRO-3 takes the whole weight away and brings it again."""
     module = frozen("plain")
     x, whole = torch.randn(3, 40, requires_grad=True), module.weight.data
-    out = FrozenForward(module)(x)
+    out = FrozenMap(module)(x)
     module.weight.data = torch.empty(0)
     module.weight.data = whole.clone()
     out.sum().backward()
@@ -70,10 +71,10 @@ def test_maps_are_replaced_where_that_saves_something(dtype: torch.dtype, sharde
     freeze_maps(spec, dtype=dtype, device=CPU, sharded=sharded)
     ways = {name: type(module.forward).__name__ for name, module in skeleton.items()}
     replaced = sharded or (dtype == torch.float32 and torch.backends.mkldnn.is_available())
-    assert ways == {"inside": "FrozenForward" if replaced else "method", "outside": "method"}
+    assert ways == {"inside": "FrozenMap" if replaced else "method", "outside": "method"}
 
 
 def test_float64_is_computed_in_float64():
     module = frozen("bias").double()
     x = torch.randn(3, 40, dtype=torch.float64)
-    assert torch.equal(FrozenForward(module)(x), module(x))
+    assert torch.equal(FrozenMap(module)(x), module(x))

@@ -30,8 +30,8 @@ from lingo_ds.data.packing import Pack, make_pack
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.families import PACKABLE
@@ -140,6 +140,7 @@ def result(model: AdaptedModel, batch: Batch | Pack) -> Result:
     logits = batch.logits(model)
     (cross_entropy_sum(logits, batch.labels, batch.weights) / len(batch.rows)).backward()
     model.bank.collect_grad()
+    model.bank.finish_grad()
     return Result(logits.detach()[batch.rows.argsort()], model.bank.grad.clone())
 
 

@@ -14,8 +14,8 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions, load_backbone
 from lingo_ds.models.backbone.quantized_linear import (
     FORMS,

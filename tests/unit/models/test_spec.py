@@ -12,7 +12,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from lingo_ds.models.adapters.hooks import choose_sites
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.models.backbone.spec import read_spec
 from tests.unit.models.random_models import (

@@ -24,8 +24,8 @@ from lingo_ds.data.tokenization import (
 )
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import choose_sites
 from lingo_ds.models.adapters.layout import BankLayout, Site, uniform_layout
+from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.families import LEARNS_TOKENS
@@ -244,6 +244,7 @@ def backward(model: AdaptedModel, batch: Batch | Pack) -> tuple[Tensor, Tensor]:
     logits = batch.logits(model)
     cross_entropy_sum(logits, batch.labels, batch.weights).backward()
     model.bank.collect_grad()
+    model.bank.finish_grad()
     return logits.detach()[batch.rows.argsort()], model.bank.grad.clone()
 
 
@@ -411,7 +412,7 @@ def test_everything_else_starts_as_it_does_without_them():
     other.initialize(0)
     assert torch.equal(bank.master[: text.size], other.master)
     assert torch.equal(bank.layout.tokens(bank.master), torch.arange(20.0).view(5, 4))
-    assert torch.equal(bank.token_leaf.detach(), bank.layout.tokens(bank.master))
+    assert torch.equal(bank.compute.tokens.detach(), bank.layout.tokens(bank.master))
 
 
 def test_masks_and_compaction_leave_them_alone():
@@ -422,10 +423,10 @@ def test_masks_and_compaction_leave_them_alone():
     layout, values = bank.kept_values()
     assert torch.equal(layout.tokens(values), before) and layout.token_shape == (5, 4)
     bank.compact(kept)
-    assert torch.equal(bank.token_leaf.detach(), before)
+    assert torch.equal(bank.compute.tokens.detach(), before)
     assert (bank.layout.tokens(bank.exp_avg) == 3.0).all()
     bank.zero_grad()
-    (bank.token_leaf.sum() * 2).backward()
+    (bank.compute.tokens.sum() * 2).backward()
     assert (bank.layout.tokens(bank.grad) == 2).all()
     assert bank.grad.count_nonzero() == bank.layout.token_size
 

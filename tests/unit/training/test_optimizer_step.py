@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
-from lingo_ds.models.adapters.hooks import SiteHooks
 from lingo_ds.models.adapters.layout import BankLayout, Site
+from lingo_ds.models.adapters.sites import AdaptedSites
 from lingo_ds.training.optimizer_step import LossScale, OptimizerStep
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def new_bank(*, dtype: torch.dtype | None = None, rank: int = 4, seed: int = 1) 
 
 def hooked(bank: AdapterBank) -> Frozen:
     model = Frozen().to(bank.dtype)
-    model.hooks = SiteHooks(dict(model.named_modules()), bank, dropout=0.0)
+    model.hooks = AdaptedSites(dict(model.named_modules()), bank, dropout=0.0)
     return model
 
 
@@ -79,7 +79,7 @@ def backward(model: Frozen, bank: AdapterBank, step: int, *, loss_scale: float =
     total = 0.0
     x, labels = batch(step)
     for part, of in zip(x.split([5, 3]), labels.split([5, 3]), strict=True):
-        logits = model(part.to(bank.dtype)) @ bank.head_leaf.T
+        logits = model(part.to(bank.dtype)) @ bank.compute.head.T
         loss = F.cross_entropy(logits.float() if bank.dtype == torch.float16 else logits, of, reduction="sum")
         (loss * (loss_scale / EXAMPLES)).backward()
         bank.collect_grad()
@@ -88,6 +88,7 @@ def backward(model: Frozen, bank: AdapterBank, step: int, *, loss_scale: float =
         bank.scalars[Scalar.EXAMPLES] += len(part)
         bank.scalars[Scalar.REAL_TOKENS] += 10 * len(part)
         bank.scalars[Scalar.ALL_TOKENS] += 12 * len(part)
+    bank.finish_grad()
     return total / EXAMPLES
 
 
@@ -232,6 +233,7 @@ def test_penalty_reaches_the_gradient_once_however_many_micro_batches(float64: N
     bank.zero_grad()
     for _ in range(3):
         bank.collect_grad()
+    bank.finish_grad()
     assert update.step(learning_rate=0.0).grad_norm == pytest.approx(expected, rel=1e-9)
 
 
@@ -356,14 +358,14 @@ def test_step_with_a_gradient_that_is_not_finite_changes_nothing(value: float, m
         if masked:
             bank.set_mask(KEPT)
         if poisoned:
-            before, taken, compute = copies(bank), update.steps_taken, bank.leaves[0].lam.detach().clone()
+            before, taken, compute = copies(bank), update.steps_taken, bank.compute.values.clone()
             put_gradient(bank, 7)
             bank.grad[place] = value
             stats = update.step(learning_rate=0.02)
             assert stats.skipped
             assert not math.isfinite(stats.grad_norm)
             assert_same(bank, before)
-            assert torch.equal(bank.leaves[0].lam, compute)
+            assert torch.equal(bank.compute.values, compute)
             assert update.steps_taken == taken == 3
         put_gradient(bank, 8)
         stats = update.step(learning_rate=0.02)

@@ -32,7 +32,7 @@ def new_trainer(logits: Callable[[int], Tensor] | None = None, *, max_skipped: i
 
     def padded_logits(*_: object) -> Tensor:
         asked.append(len(asked) + 1)
-        return frozen(batch(0)[0] * (logits(asked[-1]) if logits else 1.0)) @ bank.head_leaf.T
+        return frozen(batch(0)[0] * (logits(asked[-1]) if logits else 1.0)) @ bank.compute.head.T
 
     step = OptimizerStep(bank, config_of(learning_rate=0.02, lr_schedule="constant"))
     trainer = Trainer(

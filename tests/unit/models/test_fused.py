@@ -1,5 +1,6 @@
-"""Norms and gates of the package's kernels, against transformers' own in fp64."""
+"""Fused norms, gates and positions: against transformers' own in fp64, and only where they belong."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,11 +11,13 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.models.backbone import fused_cpu
+from lingo_ds.models.backbone import fused
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import FUSED
+from lingo_ds.models.backbone.fused import Functions, FusedNorm
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.ops import compiled, elementwise
+from lingo_ds.utils.errors import UserError
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(0, 0, 1, 1, CPU)
@@ -60,8 +63,10 @@ def test_norm(width, make):
         return exact.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
 
     for part in x:
-        assert_alike(fused_cpu._FusedNorm(norm), theirs, part)
-    assert_alike(fused_cpu._FusedNorm(norm), theirs, x[1].view(TOKENS, 12, width).transpose(0, 1))
+        assert_alike(FusedNorm(norm, elementwise.RMSNorm.apply), theirs, part)
+    assert_alike(
+        FusedNorm(norm, elementwise.RMSNorm.apply), theirs, x[1].view(TOKENS, 12, width).transpose(0, 1)
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -136,15 +141,16 @@ def steps_behind(out: Tensor) -> set[str]:
 FUSED_STEPS = {"RMSNormBackward", "SiLUGateBackward"}
 
 
-@pytest.mark.parametrize("why", ["dtype", "compiler", "code"])
+@pytest.mark.parametrize("why", ["dtype", "compiler", "code", "off"])
 def test_elsewhere_the_model_stays_as_it_is(why, tmp_path, monkeypatch):
     dtype = torch.bfloat16 if why == "dtype" else torch.float32
     if why == "compiler":
-        monkeypatch.setattr(fused_cpu, "library", lambda: None)
+        monkeypatch.setattr(fused, "library", lambda: None)
     if why == "code":  # that came with a backbone
         monkeypatch.setattr(modeling_llama.LlamaModel, "__module__", "remote.modeling_llama")
     tiny("llama").save_pretrained(tmp_path)
-    loaded = load_backbone(read_spec(tmp_path), BackboneOptions(), dtype=dtype, env=ALONE)
+    options = BackboneOptions(fused_kernels="off" if why == "off" else "auto")
+    loaded = load_backbone(read_spec(tmp_path), options, dtype=dtype, env=ALONE)
     embedded = torch.zeros(1, 4, 24, dtype=dtype, requires_grad=True)
     out = loaded.module(inputs_embeds=embedded, use_cache=False).last_hidden_state
     assert not FUSED_STEPS & steps_behind(out)
@@ -156,3 +162,33 @@ def test_other_models_of_the_process_stay_transformers_own(tmp_path):
     embedded = torch.zeros(1, 4, 24, requires_grad=True)
     out = tiny("llama")(inputs_embeds=embedded, use_cache=False).last_hidden_state
     assert not FUSED_STEPS & steps_behind(out)
+
+
+def test_ligers_are_refused_without_a_gpu(folder):
+    with pytest.raises(UserError, match=r"backbone\.fused_kernels: 'liger': needs a GPU: set it to auto"):
+        load_backbone(
+            read_spec(folder), BackboneOptions(fused_kernels="liger"), dtype=torch.float32, env=ALONE
+        )
+
+
+@pytest.mark.parametrize("family", sorted(FUSED))
+def test_positions_are_replaced_in_this_model_alone(family, tmp_path, monkeypatch):
+    """By transformers' own function here, counted, in place of a GPU's."""
+    called = []
+    positions = sys.modules[type(tiny(family)).__module__].apply_rotary_pos_emb
+
+    def counted(*args: Tensor) -> tuple[Tensor, Tensor]:
+        called.append(args[0].shape)
+        return positions(*args)
+
+    functions = Functions(elementwise.RMSNorm.apply, elementwise.SiLUGate.apply, counted)
+    monkeypatch.setattr(fused, "_functions", lambda *_: functions)
+    tiny(family).save_pretrained(tmp_path)
+    loaded = load_backbone(read_spec(tmp_path), BackboneOptions(), dtype=torch.float32, env=ALONE)
+    ids = torch.arange(11)[None]
+    with torch.no_grad():
+        out = loaded.module(input_ids=ids, use_cache=False).last_hidden_state
+        assert len(called) == 2
+        expected = tiny(family).eval()(input_ids=ids, use_cache=False).last_hidden_state
+    assert len(called) == 2
+    assert torch.allclose(out, expected, atol=1e-4)

@@ -1,16 +1,19 @@
-"""Adapters of maps that read one tensor share their first product; each still gets what is its own."""
+"""Maps that read one tensor are one function with their adapters; each still gets what is its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lingo_ds.models.adapters import hooks
+from lingo_ds.models.adapters import adapted_maps
+from lingo_ds.models.adapters.adapted_maps import AdaptedMaps
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.hooks import SharedProjection, SiteHooks, choose_sites
 from lingo_ds.models.adapters.layout import Site, uniform_layout
+from lingo_ds.models.adapters.sites import AdaptedSites, choose_sites
+from lingo_ds.models.ops.frozen_map import FrozenMap
 from lingo_ds.utils.errors import UserError
 from tests.unit.models.test_packed_forward import (
     CPU,
@@ -25,54 +28,72 @@ from tests.unit.models.test_packed_forward import (
 __all__ = ["folders"]
 
 
-def projection() -> tuple[SharedProjection, AdapterBank]:
-    layout = uniform_layout([Site("a", 5, 7), Site("b", 4, 7)], rank=2, head_shape=(2, 5))
-    bank = AdapterBank(layout, scale=1.0, dtype=torch.float32, device=CPU, scalars=1, importance=False)
-    bank.initialize(0)
-    return SharedProjection(bank.leaves, dropout=0.5), bank
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """The number of maps of each function that is computed."""
+    sizes, forward = [], adapted_maps._AdaptedMaps.forward
+
+    def counting(
+        ctx: Any, x: Tensor, anchor: Tensor, maps: AdaptedMaps, dropout: float
+    ) -> tuple[Tensor, ...]:
+        sizes.append(len(maps.maps))
+        return forward(ctx, x, anchor, maps, dropout)
+
+    monkeypatch.setattr(adapted_maps._AdaptedMaps, "forward", staticmethod(counting))
+    return sizes
 
 
-def test_five_maps_of_a_llama_layer_need_two_products(folders, monkeypatch):
+def test_seven_maps_of_a_llama_layer_are_four_functions(folders, counted):
     """q, k, v and gate, up; o and down have theirs."""
-    counted, project = [], hooks.project
-    monkeypatch.setattr(
-        hooks, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
-    )
     _, pack = padded_and_packed(some_examples(LENGTHS["alike"]), share_prefix=False)
     result(model_of(folders("llama"), packed=True, pooling="mean"), pack)
     assert sorted(counted) == sorted([3, 1, 2, 1] * 2)
 
 
-def test_product_serves_only_the_tensor_it_was_computed_from():
-    shared, bank = projection()
+def two_maps() -> tuple[AdaptedMaps, Callable[[int, Tensor, Tensor], Tensor]]:
+    """Two maps that read the same tensor, and each one from dense matrices, adapters' input apart."""
+    layout = uniform_layout([Site("a", 5, 7), Site("b", 4, 7)], rank=2, head_shape=(2, 5))
+    bank = AdapterBank(layout, scale=3.0, dtype=torch.float32, device=CPU, scalars=1, importance=False)
+    bank.master.copy_(torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
+    bank.refresh()
+    modules = [nn.Linear(7, 5), nn.Linear(7, 4, bias=False)]
+
+    def dense(place: int, x: Tensor, dropped: Tensor) -> Tensor:
+        p, lam, q = layout.site(bank.master, place)
+        return modules[place](x) + 3.0 * dropped @ q.T @ torch.diag(lam) @ p
+
+    maps = [FrozenMap(module) for module in modules]
+    return AdaptedMaps(maps, bank.compute.operands([0, 1]), dropout=0.5, anchor=bank.anchor), dense
+
+
+def test_outputs_serve_only_the_tensor_they_were_computed_from(counted):
+    maps, dense = two_maps()
     x, y = torch.randn(3, 7), torch.randn(3, 7)
-    assert torch.allclose(shared(0, x, training=False), x @ bank.leaves[0].q.T)
-    assert torch.allclose(shared(1, y, training=False), y @ bank.leaves[1].q.T)
-    for _ in range(2):
-        assert torch.allclose(shared(1, x, training=False), x @ bank.leaves[1].q.T)
+    for place, given in ((0, x), (1, y), (1, x), (1, x), (0, x)):
+        assert torch.allclose(maps(place, given, training=False), dense(place, given, given), atol=1e-5)
+    assert counted == [2] * 4  # the last was computed with the one before
 
 
 def test_changed_values_are_seen_by_the_next_forward_of_the_same_tensor():
-    shared, bank = projection()
+    maps, _ = two_maps()
     x = torch.randn(3, 7)
-    shared(0, x, training=False)
-    with torch.no_grad():
-        bank.leaves[0].q.mul_(2)
-    assert torch.allclose(shared(0, x, training=False), x @ bank.leaves[0].q.T)
+    before = [maps(place, x, training=False) for place in (0, 1)]
+    maps.operands.q.mul_(2)
+    assert not torch.allclose(maps(0, x, training=False), before[0])
 
 
 def test_one_dropout_serves_all_members():
-    shared, bank = projection()
+    maps, dense = two_maps()
     x = torch.ones(1, 7)
     torch.manual_seed(0)
-    found = [shared(place, x, training=True) for place in (0, 1)]
+    found = [maps(place, x, training=True) for place in (0, 1)]
     torch.manual_seed(0)
     dropped = torch.nn.functional.dropout(x, 0.5)
     for place in (0, 1):
-        assert torch.allclose(found[place], dropped @ bank.leaves[place].q.T)
+        assert torch.allclose(found[place], dense(place, x, dropped), atol=1e-5)
 
 
-# Hooks on a model
+# On a model
 
 
 class Maps(nn.Module):
@@ -104,7 +125,7 @@ def hooked(
     bank.master.copy_(torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
     bank.refresh()
     model = Maps()
-    hooks = SiteHooks(dict(model.named_modules()), bank, dropout=0.0, shared_inputs=shared_inputs)
+    hooks = AdaptedSites(dict(model.named_modules()), bank, dropout=0.0, shared_inputs=shared_inputs)
     if kept is not None:
         bank.compact(kept)
         hooks.attach()
@@ -120,6 +141,7 @@ def two_steps(model: Maps, bank: AdapterBank) -> tuple[Tensor, Tensor]:
         outs.append(model(model(x)))
         outs[-1].square().sum().backward()
         bank.collect_grad()
+    bank.finish_grad()
     return torch.stack(outs).detach(), bank.grad[: bank.layout.adapter_size].clone()
 
 
@@ -144,11 +166,7 @@ def test_gradient_is_that_of_products_by_themselves(float64, has_lam, kept):
 @pytest.mark.parametrize(
     ("kept", "products"), [("all", [3, 1]), ("k gone", [2, 1]), ("all of them gone", [1])]
 )
-def test_product_is_one_for_the_members_that_are_left(monkeypatch, kept, products):
-    counted, project = [], hooks.project
-    monkeypatch.setattr(
-        hooks, "project", lambda x, of, **how: counted.append(len(of)) or project(x, of, **how)
-    )
+def test_members_that_are_left_are_one_function(counted, kept, products):
     model, _ = hooked(Maps.TOGETHER, kept=KEPT[kept])
     model(torch.randn(3, 7))
     assert counted == products

@@ -1,46 +1,11 @@
-"""The adapter's forward term, and the penalty that keeps P and Q near orthogonal (arXiv 2303.10512)."""
-
-from collections.abc import Sequence
+"""The penalty that keeps P and Q near orthogonal (arXiv 2303.10512)."""
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lingo_ds.models.adapters.bank import AdapterBank
-from lingo_ds.models.adapters.layout import Block, SiteViews
-from lingo_ds.models.ops import matmul
-
-
-def project(x: Tensor, sites: Sequence[SiteViews], *, dropout: float, training: bool) -> tuple[Tensor, ...]:
-    """(m lam) (Q dropout(x)) of maps that read the same x, in one product: (tokens, rank) for each.
-
-    Args:
-        x: input of the frozen maps, (.., d_in).
-        sites: q (rank, d_in), lam (rank,), already masked, or (0,) in LoRA, in the compute dtype.
-        dropout: probability of dropping an entry of x.
-        training: whether dropout acts.
-    """
-    flat = x.reshape(-1, x.shape[-1]).to(sites[0].q.dtype)
-    q, lam = sites[0].q, sites[0].lam
-    if len(sites) > 1:
-        q, lam = torch.cat([site.q for site in sites]), torch.cat([site.lam for site in sites])
-    hidden = matmul.linear(F.dropout(flat, dropout, training) if dropout else flat, q)
-    if len(lam):
-        hidden = hidden * lam
-    return hidden.split([len(site.q) for site in sites], dim=1)
-
-
-def add_adapter_(output: Tensor, projected: Tensor, site: SiteViews, *, scale: float) -> Tensor:
-    """Adds an adapter in place: W x + scale P ((m lam) (Q dropout(x))), arXiv 2303.10512, eq. 3.
-
-    Args:
-        output: W x, (tokens, d_out) or (batch, tokens, d_out); nobody else may hold it.
-        projected: result of `project`, (tokens, rank).
-        site: p (rank, d_out).
-        scale: alpha / r0.
-    """
-    return matmul.add_product_(output, projected, site.p, scale=scale)
+from lingo_ds.models.adapters.layout import Block
 
 
 class Orthogonality:
