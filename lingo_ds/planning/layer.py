@@ -84,7 +84,7 @@ class LayerShape:
         norms = 2 * self.hidden * (4 // compute_bytes if self.upcast else 1)
         attention = self.queries + 2 * self.keys + (0 if self.out_is_input else self.queries)
         inner = ((2 if self.fused else 3) if self.gated else 1) * self.inner
-        return norms + attention + inner + self.inputs + 2 * self.rank * self.sites
+        return norms + attention + inner + self.inputs + self.rank * self.sites
 
     @property
     def working(self) -> int:

@@ -414,8 +414,7 @@ def buffers_in_bf16(rank: int, world_size: int, folder: Path) -> dict:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         sharded_gradient(model, env, batch, loaded.backbone.require_partitioned)
-    for handle in model._hooks._handles:  # the frozen model by itself
-        handle.remove()
+    model.detach()  # the frozen model by itself
     with torch.no_grad():
         loaded.backbone.train(False)
         ours = loaded.backbone.hidden_states(batch.input_ids[:1], None)
