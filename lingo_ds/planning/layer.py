@@ -36,7 +36,7 @@ cuda: torch's caching allocator, assumed and not measured."""
 BACKWARD = 2
 """Element-by-element work of a backward pass over that of its forward pass."""
 
-OPERATIONS, OPERATIONS_OF_A_SITE = 60, 6
+OPERATIONS, OPERATIONS_OF_A_SITE = 60, 3
 """Operations that Python starts in a layer's forward pass: its own, and for each adapted map."""
 
 
