@@ -26,6 +26,7 @@ from lingo_ds.models.backbone.partitioned import (
     as_part,
     as_partitioned,
 )
+from lingo_ds.models.backbone.run_ahead import limit_run_ahead
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, replace_parameters
 from lingo_ds.models.ops.host_memory import Arena, return_freed_blocks
@@ -75,6 +76,8 @@ def shard(
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     _restore_buffers(module, buffers)
+    if device.type == "cuda":
+        limit_run_ahead(engine.optimizer.get_param_coordinator(), spec.layer_classes)
     # The first layer's weights are given back by the gradient that passes its input; without one they would
     # stay whole.
     module.get_input_embeddings().register_forward_hook(
