@@ -26,6 +26,8 @@ _compiled = ctypes.CDLL(os.environ[LIBRARY])
 
 import torch  # noqa: E402  the device must be there first
 
+from tests.pretend.runtime import Runtime  # noqa: E402
+
 
 @dataclass
 class Card:
@@ -178,6 +180,9 @@ def _synchronize(*_: Any) -> None:
         stream.finish_all()
 
 
+RUNTIME = Runtime(_compiled)
+
+
 def _returning(value: Any) -> Callable[..., Any]:
     """A new function each time: torch.compile takes one under two names for a mistake."""
     return lambda *_, **__: value
@@ -197,6 +202,7 @@ _REPLACED = {
     "is_bf16_supported": _is_bf16_supported,
     "mem_get_info": lambda *_: (CARD.memory, CARD.memory),
     "memory_stats": _returning({}),
+    "cudart": _returning(RUNTIME),
     "initial_seed": _returning(0),
     "get_rng_state": lambda *_, **__: torch.get_rng_state(),
     "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
