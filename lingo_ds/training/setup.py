@@ -245,6 +245,7 @@ def plan_run(read: RunData) -> RunSetup:
         gather_processes(env),
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
+        dropout=config.adapter.dropout,
     )
     return RunSetup(
         config=config,

@@ -36,6 +36,8 @@ class Card:
     name: str = "NVIDIA H200"
     capability: tuple[int, int] = (9, 0)
     memory: int = 141 * 10**9
+    taken: int = 0  # of it by other jobs
+    reserved: int = 0  # of it by torch in this process
     slow: bool = False  # whether nothing is finished before the host has waited for it
 
 
@@ -200,7 +202,8 @@ _REPLACED = {
     "get_device_name": lambda *_: CARD.name,
     "get_device_capability": lambda *_: CARD.capability,
     "is_bf16_supported": _is_bf16_supported,
-    "mem_get_info": lambda *_: (CARD.memory, CARD.memory),
+    "mem_get_info": lambda *_: (CARD.memory - CARD.taken - CARD.reserved, CARD.memory),
+    "memory_reserved": lambda *_: CARD.reserved,
     "memory_stats": _returning({}),
     "cudart": _returning(RUNTIME),
     "initial_seed": _returning(0),
@@ -216,7 +219,7 @@ _REPLACED = {
 }
 _IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")
 _REPLACED |= {name: _returning(None) for name in (*_IDLE, "set_rng_state_all", "set_stream")}
-_EMPTY = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+_EMPTY = ("memory_allocated", "max_memory_allocated", "max_memory_reserved")
 _REPLACED |= {name: _returning(0) for name in _EMPTY}
 for _name, _value in _REPLACED.items():
     setattr(torch.cuda, _name, _value)

@@ -21,7 +21,7 @@ from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.cost.scenario import Scenario
-from lingo_ds.planning.layer import layer_shape
+from lingo_ds.planning.layer import layer_shape, mask_bytes
 from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import (
     DataFacts,
@@ -167,13 +167,18 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
         processes,
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
+        dropout=config.adapter.dropout,
     )
     plan = make_plan(config, Facts.of(facts, shapes.data))
     profile = read_profile(config.zero, cluster.env)
     return Scenario(
         plan=plan,
         layer=layer_shape(
-            spec, shapes.sites, config.adapter.rank, fused=may_fuse(spec, dtype, cluster.device)
+            spec,
+            shapes.sites,
+            config.adapter.rank,
+            fused=may_fuse(spec, dtype, cluster.device),
+            mask=mask_bytes(config.adapter.dropout, dtype, cluster.device),
         ),
         weights=spec.weights,
         sharding=sharding_of_plan(plan, profile, dtype),
