@@ -226,9 +226,17 @@ DeviceIndex index_of(std::optional<Device> device) {
   return device && device->has_index() ? device->index() : Guard::current;
 }
 
+void must_fit(int64_t bytes) {
+  constexpr double total = 141e9, gib = 1 << 30;  // as device.py says
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= total, "CUDA out of memory. Tried to allocate ", bytes / gib,
+                   " GiB. GPU 0 has a total capacity of ", total / gib, " GiB of which ", total / gib,
+                   " GiB is free.");
+}
+
 Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
              std::optional<Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
   const auto options = at::TensorOptions().dtype(dtype).device(at::kCPU);
+  must_fit(c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(size)) * options.dtype().itemsize());
   return on_device(at::empty(C10_AS_INTARRAYREF_SLOW(size), options, format), index_of(device));
 }
 
