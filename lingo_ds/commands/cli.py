@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from lingo_ds.utils.environment import set_library_defaults
 from lingo_ds.utils.errors import Mistake, UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in vars(args).items():
         if isinstance(value, Path):  # a ~ that no shell has expanded, as in --input=~/new.fa
             setattr(args, name, Path(os.path.expanduser(value)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is reported by our own watchdog
+    set_library_defaults(os.environ)
     from lingo_ds.distributed.launchers import may_be_rank_zero, reports_first
 
     try:

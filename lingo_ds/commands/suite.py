@@ -17,10 +17,10 @@ from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions, load_backbone
+from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
 from lingo_ds.training.report import RunReport, read_report
-from lingo_ds.training.setup import RunSetup, adapt, backbone_options, prepare
+from lingo_ds.training.setup import RunSetup, adapt, backbone_options, load, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 
@@ -45,7 +45,7 @@ class SharedBackbone:
         key = setup.backbone_fingerprint, setup.dtype, _without_batch(options)
         if self._backbone is None or key != self._key:
             self._backbone = None  # frees its memory for the next one
-            self._backbone = load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
+            self._backbone = load(setup, options)
             self._key = key
             logger.info("backbone loaded; all runs that need it in this form share it")
         self._last = adapt(setup, self._backbone)

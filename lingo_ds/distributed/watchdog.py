@@ -20,14 +20,15 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from lingo_ds.distributed.launcher_watch import LauncherWatch, is_running
+from lingo_ds.distributed.launchers import reports_first
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.errors import LoneError, Mistake, UserError
 
 PERIOD = 1.0
 """Seconds between two heartbeats."""
@@ -83,7 +84,7 @@ class PeerWatch:
         self._store_gone: float | None = None
         self._tick = self.beats = 0
         self.timeout: float | None = None
-        self._done = False
+        self._done = self._gave_up = False
         self._publish()
         self._answered = time.monotonic()
         # The process that keeps the store: it cannot be asked once it is lost.
@@ -100,6 +101,14 @@ class PeerWatch:
         with contextlib.suppress(dist.DistError, RuntimeError):
             self._publish()
 
+    def give_up(self, mistake: str) -> None:
+        """Ends all others, which may wait for this process in a collective: it ends with a user's mistake."""
+        self._gave_up = True
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            self._store.compare_set("lingo_ds/lost", "", mistake)
+        if self._env.is_main:
+            time.sleep(3 * self.period)  # the store ends with this process: the others read it first
+
     def exchange(self, ended: threading.Event) -> None:
         """Publishes this process's heartbeat and reads the others'; ends the process where one is lost."""
         self._tick += 1
@@ -110,7 +119,7 @@ class PeerWatch:
             self._store_gone = self._store_gone or time.monotonic()
             return
         self._answered = time.monotonic()
-        if lost and not ended.is_set():
+        if lost and not self._gave_up and not ended.is_set():
             self._end(lost)
 
     def check_store(self) -> None:
@@ -187,13 +196,20 @@ class PeerWatch:
             with contextlib.suppress(dist.DistError, RuntimeError):
                 self._store.compare_set("lingo_ds/lost", "", lost)
                 lost = self._store.get("lingo_ds/lost").decode()
+        if lost.startswith("error: "):  # the user's mistake, which another process gave up with
+            if reports_first(lost, os.environ):
+                print(lost, file=sys.stderr, flush=True)  # noqa: T201
+            self._leave(2)
         if lost.startswith(f"process {self._env.global_rank} of"):
             faulthandler.dump_traceback(sys.stderr)
         if self._env.local_rank == 0 or self._store_gone:
             print(f"error: {lost}", file=sys.stderr, flush=True)  # noqa: T201  the log may be locked
+        self._leave(1)
+
+    def _leave(self, status: int) -> NoReturn:
         if self._env.is_main:
             time.sleep(3 * PERIOD)  # the store ends with this process: the others read the verdict first
-        os._exit(1)
+        os._exit(status)
 
 
 class Watchdog:
@@ -246,7 +262,9 @@ def watching(env: DistEnv) -> Iterator[None]:
     _watchdog = watchdog
     try:
         yield
-    except UserError:
+    except UserError as error:
+        if peers is not None and isinstance(error, LoneError):
+            peers.give_up(str(error))
         raise
     except Exception as error:
         if peers is not None and _comes_from_collective(error):

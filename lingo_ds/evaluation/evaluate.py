@@ -1,6 +1,7 @@
 """Logits and metrics of a split: every row counts exactly once, however many processes share the work."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,10 @@ from lingo_ds.evaluation.metrics import (
 from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.planning.plan import RunPlan
+from lingo_ds.planning.remedies import remedy_of_run
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
+from lingo_ds.utils.out_of_memory import report_out_of_memory
 
 
 class Evaluation(NamedTuple):
@@ -69,11 +72,12 @@ def evaluate_split(
         choose_thresholds_for: the metric to choose thresholds for on this split; None: keep the task's own.
 
     Raises:
-        UserError: on every process, where training has diverged.
+        UserError: on every process, where training has diverged; on one, where memory runs out.
     """
     average_strands = config.data.averages
     read = split.both_strands() if average_strands else split
-    rows, logits = own_logits(model, _forwards(read, plan, env))
+    with report_out_of_memory("evaluation", partial(remedy_of_run, config, plan)):
+        rows, logits = own_logits(model, _forwards(read, plan, env))
     all_logits = gather_rows(rows.to(env.device), logits, total=len(read), env=env)
     if not np.isfinite(all_logits).all():
         rule = "logits are not finite, training diverged"

@@ -1,5 +1,6 @@
 """From an adapter folder to a `Predictor`: its backbone is found and loaded, the adapter attached."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,10 @@ from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.planning.memory import ForwardPlan, plan_forward, require_quantizable
 from lingo_ds.planning.plan import warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import gather_processes, model_facts
+from lingo_ds.planning.remedies import remedy_of_loading
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
+from lingo_ds.utils.out_of_memory import report_out_of_memory
 
 
 class PredictorSource(NamedTuple):
@@ -64,8 +67,11 @@ def build_predictor(source: PredictorSource, config: PredictConfig, env: DistEnv
     adapter, spec = source.adapter, source.spec
     task, dtype = adapter.card.task, compute_dtype(config.backbone.dtype, env.device)
     plan, options = _plan(source, dtype, config, env)
+    remedy = partial(remedy_of_loading, config.zero, stage=plan.zero_stage, processes=env.world_size)
+    with report_out_of_memory("loading the backbone", remedy):
+        backbone = load_backbone(spec, options, dtype=dtype, env=env)
     model = AdaptedModel(
-        load_backbone(spec, options, dtype=dtype, env=env),
+        backbone,
         _make_bank(adapter, dtype, env),
         pooling=adapter.card.pooling,
         dropout=0.0,

@@ -6,6 +6,7 @@ one is computed. Memory does not grow with the number of sequences.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,7 +30,9 @@ from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.planning.memory import ForwardPlan
 from lingo_ds.planning.micro_batch import WORTH_SHARING
+from lingo_ds.planning.remedies import remedy_of_prediction
 from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.out_of_memory import report_out_of_memory
 
 SEQUENCES_PER_CHUNK = 8192
 """The largest number of sequences in a chunk."""
@@ -154,7 +157,8 @@ class Predictor:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
 
         Raises:
-            UserError: on every process, for a mistake in the chunks or logits that are not finite.
+            UserError: on every process, for a mistake in the chunks or logits that are not finite; on one,
+                where memory runs out.
         """
         with closing(prefetch(map(self._share, chunks))) as shares:
             while True:
@@ -199,7 +203,8 @@ class Predictor:
         needed, (truncations, *losses) = int(gathered[:, 0].max()), gathered[:, 1:].sum(0).tolist()
         self.losses += TokenLosses(*losses)
         self._require_readable()
-        rows, logits = own_logits(self._model, self._forwards(share.split, needed))
+        with report_out_of_memory("prediction", partial(remedy_of_prediction, self.plan)):
+            rows, logits = own_logits(self._model, self._forwards(share.split, needed))
         if not len(share.places):
             rows, logits = rows[:0], logits[:0]
         total, places = len(share.chunk.sequences), torch.from_numpy(share.places)

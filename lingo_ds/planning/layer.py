@@ -1,8 +1,11 @@
 """One decoder layer in numbers: what a token costs in it, and what it keeps there for the backward pass."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
 
 from lingo_ds.models.adapters.layout import Site
 from lingo_ds.models.backbone.spec import BackboneSpec
@@ -58,6 +61,7 @@ class LayerShape:
         adapted_out: sum of d_out over the adapted maps.
         inputs: sum of d_in over adapted maps, those that read the same tensor counted once.
         out_is_input: whether the attention's output is among these inputs.
+        mask: bytes that dropout keeps for an entry of them beside the entry itself; 0: nothing is dropped.
     """
 
     hidden: int
@@ -74,17 +78,21 @@ class LayerShape:
     adapted_out: int
     inputs: int
     out_is_input: bool
+    mask: int = 0
 
     def kept(self, compute_bytes: int) -> int:
         """Entries, in the compute dtype, that a token keeps in the layer for the backward pass.
 
         Both norms' inputs, queries, keys, values and output of the attention, both sides of the
-        nonlinearity, and the input of every adapted map. Frozen maps keep nothing.
+        nonlinearity, and the input of every adapted map. Frozen maps keep nothing. With dropout an adapter
+        keeps what is left of its input, and which entries those are; attention keeps its output as it was.
         """
         norms = 2 * self.hidden * (4 // compute_bytes if self.upcast else 1)
-        attention = self.queries + 2 * self.keys + (0 if self.out_is_input else self.queries)
+        shares_output = self.out_is_input and not self.mask
+        attention = self.queries + 2 * self.keys + (0 if shares_output else self.queries)
         inner = ((2 if self.fused else 3) if self.gated else 1) * self.inner
-        return norms + attention + inner + self.inputs + self.rank * self.sites
+        masks = math.ceil(self.inputs * self.mask / compute_bytes)
+        return norms + attention + inner + self.inputs + masks + self.rank * self.sites
 
     @property
     def working(self) -> int:
@@ -111,7 +119,14 @@ class LayerShape:
         return OPERATIONS + OPERATIONS_OF_A_SITE * self.sites
 
 
-def layer_shape(spec: BackboneSpec, sites: Sequence[Site], rank: int, *, fused: bool = False) -> LayerShape:
+def mask_bytes(dropout: float) -> int:
+    """Bytes that say of an adapter's input which entries dropout has left, for each: a bool."""
+    return torch.bool.itemsize if dropout else 0
+
+
+def layer_shape(
+    spec: BackboneSpec, sites: Sequence[Site], rank: int, *, fused: bool = False, mask: int = 0
+) -> LayerShape:
     """The shape of a backbone's first decoder layer, with the adapters that lie in it."""
     first = next(iter(spec.linear_maps))
     layer = spec.last_layer.removesuffix(str(spec.layers - 1)) + "0."
@@ -133,6 +148,7 @@ def layer_shape(spec: BackboneSpec, sites: Sequence[Site], rank: int, *, fused: 
         adapted=sum(site.d_in + site.d_out for site in adapted),
         adapted_out=sum(site.d_out for site in adapted),
         inputs=_distinct_inputs(last_in, [site.name for site in adapted], spec.shared_inputs),
+        mask=mask,
         out_is_input=any(site.name.rsplit(".", 1)[-1] in ("o_proj", "out_proj", "dense") for site in adapted),
     )
 

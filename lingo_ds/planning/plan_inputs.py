@@ -19,8 +19,11 @@ from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.deepspeed_config import fill_profile
 from lingo_ds.models.backbone.quantized_linear import quantized_facts
 from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.planning.layer import HEAPS, layer_shape
+from lingo_ds.planning.layer import HEAPS, layer_shape, mask_bytes
 from lingo_ds.utils.host import host_bytes
+
+GPU_GRAIN = 256 * 1024**2
+"""Bytes to whose multiple a GPU's free memory is rounded down, so that two runs on an idle one plan alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +215,7 @@ def model_facts(
     *,
     quantization: str,
     eight_bit: bool,
+    dropout: float = 0.0,
 ) -> ModelFacts:
     """Sizes of a backbone with its adapters, on the processes that will hold it.
 
@@ -222,8 +226,10 @@ def model_facts(
         processes: who holds the model.
         quantization: none, int8 or nf4: how whole copies are held.
         eight_bit: whether shards are held in 8 bits.
+        dropout: probability with which the adapters drop an entry of their input.
     """
-    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0))
+    mask = mask_bytes(dropout)
+    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0), mask=mask)
     return ModelFacts(
         backbone_parameters=spec.parameters,
         layer_parameters=spec.layer_parameters,
@@ -247,7 +253,12 @@ def model_facts(
 
 
 def _memory_bytes(env: DistEnv) -> int:
-    """Memory that this process may use: its GPU's, or its share of the host's or of the container's limit."""
+    """Memory that this process may use: of its GPU, or its share of the host's or of the container's limit.
+
+    Of a GPU it is what is free, and what torch has taken for this process: other jobs and this process's own
+    context are left out, and a backbone that is loaded already counts as memory of the next run of a suite.
+    """
     if env.device.type == "cuda":
-        return torch.cuda.get_device_properties(env.device).total_memory
+        free, _ = torch.cuda.mem_get_info(env.device)
+        return (free + torch.cuda.memory_reserved(env.device)) // GPU_GRAIN * GPU_GRAIN
     return host_bytes() // env.local_world_size

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from lingo_ds.data.batches import MicroBatches, PackBudget, Prefetcher, TrainBatches
@@ -11,6 +12,7 @@ from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.tensorboard import Tracker
+from lingo_ds.planning.remedies import remedy_of_run
 from lingo_ds.planning.traffic import sharding_of_plan
 from lingo_ds.rank_sampling.sampler import RankSampler
 from lingo_ds.training.audit import Audit, Seeded, Seeds
@@ -33,6 +35,7 @@ from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.setup import RunSetup
 from lingo_ds.training.traffic import Meter
 from lingo_ds.training.trainer import Hook, Outcome, Trainer
+from lingo_ds.utils.out_of_memory import report_out_of_memory
 from lingo_ds.utils.state import Stateful
 
 logger = logging.getLogger(__name__)
@@ -136,7 +139,8 @@ class Session:
             folder = config.run_dir / "pictures" if self._setup.env.is_main else None
             self.trainer.add_hook(RankWatcher(tracker, self.sampler, plan.schedule, folder=folder))
         try:
-            with closing(self.batches), watchdog.judging(config.train.timeout):
+            in_words = report_out_of_memory("training", partial(remedy_of_run, config, plan))
+            with closing(self.batches), watchdog.judging(config.train.timeout), in_words:
                 return self.trainer.run(first_step)
         finally:
             self._store.finish()

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ from lingo_ds.planning.plan_inputs import (
     model_facts,
     sites_of,
 )
+from lingo_ds.planning.remedies import remedy_of_loading
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, make_folder
+from lingo_ds.utils.out_of_memory import report_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +248,7 @@ def plan_run(read: RunData) -> RunSetup:
         gather_processes(env),
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
+        dropout=config.adapter.dropout,
     )
     return RunSetup(
         config=config,
@@ -273,8 +277,19 @@ def agree(setup: RunSetup) -> RunSetup:
 
 def build_model(setup: RunSetup) -> AdaptedModel:
     """Loads the backbone and puts a new bank on it, the same on every process."""
-    backbone = load_backbone(setup.spec, backbone_options(setup), dtype=setup.dtype, env=setup.env)
-    return adapt(setup, backbone)
+    return adapt(setup, load(setup, backbone_options(setup)))
+
+
+def load(setup: RunSetup, options: BackboneOptions) -> Backbone:
+    """Loads a run's backbone.
+
+    Raises:
+        UserError: where its files do not fit the config, or memory runs out.
+    """
+    zero, stage = setup.config.zero, setup.plan.zero_stage
+    remedy = partial(remedy_of_loading, zero, stage=stage, processes=setup.env.world_size)
+    with report_out_of_memory("loading the backbone", remedy):
+        return load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
 
 
 def backbone_options(setup: RunSetup) -> BackboneOptions:

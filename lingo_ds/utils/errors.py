@@ -48,6 +48,10 @@ class UserError(ValueError):
         super().__init__("\n".join(f"error: {mistake}" for mistake in self.mistakes))
 
 
+class LoneError(UserError):
+    """A mistake that one process meets amid common work: the others, which wait for it, must end."""
+
+
 def one_line(text: str, *, most: int = MAX_MESSAGE_CHARS) -> str:
     """`text` safe for a terminal: control characters escaped, the middle of a long text left out."""
     return _shortened(printable(_shortened(text, most)), most)

@@ -9,8 +9,9 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <iterator>
+#include <map>
 #include <mutex>
-#include <set>
 #include <string>
 #include <unordered_set>
 
@@ -66,23 +67,23 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 };
 thread_local DeviceIndex Guard::current = 0;
 
-// -- pinned memory: the host's, remembered by address, so that `is_pinned` tells it apart
+// -- pinned memory: the host's, remembered by address and size, so that `is_pinned` tells it apart
 
 std::mutex pinned_mutex;
-std::set<const void*> pinned;
+std::map<const char*, size_t> pinned;
 
 struct PinnedAllocator final : c10::Allocator {
   static void release(void* memory) {
     {
       std::lock_guard<std::mutex> hold(pinned_mutex);
-      pinned.erase(memory);
+      pinned.erase(static_cast<const char*>(memory));
     }
     std::free(memory);
   }
   at::DataPtr allocate(size_t size) override {
     void* memory = std::aligned_alloc(64, (size + 64) / 64 * 64);
     std::lock_guard<std::mutex> hold(pinned_mutex);
-    pinned.insert(memory);
+    pinned[static_cast<const char*>(memory)] = size;
     return {memory, memory, &release, Device(c10::kCPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
@@ -225,9 +226,17 @@ DeviceIndex index_of(std::optional<Device> device) {
   return device && device->has_index() ? device->index() : Guard::current;
 }
 
+void must_fit(int64_t bytes) {
+  constexpr double total = 141e9, gib = 1 << 30;  // as device.py says
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= total, "CUDA out of memory. Tried to allocate ", bytes / gib,
+                   " GiB. GPU 0 has a total capacity of ", total / gib, " GiB of which ", total / gib,
+                   " GiB is free.");
+}
+
 Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
              std::optional<Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
   const auto options = at::TensorOptions().dtype(dtype).device(at::kCPU);
+  must_fit(c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(size)) * options.dtype().itemsize());
   return on_device(at::empty(C10_AS_INTARRAYREF_SLOW(size), options, format), index_of(device));
 }
 
@@ -292,7 +301,10 @@ struct CUDAHooks final : at::CUDAHooksInterface {
   }
   bool isPinnedPtr(const void* data) const override {
     std::lock_guard<std::mutex> hold(pinned_mutex);
-    return pinned.count(data) > 0;
+    auto after = pinned.upper_bound(static_cast<const char*>(data));
+    if (after == pinned.begin()) return false;
+    const auto [start, size] = *std::prev(after);
+    return data == start || static_cast<const char*>(data) < start + size;
   }
   void deviceSynchronize(DeviceIndex) const override {}
 };
@@ -317,5 +329,13 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 }
 
 // What Python's half (device.py) sets and asks.
+extern "C" void pretend_lock_pages(const void* memory, size_t size) {
+  std::lock_guard<std::mutex> hold(pinned_mutex);
+  pinned[static_cast<const char*>(memory)] = size;
+}
+extern "C" void pretend_unlock_pages(const void* memory) {
+  std::lock_guard<std::mutex> hold(pinned_mutex);
+  pinned.erase(static_cast<const char*>(memory));
+}
 extern "C" void pretend_set_device(int index) { Guard::current = static_cast<DeviceIndex>(index); }
 extern "C" int pretend_current_device() { return Guard::current; }

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 LIBRARY = "PRETEND_LIBRARY"
 """Environment variable that holds the path of the compiled device."""
@@ -25,6 +26,8 @@ _compiled = ctypes.CDLL(os.environ[LIBRARY])
 
 import torch  # noqa: E402  the device must be there first
 
+from tests.pretend.runtime import Runtime  # noqa: E402
+
 
 @dataclass
 class Card:
@@ -33,6 +36,9 @@ class Card:
     name: str = "NVIDIA H200"
     capability: tuple[int, int] = (9, 0)
     memory: int = 141 * 10**9
+    taken: int = 0  # of it by other jobs
+    reserved: int = 0  # of it by torch in this process
+    slow: bool = False  # whether nothing is finished before the host has waited for it
 
 
 CARD = Card()
@@ -46,42 +52,79 @@ def _wait(what: str) -> None:
         observer(what)
 
 
+_streams: "WeakSet[Stream]" = WeakSet()
+
+
 class Stream:
-    """A queue of kernels, which are all finished at once."""
+    """A queue of kernels: all finished at once, or on a slow card when the host has waited for them.
+
+    Attributes:
+        recorded: marks in the queue so far.
+        finished: of them those that the host knows to be passed.
+    """
 
     def __init__(self, *_: Any, **__: Any):
         self.device = torch.device("cuda", _compiled.pretend_current_device())
         self.cuda_stream = self.stream_id = self.device_index = 0
         self.device_type = 1
+        self.recorded = self.finished = 0
+        self._behind: list[tuple[int, Stream, int]] = []
+        _streams.add(self)
+
+    def finish(self, mark: int) -> None:
+        """The host knows that all up to a mark is finished, and with it what this queue has waited for."""
+        self.finished = max(self.finished, mark)
+        passed = [one for one in self._behind if one[0] <= mark]
+        self._behind = [one for one in self._behind if one[0] > mark]
+        for _, other, others_mark in passed:
+            other.finish(others_mark)
 
     def synchronize(self) -> None:
         _wait("Stream.synchronize")
+        self.finish_all()
 
-    def wait_stream(self, other: "Stream") -> None: ...
+    def finish_all(self) -> None:
+        """The host knows that all is finished."""
+        self.recorded += 1
+        self.finish(self.recorded)
 
-    def wait_event(self, event: "Event") -> None: ...
+    def wait_stream(self, other: "Stream") -> None:
+        if CARD.slow:
+            self._behind.append((self.recorded + 1, other, other.recorded))
+
+    def wait_event(self, event: "Event") -> None:
+        if CARD.slow:
+            self._behind.append((self.recorded + 1, event.stream, event.mark))
 
     def record_event(self, event: "Event | None" = None) -> "Event":
-        return event or Event()
+        event = event or Event()
+        event.record(self)
+        return event
 
     def query(self) -> bool:
-        return True
+        return not CARD.slow or self.finished == self.recorded
 
 
 class Event:
-    """A mark in a queue, which is passed at once."""
+    """A mark in a queue, which is passed when its queue is."""
 
-    def __init__(self, *_: Any, **__: Any): ...
+    def __init__(self, *_: Any, **__: Any):
+        self.stream, self.mark = _current[0], 0
 
-    def record(self, *_: Any) -> None: ...
+    def record(self, stream: Stream | None = None) -> None:
+        self.stream = stream or _current[0]
+        self.stream.recorded += 1
+        self.mark = self.stream.recorded
 
-    def wait(self, *_: Any) -> None: ...
+    def wait(self, stream: Stream | None = None) -> None:
+        (stream or _current[0]).wait_event(self)
 
     def query(self) -> bool:
-        return True
+        return not CARD.slow or self.mark <= self.stream.finished
 
     def synchronize(self) -> None:
         _wait("Event.synchronize")
+        self.stream.finish(self.mark)
 
     def elapsed_time(self, other: "Event") -> float:
         return 0.0
@@ -133,6 +176,15 @@ def _is_bf16_supported(including_emulation: bool = True) -> bool:
     return including_emulation or CARD.capability >= (8, 0)
 
 
+def _synchronize(*_: Any) -> None:
+    _wait("torch.cuda.synchronize")
+    for stream in _streams:
+        stream.finish_all()
+
+
+RUNTIME = Runtime(_compiled)
+
+
 def _returning(value: Any) -> Callable[..., Any]:
     """A new function each time: torch.compile takes one under two names for a mistake."""
     return lambda *_, **__: value
@@ -150,8 +202,10 @@ _REPLACED = {
     "get_device_name": lambda *_: CARD.name,
     "get_device_capability": lambda *_: CARD.capability,
     "is_bf16_supported": _is_bf16_supported,
-    "mem_get_info": lambda *_: (CARD.memory, CARD.memory),
+    "mem_get_info": lambda *_: (CARD.memory - CARD.taken - CARD.reserved, CARD.memory),
+    "memory_reserved": lambda *_: CARD.reserved,
     "memory_stats": _returning({}),
+    "cudart": _returning(RUNTIME),
     "initial_seed": _returning(0),
     "get_rng_state": lambda *_, **__: torch.get_rng_state(),
     "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
@@ -161,15 +215,40 @@ _REPLACED = {
     "stream": _stream,
     "current_stream": lambda *_: _current[0],
     "default_stream": lambda *_: _DEFAULT,
-    "synchronize": lambda *_: _wait("torch.cuda.synchronize"),
+    "synchronize": _synchronize,
 }
 _IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")
 _REPLACED |= {name: _returning(None) for name in (*_IDLE, "set_rng_state_all", "set_stream")}
-_EMPTY = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+_EMPTY = ("memory_allocated", "max_memory_allocated", "max_memory_reserved")
 _REPLACED |= {name: _returning(0) for name in _EMPTY}
 for _name, _value in _REPLACED.items():
     setattr(torch.cuda, _name, _value)
-torch.Tensor.record_stream = _returning(None)  # it would ask for a stream of torch's own class
+
+
+class Freed(NamedTuple):
+    """Memory that was freed on a slow card: it can be used again once a stream has passed its next mark."""
+
+    size: int
+    stream: Stream
+    mark: int
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the stream may still use it, as far as the host knows."""
+        return self.mark > self.stream.finished
+
+
+freed: list[Freed] = []
+"""What was freed on a slow card after other streams than its own had used it, in bytes."""
+
+
+def _record_stream(self: torch.Tensor, stream: Stream) -> None:
+    """The tensor is freed next: DeepSpeed calls this nowhere else."""
+    if CARD.slow:
+        freed.append(Freed(self.nbytes, stream, stream.recorded + 1))
+
+
+torch.Tensor.record_stream = _record_stream
 
 import torch.cuda.nvtx  # noqa: E402
 

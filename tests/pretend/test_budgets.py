@@ -104,7 +104,7 @@ def seen(cards, tmp_path_factory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_gradient_waits_where_it_is_allowed(seen, way):
-    sections = ["each pack", "sharded"] if way == "sharded" else ["each pack"]
+    sections = ["each pack", "sharded", "run ahead"] if way == "sharded" else ["each pack"]
     found = seen[way]["waits"]["gradient"]
     assert not list(beyond(found, *sections, packs=PACKS.get(way, 1)))
 
@@ -112,12 +112,14 @@ def test_the_gradient_waits_where_it_is_allowed(seen, way):
 @pytest.mark.parametrize("section", ["update", "mask event", "final mask", "evaluation"])
 @pytest.mark.parametrize("way", WAYS)
 def test_what_follows_waits_where_it_is_allowed(seen, way, section):
-    more = ["sharded evaluation"] if (way, section) == ("sharded", "evaluation") else []
+    sharded = ["sharded evaluation", "run ahead in evaluation"]
+    more = sharded if (way, section) == ("sharded", "evaluation") else []
     assert not list(beyond(seen[way]["waits"][section], section, *more))
 
 
 def test_nothing_is_allowed_that_is_not_needed(seen):
-    sections = {"each pack": "gradient", "sharded": "gradient", "sharded evaluation": "evaluation"}
+    sections = dict.fromkeys(("each pack", "sharded", "run ahead"), "gradient")
+    sections |= dict.fromkeys(("sharded evaluation", "run ahead in evaluation"), "evaluation")
     for name, entries in BUDGETS["waits"].items():
         found = seen["sharded"]["waits"][sections.get(name, name)]
         needed = {tuple(where): times for (*where, _), times in found.items()}

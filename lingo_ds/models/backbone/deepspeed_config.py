@@ -23,6 +23,10 @@ LARGE_LAYER = 128 * 1024**2
 """Bytes of a decoder layer from which the CPU holds one layer at a time and keeps no freed memory."""
 
 
+SMALL_WEIGHTS = 32
+"""Most entries of a layer's norms and biases together, in hidden sizes; the smallest last map has more."""
+
+
 def is_large(layer_bytes: int) -> bool:
     """Whether decoder layers of this size are held one at a time on the CPU, see `LARGE_LAYER`."""
     return layer_bytes >= LARGE_LAYER
@@ -83,13 +87,16 @@ def fill_profile(
     """
     overlaps = profile.get("zero_optimization", {}).get("overlap_comm", True)
     sparing = not overlaps and is_large(layer_parameters * compute_bytes)
+    # A GPU may still compute the layer before, see `run_ahead`, and small weights stay: with them in these
+    # numbers DeepSpeed would fetch one map of the layer after next by itself.
+    whole, small = (2, SMALL_WEIGHTS * hidden_size) if overlaps else (3, 0)
     auto = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "bf16": dtype == "bf16",
         "fp16": dtype == "fp16",
         "stage3_allgather_sequential": sparing,
-        "stage3_prefetch_bucket_size": 0 if sparing else layer_parameters,
-        "stage3_max_live_parameters": 3 * layer_parameters + 1,
+        "stage3_prefetch_bucket_size": 0 if sparing else max(layer_parameters - small, 1),
+        "stage3_max_live_parameters": max(whole * (layer_parameters - small), layer_parameters) + 1,
         "stage3_max_reuse_distance": 0 if sparing else 2 * layer_parameters,
         "stage3_param_persistence_threshold": 10 * hidden_size,
     }

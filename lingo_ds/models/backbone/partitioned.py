@@ -1,6 +1,6 @@
-"""Types of a weight that DeepSpeed has partitioned: the attributes that it adds to parameters and tensors.
+"""Weights that DeepSpeed has partitioned: the attributes that it adds to parameters and tensors, as types.
 
-For type checks alone: at run time these are plain parameters and tensors.
+The types are for type checks alone: at run time these are plain parameters and tensors.
 """
 
 from collections.abc import Callable
@@ -61,3 +61,8 @@ def as_part(tensor: Tensor) -> PartTensor:
 def as_partitioned(param: nn.Parameter) -> PartitionedParameter:
     """The parameter itself, as a partitioned one."""
     return cast(PartitionedParameter, param)
+
+
+def part_size(count: int, members: int) -> int:
+    """Entries of each process's range of a weight of `count`; the last ranges may reach beyond its end."""
+    return -(-count // members)

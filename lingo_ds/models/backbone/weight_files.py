@@ -66,6 +66,12 @@ class WeightFiles:
         key = self._key_of[name]
         self._ranges.read(self._folder / self._file_of[key], key, out, start)
 
+    def read_part(self, part: Tensor, name: str, start: int, count: int) -> None:
+        """Fills `part` with entries of a weight of `count` from `start` on; those beyond its end are 0."""
+        own = max(0, min(len(part), count - start))
+        self.read_into(part[:own], name, min(start, count))
+        part[own:].zero_()
+
     def rows(self, name: str, places: Sequence[int]) -> Tensor:
         """Rows of the module's weight `name`, (places, row length) fp32; only theirs are read from disk."""
         return self.shaped(name)[list(places)].float()

@@ -1,6 +1,6 @@
 """The one seam to DeepSpeed: partitions a frozen module by ZeRO stage 3, without an optimizer."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import deepspeed
@@ -25,7 +25,9 @@ from lingo_ds.models.backbone.partitioned import (
     PartTensor,
     as_part,
     as_partitioned,
+    part_size,
 )
+from lingo_ds.models.backbone.run_ahead import limit_run_ahead
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, replace_parameters
 from lingo_ds.models.ops.host_memory import Arena, return_freed_blocks
@@ -64,17 +66,17 @@ def shard(
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.
     partitioner = deepspeed.zero.Init(config_dict_or_path=ds_config, data_parallel_group=group)
     assert partitioner.dtype == dtype, f"settings are for {partitioner.dtype}, weights are to be {dtype}"
-    in_place = device.type == "cpu" and "offload_param" not in ds_config["zero_optimization"]
     maps = {f"{name}.weight" for name in spec.linear_maps} if eight_bit else set()
-    loader = _RangeLoader(
-        module, files, partitioner, group=group, device=device, maps=maps, in_place=in_place
-    )
+    offload = ds_config["zero_optimization"].get("offload_param", {})
+    loader = _RangeLoader(module, files, partitioner, group=group, device=device, maps=maps, offload=offload)
     count_collectives(deepspeed.comm.comm.cdb)
     replace_parameters(module, loader.load)
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     set_z3_leaf_modules(module, list(spec.layer_classes))  # one gather per decoder layer
     engine, *_ = deepspeed.initialize(model=module, config=ds_config)
     _restore_buffers(module, buffers)
+    if device.type == "cuda":
+        limit_run_ahead(engine.optimizer.get_param_coordinator(), spec.layer_classes)
     # The first layer's weights are given back by the gradient that passes its input; without one they would
     # stay whole.
     module.get_input_embeddings().register_forward_hook(
@@ -98,7 +100,7 @@ class _RangeLoader:
         group: dist.ProcessGroup | None,
         device: torch.device,
         maps: Collection[str],
-        in_place: bool,
+        offload: Mapping[str, Any],
     ):
         """Makes room for the ranges of all weights of `module`.
 
@@ -109,23 +111,33 @@ class _RangeLoader:
             group: processes that share one copy; None: all.
             device: where the weights are used.
             maps: names of the weights that are held in 8 bits.
-            in_place: whether ranges are read to where they stay, which DeepSpeed otherwise copies them to.
+            offload: DeepSpeed's settings for weights that are kept elsewhere; none: they are not.
+
+        Raises:
+            UserError: where the host cannot hold them as the settings say.
         """
         self._files, self._partitioner, self._group = files, partitioner, group
         self._members, self._place = dist.get_world_size(group), dist.get_rank(group)
         dtype, weights = partitioner.dtype, {name: p.numel() for name, p in module.named_parameters()}
-        # Room for any weight, used for one after the other; of each at most this process's range is written.
-        self._room = torch.empty(max(weights.values()), dtype=dtype, device=device)
         self._packed = {
             name: packed_entries(weights[name], self._members) for name in weights if name in maps
         }
         self._packed_memory = Arena(map(packed_bytes, self._packed.values()), torch.uint8, device)
-        plain = (_part_size(n, self._members) for name, n in weights.items() if name not in self._packed)
-        self._memory = Arena(plain, dtype, device) if in_place else None
+        # On the host ranges are read to where they stay; from GPUs and to NVMe DeepSpeed copies them, out of
+        # room for any weight, used for one after the other, of which at most this process's range is written.
+        offloaded = offload.get("device", "none")
+        self._memory, room = None, max(weights.values())
+        if offloaded == "cpu" or (offloaded == "none" and device.type == "cpu"):
+            plain = [part_size(n, self._members) for name, n in weights.items() if name not in self._packed]
+            locked = device.type == "cuda" and offload.get("pin_memory", False)
+            self._memory = Arena(plain, dtype, torch.device("cpu"), locked=locked)
+            room = 1
+        self._room = torch.empty(room, dtype=dtype, device=device)
 
     def load(self, name: str, old: nn.Parameter) -> nn.Parameter:
         """A partitioned parameter in place of the skeleton's, with this process's range."""
-        param = nn.Parameter(self._room[: old.numel()].view(old.shape), requires_grad=False)
+        room = self._room if self._memory is not None else self._room[: old.numel()].view(old.shape)
+        param = nn.Parameter(room.expand(old.shape), requires_grad=False)
         self._partitioner._convert_to_deepspeed_param(param)
         if name in self._packed:
             self._pack_range(name, as_partitioned(param), old.numel())
@@ -134,16 +146,16 @@ class _RangeLoader:
         return param
 
     def _read_range(self, name: str, param: PartitionedParameter, count: int) -> None:
-        size = _part_size(count, self._members)
+        size = part_size(count, self._members)
         if self._memory is None:
             own = self._room[:count][size * self._place : size * (self._place + 1)]
         else:
             own = _hold(param, self._memory.take(size), size, self._members)
-        _fill_part(own, size * self._place, count, name, self._files)
+        self._files.read_part(own, name, size * self._place, count)
         param.partition()  # copies the range to wherever it is kept, unless it is there
         if (second := param.ds_secondary_tensor) is not None:
             start = second.ds_numel * self._partitioner.rank_in_group
-            _fill_part(second, start, count, name, self._files)
+            self._files.read_part(second, name, start, count)
 
     def _pack_range(self, name: str, param: PartitionedParameter, count: int) -> None:
         entries = self._packed[name]
@@ -151,14 +163,9 @@ class _RangeLoader:
         _hold_eight_bit(param, part, self._group, self._partitioner)
 
         def read(start: int, values: Tensor) -> None:
-            _fill_part(values, entries * self._place + start, count, name, self._files)
+            self._files.read_part(values, name, entries * self._place + start, count)
 
         pack(part, read)
-
-
-def _part_size(count: int, members: int) -> int:
-    """Entries of each process's range of a weight of `count`; the last ranges may reach beyond its end."""
-    return -(-count // members)
 
 
 def _hold(param: PartitionedParameter, memory: Tensor, entries: int, members: int) -> PartTensor:
@@ -200,13 +207,6 @@ def _hold_eight_bit(
     free_param(param)
 
 
-def _fill_part(part: Tensor, start: int, count: int, name: str, files: WeightFiles) -> None:
-    """Reads a weight of `count` entries from `start` on; entries beyond its end are 0."""
-    own = max(0, min(len(part), count - start))
-    files.read_into(part[:own], name, min(start, count))
-    part[own:].zero_()
-
-
 def _with_buffers(
     ds_config: dict[str, Any], spec: BackboneSpec, *, processes: int, device: torch.device
 ) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def _with_buffers(
     weights = list(spec.skeleton.parameters())
     buffers = {
         "buffer_count": max(inside) + len(weights) - sum(inside),
-        "buffer_size": _part_size(max(weight.numel() for weight in weights), processes),
+        "buffer_size": part_size(max(weight.numel() for weight in weights), processes),
     }
     return ds_config | {"zero_optimization": zero | {"offload_param": buffers | offload}}
 

@@ -1,11 +1,15 @@
-"""The CPU's memory: large blocks that go back to the system once freed, and that come in large pages."""
+"""The CPU's memory: large blocks that go back once freed, that come in large pages, or that a GPU reads."""
 
 import ctypes
 import mmap
+import weakref
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.units import as_bytes
 
 MAPPED_BYTES = 1 << 20
 """Bytes from which a block is mapped by itself, after `return_freed_blocks`."""
@@ -40,6 +44,28 @@ def use_large_pages(tensor: Tensor) -> None:
     advise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
 
 
+def page_locked(entries: int, dtype: torch.dtype) -> Tensor:
+    """A tensor (entries,), not filled yet, that a GPU copies from by itself while the host goes on.
+
+    torch's own allocator of such memory takes the next power of two of bytes, up to twice as many.
+
+    Raises:
+        UserError: where the system does not lock that much.
+    """
+    size = max(1, entries) * dtype.itemsize
+    room = mmap.mmap(-1, size)
+    memory = torch.frombuffer(room, dtype=dtype)
+    use_large_pages(memory)
+    runtime = torch.cuda.cudart()
+    if error := int(runtime.cudaHostRegister(memory.data_ptr(), size, 0)):
+        rule = f"cannot be page-locked on this host (CUDA error {error})"
+        fix = "set pin_memory to false in a profile of your own, or use more hosts"
+        raise UserError(Mistake("offload_param.pin_memory", as_bytes(size), rule, fix))
+    unlock = weakref.finalize(room, runtime.cudaHostUnregister, memory.data_ptr())
+    unlock.atexit = False  # CUDA may be gone by then, and the lock ends with the process
+    return memory[:entries]
+
+
 class Arena:
     """Memory for tensors that stay, handed out one after the other; on the CPU in large pages.
 
@@ -47,9 +73,12 @@ class Arena:
     read as much from a fast disk.
     """
 
-    def __init__(self, sizes: Iterable[int], dtype: torch.dtype, device: torch.device):
-        """Allocates room for tensors of these numbers of entries."""
-        self._memory = torch.empty(sum(sizes), dtype=dtype, device=device)
+    def __init__(
+        self, sizes: Iterable[int], dtype: torch.dtype, device: torch.device, *, locked: bool = False
+    ):
+        """Allocates room for tensors of these numbers of entries; `locked`: see `page_locked`."""
+        count = sum(sizes)
+        self._memory = page_locked(count, dtype) if locked else torch.empty(count, dtype=dtype, device=device)
         self._taken = 0
         use_large_pages(self._memory)
 

@@ -21,7 +21,7 @@ from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.cost.scenario import Scenario
-from lingo_ds.planning.layer import layer_shape
+from lingo_ds.planning.layer import layer_shape, mask_bytes
 from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import (
     DataFacts,
@@ -167,13 +167,20 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
         processes,
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
+        dropout=config.adapter.dropout,
     )
     plan = make_plan(config, Facts.of(facts, shapes.data))
     profile = read_profile(config.zero, cluster.env)
     fused = may_fuse(spec, config.backbone.fused_kernels, dtype, cluster.device)
     return Scenario(
         plan=plan,
-        layer=layer_shape(spec, shapes.sites, config.adapter.rank, fused=fused),
+        layer=layer_shape(
+            spec,
+            shapes.sites,
+            config.adapter.rank,
+            fused=fused,
+            mask=mask_bytes(config.adapter.dropout),
+        ),
         weights=spec.weights,
         sharding=sharding_of_plan(plan, profile, dtype),
         machine=machine,

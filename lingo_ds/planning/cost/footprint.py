@@ -35,7 +35,8 @@ def kept_per_token(scenario: Scenario) -> float:
     """Bytes that a token keeps for the backward pass, over all layers."""
     facts, shape = scenario.plan.facts, scenario.layer
     whole = facts.layers - (1 if scenario.last_layer_cut else 0)
-    last = (shape.hidden * 3 + shape.inputs // 4 + 2 * shape.keys) if scenario.last_layer_cut else 0
+    masks = shape.inputs * shape.mask // facts.compute_bytes
+    last = (shape.hidden * 3 + (shape.inputs + masks) // 4 + 2 * shape.keys) if scenario.last_layer_cut else 0
     if not facts.learns_inside:
         return shape.kept(facts.compute_bytes) * facts.compute_bytes
     if scenario.checkpointing:

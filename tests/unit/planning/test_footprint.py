@@ -29,14 +29,26 @@ def test_what_a_layer_keeps_by_hand(plan):
     assert (large.layer.queries, large.layer.keys) == (8192, 1024)
 
 
+def test_dropout_keeps_a_bool_for_each_entry_on_a_gpu(plan):
+    """bf16: the mask of all maps' inputs, and attention's output, which the output map no longer shares."""
+    _, plain, _ = plan("7B")
+    _, dropped, _ = plan("7B", adapter={"dropout": 0.1})
+    hidden, inner = 4096, 11008
+    assert dropped.layer.kept(2) - plain.layer.kept(2) == (3 * hidden + inner) // 2 + hidden
+    more = [memory_parts(one)["activations"] / one.plan.forward_tokens for one in (plain, dropped)]
+    assert more[1] > 1.1 * more[0]
+    assert dropped.plan.facts.kept_in_layer > plain.plan.facts.kept_in_layer
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
-def test_what_autograd_keeps_is_what_is_planned(tmp_path, targets):
+def test_what_autograd_keeps_is_what_is_planned(tmp_path, targets, dropout):
     config = RunConfig(
         name="x",
         output_dir=tmp_path / "run",
         backbone={"path": "builtin:tiny"},
         data={"path": "builtin:promoters", "cache_dir": tmp_path},
-        adapter={"targets": targets},
+        adapter={"targets": targets, "dropout": dropout},
         train={"max_steps": 100},
     )
     setup = prepare(config, detect())
