@@ -73,8 +73,8 @@ def evaluate_split(
     """
     average_strands = config.data.averages
     read = split.both_strands() if average_strands else split
-    rows, logits = own_logits(model, _forwards(read, plan, env))
-    all_logits = gather_rows(rows.to(env.device), logits, total=len(read), env=env)
+    rows, logits = own_logits(model, _forwards(read, plan, env), env.device)
+    all_logits = gather_rows(rows, logits, total=len(read), env=env)
     if not np.isfinite(all_logits).all():
         rule = "logits are not finite, training diverged"
         fix = "lower it, or clip with train.max_grad_norm"

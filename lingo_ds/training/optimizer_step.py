@@ -89,7 +89,7 @@ class OptimizerStep:
             fused=True,
         )
         self.optimizer.state[self._parameter] = {
-            "step": torch.tensor(float(self.steps_taken), device=bank.device),
+            "step": torch.full((), float(self.steps_taken), device=bank.device),
             "exp_avg": bank.exp_avg,
             "exp_avg_sq": bank.exp_avg_sq,
         }
