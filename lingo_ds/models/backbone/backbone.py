@@ -158,7 +158,8 @@ class Backbone:
 
     def train(self, mode: bool = True) -> None:
         """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
-        self.module.train(mode)
+        if self.module.training != mode:  # a Llama of 32 layers has 421 modules to go through
+            self.module.train(mode)
 
     def held_entries(self) -> int:
         """Number of the weights' entries that this process holds now."""
