@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import multiprocessing
 
 from lingo_ds.models.backbone.gathers import GatheredInPlace
-from lingo_ds.models.backbone.packed_attention import PackedAttention
+from lingo_ds.models.backbone.pack_places import find_places
+from lingo_ds.models.backbone.packed_attention import PackedAttention, choose_kernel
 
 TOKENS = 1600
 """Of a product: about a pack of the runs that are planned."""
@@ -78,13 +79,14 @@ def adapters(width: int) -> float:
 def attention() -> float:
     """FLOP/s of attention in a pack of 8 examples of 200 tokens, forward and backward, all pairs counted."""
     q, k, v = (torch.randn(1, 8, 1600, 64, requires_grad=True) for _ in range(3))
-    pack = PackedAttention(0, [200] * 8, q.device)
+    kernel = choose_kernel(q.dtype, q.shape[-1], q.device)
+    pack = PackedAttention(find_places(0, [200] * 8, kernel=kernel, pooled=None))
     grad = torch.randn(1, 1600, 8, 64)
 
-    def kernel() -> None:
+    def forward_and_backward() -> None:
         pack(q, k, v, scale=0.125, window=None, causal=True).backward(grad)
 
-    return 14 * 8 * 8 * 200 * 200 * 64 / seconds_of(kernel)
+    return 14 * 8 * 8 * 200 * 200 * 64 / seconds_of(forward_and_backward)
 
 
 def traffic(width: int) -> float:

@@ -3,16 +3,17 @@
 Everything follows from (seed, step), so that resuming needs no state.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.data.packing import Pack, assign_to_ranks, make_pack, or_dummy_row
+from lingo_ds.data.packing import Pack, PackedModel, assign_to_ranks, make_pack, or_dummy_row
 from lingo_ds.data.tokenized import TokenizedSplit
+from lingo_ds.utils import transfer
 
 Prefetched = TypeVar("Prefetched")
 
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
 
     Attributes:
         input_ids: (n, length) token ids, padded on the right.
+        attention_mask: (n, length) int64, 1 on real tokens; None where nothing is padded.
         lengths: (n,) real tokens.
         labels: (n,) int64 classes, or (n, values) float32 with NaN where unknown.
         rows: (n,) place in the split.
@@ -36,18 +38,11 @@ class Batch(NamedTuple):
     """
 
     input_ids: Tensor
+    attention_mask: Tensor | None
     lengths: Tensor
     labels: Tensor
     rows: Tensor
     weights: Tensor
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """(n, length) int64, 1 on real tokens; None where nothing is padded."""
-        width = self.input_ids.shape[1]
-        if bool((self.lengths == width).all()):
-            return None
-        return (torch.arange(width) < self.lengths[:, None]).long()
 
     @property
     def real_tokens(self) -> int:
@@ -64,21 +59,37 @@ class Batch(NamedTuple):
         """Real tokens that are computed with others: none without packing."""
         return 0
 
+    def prepared(self, model: PaddedModel) -> Self:
+        """The batch: there is nothing more that a model must know of it."""
+        return self
+
     def logits(self, model: PaddedModel) -> Tensor:
         """(n, outputs) logits that `model` computes."""
         return model.padded_logits(self.input_ids, self.attention_mask, self.lengths)
 
 
+Forward = Batch | Pack
+"""Examples that are computed together."""
+
+
+def attention_mask(lengths: Tensor, width: int) -> Tensor | None:
+    """(n, width) int64, 1 on the real tokens of examples of `lengths` (n,); None where nothing is padded."""
+    if bool((lengths == width).all()):
+        return None
+    return (torch.arange(width) < lengths[:, None]).long()
+
+
 def make_batch(split: TokenizedSplit, rows: np.ndarray, weights: np.ndarray) -> Batch:
     """Pads the examples `rows` (n,) of a split to their longest."""
-    lengths = split.lengths[rows]
+    lengths = torch.from_numpy(split.lengths[rows].astype(np.int64))
     input_ids = np.zeros((len(rows), int(lengths.max())), np.int64)
     for line, row in zip(input_ids, rows, strict=True):
         tokens = split.tokens(int(row))
         line[: len(tokens)] = tokens
     return Batch(
         torch.from_numpy(input_ids),
-        torch.from_numpy(lengths.astype(np.int64)),
+        attention_mask(lengths, input_ids.shape[1]),
+        lengths,
         torch.from_numpy(split.labels[rows]),
         torch.from_numpy(rows.astype(np.int64)),
         torch.from_numpy(weights.astype(np.float32)),
@@ -171,7 +182,7 @@ class TrainBatches:
             self._drawn = drawn = (seed, epoch), order
         return drawn[1][place * self._batch : (place + 1) * self._batch]
 
-    def at(self, step: int) -> Sequence[Batch | Pack]:
+    def at(self, step: int) -> Sequence[Forward]:
         """This process's forwards of `step`: as many on every process, some with a dummy row."""
         rows = self.rows_at(step)
         if isinstance(self._forwards, MicroBatches):
@@ -188,9 +199,9 @@ class TrainBatches:
 class Prefetcher:
     """Builds the next step's batches in a thread of its own while this step's are computed."""
 
-    def __init__(self, batches: TrainBatches, *, last_step: int, pin: bool):
-        """Takes the batches of all steps; with `pin`, they are in memory that a GPU copies in parallel."""
-        self._batches, self._last_step, self._pin = batches, last_step, pin
+    def __init__(self, batches: TrainBatches, *, last_step: int, ready: Callable[[Forward], Forward]):
+        """Takes the batches of all steps, and what else is done to each of them in that thread."""
+        self._batches, self._last_step, self._ready = batches, last_step, ready
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: tuple[tuple[int, int], Future] | None = None
 
@@ -207,7 +218,7 @@ class Prefetcher:
         """Rows of a step, see `TrainBatches.rows_at`."""
         return self._batches.rows_at(step)
 
-    def at(self, step: int) -> Sequence[Batch | Pack]:
+    def at(self, step: int) -> Sequence[Forward]:
         """Forwards of a step, see `TrainBatches.at`; those of the next step begin to be built."""
         wanted = self.seed, step
         if self._next is not None and self._next[0] == wanted:
@@ -223,16 +234,18 @@ class Prefetcher:
         """Ends the thread."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _build(self, step: int) -> Sequence[Batch | Pack]:
-        batches = self._batches.at(step)
-        return [_pinned(batch) for batch in batches] if self._pin else batches
+    def _build(self, step: int) -> Sequence[Forward]:
+        return [self._ready(forward) for forward in self._batches.at(step)]
 
 
-def _pinned(batch: Batch | Pack) -> Batch | Pack:
-    pinned: dict[str, Any] = {
-        name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)
-    }
-    return batch._replace(**pinned)
+class Model(PackedModel, PaddedModel, Protocol):
+    """A model that computes packs and padded examples."""
+
+
+def ready(forward: Forward, model: Model, device: torch.device) -> Forward:
+    """A forward with all that its model must know of it; for a GPU, in pinned memory."""
+    forward = forward.prepared(model)
+    return transfer.pinned(forward) if device.type == "cuda" else forward
 
 
 def prefetch(items: Iterable[Prefetched]) -> Generator[Prefetched, None, None]:

@@ -9,7 +9,7 @@ change a result. Who computes which example follows from the examples' lengths a
 import heapq
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ ROWS_COMPARED = 4096
 class PackedModel(Protocol):
     """A model that computes packs."""
 
-    def packed_logits(self, input_ids: Tensor, prefix: int, lengths: Sequence[int], /) -> Tensor:
-        """(n, outputs) logits of a pack: (tokens,) ids, its shared prefix, own tokens of each example."""
+    def pack_places(self, prefix: int, lengths: Sequence[int], /) -> tuple[Any, ...]:
+        """What the model must know of where things lie in a pack: tensors on the CPU and plain values."""
+
+    def packed_logits(self, input_ids: Tensor, places: Any, /) -> Tensor:
+        """(n, outputs) logits of a pack: (tokens,) ids, and what `pack_places` gave."""
 
 
 class Pack(NamedTuple):
@@ -38,6 +41,7 @@ class Pack(NamedTuple):
         labels: (n,) int64 classes, or (n, values) float32 with NaN where unknown.
         rows: (n,) place in the split.
         weights: (n,) 1, or 0 for a dummy row that keeps the number of forwards equal on all processes.
+        places: where things lie in it, as the model that will compute it said; None: it was not asked yet.
     """
 
     input_ids: Tensor
@@ -46,6 +50,7 @@ class Pack(NamedTuple):
     labels: Tensor
     rows: Tensor
     weights: Tensor
+    places: tuple[Any, ...] | None = None
 
     @property
     def real_tokens(self) -> int:
@@ -63,9 +68,14 @@ class Pack(NamedTuple):
         """Real tokens that are not computed again, since the pack has the prefix once."""
         return self.prefix * max(int(self.weights.count_nonzero()) - 1, 0)
 
+    def prepared(self, model: PackedModel) -> Self:
+        """The pack with all that `model` must know of it before it computes it; the model itself rests."""
+        return self._replace(places=model.pack_places(self.prefix, self.lengths))
+
     def logits(self, model: PackedModel) -> Tensor:
         """(n, outputs) logits that `model` computes."""
-        return model.packed_logits(self.input_ids, self.prefix, self.lengths)
+        pack = self.prepared(model) if self.places is None else self
+        return model.packed_logits(pack.input_ids, pack.places)
 
 
 def common_prefix(split: TokenizedSplit, rows: np.ndarray) -> int:

@@ -77,8 +77,8 @@ def evaluate_split(
     average_strands = config.data.averages
     read = split.both_strands() if average_strands else split
     with report_out_of_memory("evaluation", partial(remedy_of_run, config, plan)):
-        rows, logits = own_logits(model, _forwards(read, plan, env))
-    all_logits = gather_rows(rows.to(env.device), logits, total=len(read), env=env)
+        rows, logits = own_logits(model, _forwards(read, plan, env), env.device)
+    all_logits = gather_rows(rows, logits, total=len(read), env=env)
     if not np.isfinite(all_logits).all():
         rule = "logits are not finite, training diverged"
         fix = "lower it, or clip with train.max_grad_norm"

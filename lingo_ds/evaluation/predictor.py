@@ -33,6 +33,7 @@ from lingo_ds.planning.micro_batch import WORTH_SHARING
 from lingo_ds.planning.remedies import remedy_of_prediction
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.out_of_memory import report_out_of_memory
+from lingo_ds.utils.transfer import upload
 
 SEQUENCES_PER_CHUNK = 8192
 """The largest number of sequences in a chunk."""
@@ -199,19 +200,19 @@ class Predictor:
         if len(share.places):
             lost, truncated = share.split.losses, share.split.truncated
         mine = [self._forwards_needed(share.split), truncated, *vars(lost).values()]
-        gathered = process_group.all_gather(torch.tensor(mine, device=self.env.device))
+        gathered = process_group.all_gather(upload(torch.tensor(mine), self.env.device)).cpu()
         needed, (truncations, *losses) = int(gathered[:, 0].max()), gathered[:, 1:].sum(0).tolist()
         self.losses += TokenLosses(*losses)
         self._require_readable()
         with report_out_of_memory("prediction", partial(remedy_of_prediction, self.plan)):
-            rows, logits = own_logits(self._model, self._forwards(share.split, needed))
+            rows, logits = own_logits(self._model, self._forwards(share.split, needed), self.env.device)
         if not len(share.places):
             rows, logits = rows[:0], logits[:0]
         total, places = len(share.chunk.sequences), torch.from_numpy(share.places)
         if self._average_strands:
             places = torch.cat([places, places + total])
-        places, strands = places[rows].to(self.env.device), 1 + self._average_strands
-        ordered = gather_rows(places, logits, total=strands * total, env=self.env)
+        strands = 1 + self._average_strands
+        ordered = gather_rows(places[rows], logits, total=strands * total, env=self.env)
         self._check_finite(ordered, share.chunk)
         if self._average_strands:
             ordered = mean_of_strands(ordered, self.task)

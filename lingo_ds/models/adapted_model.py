@@ -12,6 +12,8 @@ from lingo_ds.models.adapters.layout import BankLayout
 from lingo_ds.models.adapters.sites import AdaptedSites
 from lingo_ds.models.adapters.token_embeddings import TokenHooks
 from lingo_ds.models.backbone.backbone import Backbone
+from lingo_ds.models.backbone.pack_places import PackPlaces
+from lingo_ds.utils.transfer import to_device
 
 Pooling = Literal["last", "mean", "first"]
 """Ways from an example's hidden states to one vector: its last real token, their mean, its first token."""
@@ -56,32 +58,35 @@ class AdaptedModel:
             attention_mask: (n, length), 1 on real tokens; None where nothing is padded.
             lengths: (n,) real tokens.
         """
-        mask = None if attention_mask is None else self._to_device(attention_mask)
+        inputs = (input_ids, attention_mask, lengths)
+        input_ids, attention_mask, lengths = to_device(inputs, self.bank.device)
         with self._backbone_grad():
-            hidden = self.backbone.hidden_states(self._to_device(input_ids), mask)
-            pooled = pool(hidden, self._to_device(lengths), self._pooling)
+            hidden = self.backbone.hidden_states(input_ids, attention_mask)
+            pooled = pool(hidden, lengths, self._pooling)
         return self._head(pooled)
 
-    def packed_logits(self, input_ids: Tensor, prefix: int, lengths: Sequence[int]) -> Tensor:
+    def pack_places(self, prefix: int, lengths: Sequence[int]) -> PackPlaces:
+        """The places of a pack on the CPU: any thread may ask for them, ahead of the forward.
+
+        Args:
+            prefix: tokens of the shared prefix, 0 for none.
+            lengths: own tokens of each example.
+        """
+        pooled = None if self._pooling == "mean" else self._pooling
+        return self.backbone.pack_places(prefix, lengths, pooled=pooled)
+
+    def packed_logits(self, input_ids: Tensor, places: PackPlaces) -> Tensor:
         """Logits of the examples of a pack, (n, outputs) fp32.
 
         Args:
             input_ids: (tokens,), the shared prefix, then every example's own tokens.
-            prefix: tokens of the shared prefix, 0 for none.
-            lengths: own tokens of each of the n examples.
+            places: what `pack_places` gave for its n examples.
         """
+        input_ids, places = to_device((input_ids, places), self.bank.device)
         with self._backbone_grad():
-            pooled = self._pooled_pack(self._to_device(input_ids), prefix, lengths)
+            hidden = self.backbone.packed_states(input_ids, places)
+            pooled = pool_pack(hidden, places)
         return self._head(pooled)
-
-    def _pooled_pack(self, input_ids: Tensor, prefix: int, lengths: Sequence[int]) -> Tensor:
-        only = None if self._pooling == "mean" else self._pooling
-        hidden, packed = self.backbone.packed_states(input_ids, prefix, lengths, only=only)
-        if only:
-            return hidden[getattr(packed, only)]
-        own = torch.stack([part.sum(0) for part in hidden[prefix:].split(list(lengths))])
-        tokens = torch.tensor(lengths, device=hidden.device)[:, None] + prefix
-        return (own + hidden[:prefix].sum(0)) / tokens
 
     def _backbone_grad(self) -> torch.set_grad_enabled:
         """Gradients through the backbone, where something learns inside it and the caller wants gradients."""
@@ -92,9 +97,6 @@ class AdaptedModel:
         if not self.learns_inside:
             self.backbone.release()
         return F.linear(pooled.to(self.bank.dtype), self.bank.compute.head).float()
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        return values.to(self.bank.device, non_blocking=True)
 
     def follow_bank(self) -> None:
         """Renews the hooks after the bank was compacted or replaced."""
@@ -120,3 +122,13 @@ def pool(hidden: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
         return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
     real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
     return (hidden * real[..., None]).sum(1) / lengths[:, None]
+
+
+def pool_pack(hidden: Tensor, places: PackPlaces) -> Tensor:
+    """Hidden states of a pack, (tokens, size), to one vector for each example, (n, size)."""
+    if places.pooled is not None:
+        return hidden.index_select(0, places.pooled)
+    assert places.counts is not None, "there are counts where no token stands for its example"
+    prefix = places.prefix
+    own = torch.stack([part.sum(0) for part in hidden[prefix:].split(places.lengths)])
+    return (own + hidden[:prefix].sum(0)) / places.counts

@@ -3,20 +3,23 @@
 AdaLoRA, arXiv 2303.10512, eq. 8-11.
 """
 
-import torch
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
+
+Parts = Callable[[Tensor], Sequence[Tensor]]
+"""A function from a tensor to views that cover it."""
 
 
 def update_importance_(
     sensitivity: Tensor,
     uncertainty: Tensor,
-    weight: Tensor,
-    grad: Tensor,
+    product: Tensor,
     *,
     beta1: float,
     beta2: float,
-    moving: Tensor,
-    scratch: Tensor | None = None,
+    moving: Sequence[Tensor],
+    parts: Parts,
 ) -> None:
     """Updates the averages S and U by one step, in place.
 
@@ -25,13 +28,20 @@ def update_importance_(
     Args:
         sensitivity: S, any shape.
         uncertainty: U, same shape.
-        weight: w, same shape.
-        grad: gradient of the whole global batch before clipping, same shape.
+        product: w g, the weight times its gradient of the whole global batch before clipping, same shape; it
+            is overwritten, since touching new memory would take longer than the arithmetic.
         beta1: average of S.
         beta2: average of U.
-        moving: 1 where the averages move, 0 where they are held; broadcastable to the shape.
-        scratch: buffer for I, same shape; touching new memory would take longer than the arithmetic.
+        moving: for each part, 1 where the averages move, 0 where they are held; broadcastable to its shape.
+        parts: the parts of any of the three tensors.
     """
-    instant = torch.mul(weight, grad, out=scratch).abs_()
-    sensitivity.lerp_(instant, moving * (1 - beta1))
-    uncertainty.lerp_(instant.sub_(sensitivity).abs_(), moving * (1 - beta2))
+    instant = product.abs_()
+    _average_(parts(sensitivity), parts(instant), beta1, moving)
+    _average_(parts(uncertainty), parts(instant.sub_(sensitivity).abs_()), beta2, moving)
+
+
+def _average_(
+    averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, moving: Sequence[Tensor]
+) -> None:
+    for average, value, moves in zip(averages, values, moving, strict=True):
+        average.lerp_(value, moves * (1 - beta))

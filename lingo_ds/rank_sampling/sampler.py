@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from lingo_ds.rank_sampling.masks import (
 )
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.utils.state import Count, State
+from lingo_ds.utils.transfer import upload
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class RankSampler:
     def _agree(self, kept: np.ndarray | None) -> np.ndarray:
         """Global rank 0's decision, on every process, sent as packed bits."""
         bits = np.zeros(-(-self._schedule.initial // 8), np.uint8) if kept is None else np.packbits(kept)
-        sent = process_group.broadcast_(torch.from_numpy(bits).to(self._env.device), what="masks")
+        sent = process_group.broadcast_(upload(bits, self._env.device), what="masks")
         return np.unpackbits(sent.cpu().numpy(), count=self._schedule.initial).astype(bool)
 
     def kept_ranks(self) -> dict[str, int]:

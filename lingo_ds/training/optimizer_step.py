@@ -89,7 +89,7 @@ class OptimizerStep:
             fused=True,
         )
         self.optimizer.state[self._parameter] = {
-            "step": torch.tensor(float(self.steps_taken), device=bank.device),
+            "step": torch.full((), float(self.steps_taken), device=bank.device),
             "exp_avg": bank.exp_avg,
             "exp_avg_sq": bank.exp_avg_sq,
         }
@@ -139,8 +139,8 @@ class OptimizerStep:
             else bank.grad.new_zeros(())
         )
         virtual = bank.zero_masked_grad()
-        norms = torch.stack([bank.grad.norm(), virtual.norm(), penalty])
-        grad_norm, virtual_norm, penalty, *sums = torch.cat([norms, bank.scalars]).tolist()
+        norms = [one.unsqueeze(0) for one in (bank.grad.norm(), virtual.norm(), penalty)]
+        grad_norm, virtual_norm, penalty, *sums = torch.cat([*norms, bank.scalars]).tolist()
         finite = math.isfinite(grad_norm + virtual_norm)
         self.loss_scale.follow(finite)
         self._count_skipped(finite)
@@ -165,23 +165,21 @@ class OptimizerStep:
 
     def _update_importance(self, lam_grad: Tensor) -> None:
         """Updates importance, where the bank keeps it: lam's from the gradient of the product m * lam."""
-        bank, sampling = self._bank, self._sampling
+        bank, sampling, layout = self._bank, self._sampling, self._bank.layout
         if bank.sensitivity is None or bank.uncertainty is None or bank.scratch is None:
             return
-        flats = (bank.sensitivity, bank.uncertainty, bank.master, bank.grad, bank.scratch)
-        *blocks, lam = zip(*map(bank.row_views, flats), bank.moving_rows, strict=True)
-        lam = (*lam[:3], lam_grad[:, None], *lam[4:])
-        for sensitivity, uncertainty, weight, grad, scratch, moving in (*blocks, lam):
-            update_importance_(
-                sensitivity,
-                uncertainty,
-                weight,
-                grad,
-                beta1=sampling.beta1,
-                beta2=sampling.beta2,
-                moving=moving,
-                scratch=scratch,
-            )
+        own = slice(layout.adapter_size)
+        product = torch.mul(bank.master[own], bank.grad[own], out=bank.scratch)
+        torch.mul(layout.lam(bank.master), lam_grad, out=layout.lam(product))
+        update_importance_(
+            bank.sensitivity,
+            bank.uncertainty,
+            product,
+            beta1=sampling.beta1,
+            beta2=sampling.beta2,
+            moving=bank.moving_rows,
+            parts=bank.row_views,
+        )
 
 
 def _stats(sums: Sequence[float], penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:

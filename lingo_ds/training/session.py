@@ -5,7 +5,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from lingo_ds.data.batches import MicroBatches, PackBudget, Prefetcher, TrainBatches
+from lingo_ds.data.batches import MicroBatches, PackBudget, Prefetcher, TrainBatches, ready
 from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement, watchdog
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
@@ -58,7 +58,7 @@ class Session:
     def __init__(self, setup: RunSetup, model: AdaptedModel):
         config, env, plan = setup.config, setup.env, setup.plan
         self._setup, self.model = setup, model
-        self.batches = _train_batches(setup)
+        self.batches = _train_batches(setup, model)
         self.loss = make_loss(setup.task, config.task, setup.data.splits["train"].labels, env.device)
         self.optimizer_step = OptimizerStep(model.bank, config)
         self.sampler = None
@@ -220,8 +220,8 @@ class Session:
         self._store.save(state, bank, best_step=self.best.step)
 
 
-def _train_batches(setup: RunSetup) -> Prefetcher:
-    """The training examples of every step, read ahead in a thread."""
+def _train_batches(setup: RunSetup, model: AdaptedModel) -> Prefetcher:
+    """The training examples of every step, read ahead in a thread, ready for the model."""
     config, env, plan = setup.config, setup.env, setup.plan
     forwards: MicroBatches | PackBudget = MicroBatches(plan.micro_batch_size, plan.accumulation)
     if plan.micro_batch_tokens is not None:
@@ -235,4 +235,4 @@ def _train_batches(setup: RunSetup) -> Prefetcher:
         world=env.world_size,
         either_strand=config.data.augments,
     )
-    return Prefetcher(batches, last_step=plan.steps, pin=env.device.type == "cuda")
+    return Prefetcher(batches, last_step=plan.steps, ready=lambda forward: ready(forward, model, env.device))

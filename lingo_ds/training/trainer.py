@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lingo_ds.data.batches import Batch, Prefetcher
-from lingo_ds.data.packing import Pack
+from lingo_ds.data.batches import Forward, Prefetcher
 from lingo_ds.distributed import watchdog
 from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.evaluate import Evaluation
@@ -21,6 +20,7 @@ from lingo_ds.training.audit import Audit
 from lingo_ds.training.losses import Loss
 from lingo_ds.training.optimizer_step import OptimizerStep, StepStats
 from lingo_ds.training.traffic import StepTraffic
+from lingo_ds.utils.transfer import to_device
 
 
 @dataclass
@@ -90,6 +90,16 @@ class Outcome(NamedTuple):
 def seed_dropout(seed: int, step: int, global_rank: int) -> None:
     """Seeds torch's generators from what a resumed run also knows, so that it drops the same entries."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, global_rank]).generate_state(1, np.uint64)[0]))
+
+
+def _counts(batches: Sequence[Forward]) -> dict[Scalar, float]:
+    """What is known of a step's sums before it is computed."""
+    return {
+        Scalar.EXAMPLES: sum(float(batch.weights.sum()) for batch in batches),
+        Scalar.REAL_TOKENS: sum(batch.real_tokens for batch in batches),
+        Scalar.ALL_TOKENS: sum(batch.computed_tokens for batch in batches),
+        Scalar.SHARED_TOKENS: sum(batch.shared_tokens for batch in batches),
+    }
 
 
 class Trainer:
@@ -166,32 +176,28 @@ class Trainer:
             end="interrupted" if stats.stop else None,
         )
 
-    def _compute_gradient(self, step: int, batches: Sequence[Batch | Pack]) -> None:
+    def _compute_gradient(self, step: int, batches: Sequence[Forward]) -> None:
         """Leaves this process's share of the gradient of one global batch in the bank."""
         seed_dropout(self._batches.seed, step, self._audit.env.global_rank)
         self._model.backbone.train()
-        self._model.bank.zero_grad()
+        self._model.bank.zero_grad(_counts(batches))
         examples = len(self._batches.rows_at(step))
         for batch in batches:
             self._add_gradient(batch, examples)
             watchdog.beat()
         self._model.bank.finish_grad()
         self._model.backbone.require_partitioned()
-        self._model.bank.scalars[Scalar.STOP_REQUESTS] += float(self._stop.requested)
+        if self._stop.requested:
+            self._model.bank.scalars[Scalar.STOP_REQUESTS].add_(1)
 
-    def _add_gradient(self, batch: Batch | Pack, examples: int) -> None:
+    def _add_gradient(self, batch: Forward, examples: int) -> None:
         """Adds one micro-batch's share of the mean loss over `examples` to the gradient."""
         bank = self._model.bank
-        logits = batch.logits(self._model)
-        weights = batch.weights.to(logits.device)
-        loss = self._loss(logits, batch.labels.to(logits.device), weights)
-        (loss * (self._optimizer_step.loss_scale.value / examples)).backward()
+        batch = to_device(batch, bank.device)
+        loss = self._loss(batch.logits(self._model), batch.labels, batch.weights)
+        loss.backward(torch.full_like(loss, self._optimizer_step.loss_scale.value / examples))
         bank.collect_grad()
-        bank.scalars[Scalar.LOSS] += loss.detach()
-        bank.scalars[Scalar.EXAMPLES] += weights.sum()
-        bank.scalars[Scalar.REAL_TOKENS] += batch.real_tokens
-        bank.scalars[Scalar.ALL_TOKENS] += batch.computed_tokens
-        bank.scalars[Scalar.SHARED_TOKENS] += batch.shared_tokens
+        bank.scalars[Scalar.LOSS].add_(loss.detach())
 
     def _audit_due(self, step: int) -> bool:
         """After a final mask at once: processes of different size could not even reduce their gradients."""

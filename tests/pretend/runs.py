@@ -90,6 +90,12 @@ def losses_on_cpu(folder: Path, dtype: str) -> list[float]:
         return train(folder / "data", folder / "cpu", f"backbone.dtype={dtype}")["losses"]
 
 
+def predict(adapter: Path, data: Path, answers: Path, *more: str) -> None:
+    """Predicts the test sequences by the real command."""
+    source = ["--input", str(data / "test.csv"), "--output", str(answers)]
+    assert main(["predict", "--adapter", str(adapter), *source, *more]) == 0
+
+
 def use(run: Path, data: Path, out: Path, *more: str) -> dict[str, Any]:
     """What the verbs that follow a training run say: metrics, probabilities, and a merged model's weights."""
     from safetensors.torch import load_file
@@ -98,11 +104,10 @@ def use(run: Path, data: Path, out: Path, *more: str) -> dict[str, Any]:
     out.mkdir()
     status, shown = command("evaluate", run / "config.yaml", run, *more)
     assert status == 0, shown
-    answers, adapter = out / "answers.csv", str(run / "adapter")
-    source = ["--input", str(data / "test.csv"), "--output", str(answers)]
-    assert main(["predict", "--adapter", adapter, *source, *more]) == 0
+    answers, adapter = out / "answers.csv", run / "adapter"
+    predict(adapter, data, answers, *more)
     merged = out / "merged"
-    assert main(["export", "--adapter", adapter, "--to", "merged", "--output", str(merged)]) == 0
+    assert main(["export", "--adapter", str(adapter), "--to", "merged", "--output", str(merged)]) == 0
     with answers.open() as rows:
         probabilities = [[float(x) for x in list(row.values())[-2:]] for row in csv.DictReader(rows)]
     weights = {name: value.float() for name, value in load_file(merged / "model.safetensors").items()}

@@ -9,14 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, LlamaConfig
 
+from lingo_ds.data.batches import attention_mask
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.adapted_model import AdaptedModel, Pooling
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import uniform_layout
 from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.models.backbone.spec import read_spec
+from lingo_ds.utils.transfer import pinned, to_device
 from tests.unit.models.test_packed_forward import CLASSES, ENCODERS, FAMILIES, GATED, VOCABULARY
 
 LENGTHS = (3, 4, 7, 7, 7, 18, 20)
@@ -54,24 +56,31 @@ class Seen(NamedTuple):
     flash_calls: int
 
 
-def logits_and_gradients(
-    folder: Path, device: torch.device, dtype: torch.dtype, case: Case
-) -> tuple[Tensor, Tensor]:
+def make_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, options: BackboneOptions, *, pooling: Pooling
+) -> AdaptedModel:
     spec = read_spec(folder)
     sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
     layout = uniform_layout(sites, rank=4, head_shape=(CLASSES, spec.output_size))
     bank = AdapterBank(layout, scale=2.0, dtype=dtype, device=device, scalars=6, importance=False)
     bank.master.copy_(0.3 * torch.randn(layout.size, generator=torch.Generator().manual_seed(3)))
     bank.refresh()
-    options = BackboneOptions(activation_checkpointing=case.recomputed, packed=True)
     backbone = load_backbone(spec, options, dtype=dtype, env=DistEnv(0, 0, 1, 1, device))
-    model = AdaptedModel(backbone, bank, pooling=case.pooling, dropout=0.0, shared_inputs=spec.shared_inputs)
-    backbone.train()
-    prefix = case.prefix if spec.causal else 0
+    return AdaptedModel(backbone, bank, pooling=pooling, dropout=0.0, shared_inputs=spec.shared_inputs)
+
+
+def logits_and_gradients(
+    folder: Path, device: torch.device, dtype: torch.dtype, case: Case
+) -> tuple[Tensor, Tensor]:
+    options = BackboneOptions(activation_checkpointing=case.recomputed, packed=True)
+    model = make_model(folder, device, dtype, options, pooling=case.pooling)
+    bank = model.bank
+    model.backbone.train()
+    prefix = case.prefix if read_spec(folder).causal else 0
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(5, VOCABULARY, (prefix + sum(LENGTHS),), generator=draw)
     bank.zero_grad()
-    logits = model.packed_logits(ids, prefix, LENGTHS)
+    logits = model.packed_logits(ids, model.pack_places(prefix, LENGTHS))
     labels = torch.arange(len(LENGTHS), device=device) % CLASSES
     F.cross_entropy(logits, labels, reduction="sum").backward()
     bank.collect_grad()
@@ -84,6 +93,34 @@ def distances(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
         float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True)
     )
     return of_logits, of_gradients
+
+
+def padded_logits(folder: Path, device: torch.device) -> tuple[list[Tensor], int]:
+    """Logits of a batch with padding and one without, in fp32, and how often the host waited for them."""
+    from tests.pretend.probe import Probe
+
+    model = make_model(folder, device, torch.float32, BackboneOptions(), pooling="mean")
+    model.backbone.train(False)
+    draw, found = torch.Generator().manual_seed(1), []
+    with torch.no_grad(), Probe() as probe:
+        for lengths in (torch.tensor(LENGTHS), torch.tensor([20, 20])):
+            ids = torch.randint(5, VOCABULARY, (len(lengths), 20), generator=draw)
+            inputs = to_device(pinned((ids, attention_mask(lengths, 20), lengths)), device)
+            found.append(probe.during("forward", model.padded_logits)(*inputs))
+    return [logits.cpu() for logits in found], sum(probe.waits.get("forward", {}).values())
+
+
+def compute_padded(folder: Path) -> dict[str, tuple[float, int]]:
+    """How far each family is from the CPU, and how often the host waited."""
+    seen = {}
+    for name, config in FAMILIES.items():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder / name)
+        expected, _ = padded_logits(folder / name, torch.device("cpu"))
+        found, waits = padded_logits(folder / name, torch.device("cuda", 0))
+        pairs = zip(found, expected, strict=True)
+        seen[name] = max(float((one - other).norm() / other.norm()) for one, other in pairs), waits
+    return seen
 
 
 def compute_all(folder: Path) -> dict[tuple[str, Case], Seen]:
@@ -113,6 +150,12 @@ def compute_all(folder: Path) -> dict[tuple[str, Case], Seen]:
 def seen(cards, tmp_path_factory) -> dict[tuple[str, Case], Seen]:
     (value,) = cards.call(compute_all, tmp_path_factory.mktemp("families"))
     return value
+
+
+def test_padded_logits_are_the_cpus_and_nobody_waits_for_them(cards, tmp_path):
+    (seen,) = cards.call(compute_padded, tmp_path)
+    assert set(seen) == set(FAMILIES)
+    assert {name: found for name, found in seen.items() if found[0] > 1e-5 or found[1]} == {}
 
 
 def test_every_family_is_tried():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
 from lingo_ds.config.run_config import RunConfig
-from lingo_ds.data.batches import Batch
+from lingo_ds.data.batches import Batch, attention_mask
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
@@ -211,7 +211,8 @@ def global_batch(step: int) -> Batch:
     input_ids = torch.randint(3, VOCABULARY, (EXAMPLES, 16), generator=generator)
     input_ids[torch.arange(16) >= LENGTHS[:, None]] = 0
     labels = torch.randint(0, CLASSES, (EXAMPLES,), generator=generator)
-    return Batch(input_ids, LENGTHS, labels, torch.arange(EXAMPLES), torch.ones(EXAMPLES))
+    mask = attention_mask(LENGTHS, 16)
+    return Batch(input_ids, mask, LENGTHS, labels, torch.arange(EXAMPLES), torch.ones(EXAMPLES))
 
 
 def micro_batch(batch: Batch, rows: list[int]) -> Batch:
@@ -220,7 +221,8 @@ def micro_batch(batch: Batch, rows: list[int]) -> Batch:
     index = torch.tensor(rows or [0])
     lengths = batch.lengths[index]
     input_ids = batch.input_ids[index, : int(lengths.max())]
-    return Batch(input_ids, lengths, batch.labels[index], index, weights)
+    mask = attention_mask(lengths, input_ids.shape[1])
+    return Batch(input_ids, mask, lengths, batch.labels[index], index, weights)
 
 
 def dense_gradient(folder: Path, layout: BankLayout, master: Tensor, batch: Batch) -> list[Tensor]:

@@ -4,7 +4,7 @@ fp32 masters, moments and importance; a compute copy in the backbone's dtype; on
 backward pass adds where the all-reduce reads it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lingo_ds.models.adapters.compute_copy import TENSOR_CORE_ROWS, ComputeCopy
 from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.utils.transfer import on_host, upload
 
 INIT_STD = 0.02
 """Standard deviation of a new head, and of AdaLoRA's new P and Q."""
@@ -113,17 +114,18 @@ class AdapterBank:
             multiple=TENSOR_CORE_ROWS if on_tensor_cores else 1,
         )
         self._follow_mask(None)
-        self._p_rows, self._q_rows = (
-            torch.from_numpy(rows).to(self.device) for rows in layout.rows_of_triplets
-        )
+        self._p_rows, self._q_rows = (upload(rows, self.device) for rows in layout.rows_of_triplets)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of `STATE` that this bank has, by name."""
         return {name: value for name in self.STATE if (value := getattr(self, name)) is not None}
 
-    def zero_grad(self) -> None:
-        """Clears gradient and scalars for a new step."""
+    def zero_grad(self, known: Mapping[Scalar, float] | None = None) -> None:
+        """Clears gradient and scalars for a new step; some of its sums may be known already."""
         self.reduce_buffer.zero_()
+        if known:
+            sums = torch.tensor([known.get(which, 0.0) for which in Scalar])
+            self.scalars.copy_(on_host(sums, self.device), non_blocking=True)
 
     def collect_grad(self) -> None:
         """Adds the gradients of a backward pass to the fp32 sum, so that many micro-batches lose nothing."""
@@ -139,9 +141,9 @@ class AdapterBank:
 
     def set_mask(self, kept: np.ndarray) -> None:
         """Masks all triplets but the kept ones, (triplets,) of bool. Values and moments stay as they are."""
-        self.mask.copy_(torch.from_numpy(kept))
+        self.mask.copy_(upload(kept, self.device))
         gone = [np.flatnonzero(~kept[block.triplet_of_row]) for block in self.layout.blocks]
-        rows = [torch.from_numpy(part).to(self.device) for part in (*gone, np.flatnonzero(~kept))]
+        rows = [upload(part, self.device) for part in (*gone, np.flatnonzero(~kept))]
         self._follow_mask(None if kept.all() else rows)
         self.refresh()
 
@@ -165,7 +167,7 @@ class AdapterBank:
     @torch.no_grad()
     def zero_lam(self, kept: np.ndarray) -> None:
         """Sets lam to 0 outside the kept triplets and leaves them free to grow again."""
-        self.layout.lam(self.master).mul_(torch.from_numpy(kept).to(self.device))
+        self.layout.lam(self.master).mul_(upload(kept, self.device))
         self.refresh()
 
     def row_views(self, flat: Tensor) -> list[Tensor]:
@@ -202,13 +204,13 @@ class AdapterBank:
     def kept_values(self) -> tuple[BankLayout, Tensor]:
         """Layout and values that the forward pass uses now: the adapter as evaluated, saved and exported."""
         kept = self.mask.cpu().numpy()
-        return self.layout.keep(kept), self.layout.take(self.master, kept)
+        (values,) = self.layout.take(kept, self.master)
+        return self.layout.keep(kept), values
 
     def compact(self, kept: np.ndarray) -> None:
         """Stores the kept triplets alone, with their moments. The masks are final: importance is dropped."""
         layout = self.layout
-        flat = (self.master, self.exp_avg, self.exp_avg_sq)
-        self.replace(layout.keep(kept), *(layout.take(values, kept) for values in flat))
+        self.replace(layout.keep(kept), *layout.take(kept, self.master, self.exp_avg, self.exp_avg_sq))
 
     def replace(
         self,

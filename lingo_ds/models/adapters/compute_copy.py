@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.utils.transfer import upload
 
 TENSOR_CORE_ROWS = 8
 """Ranks are filled up to a multiple of it in half precision on a GPU, whose fast products need it."""
@@ -91,10 +92,10 @@ class ComputeCopy:
             of_q[block.q_rows] = True
         # The factor of a row is looked up: of P's in the last place, which is 1.
         self._factors = torch.full((layout.triplets + 1,), scale, device=grad.device)
-        self._factors[-1] = 1
-        self._factor_of_row = _index(np.where(of_q, triplets, layout.triplets), grad)
+        self._factors[-1:].fill_(1)
+        self._factor_of_row = upload(np.where(of_q, triplets, layout.triplets), grad.device)
         self._row_factors = self._factors.index_select(0, self._factor_of_row)
-        self._q_row_of_triplet = _index(layout.rows_of_triplets[1], grad)
+        self._q_row_of_triplet = upload(layout.rows_of_triplets[1], grad.device)
 
     def are_adjacent(self, sites: Sequence[int]) -> bool:
         """Whether the rows of these sites' Q are one matrix, the first site's first."""
@@ -127,7 +128,8 @@ class ComputeCopy:
             if block.places is None:
                 torch.mul(values, factors, out=found)
             else:
-                found.index_copy_(0, block.places, (values * factors).to(found.dtype))
+                scaled = torch.mul(values, factors, out=torch.empty_like(values, dtype=found.dtype))
+                found.index_copy_(0, block.places, scaled)
         self.values[self.layout.adapter_size :].copy_(master[self._masters.adapter_size :])
 
     @torch.no_grad()
@@ -178,14 +180,10 @@ def _row_blocks(layout: BankLayout, filled: BankLayout | None, device: torch.dev
         of_p = sum(
             r for site, r in zip(layout.sites, layout.ranks, strict=True) if site.d_out == block.length
         )
-        to = torch.from_numpy(places[rows] - filled_first).to(device) if filled else None
+        to = upload(places[rows] - filled_first, device) if filled else None
         found.append(_RowBlock(number, rows, slice(first + of_p, rows.stop), to))
         first, filled_first = rows.stop, filled_first + (filled.blocks[number].rows if filled else 0)
     return found
-
-
-def _index(places: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(places).to(like.device)
 
 
 def _leaf(values: Tensor, grads: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lingo_ds.utils.transfer import upload
+
 
 class Site(NamedTuple):
     """One adapted linear map (.., d_in) -> (.., d_out) of the backbone, by its module name."""
@@ -187,17 +189,24 @@ class BankLayout:
         """The layout of the same sites with other ranks."""
         return replace(self, ranks=tuple(ranks))
 
-    def take(self, flat: Tensor, kept: np.ndarray) -> Tensor:
-        """A flat tensor of this layout, cut to the layout that `keep(kept)` gives.
+    def take(self, kept: np.ndarray, *flats: Tensor) -> list[Tensor]:
+        """Flat tensors of this layout, on one device, cut to the layout that `keep(kept)` gives.
 
         Rows keep their order inside a block, so the parts are simply joined again. A tensor without head and
         tokens (importance has none) stays without them.
         """
-        parts = [
-            block.of(flat)[torch.from_numpy(kept[block.triplet_of_row])].flatten() for block in self.blocks
-        ]
-        lam = self.lam(flat)
-        return torch.cat([*parts, lam[torch.from_numpy(kept)[: len(lam)]], flat[self.adapter_size :]])
+        device = flats[0].device
+        rows = [upload(np.flatnonzero(kept[block.triplet_of_row]), device) for block in self.blocks]
+        triplets = upload(np.flatnonzero(kept if self.has_lam else kept[:0]), device)
+        taken = []
+        for flat in flats:
+            parts = [
+                block.of(flat).index_select(0, own).flatten()
+                for block, own in zip(self.blocks, rows, strict=True)
+            ]
+            lam = self.lam(flat).index_select(0, triplets)
+            taken.append(torch.cat([*parts, lam, flat[self.adapter_size :]]))
+        return taken
 
 
 def uniform_layout(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,15 @@ from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused import FusedKernels, fuse
 from lingo_ds.models.backbone.gathers import GatherState
 from lingo_ds.models.backbone.own_code import last_hidden_state
-from lingo_ds.models.backbone.packed_attention import PackedAttention
+from lingo_ds.models.backbone.pack_places import PackPlaces, Pooled, find_places
+from lingo_ds.models.backbone.packed_attention import choose_kernel
 from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
 
 if TYPE_CHECKING:
     from lingo_ds.models.backbone.packed_forward import PackedForward
+    from lingo_ds.models.backbone.padded_masks import UnreadMasks
     from lingo_ds.models.backbone.zero import ShardedModule
 
 
@@ -77,16 +79,33 @@ class Backbone:
         *,
         shards: "ShardedModule | None",
         embedding_rows: Tensor,
+        dtype: torch.dtype,
+        device: torch.device,
     ):
-        """Wraps the filled skeleton of `spec`, whose weights are whole or `shards`."""
+        """Wraps the filled skeleton of `spec`, whose weights are whole or `shards`.
+
+        Args:
+            spec: the shapes, and the module.
+            options: how it was loaded.
+            shards: its weights, where they are sharded.
+            embedding_rows: see the attribute.
+            dtype: what it computes in.
+            device: where it computes.
+        """
         self.module, self.embedding_rows = spec.skeleton, embedding_rows
         self._shards, self._first_position = shards, spec.first_position
         self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
         self._packed: PackedForward | None = None
+        self._masks: UnreadMasks | None = None
         if options.packed:
             from lingo_ds.models.backbone import packed_forward  # imports what models are built of
 
             self._packed = packed_forward.PackedForward(self.module, spec.last_layer)
+            self._kernel = choose_kernel(dtype, spec.head_size, device)
+        elif spec.packable and device.type == "cuda":
+            from lingo_ds.models.backbone import padded_masks
+
+            self._masks = padded_masks.UnreadMasks(self.module, causal=spec.causal)
         if options.activation_checkpointing:
             self.module.gradient_checkpointing_enable({"use_reentrant": False})
         self.module.eval()
@@ -95,35 +114,50 @@ class Backbone:
         """Last hidden states, (batch, length, output_size).
 
         Args:
-            input_ids: (batch, length) token ids.
+            input_ids: (batch, length) token ids, padded on the right.
             attention_mask: (batch, length), 1 on real tokens; None: all are real.
         """
+        if self._masks:
+            attention_mask = self._masks.given(input_ids, attention_mask)
         output = self.module(input_ids=input_ids, attention_mask=attention_mask, **self._no_cache)
         return last_hidden_state(self.module, output)
 
-    def packed_states(
-        self, input_ids: Tensor, prefix: int, lengths: Sequence[int], *, only: Literal["last", "first"] | None
-    ) -> tuple[Tensor, PackedAttention]:
-        """Last hidden states of a pack, (tokens, output_size), and the pack with the places of its tokens.
+    def pack_places(self, prefix: int, lengths: Sequence[int], *, pooled: Pooled | None) -> PackPlaces:
+        """The places of a pack on the CPU: any thread may ask for them, ahead of the forward.
+
+        Args:
+            prefix: tokens of the shared prefix, 0 for none.
+            lengths: own tokens of each example.
+            pooled: the token of each example whose hidden state is used; None: all are.
+        """
+        assert self._packed is not None, "a backbone that was loaded for padded batches"
+        return find_places(
+            prefix,
+            lengths,
+            kernel=self._kernel,
+            pooled=pooled,
+            # A token that sees all of its example is enough of the last layer.
+            shortened=pooled == "last" or (pooled == "first" and not self._causal),
+            first_position=self._first_position,
+        )
+
+    def packed_states(self, input_ids: Tensor, places: PackPlaces) -> Tensor:
+        """Last hidden states of a pack, (tokens, output_size); of a shortened last layer, 0 elsewhere.
 
         Args:
             input_ids: (tokens,), the shared prefix, then every example's own tokens.
-            prefix: tokens of the shared prefix, 0 for none.
-            lengths: own tokens of each example.
-            only: compute the last layer for each example's last or first token alone, 0 elsewhere, where
-                that token sees its whole example.
+            places: the pack's places, on the same device.
         """
         assert self._packed is not None, "a backbone that was loaded for padded batches"
-        pack = PackedAttention(prefix, lengths, input_ids.device)
-        sees_all = only == "last" or not self._causal  # the shortened last layer relies on it
-        self._packed.begin(pack, wanted=getattr(pack, only) if only and sees_all else None)
-        positions = pack.positions + self._first_position
-        output = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
-        return last_hidden_state(self.module, output)[0], pack
+        self._packed.begin(places)
+        row = input_ids.unsqueeze(0)
+        output = self.module(input_ids=row, position_ids=places.positions, **self._no_cache)
+        hidden: Tensor = last_hidden_state(self.module, output)
+        return hidden.squeeze(0)
 
     def train(self, mode: bool = True) -> None:
         """Switches adapter dropout and activation checkpointing; the frozen weights have no dropout."""
-        if self.module.training != mode:  # it walks through all modules
+        if self.module.training != mode:  # a Llama of 32 layers has 421 modules to go through
             self.module.train(mode)
 
     def held_entries(self) -> int:
@@ -182,7 +216,7 @@ def load_backbone(
         shards = _shard(spec, files, options, dtype=dtype, env=env)
     freeze_maps(spec, dtype=dtype, device=device, sharded=shards is not None)
     fuse(spec, options.fused_kernels, dtype=dtype, device=device)
-    return Backbone(spec, options, shards=shards, embedding_rows=embedding_rows)
+    return Backbone(spec, options, shards=shards, embedding_rows=embedding_rows, dtype=dtype, device=device)
 
 
 def _shard(

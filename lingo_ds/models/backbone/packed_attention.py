@@ -1,101 +1,40 @@
 """Attention over packs: no padding, one prefix for all examples.
 
-It is the package's own because no library's attention shares the keys of a prefix between sequences. A pack
-is one row of tokens, [prefix | own tokens of example 0 | own tokens of example 1 | ...]. A token of an
-example attends to the prefix and to its own example; the prefix attends to itself. In an encoder, where
+It is the package's own because no library's attention shares the keys of a prefix between sequences. A token
+of an example attends to the prefix and to its own example; the prefix attends to itself. In an encoder, where
 earlier tokens see later ones, a prefix cannot be shared and is empty.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from lingo_ds.models.backbone.flash_support import is_flash, varlen_options
+from lingo_ds.models.backbone.flash_support import is_flash
+from lingo_ds.models.backbone.pack_places import Bucket, FlashPlaces, Kernel, PackPlaces, PrefixCopies
 from lingo_ds.models.ops import attention
 
-MAX_PADDING = 0.15
-"""Neighbours whose lengths differ are one batched product while less than this part of it is padding."""
+flash_attention = torch.ops.aten._flash_attention_forward
+"""Torch's operator with its own gradient; `torch.nn.attention.varlen` wraps it in operators of Python."""
 
 
-class Bucket(NamedTuple):
-    """Neighbouring examples whose attention is one batched product.
-
-    Attributes:
-        tokens: own tokens of all examples.
-        examples: number of examples.
-        width: own tokens of the longest.
-        place: (examples * width,) which token is at each place, 0 in padding; None where nothing is padded.
-        real: (tokens,) the places among (examples * width) that are no padding; None likewise.
-        lengths: (examples,) own tokens of each.
-    """
-
-    tokens: int
-    examples: int
-    width: int
-    place: Tensor | None
-    real: Tensor | None
-    lengths: Tensor
+def choose_kernel(dtype: torch.dtype, head_size: int, device: torch.device) -> Kernel:
+    """What computes attention of queries of this kind."""
+    if is_flash(dtype, head_size, device):
+        return "flash"
+    return "cpp" if attention.supports_attention(dtype, device) else "groups"
 
 
 class PackedAttention:
-    """The attention of one pack, for every layer.
+    """The attention of one pack, for every layer."""
 
-    Attributes:
-        prefix: tokens of the shared prefix.
-        tokens: tokens of the whole pack.
-    """
-
-    def __init__(self, prefix: int, lengths: Sequence[int], device: torch.device):
-        """Takes the own tokens of every example; packs whose neighbours are of like length are fastest."""
-        self.prefix, self.tokens = prefix, prefix + sum(lengths)
-        self._lengths, self._device = list(lengths), device
+    def __init__(self, places: PackPlaces):
+        """Takes the pack's places, on the device that computes it."""
+        self._places = places
         self._masks: dict[tuple, Tensor] = {}
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(1, tokens): 0, 1, .. in the prefix; every example continues where the prefix ended."""
-        own = torch.tensor(self._lengths)
-        starts = own.cumsum(0) - own
-        positions = torch.arange(self.tokens - self.prefix) - starts.repeat_interleave(own) + self.prefix
-        return torch.cat([torch.arange(self.prefix), positions])[None].to(self._device)
-
-    @cached_property
-    def last(self) -> Tensor:
-        """(examples,): place of each example's last token."""
-        return (torch.tensor(self._lengths).cumsum(0) + (self.prefix - 1)).to(self._device)
-
-    @cached_property
-    def first(self) -> Tensor:
-        """(examples,): place of each example's first token; the prefix's, where there is one."""
-        if self.prefix:
-            return torch.zeros(len(self._lengths), dtype=torch.long, device=self._device)
-        own = torch.tensor(self._lengths)
-        return (own.cumsum(0) - own).to(self._device)
-
-    @cached_property
-    def _buckets(self) -> list[Bucket]:
-        groups: list[list[int]] = []
-        for length in self._lengths:
-            group = [*(groups[-1] if groups else []), length]
-            if groups and sum(group) >= (1 - MAX_PADDING) * len(group) * max(group):
-                groups[-1].append(length)
-            else:
-                groups.append([length])
-        return [self._bucket(group) for group in groups]
-
-    def _bucket(self, group: list[int]) -> Bucket:
-        lengths, width = torch.tensor(group), max(group)
-        if min(group) == width:
-            return Bucket(sum(group), len(group), width, None, None, lengths.to(self._device))
-        real = (torch.arange(width) < lengths[:, None]).flatten().nonzero().flatten()
-        place = torch.zeros(len(group) * width, dtype=torch.long)
-        place[real] = torch.arange(len(real))
-        real, place, lengths = (part.to(self._device) for part in (real, place, lengths))
-        return Bucket(sum(group), len(group), width, place, real, lengths)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
@@ -113,14 +52,15 @@ class PackedAttention:
         Returns:
             (1, tokens, heads, size).
         """
-        assert causal or not self.prefix, "an encoder shares no prefix"
-        if is_flash(query):
-            return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
-        if attention.supports_attention(query):
-            query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+        places = self._places
+        assert causal or not places.prefix, "an encoder shares no prefix"
+        if places.flash is not None:
+            return _flash(query, key, value, places.flash, scale=scale, window=window, causal=causal)
+        if places.sequences is not None:
+            query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
             return attention.attend(
-                query, key, value, self._sequences, scale=scale, window=window, causal=causal
-            )[None]
+                query, key, value, places.sequences, scale=scale, window=window, causal=causal
+            ).unsqueeze(0)
         return self._by_bucket(query, key, value, scale=scale, window=window, causal=causal)
 
     def _by_bucket(
@@ -130,14 +70,14 @@ class PackedAttention:
         (head_q, queries), (head_k, keys), (head_v, values) = map(self._apart, (query, key, value))
         outputs = []
         if head_q is not None and head_k is not None and head_v is not None:
-            mask = self._mask(0, self.prefix, window)
+            mask = self._mask(0, self._places.prefix, window)
             outputs.append(_attend(head_q, head_k, head_v, mask=mask, scale=scale).squeeze(0))
-        for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
+        for bucket, q, k, v in zip(self._places.buckets, queries, keys, values, strict=True):
             q, k, v = (_batched(part, bucket) for part in (q, k, v))
             k, v = _behind(head_k, k), _behind(head_v, v)
             allowed: Tensor | None = None
             if causal:  # padding stands behind the tokens of its example, where none of them looks
-                allowed = self._mask(self.prefix, bucket.width, window)
+                allowed = self._mask(self._places.prefix, bucket.width, window)
             elif bucket.real is not None:
                 allowed = _real_keys(bucket, 0)[:, None, None]
             out = _attend(q, k, v, mask=allowed, scale=scale).flatten(0, 1)
@@ -158,77 +98,91 @@ class PackedAttention:
         Returns:
             (1, examples, heads, size).
         """
-        counts = [bucket.examples for bucket in self._buckets]
+        if self._places.flash_of_one is not None:
+            # As the last of its keys: the kernel takes no detour then, whatever the numbers of heads.
+            places = self._places.flash_of_one
+            return _flash(query, key, value, places, scale=scale, window=window, causal=True)
+        counts = [bucket.examples for bucket in self._places.buckets]
         queries = query.squeeze(0).transpose(0, 1).unsqueeze(1).split(counts)
         (key_head, keys), (value_head, values) = self._apart(key), self._apart(value)
         outputs = []
-        for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
+        for bucket, q, k, v in zip(self._places.buckets, queries, keys, values, strict=True):
             k, v = _behind(key_head, _batched(k, bucket)), _behind(value_head, _batched(v, bucket))
             mask = None
             if bucket.real is not None or (window is not None and window < k.shape[1]):
-                mask = _real_keys(bucket, self.prefix, window)[:, None, None]
+                mask = _real_keys(bucket, self._places.prefix, window)[:, None, None]
             outputs.append(_attend(q, k, v, mask=mask, scale=scale).flatten(0, 1))
         return torch.cat(outputs)[None]
 
     def _apart(self, x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
         """Tokens of (1, heads, tokens, size): the prefix's (1, prefix, heads, size), and each bucket's."""
-        sizes = [self.prefix] * bool(self.prefix) + [bucket.tokens for bucket in self._buckets]
+        sizes = [self._places.prefix] * bool(self._places.prefix) + [
+            bucket.tokens for bucket in self._places.buckets
+        ]
         parts = x.squeeze(0).transpose(0, 1).split(sizes)
-        return (parts[0].unsqueeze(0), parts[1:]) if self.prefix else (None, parts)
+        return (parts[0].unsqueeze(0), parts[1:]) if self._places.prefix else (None, parts)
 
     def _mask(self, before: int, width: int, window: int | None) -> Tensor:
         """(width, before + width) bool: the tokens that each of the last `width` ones sees."""
         key = before, width, window
         if key not in self._masks:
-            query = torch.arange(before, before + width, device=self._device)[:, None]
-            seen = torch.arange(before + width, device=self._device)
+            query = torch.arange(before, before + width, device=self._places.positions.device)[:, None]
+            seen = torch.arange(before + width, device=self._places.positions.device)
             allowed = seen <= query
             self._masks[key] = allowed if window is None else allowed & (seen > query - window)
         return self._masks[key]
 
-    def _varlen(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
-    ) -> Tensor:
-        """Attention by a flash kernel for sequences of different length; keys of the prefix are gathered."""
-        from torch.nn.attention.varlen import varlen_attn
 
-        of_query, of_key, gather, longest = self._varlen_places
-        key, value = (part[0].transpose(0, 1)[gather] for part in (key, value))
-        sees = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
-        heads = query.shape[1] // key.shape[1]
-        options: dict[str, Any] = {"scale": scale, "window_size": sees}
-        if heads > 1 and "enable_gqa" in varlen_options():
-            options["enable_gqa"] = True
-        elif heads > 1:
-            key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
-        attend: Any = varlen_attn  # its parameters differ between versions of torch
-        out: Tensor = attend(
-            query[0].transpose(0, 1), key, value, of_query, of_key, longest, self.prefix + longest, **options
-        )
-        return out[None]
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: FlashPlaces,
+    *,
+    scale: float,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    """Flash attention of sequences of different length: torch's operator itself, with its own gradient."""
+    query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+    if places.copies is not None:
+        key, value = (_BehindPrefix.apply(part, places.copies) for part in (key, value))
+    left, right = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
+    out: Tensor = flash_attention(
+        query,
+        key,
+        value,
+        places.of_query,
+        places.of_key,
+        places.longest_query,
+        places.longest_key,
+        0.0,  # no dropout
+        (left, right) == (-1, 0),
+        False,  # no debug mask
+        scale=scale,
+        window_size_left=left,
+        window_size_right=right,
+    )[0]
+    return out.unsqueeze(0)
 
-    @cached_property
-    def _sequences(self) -> Tensor:
-        """(n, 3) on the CPU, of a prefix and each example: first token, own tokens, tokens seen before."""
-        own = torch.tensor(self._lengths)
-        starts = own.cumsum(0) - own + self.prefix
-        examples = torch.stack([starts, own, torch.full_like(own, self.prefix)], dim=1)
-        return torch.cat([torch.tensor([[0, self.prefix, 0]]), examples]) if self.prefix else examples
 
-    @cached_property
-    def _varlen_places(self) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Starts of the sequences among queries and gathered keys; the keys' places; the longest sequence."""
-        own = torch.tensor(self._lengths)
-        counts = torch.cat([torch.tensor([self.prefix] * bool(self.prefix), dtype=torch.long), own])
-        prefix, start, gather = torch.arange(self.prefix), self.prefix, []
-        if self.prefix:
-            gather.append(prefix)
-        for length in self._lengths:
-            gather += [prefix, torch.arange(start, start + length)]
-            start += length
-        seen = torch.cat([counts[: len(counts) - len(own)], own + self.prefix])
-        of_query, of_key = (F.pad(part.cumsum(0), (1, 0)).int().to(self._device) for part in (counts, seen))
-        return of_query, of_key, torch.cat(gather).to(self._device), int(counts.max())
+class _BehindPrefix(torch.autograd.Function):
+    """Keys or values (tokens, heads, size) as flash attention takes them, the prefix's before each example's.
+
+    In the backward pass each copy's gradient is summed in one order, and in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, copies: PrefixCopies) -> Tensor:
+        ctx.copies = copies
+        return x.index_select(0, copies.source)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        copies: PrefixCopies = ctx.copies
+        shared = grad.index_select(0, copies.shared).unflatten(0, (copies.sequences, -1)).sum(0)
+        return torch.cat([shared, grad.index_select(0, copies.own)]), None
 
 
 def _batched(own: Tensor, bucket: Bucket) -> Tensor:

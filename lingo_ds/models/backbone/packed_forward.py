@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
+from lingo_ds.models.backbone.pack_places import PackPlaces
 from lingo_ds.models.backbone.packed_attention import PackedAttention
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def _packed_attention(
     return _ActivePack.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
 
 
+# There is no mask function of that name: transformers then makes no mask, and reads no positions from a GPU
+# to find out whether they are those of packs of its own.
 AttentionInterface.register(NAME, _packed_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
 class PackedForward:
@@ -74,15 +76,10 @@ class PackedForward:
         module.set_attn_implementation(NAME)
         self._last_layer = LastLayerForTokens(module.get_submodule(last_layer))
 
-    def begin(self, pack: PackedAttention, *, wanted: Tensor | None) -> None:
-        """Makes all following attention that of `pack`.
-
-        Args:
-            pack: the pack that is computed next.
-            wanted: (examples,) places of the tokens that the last layer is computed for; None: all.
-        """
-        _ActivePack.pack = pack
-        self._last_layer.wanted = wanted
+    def begin(self, places: PackPlaces) -> None:
+        """Makes all following attention that of the pack with these places, on its device."""
+        _ActivePack.pack = PackedAttention(places)
+        self._last_layer.wanted = places.pooled if places.shortened else None
 
 
 class LastLayerForTokens:

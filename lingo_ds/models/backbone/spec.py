@@ -93,6 +93,11 @@ class BackboneSpec:
         return build_skeleton(self.folder, trust_remote_code=self.trust_remote_code).module
 
     @property
+    def head_size(self) -> int:
+        """Width of one head's queries."""
+        return self.query_size // int(self.skeleton.config.num_attention_heads)
+
+    @property
     def layer_classes(self) -> tuple[type[nn.Module], ...]:
         """Classes of the decoder layers."""
         return tuple({type(layer) for layer in decoder_layers(self.skeleton).values()})

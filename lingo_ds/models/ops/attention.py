@@ -34,11 +34,11 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(name, _Tensor) for name in ("out", "query", "key", "value")]
 
 
-def supports_attention(query: Tensor) -> bool:
+def supports_attention(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether `attend` takes such queries: fp32 and below on an x86 CPU with AVX2 and a C++ compiler."""
     return (
-        query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        device.type == "cpu"
+        and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and library() is not None
     )
 

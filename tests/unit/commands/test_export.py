@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from lingo_ds.commands.cli import main
-from lingo_ds.data.batches import Batch
+from lingo_ds.data.batches import Batch, attention_mask
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import BackboneCard, Card, DataCard, SavedAdapter
@@ -202,7 +202,8 @@ def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in zip(ids, rows, strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
-    return Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
+    mask = attention_mask(lengths, ids.shape[1])
+    return Batch(ids, mask, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lingo_ds.commands.cli import main
-from lingo_ds.data.batches import Batch
+from lingo_ds.data.batches import Batch, attention_mask
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.tokenization import ExampleText, NucleotideTokens
 from lingo_ds.distributed.process_group import DistEnv
@@ -81,7 +81,8 @@ def our_logits(folder: Path, adapter: SavedAdapter) -> Tensor:
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in zip(ids, rows, strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
-    return Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
+    mask = attention_mask(lengths, ids.shape[1])
+    return Batch(ids, mask, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
 
 
 @pytest.mark.filterwarnings("error::UserWarning:peft")  # e.g. missing keys

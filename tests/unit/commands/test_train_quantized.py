@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lingo_ds
-from lingo_ds.data.batches import Batch
+from lingo_ds.data.batches import Batch, attention_mask
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import SavedAdapter
 from lingo_ds.export.adapter_folder import read_card
@@ -172,7 +172,8 @@ def our_logits(folder: Path, adapter: SavedAdapter, quantization: str) -> torch.
     rows = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return Batch(ids, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
+    mask = attention_mask(lengths, ids.shape[1])
+    return Batch(ids, mask, lengths, torch.zeros(2).long(), torch.arange(2), torch.ones(2)).logits(model)
 
 
 @pytest.mark.parametrize("kind", ["svd", "lora"])

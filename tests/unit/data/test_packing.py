@@ -16,6 +16,7 @@ from lingo_ds.data import batches, packing
 from lingo_ds.data.batches import PackBudget, Prefetcher, TrainBatches
 from lingo_ds.data.packing import Pack, assign_to_ranks, common_prefix, eval_packs, make_pack
 from lingo_ds.data.tokenized import COUNTS, SCHEMA, TokenizedSplit
+from lingo_ds.utils.transfer import pinned
 
 
 def split_of(examples: Sequence[Sequence[int]]) -> TokenizedSplit:
@@ -341,7 +342,7 @@ def watched() -> Watched:
 
 @pytest.fixture
 def prefetch(watched) -> Iterator[Prefetcher]:
-    prefetch = Prefetcher(watched, last_step=30, pin=False)
+    prefetch = Prefetcher(watched, last_step=30, ready=lambda pack: pack)
     yield prefetch
     prefetch.close()
 
@@ -418,7 +419,7 @@ def test_mistake_in_the_background_reaches_the_loop(watched, prefetch):
 
 def test_close_ends_the_thread(watched):
     before = set(threading.enumerate())
-    prefetch = Prefetcher(watched, last_step=30, pin=False)
+    prefetch = Prefetcher(watched, last_step=30, ready=lambda pack: pack)
     prefetch.at(1)
     watched.wait_for(2)
     assert set(threading.enumerate()) > before
@@ -428,7 +429,7 @@ def test_close_ends_the_thread(watched):
 
 @pytest.mark.gpu
 def test_pinned_batches_are_the_same(watched):
-    prefetch, plain = Prefetcher(watched, last_step=3, pin=True), Watched(watched._split)
+    prefetch, plain = Prefetcher(watched, last_step=3, ready=pinned), Watched(watched._split)
     for step in (1, 2):
         packs = prefetch.at(step)
         assert all(pack.input_ids.is_pinned() and pack.labels.is_pinned() for pack in packs)

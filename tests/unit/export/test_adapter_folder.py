@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lingo_ds.data.batches import Batch
+from lingo_ds.data.batches import Batch, attention_mask
 from lingo_ds.data.task import make_task
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import BackboneCard, Card, SavedAdapter
@@ -159,7 +159,8 @@ def padded_batch() -> Batch:
     lengths = torch.tensor([9, 1, 5, 7])
     ids = torch.randint(3, 32, (4, 9), generator=torch.Generator().manual_seed(2))
     ids[torch.arange(9) >= lengths[:, None]] = PAD
-    return Batch(ids, lengths, torch.zeros(4).long(), torch.arange(4), torch.ones(4))
+    mask = attention_mask(lengths, ids.shape[1])
+    return Batch(ids, mask, lengths, torch.zeros(4).long(), torch.arange(4), torch.ones(4))
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def test_masked_triplet_is_absent_but_its_lam_has_a_gradient(dtype: torch.dtype)
     left = AdapterBank(
         bank.layout.keep(kept), scale=SCALE, dtype=dtype, device=CPU, scalars=5, importance=False
     )
-    left.replace(left.layout, bank.layout.take(bank.master, kept))
+    left.replace(left.layout, *bank.layout.take(kept, bank.master))
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     assert distance(logits_of(model, bank, x), Dense(Frozen(), left).logits(x)) < tolerance
     bank.zero_grad()

@@ -78,7 +78,7 @@ def test_any_selection_equals_selecting_by_hand(layout: BankLayout, data: st.Dat
     n = layout.triplets
     kept = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
     flat = torch.arange(layout.size)
-    smaller, taken = layout.keep(kept), layout.take(flat, kept)
+    smaller, taken = layout.keep(kept), layout.take(kept, flat)[0]
     assert smaller.sites == layout.sites
     assert smaller == replace(layout, ranks=smaller.ranks)
     assert len(taken) == smaller.size
@@ -89,7 +89,7 @@ def test_any_selection_equals_selecting_by_hand(layout: BankLayout, data: st.Dat
             assert torch.equal(found, whole[own[: len(whole)]])  # LoRA's lam is empty
     assert torch.equal(smaller.head(taken), layout.head(flat))
     assert torch.equal(smaller.tokens(taken), layout.tokens(flat))
-    importance = layout.take(flat[: layout.adapter_size], kept)  # has neither head nor tokens
+    (importance,) = layout.take(kept, flat[: layout.adapter_size])  # has neither head nor tokens
     assert torch.equal(importance, taken[: smaller.adapter_size])
 
 

@@ -1,7 +1,6 @@
 """Attention of one pack, by each of its kernels, against a softmax over who sees whom written out."""
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,11 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 
 from lingo_ds.models.backbone import flash_support, packed_attention
-from lingo_ds.models.backbone.packed_attention import MAX_PADDING, PackedAttention
+from lingo_ds.models.backbone.pack_places import MAX_PADDING, Kernel, PackPlaces, find_places
+from lingo_ds.models.backbone.packed_attention import PackedAttention, choose_kernel
+from lingo_ds.utils.transfer import to_device
 
 CPU = torch.device("cpu")
 SCALE = 0.37
@@ -86,9 +86,16 @@ def out_and_gradients(attend: Callable[..., Tensor], parts: list[Tensor]) -> lis
     return [out.detach(), *torch.autograd.grad((out * weights.to(out)).sum(), parts)]
 
 
-def of_pack(case: Case, device: torch.device = CPU) -> Callable[..., Tensor]:
-    pack = PackedAttention(case.prefix, case.lengths, device)
-    return lambda *parts: pack(*parts, scale=SCALE, window=case.window, causal=case.causal)
+def of_pack(case: Case, *, kernel: Kernel | None = None) -> Callable[..., Tensor]:
+    """The pack's attention by a kernel; None: by the one that is chosen for the query."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        chosen = kernel or choose_kernel(query.dtype, query.shape[-1], query.device)
+        places = find_places(case.prefix, case.lengths, kernel=chosen, pooled=None)
+        pack = PackedAttention(to_device(places, query.device))
+        return pack(query, key, value, scale=SCALE, window=case.window, causal=case.causal)
+
+    return attend
 
 
 def assert_alike(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -106,15 +113,39 @@ def oracle(case: Case, **how: Any) -> list[Tensor]:
 # Where what lies
 
 
+def places_of(prefix: int, lengths: list[int], pooled: str | None, **how: Any) -> PackPlaces:
+    return find_places(prefix, lengths, **{"kernel": "cpp", "pooled": pooled, **how})
+
+
 def test_places_in_a_pack():
-    pack = PackedAttention(3, [2, 1, 4], CPU)
-    assert pack.tokens == 10
-    assert pack.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6]]
-    assert pack.last.tolist() == [4, 5, 9]
-    assert pack.first.tolist() == [0, 0, 0]
-    alone = PackedAttention(0, [2, 1, 4], CPU)
-    assert alone.positions.tolist() == [[0, 1, 0, 0, 1, 2, 3]]
-    assert (alone.last.tolist(), alone.first.tolist()) == ([1, 2, 6], [0, 2, 3])
+    last = places_of(3, [2, 1, 4], "last")
+    assert last.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6]]
+    assert last.pooled.tolist() == [4, 5, 9]
+    assert places_of(3, [2, 1, 4], "first").pooled.tolist() == [0, 0, 0]
+    alone = [2, 1, 4]
+    assert places_of(0, alone, "last").positions.tolist() == [[0, 1, 0, 0, 1, 2, 3]]
+    assert [places_of(0, alone, which).pooled.tolist() for which in ("last", "first")] == [
+        [1, 2, 6],
+        [0, 2, 3],
+    ]
+    assert places_of(0, alone, "last", first_position=2).positions.tolist() == [[2, 3, 2, 2, 3, 4, 5]]
+    assert places_of(3, alone, None).counts.tolist() == [[5], [4], [7]]
+
+
+def test_only_what_is_needed_is_found():
+    """Everything costs time in the thread that reads the data, and a copy to the device."""
+    needed = {
+        ("flash", None): {"counts", "flash"},
+        ("flash", "last"): {"pooled", "flash", "flash_of_one"},
+        ("cpp", None): {"counts", "sequences"},
+        ("cpp", "last"): {"pooled", "sequences", "buckets"},
+        ("groups", None): {"counts", "buckets"},
+        ("groups", "last"): {"pooled", "buckets"},
+    }
+    parts = {"pooled", "counts", "flash", "flash_of_one", "sequences", "buckets"}
+    for (kernel, pooled), names in needed.items():
+        places = places_of(3, [2, 1, 4], pooled, kernel=kernel, shortened=pooled is not None)
+        assert {name for name in parts if getattr(places, name) not in (None, ())} == names
 
 
 # Groups of like length
@@ -130,19 +161,28 @@ def test_tokens_see_what_they_should(case, dtype, tolerance):
     assert_alike(out_and_gradients(of_pack(case), inputs(case, dtype=dtype)), oracle(case), tolerance)
 
 
+def of_one_token(case: Case, pooled: str, kernel: Kernel) -> list[Callable[..., Tensor]]:
+    """The attention of one token of each example, by a kernel and written out."""
+    allowed = sees(case)
+    places = places_of(case.prefix, case.lengths, pooled, kernel=kernel, shortened=True)
+    place = places.pooled
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        pack = PackedAttention(to_device(places, query.device))
+        return pack.of_one_token(query[:, :, place], key, value, scale=SCALE, window=case.window)
+
+    def whole(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return written_out(query, key, value, allowed)[:, place]
+
+    return [attend, whole]
+
+
 @cases
 def test_one_token_of_each_example_sees_what_it_should(case):
     """The last one, or in an encoder any: it sees the whole example."""
-    pack, allowed = PackedAttention(case.prefix, case.lengths, CPU), sees(case)
-    for place in [pack.last] if case.causal else [pack.last, pack.first]:
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, place: Tensor = place) -> Tensor:
-            return pack.of_one_token(query[:, :, place], key, value, scale=SCALE, window=case.window)
-
-        def whole(query: Tensor, key: Tensor, value: Tensor, place: Tensor = place) -> Tensor:
-            return written_out(query, key, value, allowed)[:, place]
-
-        found, expected = (out_and_gradients(how, inputs(case)) for how in (attend, whole))
+    for pooled in ["last"] if case.causal else ["last", "first"]:
+        ways = of_one_token(case, pooled, "groups")
+        found, expected = (out_and_gradients(how, inputs(case)) for how in ways)
         assert_alike(found, expected, 1e-12)
 
 
@@ -185,74 +225,67 @@ def test_neighbours_of_like_length_are_one_product():
 # The kernel for sequences of different length
 
 
-def plain_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    *longest: int,
-    scale: float,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Torch's kernel by its description: queries are the last of their keys; (left, right), -1 is all.
-
-    `longest` are the most tokens of a sequence's queries, and of its keys.
-    """
-    max_q, max_k = longest
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-    assert len(cu_seq_q) == len(cu_seq_k) and cu_seq_q[0] == cu_seq_k[0] == 0
-    assert int(cu_seq_q[-1]) == len(query) and int(cu_seq_k[-1]) == len(key) == len(value)
-    assert int(cu_seq_q.diff().max()) <= max_q and int(cu_seq_k.diff().max()) <= max_k
-    assert enable_gqa or query.shape[1] == key.shape[1]
-    left, right = window_size
+def plain_flash(
+    *args: Any, scale: float, window_size_left: int, window_size_right: int
+) -> tuple[Tensor, ...]:
+    """Torch's kernel by its description: queries are the last of their keys; of a window, -1 is all."""
+    query, key, value, of_query, of_key, longest_query, longest_key, dropout, causal, debug_mask = args
+    assert of_query.dtype == of_key.dtype == torch.int32
+    assert len(of_query) == len(of_key) and of_query[0] == of_key[0] == 0
+    assert int(of_query[-1]) == len(query) and int(of_key[-1]) == len(key) == len(value)
+    assert int(of_query.diff().max()) == longest_query and int(of_key.diff().max()) == longest_key
+    assert not dropout and not debug_mask and scale == SCALE
+    left, right = window_size_left, window_size_right
+    assert causal == ((left, right) == (-1, 0))
     outputs = []
-    for sequence in range(len(cu_seq_q) - 1):
-        of_query, of_key = (slice(*cu[sequence : sequence + 2].tolist()) for cu in (cu_seq_q, cu_seq_k))
-        q, k, v = query[of_query], key[of_key], value[of_key]
+    for first in range(len(of_query) - 1):
+        own, seen = (slice(*starts[first : first + 2].tolist()) for starts in (of_query, of_key))
+        q, k, v = query[own], key[seen], value[seen]
         apart = torch.arange(len(k)) - (torch.arange(len(q)) + len(k) - len(q))[:, None]
         allowed = torch.ones_like(apart, dtype=torch.bool)
         if left >= 0:
             allowed &= apart >= -left
         if right >= 0:
             allowed &= apart <= right
-        assert scale == SCALE
         outputs.append(written_out(*(part.transpose(0, 1)[None] for part in (q, k, v)), allowed)[0])
-    return torch.cat(outputs)
+    return (torch.cat(outputs),)
 
 
-def older_varlen(*args: Any, scale: float, window_size: tuple[int, int] = (-1, -1)) -> Tensor:
-    """That of a torch which has no grouped heads."""
-    return plain_varlen(*args, scale=scale, window_size=window_size)
-
-
-@pytest.fixture(params=[plain_varlen, older_varlen], ids=["torch", "older torch"])
-def kernel(request, monkeypatch) -> Iterator[list[int]]:
-    """A plain kernel in place of torch's, which needs a GPU; the list has an entry for each call."""
+@pytest.fixture
+def kernel(monkeypatch) -> list[int]:
+    """A plain kernel in place of torch's, which needs a GPU; the list has the queries of each call."""
     calls: list[int] = []
 
-    def counting(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append(len(args[0]))
-        return request.param(*args, **kwargs)
+    def counting(query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        calls.append(len(query))
+        return plain_flash(query, *args, **kwargs)
 
-    counting.__signature__ = inspect.signature(request.param)
-    monkeypatch.setattr(varlen, "varlen_attn", counting)
-    monkeypatch.setattr(packed_attention, "is_flash", lambda query: True)
-    flash_support.varlen_options.cache_clear()
-    yield calls
-    flash_support.varlen_options.cache_clear()
+    monkeypatch.setattr(packed_attention, "flash_attention", counting)
+    return calls
 
 
 @cases
 def test_kernel_is_asked_for_what_tokens_should_see(case, kernel):
-    assert_alike(out_and_gradients(of_pack(case), inputs(case)), oracle(case), 1e-12)
+    assert_alike(out_and_gradients(of_pack(case, kernel="flash"), inputs(case)), oracle(case), 1e-12)
     assert kernel == [case.prefix + sum(case.lengths)]  # all of them, at once
+
+
+@cases
+def test_kernel_is_asked_once_for_one_token_of_each_example(case, kernel):
+    found, expected = (out_and_gradients(how, inputs(case)) for how in of_one_token(case, "last", "flash"))
+    assert_alike(found, expected, 1e-12)
+    assert kernel == [len(case.lengths)]
+
+
+def test_no_keys_are_copied_where_nothing_is_shared():
+    alone, shared = (places_of(prefix, [2, 1], "last", kernel="flash") for prefix in (0, 3))
+    assert alone.flash.copies is None
+    assert shared.flash.copies.source.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5]
 
 
 def test_kernel_serves_half_precision_on_a_gpu_alone():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert not flash_support.is_flash(torch.zeros(1, dtype=dtype))
+        assert not flash_support.is_flash(dtype, 64, CPU)
 
 
 @pytest.mark.gpu
@@ -261,7 +294,18 @@ def test_real_kernel_is_as_good_as_fp32(case):
     """bf16 on the GPU through torch's kernel, against groups of like length in fp32, forward and backward."""
     device = torch.device("cuda")
     half = inputs(case, size=64, dtype=torch.bfloat16, device=device)
-    assert flash_support.is_flash(half[0])
+    assert flash_support.is_flash(torch.bfloat16, 64, device)
     exact = [part.detach().float().requires_grad_() for part in half]
-    found, expected = (out_and_gradients(of_pack(case, device), parts) for parts in (half, exact))
+    found, expected = (out_and_gradients(of_pack(case), parts) for parts in (half, exact))
+    assert_alike(found, expected, 0.02)
+
+
+@pytest.mark.gpu
+@cases
+def test_real_kernel_serves_one_token_of_each_example(case):
+    """Also with several heads of queries to one of keys, for which torch has another way at one query."""
+    half = inputs(case, size=64, dtype=torch.bfloat16, device=torch.device("cuda"))
+    exact = [part.detach().double().cpu().requires_grad_() for part in half]
+    ways = of_one_token(case, "last", "flash")
+    found, expected = (out_and_gradients(how, parts) for how, parts in zip(ways, (half, exact), strict=True))
     assert_alike(found, expected, 0.02)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingo_ds.data.batches import Batch
+from lingo_ds.data.batches import Batch, attention_mask
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.training.audit import Audit
 from lingo_ds.training.callbacks import skip_limit
@@ -20,8 +20,14 @@ from lingo_ds.training.trainer import StepInfo, Trainer, seed_dropout
 from lingo_ds.utils.errors import UserError
 from tests.unit.training.test_optimizer_step import batch, config_of, hooked, new_bank
 
+LENGTHS = torch.full((8,), 10)
 ONE = Batch(
-    torch.ones(8, 12).long(), torch.full((8,), 10), torch.arange(8) % 3, torch.arange(8), torch.ones(8)
+    torch.ones(8, 12).long(),
+    attention_mask(LENGTHS, 12),
+    LENGTHS,
+    torch.arange(8) % 3,
+    torch.arange(8),
+    torch.ones(8),
 )
 
 
