@@ -33,6 +33,7 @@ class Card:
     name: str = "NVIDIA H200"
     capability: tuple[int, int] = (9, 0)
     memory: int = 141 * 10**9
+    nccl: tuple[int, ...] = (2, 27, 3)
 
 
 CARD = Card()
@@ -171,8 +172,10 @@ for _name, _value in _REPLACED.items():
     setattr(torch.cuda, _name, _value)
 torch.Tensor.record_stream = _returning(None)  # it would ask for a stream of torch's own class
 
+import torch.cuda.nccl  # noqa: E402
 import torch.cuda.nvtx  # noqa: E402
 
+torch.cuda.nccl.version = lambda: CARD.nccl
 torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = _returning(None), _returning(None)
 
 from tests.pretend import flash_kernel, nccl  # noqa: E402, F401  they take the place of the real ones
