@@ -9,6 +9,7 @@ functions, which the CPU build of torch has no code for.
 import contextlib
 import ctypes
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -42,9 +43,14 @@ observers: list[Callable[[str], None]] = []
 """Called with the name of each wait that Python asks for: of a stream, an event, the whole device."""
 
 
+_sync_debug = ["default"]
+
+
 def _wait(what: str) -> None:
     for observer in observers:
         observer(what)
+    if _sync_debug[0] == "warn":
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=3)
 
 
 class Stream:
@@ -162,6 +168,7 @@ _REPLACED = {
     "stream": _stream,
     "current_stream": lambda *_: _current[0],
     "default_stream": lambda *_: _DEFAULT,
+    "set_sync_debug_mode": lambda mode: _sync_debug.__setitem__(0, mode),
     "synchronize": lambda *_: _wait("torch.cuda.synchronize"),
 }
 _IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")

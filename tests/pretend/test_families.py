@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, LlamaConfig
+from transformers import AutoModel, LlamaConfig, PreTrainedConfig
 
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
@@ -54,22 +54,31 @@ class Seen(NamedTuple):
     flash_calls: int
 
 
-def logits_and_gradients(
-    folder: Path, device: torch.device, dtype: torch.dtype, case: Case
-) -> tuple[Tensor, Tensor]:
+def adapted_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, case: Case, *, packed: bool = True
+) -> tuple[AdaptedModel, Tensor, int]:
+    """A model of a folder with adapters that do something, a pack's token ids, and its prefix."""
     spec = read_spec(folder)
     sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
     layout = uniform_layout(sites, rank=4, head_shape=(CLASSES, spec.output_size))
     bank = AdapterBank(layout, scale=2.0, dtype=dtype, device=device, scalars=6, importance=False)
     bank.master.copy_(0.3 * torch.randn(layout.size, generator=torch.Generator().manual_seed(3)))
     bank.refresh()
-    options = BackboneOptions(activation_checkpointing=case.recomputed, packed=True)
+    options = BackboneOptions(activation_checkpointing=case.recomputed, packed=packed)
     backbone = load_backbone(spec, options, dtype=dtype, env=DistEnv(0, 0, 1, 1, device))
     model = AdaptedModel(backbone, bank, pooling=case.pooling, dropout=0.0, shared_inputs=spec.shared_inputs)
     backbone.train()
     prefix = case.prefix if spec.causal else 0
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(5, VOCABULARY, (prefix + sum(LENGTHS),), generator=draw)
+    return model, ids, prefix
+
+
+def logits_and_gradients(
+    folder: Path, device: torch.device, dtype: torch.dtype, case: Case
+) -> tuple[Tensor, Tensor]:
+    model, ids, prefix = adapted_model(folder, device, dtype, case)
+    bank = model.bank
     bank.zero_grad()
     logits = model.packed_logits(ids, prefix, LENGTHS)
     labels = torch.arange(len(LENGTHS), device=device) % CLASSES
@@ -85,18 +94,24 @@ def distances(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
     return of_logits, of_gradients
 
 
+def write_model(config: PreTrainedConfig, folder: Path) -> Path:
+    """A model of random weights, which bf16 holds exactly."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder.mkdir()
+    model.to(torch.bfloat16).float().save_pretrained(folder)
+    return folder
+
+
 def compute_all(folder: Path) -> dict[tuple[str, Case], Seen]:
     from tests.pretend import flash_kernel
 
     cpu, card, seen = torch.device("cpu"), torch.device("cuda", 0), {}
     for name, config in MODELS.items():
-        torch.manual_seed(0)
-        model = AutoModel.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        (folder / name).mkdir()
-        model.to(torch.bfloat16).float().save_pretrained(folder / name)
+        write_model(config, folder / name)
         for case in CASES:
             exact = logits_and_gradients(folder / name, cpu, torch.float32, case)
             fp32 = logits_and_gradients(folder / name, card, torch.float32, case)

@@ -7,23 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pretend.runs import STEPS, train, use
+from tests.pretend.runs import OWN, STEPS, WAYS, train, use
 from tests.unit.running import at_step, ctrl_c
-
-WAYS = {
-    "plain": [],
-    "sharded": ["zero.stage=3"],
-    "eight bits": ["zero.stage=3", "zero.quantized_weights=true"],
-    "offloaded": ["zero.stage=3", "zero.profile=zero3_offload"],
-    "recomputed": ["backbone.activation_checkpointing=true"],
-    "padded": ["data.packing=off"],
-    "nucleotides": ["data.tokens=nucleotides"],
-    "lora": ["adapter.method=lora", "rank_sampling.mode=off"],
-    "fp16": ["backbone.dtype=fp16"],
-    "deterministic": ["train.deterministic=true"],
-}
-OWN = ("plain", "nucleotides", "lora", "fp16")
-"""Ways that compute something else than the first one; the others differ from it by rounding."""
 
 WEIGHTS = {
     "plain": {"cuda:0 bfloat16"},
