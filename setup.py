@@ -42,7 +42,7 @@ setup(
         "numpy>=1.26",
         "psutil>=5.9",
         "pyarrow>=16",
-        "pydantic>=2.7",  # before it, a Literal of words and numbers takes words alone
+        "pydantic>=2.10",  # before it, a Literal of words and numbers takes words alone
         "pyyaml>=6.0.1",
         "rich>=13",
         "safetensors>=0.8",

@@ -26,6 +26,7 @@ from benchmarks.make_backbone import SHAPES, config_of, make
 from lingo_ds.monitor.throughput import device_peak_flops
 from lingo_ds.planning.cost.machine import ACHIEVED, GPUS
 from lingo_ds.utils.errors import UserError
+from tests.pretend.cards import CannotBuild
 
 LAYERS = 3
 """The one in the middle is like all but the last, which computes one token of each example."""
@@ -160,5 +161,5 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, CannotBuild) as error:
         sys.exit(str(error))
