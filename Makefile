@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slow lint tree picture bench clean
+.PHONY: help setup train test slow lint tree picture bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,19 @@ picture: $(READY)  ## draw docs/pictures/rooms.svg anew, from the import rules
 bench: $(READY)  ## every benchmark, quickly (BENCH_ARGS= for full length)
 	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename "$$script" .py) $(BENCH_ARGS); done
+
+# A machine with a card may have torch of its own and no network: without .venv, PYTHON's packages are used.
+GPU_PYTHON = $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
+GPU_TESTS = tests/gpu $(shell grep -rl 'mark.gpu' tests/unit)
+GPU_RESULTS ?= runs/gpu
+
+gpu:  ## on a GPU: all that only a card can tell, in ten minutes (docs/gpu.md)
+	@$(GPU_PYTHON) -m scripts.find_card
+	@mkdir -p $(GPU_RESULTS)
+	$(GPU_PYTHON) -m pytest -m gpu $(GPU_TESTS) -q -rs --durations 10
+	$(GPU_PYTHON) -m benchmarks.roofline --json $(GPU_RESULTS)/roofline.json
+	$(GPU_PYTHON) -m benchmarks.train_throughput --device cuda --processes 1 --parts rival --workloads c \
+	    --backbones qwen-2.5-0.5b llama-1.3b llama-2-7b --steps 6 --repeats 1 --json $(GPU_RESULTS)/throughput.json
 
 clean:  ## remove what was built; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis

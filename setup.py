@@ -35,21 +35,21 @@ setup(
     install_requires=[
         "datasets>=4.0",
         "deepspeed>=0.19.3",  # before it, recomputing activations over frozen weights raises
-        "h5py>=3",
-        "huggingface_hub>=1.0",
-        "jinja2>=3",
-        "matplotlib",
-        "numpy",
-        "psutil",
-        "pyarrow",
-        "pydantic>=2",
-        "pyyaml",
-        "rich",
-        "safetensors",
-        "scikit-learn",
-        "scipy",
-        "tensorboard",
-        "torch>=2.10",
+        "h5py>=3.10",
+        "huggingface_hub>=1.5",  # transformers 5.17 needs it
+        "jinja2>=3.1",
+        "matplotlib>=3.10",
+        "numpy>=1.26",
+        "psutil>=5.9",
+        "pyarrow>=16",
+        "pydantic>=2.10",  # before it, a Literal of words and numbers takes words alone
+        "pyyaml>=6.0.1",
+        "rich>=13",
+        "safetensors>=0.8",
+        "scikit-learn>=1.4",
+        "scipy>=1.11.3",
+        "tensorboard>=2.15",
+        "torch>=2.11",  # from there on flash attention of packs takes a window and a scale
         "transformers>=5.17,<6",
     ],
     extras_require={

@@ -1,4 +1,4 @@
-"""The rival of `train_throughput`: Hugging Face's Trainer with PEFT's LoRA under DeepSpeed ZeRO-3, on CPU.
+"""The rival of `train_throughput`: Hugging Face's Trainer with PEFT's LoRA, under DeepSpeed ZeRO-3 or alone.
 
 `deepspeed --num_accelerators N benchmarks/_rival.py SETTINGS.json`; every process writes what it saw to
 `process-K.json` beside the settings.
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,22 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lingo_ds.distributed import process_group
-from lingo_ds.monitor.throughput import peak_host_bytes
+from lingo_ds.monitor.throughput import peak_device_bytes, peak_host_bytes
 
 GROUPED_BATCHES = 50
 """Batches that grouping by length sorts together: transformers' value, which it lowers for a short epoch."""
 
 
 class StepEnds(TrainerCallback):
-    """Notes the wall time at the end of every step."""
+    """Notes the wall time at the end of every step; a GPU is waited for where timing begins and ends."""
 
-    def __init__(self):
+    def __init__(self, timed: Collection[int]):
         self.stamps: list[float] = []
+        self._timed = timed
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        if torch.cuda.is_available() and state.global_step in self._timed:
+            torch.cuda.synchronize()
         self.stamps.append(time.time())
 
 
@@ -80,18 +84,19 @@ def schedule(optimizer: torch.optim.Optimizer, *, warmup: int, steps: int) -> La
     return made
 
 
-def join_job() -> None:
-    """Makes accelerate see DeepSpeed on gloo, and ours and the rival start alike.
+def join_job(device: str) -> None:
+    """Makes accelerate see DeepSpeed on gloo or nccl, and ours and the rival start alike.
 
     Without this, accelerate either leaves DeepSpeed out (`use_cpu`) or takes each process for the only one.
     """
     process_group.start(process_group.detect())
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    PartialState(backend="gloo")
+    PartialState(backend="gloo" if device == "cpu" else "nccl")
 
 
 def training_arguments(settings: dict[str, Any], folder: Path) -> TrainingArguments:
     """The settings in the Trainer's words."""
+    on_cpu = settings["device"] == "cpu"
     deepspeed = {
         "train_micro_batch_size_per_gpu": "auto",
         "train_batch_size": "auto",
@@ -102,20 +107,20 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> TrainingArgume
     }
     return TrainingArguments(
         output_dir=str(folder / "trainer"),
-        deepspeed=deepspeed,
-        accelerator_config={"use_configured_state": True},
+        deepspeed=deepspeed if settings["deepspeed"] else None,
+        accelerator_config={"use_configured_state": settings["deepspeed"]},
         per_device_train_batch_size=settings["batch"],
         max_steps=settings["steps"],
         learning_rate=settings["learning_rate"],
         max_grad_norm=1.0,
         weight_decay=0.0,
         optim="adamw_torch_fused",
-        use_cpu=True,
+        use_cpu=on_cpu,
         bf16=settings["dtype"] == "bf16",
         seed=settings["seed"],
         average_tokens_across_devices=False,  # else the loss is multiplied by the number of processes
         dataloader_num_workers=0,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=not on_cpu,
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
@@ -130,8 +135,9 @@ def adapted_model(settings: dict[str, Any], pad_token_id: int) -> nn.Module:
         settings["backbone"], num_labels=2, dtype=dtype, attn_implementation="sdpa"
     )
     model.config.pad_token_id, model.config.use_cache = pad_token_id, False
-    set_z3_leaf_modules(model, list(model._no_split_modules))
-    model.enable_input_require_grads()  # else the first layer is given back before its gradients are there
+    if settings["deepspeed"]:
+        set_z3_leaf_modules(model, list(model._no_split_modules))
+        model.enable_input_require_grads()  # else the first layer's weights go before its backward pass
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=settings["rank"],
@@ -139,7 +145,8 @@ def adapted_model(settings: dict[str, Any], pad_token_id: int) -> nn.Module:
         lora_dropout=0.0,
         target_modules=settings["targets"],
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)  # ZeRO-3 wants one dtype
+    # ZeRO-3 wants one dtype; alone the rival keeps its adapters in fp32, as ours does.
+    return get_peft_model(model, config, autocast_adapter_dtype=not settings["deepspeed"])
 
 
 def order_of_rows(settings: dict[str, Any], lengths: list[int]) -> list[int]:
@@ -158,18 +165,21 @@ def order_of_rows(settings: dict[str, Any], lengths: list[int]) -> list[int]:
 def held_share(model: nn.Module) -> float:
     """Entries of the frozen weights that this process keeps between steps, over all of them."""
     frozen = [p for p in model.parameters() if not p.requires_grad]
+    if not hasattr(frozen[0], "ds_numel"):
+        return 1.0
     held = sum(p.ds_numel if p.ds_persist else p.ds_tensor.numel() for p in frozen)
     return held / sum(p.ds_numel for p in frozen)
 
 
 def main(path: Path) -> None:
     settings = json.loads(path.read_text())
-    join_job()
+    if settings["deepspeed"]:
+        join_job(settings["device"])
     set_seed(settings["seed"])
     tokenizer = AutoTokenizer.from_pretrained(settings["backbone"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = json.loads(Path(settings["rows"]).read_text())
-    args, ends = training_arguments(settings, path.parent), StepEnds()
+    args, ends = training_arguments(settings, path.parent), StepEnds(settings["timed_steps"])
     trainer = Rival(
         model=adapted_model(settings, tokenizer.pad_token_id),
         args=args,
@@ -181,13 +191,15 @@ def main(path: Path) -> None:
         warmup=settings["warmup"],
     )
     trainer.train()
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
     seen = {
         "stamps": ends.stamps,
         "losses": torch.stack(trainer.losses).tolist(),
         "rates": trainer.rates,
-        "trainable": sum(p.ds_numel for p in trainer.model.parameters() if p.requires_grad),
+        "trainable": sum(getattr(p, "ds_numel", p.numel()) for p in trained),
         "held": held_share(trainer.model),
         "peak_host_bytes": peak_host_bytes(),
+        "peak_device_bytes": peak_device_bytes(),
     }
     (path.parent / f"process-{args.process_index}.json").write_text(json.dumps(seen))
     process_group.stop()

@@ -32,6 +32,7 @@ class Measured(NamedTuple):
         rates: learning rate of each step.
         trainable: trained entries.
         peak_host_bytes: of the process that needed most.
+        peak_device_bytes: likewise, of its GPU's memory; None on a CPU.
         held: share of the frozen weights that a process keeps between steps.
         sites: adapted maps; None for the rival.
     """
@@ -43,6 +44,7 @@ class Measured(NamedTuple):
     peak_host_bytes: int
     held: float
     sites: int | None = None
+    peak_device_bytes: int | None = None
 
     @property
     def step_seconds(self) -> float:
@@ -76,12 +78,19 @@ def our_config(
 
 
 def run_ours(
-    work: Work, folder: Path, *, dtype: str, processes: int, stage: str | int, **adapter: Any
+    work: Work,
+    folder: Path,
+    *,
+    dtype: str,
+    processes: int,
+    stage: str | int,
+    device: str = "cpu",
+    **adapter: Any,
 ) -> Measured:
     """A job of ours in an empty folder."""
     config = our_config(work, folder, dtype=dtype, stage=stage, adapter=adapter)
     (folder / "config.yaml").write_text(config.to_yaml())
-    launch(["launchers/train.py", "--config", str(folder / "config.yaml")], folder, processes)
+    launch(["launchers/train.py", "--config", str(folder / "config.yaml")], folder, processes, device=device)
     return measured(config.run_dir)
 
 
@@ -97,19 +106,23 @@ def measured(run_dir: Path) -> Measured:
         peak_host_bytes=max(report["memory"]["peak_host_bytes"]),
         held=1 / report["zero"]["shard_group"],
         sites=len(report["rank_sampling"]["ranks"]),
+        peak_device_bytes=max(filter(None, report["memory"]["peak_device_bytes"]), default=None),
     )
 
 
-def run_rival(work: Work, folder: Path, *, dtype: str, processes: int, grouped: bool) -> Measured:
-    """A job of the rival in an empty folder."""
-    settings = {
+def rival_settings(work: Work, *, dtype: str, processes: int, grouped: bool, device: str) -> dict[str, Any]:
+    """What `_rival.py` is told; alone on a GPU it needs no DeepSpeed and does without."""
+    return {
         "backbone": str(work.backbone),
         "rows": str(work.rows),
         "dtype": dtype,
+        "device": device,
+        "deepspeed": device == "cpu" or processes > 1,
         "seed": SEED,
         "batch": work.batch // processes,
         "steps": work.all_steps,
         "warmup": WARMUP,
+        "timed_steps": [WARMUP, WARMUP + work.steps],
         "timed_rows": [work.batch * WARMUP, work.batch * (WARMUP + work.steps)],
         "grouped": grouped,
         "rank": RANK,
@@ -117,8 +130,21 @@ def run_rival(work: Work, folder: Path, *, dtype: str, processes: int, grouped: 
         "targets": "all-linear",
         "learning_rate": work.learning_rate,
     }
+
+
+def run_rival(
+    work: Work, folder: Path, *, dtype: str, processes: int, grouped: bool, device: str = "cpu"
+) -> Measured:
+    """A job of the rival in an empty folder."""
+    settings = rival_settings(work, dtype=dtype, processes=processes, grouped=grouped, device=device)
+    return rival_job(settings, folder, processes)
+
+
+def rival_job(settings: dict[str, Any], folder: Path, processes: int) -> Measured:
+    """The rival with these settings, in an empty folder."""
     (folder / "settings.json").write_text(json.dumps(settings))
-    launch(["benchmarks/_rival.py", str(folder / "settings.json")], folder, processes)
+    job = ["benchmarks/_rival.py", str(folder / "settings.json")]
+    launch(job, folder, processes, device=settings["device"])
     seen = [json.loads((folder / f"process-{k}.json").read_text()) for k in range(processes)]
     return Measured(
         stamps=seen[0]["stamps"],
@@ -127,13 +153,22 @@ def run_rival(work: Work, folder: Path, *, dtype: str, processes: int, grouped: 
         trainable=seen[0]["trainable"],
         peak_host_bytes=max(one["peak_host_bytes"] for one in seen),
         held=max(one["held"] for one in seen),
+        peak_device_bytes=max(filter(None, (one["peak_device_bytes"] for one in seen)), default=None),
     )
 
 
 def launch(
-    script: list[str], folder: Path, processes: int, *, hosts: Hosts | None = None, timeout: float = TIMEOUT
+    script: list[str],
+    folder: Path,
+    processes: int,
+    *,
+    hosts: Hosts | None = None,
+    device: str = "cpu",
+    timeout: float = TIMEOUT,
 ) -> None:
-    """Runs a script on so many CPU processes, one thread each; its output goes to `log` in the folder.
+    """Runs a script on so many processes; its output goes to `log` in the folder.
+
+    On CPUs each has one thread, on GPUs each has its own GPU.
 
     With `hosts` half of the processes run on each. A job that takes longer than `timeout` seconds is killed.
 
@@ -148,10 +183,11 @@ def launch(
         file = hosts.hostfile(processes // len(hosts.names))
         of_hosts = ["--hostfile", str(file), "--master_addr", ADDRESSES[0], "--no_ssh_check"]
         command = hosts.inside(0, [command[0], *of_hosts, *command[-2:]])
+    of_device = {"DS_ACCELERATOR": "cuda"}
+    if device == "cpu":
+        of_device = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     env = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
+        **of_device,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "LINGO_DS_CACHE": str(folder.parent / "cache"),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from benchmarks.make_backbone import config_of, make
 from lingo_ds.data.batches import epoch_order
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.synthetic_promoters import write_promoters
@@ -99,7 +100,10 @@ class Work(NamedTuple):
 
 
 def make_backbone(name: str, folder: Path) -> Path:
-    """Writes one of `MADE` with random weights."""
+    """Writes one of `MADE`, or of `make_backbone.SHAPES` in bf16, with random weights."""
+    if name not in MADE:
+        make(folder, config_of(name), dtype=torch.bfloat16, shard_bytes=5 * 10**9, seed=SEED)
+        return folder
     write_backbone(folder, seed=SEED)
     if MADE[name]:
         config = AutoConfig.from_pretrained(folder)

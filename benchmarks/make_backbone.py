@@ -65,6 +65,7 @@ def _opt(hidden: int, ffn: int, layers: int, heads: int, **more: Any) -> dict[st
 SHAPES = {
     "tiny": _gated("llama", 32000, 64, 176, 2, 4, 2, 1024),
     "llama-500m": _gated("llama", 32000, 1536, 4096, 14, 12, 12, 4096),
+    "llama-1.3b": _gated("llama", 32000, 2048, 5504, 24, 16, 16, 2048),
     "llama-2-7b": _gated("llama", 32000, 4096, 11008, 32, 32, 32, 4096, rms_norm_eps=1e-5),
     "mistral-7b": _gated("mistral", 32000, 4096, 14336, 32, 32, 8, 32768, sliding_window=None),
     "qwen-2.5-0.5b": _gated("qwen2", 151936, 896, 4864, 24, 14, 2, 32768, tie_word_embeddings=True),

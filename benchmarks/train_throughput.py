@@ -1,10 +1,11 @@
-"""How fast LoRA trains here, beside Hugging Face's Trainer with PEFT under DeepSpeed ZeRO-3, on CPU.
+"""How fast LoRA trains here, beside Hugging Face's Trainer with PEFT, under DeepSpeed ZeRO-3 on CPUs.
 
 1. Examples per second, peak memory and loss of the same training: same backbone, examples, order, batch,
    adapted maps, rank, dtype, optimizer, learning rates. Ours as it comes, with a copy of the backbone on
    every process where it fits (`zero.stage: auto`), and sharded as the rival's is (`zero.stage: 3`); the
    rival with batches padded as they come, and grouped by length. Workloads: (a) 70 bp; (b) 70 bp after a
    task description of about 100 tokens; (c) 70, 101, 300 and 500 bp mixed, after a short prefix.
+   On GPUs (`--device cuda`) both are in bf16, and on one GPU the rival runs without DeepSpeed.
 2. What a step of ours costs with more tokens, more adapted maps, higher ranks; one process.
 
 `python -m benchmarks.train_throughput --json FILE`. Every run is a job of its own; the runs take turns. Timed
@@ -23,12 +24,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import AutoConfig
 
 from benchmarks._common import parser, show
 from benchmarks._training_runs import ALPHA, RANK, Measured, run_ours, run_rival
 from benchmarks._workloads import MADE, WORKLOADS, Work, make_backbone, prepare
+from benchmarks.make_backbone import SHAPES
 from lingo_ds.models.backbone.families import TARGETS
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.units import GIB
@@ -49,7 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train_throughput-") as name:
         folder = Path(name)
         for given in args.backbones:
-            backbone = make_backbone(given, folder / given) if given in MADE else Path(given).resolve()
+            made = given in MADE or given in SHAPES
+            backbone = make_backbone(given, folder / given) if made else Path(given).resolve()
             for key in args.workloads if "rival" in args.parts else ():
                 place = folder / "work" / backbone.name / key
                 work = prepare(
@@ -70,22 +74,24 @@ def main() -> None:
                 described += describe(work, runs)
             if "cost" in args.parts:
                 costs += cost_of_a_step(args, backbone, folder)
-    setting = f"{args.processes} CPU processes, {args.dtype}, batch {args.batch}"
+    setting = f"{args.processes} {args.device} processes, {args.dtype}, batch {args.batch}"
     tables = {
         f"LoRA, {setting}: examples/s": compared,
         f"run by run, {setting}": described,
-        f"what a step of ours costs, one CPU process, {args.dtype}": costs,
+        f"what a step of ours costs, one {args.device} process, {args.dtype}": costs,
     }
     show({title: rows for title, rows in tables.items() if rows}, json_path=args.json)
 
 
 def _arguments() -> argparse.Namespace:
     given = parser(__doc__)
-    given.add_argument("--backbones", nargs="+", help=f"folders, or {', '.join(MADE)}; default: llama-50m")
+    names = ", ".join(MADE | SHAPES)
+    given.add_argument("--backbones", nargs="+", help=f"folders, or {names}; default: llama-50m")
     given.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     given.add_argument("--parts", nargs="+", choices=("rival", "cost"), default=["rival", "cost"])
-    given.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    given.add_argument("--processes", type=int, default=2)
+    given.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given.add_argument("--dtype", choices=("fp32", "bf16"), help="default: fp32, on a GPU bf16")
+    given.add_argument("--processes", type=int, help="default: 2, on GPUs one for each")
     given.add_argument("--batch", type=int, default=16, help="examples per step, over all processes")
     given.add_argument("--steps", type=int, default=20, help="timed steps of a run")
     given.add_argument("--learning-rate", type=float, default=1e-4, help="peak")
@@ -95,8 +101,13 @@ def _arguments() -> argparse.Namespace:
     if args.quick:
         args.backbones, args.workloads = args.backbones[:1], args.workloads[-1:]
         args.steps, args.repeats = min(args.steps, 4), 1
-    if missing := [name for name in args.backbones if name not in MADE and not Path(name).is_dir()]:
-        given.error(f"--backbones {missing[0]}: is no folder and none of {', '.join(MADE)}")
+    cuda = args.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        given.error("--device cuda: there is no GPU here")
+    args.dtype = args.dtype or ("bf16" if cuda else "fp32")
+    args.processes = args.processes or (torch.cuda.device_count() if cuda else 2)
+    if missing := [name for name in args.backbones if name not in MADE | SHAPES and not Path(name).is_dir()]:
+        given.error(f"--backbones {missing[0]}: is no folder and none of {names}")
     if args.batch % args.processes:
         given.error(f"--batch {args.batch}: the {args.processes} processes cannot share it equally")
     return args
@@ -104,11 +115,12 @@ def _arguments() -> argparse.Namespace:
 
 def _competitors(args: argparse.Namespace, work: Work) -> dict[str, Callable[[Path], Measured]]:
     """What is compared, by its name in the tables; each takes an empty folder."""
-    ours = partial(run_ours, work, dtype=args.dtype, processes=args.processes)
-    rival = partial(run_rival, work, dtype=args.dtype, processes=args.processes)
+    how = {"dtype": args.dtype, "processes": args.processes, "device": args.device}
+    ours, rival = partial(run_ours, work, **how), partial(run_rival, work, **how)
+    sharded = {"ours, stage 3": partial(ours, stage=3)} if args.processes > 1 else {}
     return {
         "ours, auto": partial(ours, stage="auto"),
-        "ours, stage 3": partial(ours, stage=3),
+        **sharded,
         SAME_ORDER: partial(rival, grouped=False),
         "rival, grouped": partial(rival, grouped=True),
     }
@@ -188,7 +200,7 @@ def describe(work: Work, runs: Runs) -> list[dict[str, Any]]:
                 "fastest": max(speeds),
                 "tokens/s": statistics.median(speeds) * work.tokens,
                 "weights held": repeats[0].held,
-                "peak GiB": max(run.peak_host_bytes for run in repeats) / GIB,
+                "peak GiB": max(run.peak_device_bytes or run.peak_host_bytes for run in repeats) / GIB,
                 "last loss": last_quarter(repeats[0].losses),
                 "loss apart": difference(repeats[0].losses, reference[0].losses) if same_order else None,
             }
@@ -226,7 +238,9 @@ def cost_of_a_step(args: argparse.Namespace, backbone: Path, folder: Path) -> li
         works[name] = prepare(
             WORKLOADS["a"], backbone, place, batch=batch, steps=steps, learning_rate=args.learning_rate
         )
-        runs[name] = partial(run_ours, works[name], dtype=args.dtype, processes=1, stage="auto", **adapter)
+        runs[name] = partial(
+            run_ours, works[name], dtype=args.dtype, processes=1, stage="auto", device=args.device, **adapter
+        )
     measured = _take_turns(runs, f"{backbone.name}; cost of a step", folder, args.repeats)
     seconds = {name: statistics.median(run.step_seconds for run in measured[name]) for name in runs}
     return [

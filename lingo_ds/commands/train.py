@@ -9,6 +9,7 @@ from typing import Any
 from lingo_ds.config.run_config import RunConfig, from_anywhere
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
+from lingo_ds.distributed.numerics import repeatable
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import remark_on_answers, write_predictions
 from lingo_ds.models.adapted_model import AdaptedModel
@@ -43,6 +44,7 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
     """Does the work of `train` inside a job; `build` makes the model, maybe on a backbone loaded before."""
     with ExitStack() as held:
+        held.enter_context(repeatable(config.train.deterministic))
         with agreement.errors_raised_on_all(env):
             logs.write_to(config.run_dir, is_main=env.is_main)
             if env.is_main:

@@ -45,6 +45,11 @@ class TrainConfig(Section):
         20,
         description="Number of steps in a row with a gradient that is not finite, after which the run ends.",
     )
+    deterministic: bool = Field(
+        False,
+        description="Whether the same run gives the same bits each time on a GPU too, where sums are else "
+        "added in any order. It takes slower forms of some operations.",
+    )
     timeout: Annotated[float, Field(gt=0)] = Field(
         900,
         description="Seconds without progress of any process, after which the job ends and names the process "

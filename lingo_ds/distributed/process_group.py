@@ -10,9 +10,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from lingo_ds.distributed import devices
 from lingo_ds.distributed.launchers import find_rank, meet_by_mpi
 from lingo_ds.distributed.traffic import counter, hosts_of
 from lingo_ds.utils.errors import Mistake, UserError, one_line
@@ -57,6 +58,10 @@ ARRIVAL = timedelta(minutes=5)
 TIMEOUT = timedelta(minutes=30)
 """Longest time that a collective may take."""
 
+LET_OUR_WATCHDOG_SPEAK = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+"""Environment variable of torch and its value with which nccl's own watchdog logs a lost connection instead
+of aborting the process, which would end before `watchdog` has named the one that is lost."""
+
 
 def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TIMEOUT) -> None:
     """Joins the job's process group: nccl on GPUs, gloo on CPUs. A single process makes its own group.
@@ -77,7 +82,8 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
     __compatible_ops__["deepspeed_shm_comm"] = False
 
     if env.device.type == "cuda":
-        _take_gpu(env)
+        devices.take_gpu(env)
+        os.environ.setdefault(*LET_OUR_WATCHDOG_SPEAK)
     backend = "nccl" if env.device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         dist.init_process_group(
@@ -111,37 +117,12 @@ def _meet(env: DistEnv, arrival: timedelta) -> Store:
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = local_rank
     try:
         store = next(rendezvous("env://", timeout=arrival))[0]
-        if env.device.type == "cuda":
-            _require_own_gpu(env, store)
+        devices.require_compatible(env, store)
         return store
     except (dist.DistError, TimeoutError) as error:
         rule = f"not all {env.world_size} processes of the job met there ({one_line(str(error))})"
         fix = "check that every host is up and reaches this address"
         raise UserError(Mistake("MASTER_ADDR", f"{address}:{port}", rule, fix)) from None
-
-
-def _take_gpu(env: DistEnv) -> None:
-    if env.device.index >= (count := torch.cuda.device_count()):
-        raise _too_few_gpus(env, count)
-    torch.cuda.set_device(env.device)
-
-
-def _require_own_gpu(env: DistEnv, store: Store) -> None:
-    """Where each process of this host sees one GPU, checks that it is another one for each."""
-    if torch.cuda.device_count() > 1 or env.local_world_size == 1:
-        return
-    gpus = PrefixStore("gpu", store)
-    gpus.set(str(env.global_rank), str(torch.cuda.get_device_properties(env.device).uuid))
-    first = env.global_rank - env.local_rank
-    found = {gpus.get(str(rank)) for rank in range(first, first + env.local_world_size)}
-    if len(found) < env.local_world_size:
-        raise _too_few_gpus(env, len(found))
-
-
-def _too_few_gpus(env: DistEnv, count: int) -> UserError:
-    host, fix = socket.gethostname(), "give it as many slots as it has GPUs"
-    rule = f"runs {env.local_world_size} processes and has {count} GPUs"
-    return UserError(Mistake(f"host {host}", f"process {env.global_rank}", rule, fix))
 
 
 def _meeting_place(env: DistEnv) -> tuple[str, int]:

@@ -48,6 +48,7 @@ FREE_SETTINGS = {
     "train.num_epochs",
     "train.max_steps",
     "train.max_skipped",
+    "train.deterministic",
     "train.timeout",
     "rank_sampling.audit_interval",
     "rank_sampling.on_divergence",

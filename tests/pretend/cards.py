@@ -12,9 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lingo_ds.distributed.process_group import free_port
 
@@ -37,16 +38,18 @@ def build(folder: Path) -> Path:
     """
     if shutil.which("g++") is None:
         raise CannotBuild("the pretend card needs g++")
-    found = find_spec("torch")
-    assert found is not None and found.origin is not None
-    torch = Path(found.origin).parent
-    key = hashlib.sha256(SOURCE.read_bytes() + (torch / "version.py").read_bytes() + str(torch).encode())
+    if torch.backends.cuda.is_built():
+        raise CannotBuild(
+            f"torch {torch.__version__} is built for CUDA, whose place the pretend card would take"
+        )
+    home = Path(torch.__file__).parent
+    key = hashlib.sha256(SOURCE.read_bytes() + (home / "version.py").read_bytes() + str(home).encode())
     library = folder / f"device-{key.hexdigest()[:16]}.so"
     if library.exists():
         return library
     aside = library.with_suffix(f".{os.getpid()}")
-    headers = [f"-I{torch / 'include'}", f"-I{torch / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
-    libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", f"-Wl,-rpath,{torch / 'lib'}"]
+    headers = [f"-I{home / 'include'}", f"-I{home / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
+    libraries = [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", f"-Wl,-rpath,{home / 'lib'}"]
     command = ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", str(SOURCE), "-o", str(aside)]
     done = subprocess.run([*command, *headers, *libraries], capture_output=True, text=True)
     if done.returncode:

@@ -9,6 +9,7 @@ functions, which the CPU build of torch has no code for.
 import contextlib
 import ctypes
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ class Card:
     taken: int = 0  # of it by other jobs
     reserved: int = 0  # of it by torch in this process
     slow: bool = False  # whether nothing is finished before the host has waited for it
+    nccl: tuple[int, ...] = (2, 27, 3)
 
 
 CARD = Card()
@@ -47,9 +49,14 @@ observers: list[Callable[[str], None]] = []
 """Called with the name of each wait that Python asks for: of a stream, an event, the whole device."""
 
 
+_sync_debug = ["default"]
+
+
 def _wait(what: str) -> None:
     for observer in observers:
         observer(what)
+    if _sync_debug[0] == "warn":
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=3)
 
 
 _streams: "WeakSet[Stream]" = WeakSet()
@@ -216,6 +223,7 @@ _REPLACED = {
     "current_stream": lambda *_: _current[0],
     "default_stream": lambda *_: _DEFAULT,
     "synchronize": _synchronize,
+    "set_sync_debug_mode": lambda mode: _sync_debug.__setitem__(0, mode),
 }
 _IDLE = ("_lazy_init", "init", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all")
 _REPLACED |= {name: _returning(None) for name in (*_IDLE, "set_rng_state_all", "set_stream")}
@@ -250,8 +258,10 @@ def _record_stream(self: torch.Tensor, stream: Stream) -> None:
 
 torch.Tensor.record_stream = _record_stream
 
+import torch.cuda.nccl  # noqa: E402
 import torch.cuda.nvtx  # noqa: E402
 
+torch.cuda.nccl.version = lambda: CARD.nccl
 torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = _returning(None), _returning(None)
 
 from tests.pretend import flash_kernel, nccl, norm_kernel  # noqa: E402, F401  they take the place of the real ones

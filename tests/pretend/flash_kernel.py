@@ -12,6 +12,9 @@ from torch import Tensor
 calls: list[str] = []
 """One entry per call: the dtype and the head size."""
 
+backward_repeats: list[bool] = []
+"""One entry per backward pass: whether it was asked to add in a fixed order."""
+
 
 def _require(query: Tensor, key: Tensor, value: Tensor, of_query: Tensor, of_key: Tensor) -> None:
     capability, size = torch.cuda.get_device_capability(), query.shape[-1]
@@ -110,6 +113,10 @@ def _backward(
     **options: Any,
 ) -> tuple[Tensor, ...]:
     _require(query, key, value, of_query, of_key)
+    backward_repeats.append(
+        torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled()
+    )
     assert grad.dtype == query.dtype, "the gradient must have the dtype of the query"
     device, dtype, how = query.device, query.dtype, _options(query.shape[-1], causal, options)
     query, key, value, grad = (x.cpu().float() for x in (query, key, value, grad))

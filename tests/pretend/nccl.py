@@ -1,5 +1,6 @@
 """nccl's place is taken by gloo, over copies on the host, behind the checks that nccl makes."""
 
+import os
 from typing import Any
 
 import torch
@@ -63,7 +64,12 @@ def _replace(name: str, names: list[str]) -> None:
             assert one.dtype in DTYPES, f"nccl: {name}: no {one.dtype}"
             assert one.is_contiguous(), f"nccl: {name}: tensors must be contiguous"
         copies = [_on_host(value) for value in args]
-        of_gloo(*copies, **options)
+        try:
+            of_gloo(*copies, **options)
+        except RuntimeError:
+            if os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3") != "0":
+                os.abort()  # as nccl's watchdog does where a connection is lost
+            raise
         with torch.no_grad():
             for to, source in zip(_tensors(args[0]), _tensors(copies[0]), strict=True):
                 to.copy_(source)

@@ -35,6 +35,22 @@ SMALL = [
 """Settings of every run that does not say otherwise: masks change within its six steps."""
 
 
+WAYS = {
+    "plain": [],
+    "sharded": ["zero.stage=3"],
+    "eight bits": ["zero.stage=3", "zero.quantized_weights=true"],
+    "offloaded": ["zero.stage=3", "zero.profile=zero3_offload"],
+    "recomputed": ["backbone.activation_checkpointing=true"],
+    "padded": ["data.packing=off"],
+    "nucleotides": ["data.tokens=nucleotides"],
+    "lora": ["adapter.method=lora", "rank_sampling.mode=off"],
+    "fp16": ["backbone.dtype=fp16"],
+    "deterministic": ["train.deterministic=true"],
+}
+OWN = ("plain", "nucleotides", "lora", "fp16")
+"""Ways that compute something else than the first one; the others differ from it by rounding."""
+
+
 def some_data(folder: Path) -> Path:
     """A few sequences of two classes for each split."""
     return first_rows(

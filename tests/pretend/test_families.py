@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, LlamaConfig
+from transformers import AutoModel, LlamaConfig, PreTrainedConfig
 
 from lingo_ds.data.batches import attention_mask
 from lingo_ds.distributed.process_group import DistEnv
@@ -56,9 +56,10 @@ class Seen(NamedTuple):
     flash_calls: int
 
 
-def make_model(
+def adapted_model(
     folder: Path, device: torch.device, dtype: torch.dtype, options: BackboneOptions, *, pooling: Pooling
 ) -> AdaptedModel:
+    """A model of a folder, with adapters that do something."""
     spec = read_spec(folder)
     sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
     layout = uniform_layout(sites, rank=4, head_shape=(CLASSES, spec.output_size))
@@ -69,16 +70,21 @@ def make_model(
     return AdaptedModel(backbone, bank, pooling=pooling, dropout=0.0, shared_inputs=spec.shared_inputs)
 
 
+def some_pack(folder: Path, case: Case) -> tuple[Tensor, int]:
+    """Token ids of a pack, and its prefix."""
+    prefix = case.prefix if read_spec(folder).causal else 0
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(5, VOCABULARY, (prefix + sum(LENGTHS),), generator=draw), prefix
+
+
 def logits_and_gradients(
     folder: Path, device: torch.device, dtype: torch.dtype, case: Case
 ) -> tuple[Tensor, Tensor]:
     options = BackboneOptions(activation_checkpointing=case.recomputed, packed=True)
-    model = make_model(folder, device, dtype, options, pooling=case.pooling)
-    bank = model.bank
+    model = adapted_model(folder, device, dtype, options, pooling=case.pooling)
+    ids, prefix = some_pack(folder, case)
     model.backbone.train()
-    prefix = case.prefix if read_spec(folder).causal else 0
-    draw = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, VOCABULARY, (prefix + sum(LENGTHS),), generator=draw)
+    bank = model.bank
     bank.zero_grad()
     logits = model.packed_logits(ids, model.pack_places(prefix, LENGTHS))
     labels = torch.arange(len(LENGTHS), device=device) % CLASSES
@@ -99,7 +105,7 @@ def padded_logits(folder: Path, device: torch.device) -> tuple[list[Tensor], int
     """Logits of a batch with padding and one without, in fp32, and how often the host waited for them."""
     from tests.pretend.probe import Probe
 
-    model = make_model(folder, device, torch.float32, BackboneOptions(), pooling="mean")
+    model = adapted_model(folder, device, torch.float32, BackboneOptions(), pooling="mean")
     model.backbone.train(False)
     draw, found = torch.Generator().manual_seed(1), []
     with torch.no_grad(), Probe() as probe:
@@ -123,18 +129,24 @@ def compute_padded(folder: Path) -> dict[str, tuple[float, int]]:
     return seen
 
 
+def write_model(config: PreTrainedConfig, folder: Path) -> Path:
+    """A model of random weights, which bf16 holds exactly."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder.mkdir()
+    model.to(torch.bfloat16).float().save_pretrained(folder)
+    return folder
+
+
 def compute_all(folder: Path) -> dict[tuple[str, Case], Seen]:
     from tests.pretend import flash_kernel
 
     cpu, card, seen = torch.device("cpu"), torch.device("cuda", 0), {}
     for name, config in MODELS.items():
-        torch.manual_seed(0)
-        model = AutoModel.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        (folder / name).mkdir()
-        model.to(torch.bfloat16).float().save_pretrained(folder / name)
+        write_model(config, folder / name)
         for case in CASES:
             exact = logits_and_gradients(folder / name, cpu, torch.float32, case)
             fp32 = logits_and_gradients(folder / name, card, torch.float32, case)

@@ -1,14 +1,16 @@
 """Two processes with a pretend card each: their losses are those of one process on the CPU."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lingo_ds.commands.cli import main
 from lingo_ds.distributed.process_group import free_port
 from tests.pretend.runs import RECIPE, STEPS, losses_on_cpu, settings, train
-from tests.unit.running import command
+from tests.unit.running import at_step, command
 
 WAYS = {
     "whole": [],
@@ -28,6 +30,26 @@ def train_in_turn(data: Path, out: Path, ports: dict[str, str]) -> dict[str, Any
 
 def train_refused(folder: Path) -> tuple[int, str]:
     return command("train", RECIPE, folder / "refused", *settings(folder / "data"))
+
+
+def train_and_lose_one(folder: Path) -> None:
+    lost = [*settings(folder / "data"), f"output_dir={folder / 'lost'}"]
+    with at_step(3, lambda: os._exit(0) if os.environ["RANK"] == "1" else None):
+        main(["train", "--config", str(RECIPE), *lost])  # its output is that of the process
+
+
+def train_with_another(fact: str, value: Any, folder: Path) -> tuple[int, str]:
+    """What two hosts say of which the second has another card."""
+    from tests.pretend.device import CARD
+
+    rank = os.environ["RANK"]
+    socket.gethostname = lambda: f"node{rank}"
+    if rank == "1":
+        setattr(CARD, fact, value)
+    out = folder / f"another {fact}"
+    status, shown = command("train", RECIPE, out, *settings(folder / "data"))
+    log = out / "train.log"
+    return status, shown + (log.read_text() if log.exists() else "")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +91,26 @@ def test_a_process_that_sees_one_gpu_takes_it(cards, folder, on_cpu):
     for one in seen:
         assert one["sharded"]["weights"] == {"cuda:0 bfloat16 part"}
         assert one["sharded"]["losses"] == pytest.approx(on_cpu, rel=0.02)
+
+
+def test_a_lost_process_is_named_before_nccl_ends_the_others(cards, folder):
+    """The lost one ends with status 0, since `cards` ends all others where one fails."""
+    named = r"(?s)process 0: status 1\n.*error: process 1 of 2: '.*': has ended or was killed"
+    with pytest.raises(AssertionError, match=named):
+        cards.call(train_and_lose_one, folder, processes=2)
+
+
+def test_hosts_with_another_nccl_are_refused_before_it_is_asked(cards, folder):
+    ended = cards.call(train_with_another, "nccl", (2, 21, 5), folder, processes=2)
+    assert [status for status, _ in ended] == [2, 2]
+    said = "error: host node1: 'nccl 2.21.5': is 2.27.3 on node0: install the same versions on all hosts"
+    assert said in ended[0][1]
+
+
+def test_hosts_with_other_gpus_train_and_are_named(cards, folder):
+    ended = cards.call(train_with_another, "name", "NVIDIA A100", folder, processes=2)
+    assert [status for status, _ in ended] == [0, 0]
+    assert "process 1 (node1) has a GPU NVIDIA A100, process 0 (node0) NVIDIA H200" in ended[0][1]
 
 
 def test_processes_that_see_the_same_gpu_are_refused(cards, folder):

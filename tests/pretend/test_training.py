@@ -7,22 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pretend.runs import STEPS, train, use
+from tests.pretend.runs import OWN, STEPS, WAYS, train, use
 from tests.unit.running import at_step, ctrl_c
-
-WAYS = {
-    "plain": [],
-    "sharded": ["zero.stage=3"],
-    "eight bits": ["zero.stage=3", "zero.quantized_weights=true"],
-    "offloaded": ["zero.stage=3", "zero.profile=zero3_offload"],
-    "recomputed": ["backbone.activation_checkpointing=true"],
-    "padded": ["data.packing=off"],
-    "nucleotides": ["data.tokens=nucleotides"],
-    "lora": ["adapter.method=lora", "rank_sampling.mode=off"],
-    "fp16": ["backbone.dtype=fp16"],
-}
-OWN = ("plain", "nucleotides", "lora", "fp16")
-"""Ways that compute something else than the first one; the others differ from it by rounding."""
 
 WEIGHTS = {
     "plain": {"cuda:0 bfloat16"},
@@ -40,8 +26,11 @@ def train_every_way(folder: Path) -> dict[str, Any]:
     seen = {}
     for way, settings in WAYS.items():
         flash_kernel.calls.clear()
+        flash_kernel.backward_repeats.clear()
         seen[way] = train(folder / "data", folder / way, *settings)
         seen[way]["flash"] = list(flash_kernel.calls)
+        seen[way]["repeats"] = set(flash_kernel.backward_repeats)
+        seen[way]["whole sums"] = not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     with at_step(4, ctrl_c):
         train(folder / "data", folder / "resumed", "checkpoint.every=3")
     seen["resumed"] = train(folder / "data", folder / "resumed", "checkpoint.every=3")
@@ -105,6 +94,19 @@ def test_frozen_weights_are_where_they_should_be(seen, way):
 def test_packs_are_computed_by_flash_attention(seen, way):
     dtype = "float16" if way == "fp16" else "bfloat16"
     assert set(seen[way]["flash"]) == (set() if way == "padded" else {f"{dtype} 16"})
+
+
+@pytest.mark.parametrize("way", ["plain", "deterministic"])
+def test_gradients_are_added_in_a_fixed_order_on_request_alone(seen, way):
+    assert seen[way]["repeats"] == {way == "deterministic"}
+
+
+def test_a_fixed_order_changes_nothing_else(seen):
+    assert seen["deterministic"]["losses"] == seen["plain"]["losses"]  # the pretend kernel has one order
+
+
+def test_sums_of_products_are_whole_before_they_are_rounded(seen):
+    assert seen["plain"]["whole sums"]
 
 
 def test_layers_are_recomputed_in_the_backward_pass(seen):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lingo_ds.distributed import process_group
+from lingo_ds.distributed import numerics, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused import FusedKernels, fuse
@@ -199,6 +199,7 @@ def load_backbone(
     Raises:
         UserError: where the files do not fit the config, or liger-kernel cannot be used.
     """
+    numerics.sum_in_full_precision()
     device = env.device
     files = WeightFiles(Path(spec.folder), spec.skeleton)
     for name, buffer in spec.skeleton.named_buffers():

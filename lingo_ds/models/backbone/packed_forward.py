@@ -79,7 +79,7 @@ class PackedForward:
     def begin(self, places: PackPlaces) -> None:
         """Makes all following attention that of the pack with these places, on its device."""
         _ActivePack.pack = PackedAttention(places)
-        self._last_layer.wanted = places.pooled if places.shortened else None
+        self._last_layer.begin(places.pooled if places.shortened else None)
 
 
 class LastLayerForTokens:
@@ -95,17 +95,23 @@ class LastLayerForTokens:
 
     def __init__(self, layer: nn.Module):
         self.wanted: Tensor | None = None
+        self._recompute = False
         self._layer: Any = layer  # of any family, which mypy knows no attributes of
         self._forward: Callable[..., Any] = layer.forward
         layer.forward = self
+
+    def begin(self, wanted: Tensor | None) -> None:
+        """Sets the tokens of the next forward, before transformers asks whether the layer is recomputed."""
+        self.wanted = wanted
+        if hasattr(self._layer, "gradient_checkpointing"):
+            self._recompute |= self._layer.gradient_checkpointing
+            self._layer.gradient_checkpointing = self._recompute and wanted is None
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's output for `hidden` (1, tokens, size)."""
         if self.wanted is None:
             return self._forward(hidden, *args, **kwargs)
         wanted, tokens = self.wanted, hidden.shape[1]
-        recompute = getattr(self._layer, "gradient_checkpointing", False)
-        self._layer.gradient_checkpointing = False
         try:
             with suppress(_Captured):
                 _ActivePack.capturing = True
@@ -114,7 +120,6 @@ class LastLayerForTokens:
             out = self._forward(*_select((hidden, *args), wanted, tokens), **_select(kwargs, wanted, tokens))
         finally:
             _ActivePack.capturing, _ActivePack.captured = False, None
-            self._layer.gradient_checkpointing = recompute
         out = out[0] if isinstance(out, tuple) else out
         return torch.zeros_like(hidden).index_copy(1, wanted, out)
 

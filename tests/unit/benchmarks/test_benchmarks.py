@@ -143,6 +143,22 @@ def test_rival_learns_at_our_rates(mixture, setup):
     assert rates == pytest.approx([config.learning_rate * factor for factor in ours])
 
 
+@pytest.mark.slow
+def test_rival_alone_does_the_same_work_without_deepspeed(mixture, tmp_path):
+    """As on one GPU; here on the CPU."""
+    how = {"dtype": "fp32", "processes": 1, "grouped": False, "device": "cpu"}
+    settings = _training_runs.rival_settings(mixture, **how)
+    runs = {}
+    for deepspeed in (True, False):
+        folder = tmp_path / str(deepspeed)
+        folder.mkdir()
+        runs[str(deepspeed)] = [_training_runs.rival_job(settings | {"deepspeed": deepspeed}, folder, 1)]
+    train_throughput.require_same_work(runs)
+    (under,), (alone,) = runs.values()
+    assert alone.losses == pytest.approx(under.losses, rel=1e-3)
+    assert (under.held, alone.held) == (1.0, 1.0) and alone.peak_device_bytes is None
+
+
 def test_mixture_has_equal_shares_of_each_length(mixture):
     lengths = [len(row["input_ids"]) for row in json.loads(mixture.rows.read_text())]
     counts = Counter(length - min(lengths) for length in lengths)
