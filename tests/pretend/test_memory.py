@@ -53,7 +53,8 @@ def train_until_full(folder: Path, full: int) -> tuple[int, str]:
 
 
 def predict_until_full(folder: Path) -> tuple[int, str]:
-    from lingo_ds.evaluation.forward import Batch, Pack
+    from lingo_ds.data.batches import Batch
+    from lingo_ds.data.packing import Pack
 
     def fill(*_: Any) -> None:
         torch.empty(2**40, dtype=torch.uint8, device="cuda")
@@ -92,6 +93,6 @@ def test_the_others_end_too_with_the_same_words(cards, folder, full):
     with pytest.raises(AssertionError) as caught:
         cards.call(train_until_full, folder, full, processes=2)
     assert f"process {1 - full}: status 2" in str(caught.value)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300  # train.timeout would be 900
     if full == 0:  # which keeps the store, and speaks last: the same words are said once on a host
         assert "error: train.micro_batch_tokens: '" in str(caught.value)
