@@ -234,7 +234,7 @@ def plan_run(read: RunData) -> RunSetup:
     """Derives every number of the run."""
     shapes, files = read.shapes, read.shapes.files
     config, env, spec = files.config, files.env, shapes.spec
-    if config.data.packing == "auto" and not spec.packable and env.is_main:
+    if config.data.packing == "auto" and spec.target_names and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     layout = layout_of(config, spec, shapes.sites, outputs=read.data.classes)
     dtype = compute_dtype(config.backbone.dtype, env.device)
@@ -314,8 +314,9 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
-    """Checks that the input embedding only looks rows up, as nucleotide tokens need it."""
-    if learned_tokens(config) and spec.model_type not in LEARNS_TOKENS:
-        rule = f"is not known to work with family {spec.model_type}"
+    """Checks that the input embedding is known, or only looks rows up, as nucleotide tokens need it."""
+    known = spec.model_type in LEARNS_TOKENS or spec.plain_embedding
+    if learned_tokens(config) and not known:
+        rule = f"is not known to work with the embedding of family {spec.model_type}"
         fix = f"set text, or choose one of {', '.join(sorted(LEARNS_TOKENS))}"
         raise UserError(Mistake("data.tokens", config.data.tokens, rule, fix))

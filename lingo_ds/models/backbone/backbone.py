@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone import fused_cpu
+from lingo_ds.models.backbone.expert_weights import recompute_experts
+from lingo_ds.models.backbone.families import READS_EMBEDDING
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused_gpu import use_liger
 from lingo_ds.models.backbone.gathers import GatherState
@@ -117,7 +119,8 @@ class Backbone:
         assert self._packed is not None, "a backbone that was loaded for padded batches"
         pack = PackedAttention(prefix, lengths, input_ids.device)
         sees_all = only == "last" or not self._causal  # the shortened last layer relies on it
-        self._packed.begin(pack, wanted=getattr(pack, only) if only and sees_all else None)
+        wanted = getattr(pack, only) if only and sees_all else None
+        self._packed.begin(pack, wanted=wanted, first=only == "first")
         positions = pack.positions + self._first_position
         output = self.module(input_ids=input_ids[None], position_ids=positions, **self._no_cache)
         return last_hidden_state(self.module, output)[0], pack
@@ -197,7 +200,7 @@ def _shard(
     assert options.ds_config is not None
     process_group.start(env)
     group = process_group.shard_group(options.shard_group or env.world_size, env)
-    return zero.shard(
+    shards = zero.shard(
         spec,
         files,
         ds_config=options.ds_config,
@@ -206,3 +209,13 @@ def _shard(
         device=env.device,
         eight_bit=options.eight_bit,
     )
+    recompute_experts(spec.skeleton)
+    if spec.model_type in READS_EMBEDDING:
+        spec.skeleton.register_forward_pre_hook(_embed, with_kwargs=True)
+    return shards
+
+
+def _embed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Looks the tokens up ahead of a model's forward, which then leaves the embedding's weight alone."""
+    embedded = module.get_input_embeddings()(kwargs.pop("input_ids"))
+    return args, kwargs | {"inputs_embeds": embedded}

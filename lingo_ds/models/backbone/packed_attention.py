@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lingo_ds.models.backbone.flash_support import is_flash, varlen_options
 from lingo_ds.models.ops import attention
@@ -39,6 +40,26 @@ class Bucket(NamedTuple):
     place: Tensor | None
     real: Tensor | None
     lengths: Tensor
+
+
+class Rule(NamedTuple):
+    """What a layer's attention does beside its products.
+
+    Attributes:
+        scale: factor on the scores.
+        window: a token sees itself and the `window` - 1 tokens before, in an encoder behind, too; None: all.
+        causal: False in an encoder: every token of an example sees those after it.
+        softcap: bound that scores come near to and never reach; None: none.
+    """
+
+    scale: float
+    window: int | None = None
+    causal: bool = True
+    softcap: float | None = None
+
+    def reach(self, length: int) -> int:
+        """Tokens that a token sees to one side, itself included, of so many."""
+        return length if self.window is None else self.window
 
 
 class PackedAttention:
@@ -97,63 +118,60 @@ class PackedAttention:
         real, place, lengths = (part.to(self._device) for part in (real, place, lengths))
         return Bucket(sum(group), len(group), width, place, real, lengths)
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
-    ) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attention of all tokens.
 
         Args:
             query: (1, heads, tokens, size); key and value may have fewer heads, in whole groups of query's.
             key: (1, key heads, tokens, size), positions already in it.
             value: likewise.
-            scale: factor on the scores.
-            window: a token sees itself and the `window` - 1 tokens before; None: all.
-            causal: False in an encoder: every token of an example sees all of it.
+            rule: of the layer.
 
         Returns:
             (1, tokens, heads, size).
         """
-        assert causal or not self.prefix, "an encoder shares no prefix"
-        if is_flash(query):
-            return self._varlen(query, key, value, scale=scale, window=window, causal=causal)
-        if attention.supports_attention(query):
+        assert rule.causal or not self.prefix, "an encoder shares no prefix"
+        if rule.softcap is None and is_flash(query):
+            return self._varlen(query, key, value, rule)
+        both_sides = rule.window is not None and not rule.causal  # which the kernel does not know
+        if rule.softcap is None and not both_sides and attention.supports_attention(query):
             query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
             return attention.attend(
-                query, key, value, self._sequences, scale=scale, window=window, causal=causal
+                query, key, value, self._sequences, scale=rule.scale, window=rule.window, causal=rule.causal
             )[None]
-        return self._by_bucket(query, key, value, scale=scale, window=window, causal=causal)
+        return self._by_bucket(query, key, value, rule)
 
-    def _by_bucket(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
-    ) -> Tensor:
+    def _by_bucket(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attention by torch's own kernels: of the prefix, then of bucket after bucket."""
         (head_q, queries), (head_k, keys), (head_v, values) = map(self._apart, (query, key, value))
         outputs = []
         if head_q is not None and head_k is not None and head_v is not None:
-            mask = self._mask(0, self.prefix, window)
-            outputs.append(_attend(head_q, head_k, head_v, mask=mask, scale=scale).squeeze(0))
+            mask = self._mask(0, self.prefix, rule)
+            outputs.append(_attend(head_q, head_k, head_v, mask=mask, rule=rule).squeeze(0))
         for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
             q, k, v = (_batched(part, bucket) for part in (q, k, v))
             k, v = _behind(head_k, k), _behind(head_v, v)
             allowed: Tensor | None = None
-            if causal:  # padding stands behind the tokens of its example, where none of them looks
-                allowed = self._mask(self.prefix, bucket.width, window)
-            elif bucket.real is not None:
-                allowed = _real_keys(bucket, 0)[:, None, None]
-            out = _attend(q, k, v, mask=allowed, scale=scale).flatten(0, 1)
+            if rule.causal:  # padding stands behind the tokens of its example, where none of them looks
+                allowed = self._mask(self.prefix, bucket.width, rule)
+            else:
+                allowed = None if rule.window is None else self._mask(0, bucket.width, rule)
+                if bucket.real is not None:
+                    real = _real_keys(bucket, 0)[:, None, None]
+                    allowed = real if allowed is None else real & allowed | _itself(bucket.width, real.device)
+            out = _attend(q, k, v, mask=allowed, rule=rule).flatten(0, 1)
             outputs.append(out if bucket.real is None else out[bucket.real])
         return torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
 
-    def of_one_token(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
-        """Attention of one token per example that sees all of it, its last one say.
+    def of_one_token(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule, *, first: bool) -> Tensor:
+        """Attention of one token per example that sees all of it, but for a window: its last or first one.
 
         Args:
             query: (1, heads, examples, size).
             key: (1, key heads, tokens, size).
             value: likewise.
-            scale, window: as for all tokens.
+            rule: of the layer.
+            first: whether it is the first one.
 
         Returns:
             (1, examples, heads, size).
@@ -165,9 +183,9 @@ class PackedAttention:
         for bucket, q, k, v in zip(self._buckets, queries, keys, values, strict=True):
             k, v = _behind(key_head, _batched(k, bucket)), _behind(value_head, _batched(v, bucket))
             mask = None
-            if bucket.real is not None or (window is not None and window < k.shape[1]):
-                mask = _real_keys(bucket, self.prefix, window)[:, None, None]
-            outputs.append(_attend(q, k, v, mask=mask, scale=scale).flatten(0, 1))
+            if bucket.real is not None or (rule.window is not None and rule.window < k.shape[1]):
+                mask = _real_keys(bucket, self.prefix, rule.window, first=first)[:, None, None]
+            outputs.append(_attend(q, k, v, mask=mask, rule=rule).flatten(0, 1))
         return torch.cat(outputs)[None]
 
     def _apart(self, x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
@@ -176,27 +194,26 @@ class PackedAttention:
         parts = x.squeeze(0).transpose(0, 1).split(sizes)
         return (parts[0].unsqueeze(0), parts[1:]) if self.prefix else (None, parts)
 
-    def _mask(self, before: int, width: int, window: int | None) -> Tensor:
+    def _mask(self, before: int, width: int, rule: Rule) -> Tensor:
         """(width, before + width) bool: the tokens that each of the last `width` ones sees."""
-        key = before, width, window
+        key = before, width, rule.window
         if key not in self._masks:
             query = torch.arange(before, before + width, device=self._device)[:, None]
             seen = torch.arange(before + width, device=self._device)
-            allowed = seen <= query
-            self._masks[key] = allowed if window is None else allowed & (seen > query - window)
+            allowed = seen <= query if rule.causal else seen < query + rule.reach(width)
+            self._masks[key] = allowed & (seen > query - rule.reach(before + width))
         return self._masks[key]
 
-    def _varlen(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, causal: bool
-    ) -> Tensor:
+    def _varlen(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attention by a flash kernel for sequences of different length; keys of the prefix are gathered."""
         from torch.nn.attention.varlen import varlen_attn
 
         of_query, of_key, gather, longest = self._varlen_places
         key, value = (part[0].transpose(0, 1)[gather] for part in (key, value))
-        sees = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
+        near = -1 if rule.window is None else rule.window - 1
+        sees = (near, 0 if rule.causal else near)
         heads = query.shape[1] // key.shape[1]
-        options: dict[str, Any] = {"scale": scale, "window_size": sees}
+        options: dict[str, Any] = {"scale": rule.scale, "window_size": sees}
         if heads > 1 and "enable_gqa" in varlen_options():
             options["enable_gqa"] = True
         elif heads > 1:
@@ -243,16 +260,38 @@ def _behind(head: Tensor | None, own: Tensor) -> Tensor:
     return own if head is None else torch.cat([head.expand(len(own), -1, -1, -1), own], dim=1)
 
 
-def _real_keys(bucket: Bucket, prefix: int, window: int | None = None) -> Tensor:
-    """(examples, prefix + width) bool: the tokens of each example, the last `window` of them."""
+def _real_keys(bucket: Bucket, prefix: int, window: int | None = None, *, first: bool = False) -> Tensor:
+    """(examples, prefix + width) bool: the tokens of each example, the last or first `window` of them."""
     place = torch.arange(prefix + bucket.width, device=bucket.lengths.device)
     end = prefix + bucket.lengths[:, None]
-    return (place < end) if window is None else (place < end) & (place >= end - window)
+    if window is None:
+        return place < end
+    return (place < end) & (place < window if first else place >= end - window)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
+def _itself(width: int, device: torch.device) -> Tensor:
+    """(width, width) bool: padding sees itself, since a row that sees nothing would be no numbers."""
+    return torch.eye(width, dtype=torch.bool, device=device)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, rule: Rule) -> Tensor:
     """Scaled dot-product attention of (n, queries, heads, size) over (n, keys, key heads, size)."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    if rule.softcap is not None:  # scores are computed again in the backward pass: they are the largest part
+        return checkpoint(_capped, query, key, value, mask, rule, use_reentrant=False).transpose(1, 2)
     shared = query.shape[1] > key.shape[1]
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=shared
+    )
     return out.transpose(1, 2)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """Attention whose scores s are cap * tanh(s / cap), as Gemma 2 has it (arXiv 2408.00118)."""
+    assert rule.softcap is not None
+    key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+    scores = rule.softcap * torch.tanh(query @ key.transpose(-1, -2) * (rule.scale / rule.softcap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=exact).to(value.dtype) @ value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lingo_ds.models.backbone.packed_attention import PackedAttention
+from lingo_ds.models.backbone.packed_attention import PackedAttention, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +33,7 @@ class _ActivePack:
     """
 
     pack: PackedAttention | None = None
+    first: bool = False
     capturing: bool = False
     captured: tuple[Tensor, Tensor] | None = None
 
@@ -46,6 +47,7 @@ def _packed_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_ignored: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it in every layer."""
@@ -54,12 +56,10 @@ def _packed_attention(
         _ActivePack.captured = key, value
         raise _Captured
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if _ActivePack.captured is not None:
-        return _ActivePack.pack.of_one_token(
-            query, *_ActivePack.captured, scale=scale, window=sliding_window
-        ), None
-    causal = getattr(module, "is_causal", True)
-    return _ActivePack.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
+    rule = Rule(scale, sliding_window, getattr(module, "is_causal", True), softcap)
+    if (seen := _ActivePack.captured) is not None:
+        return _ActivePack.pack.of_one_token(query, *seen, rule, first=_ActivePack.first), None
+    return _ActivePack.pack(query, key, value, rule), None
 
 
 AttentionInterface.register(NAME, _packed_attention)
@@ -74,14 +74,16 @@ class PackedForward:
         module.set_attn_implementation(NAME)
         self._last_layer = LastLayerForTokens(module.get_submodule(last_layer))
 
-    def begin(self, pack: PackedAttention, *, wanted: Tensor | None) -> None:
+    def begin(self, pack: PackedAttention, *, wanted: Tensor | None, first: bool) -> None:
         """Makes all following attention that of `pack`.
 
         Args:
             pack: the pack that is computed next.
             wanted: (examples,) places of the tokens that the last layer is computed for; None: all.
+            first: whether they are the first ones of their examples, not the last.
         """
         _ActivePack.pack = pack
+        _ActivePack.first = first
         self._last_layer.wanted = wanted
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lingo_ds.models.backbone import families
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import git_lfs_pointers, read_json
 
@@ -93,8 +94,9 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if quantised:
             yield f"holds weights that are quantised already ({_method(quantised)})", UNQUANTISED
             break
-    if experts := max(map(_experts, sections)):
-        fix = "give a dense model, which has one feed-forward part in each layer"
+    experts = max(map(_experts, sections))
+    if experts and family not in families.EXPERTS:
+        fix = f"give a dense model, or a mixture of type {', '.join(sorted(families.EXPERTS))}"
         yield f"is a mixture of experts ({family}: {experts} in a layer), which is not supported", fix
     named = config.get("architectures")
     architectures = named if isinstance(named, list) else ()

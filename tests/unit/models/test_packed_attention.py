@@ -14,7 +14,7 @@ from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 
 from lingo_ds.models.backbone import flash_support, packed_attention
-from lingo_ds.models.backbone.packed_attention import MAX_PADDING, PackedAttention
+from lingo_ds.models.backbone.packed_attention import MAX_PADDING, PackedAttention, Rule
 
 CPU = torch.device("cpu")
 SCALE = 0.37
@@ -29,6 +29,7 @@ class Case(NamedTuple):
     causal: bool = True
     heads: int = 4
     key_heads: int = 4
+    softcap: float | None = None
 
 
 MIXED = [3, 4, 17, 18, 18, 30]
@@ -46,6 +47,10 @@ CASES = {
     "one key head": Case(9, MIXED, window=6, key_heads=1),
     "encoder": Case(0, MIXED, causal=False),
     "encoder, grouped heads": Case(0, [7, 7, 30], causal=False, key_heads=2),
+    "encoder, window": Case(0, MIXED, window=6, causal=False),
+    "encoder, window of alike": Case(0, [7, 7, 7], window=2, causal=False),
+    "capped": Case(9, MIXED, key_heads=2, softcap=0.5),
+    "capped, window": Case(0, MIXED, window=6, softcap=0.5),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -57,16 +62,22 @@ def sees(case: Case) -> Tensor:
     allowed = torch.zeros(len(owner), len(owner), dtype=torch.bool)
     for i, (mine, here) in enumerate(zip(owner, place, strict=True)):
         for j, (theirs, there) in enumerate(zip(owner, place, strict=True)):
-            near = not case.causal or (there <= here and (case.window is None or here - there < case.window))
+            near = (there <= here or not case.causal) and (
+                case.window is None or abs(here - there) < case.window
+            )
             allowed[i, j] = near and theirs in (mine, -1)
     return allowed
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+def written_out(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, softcap: float | None = None
+) -> Tensor:
     """(1, queries, heads, size) of (1, heads, queries, size); `allowed` (queries, keys)."""
     key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
-    scores = (query @ key.mT * SCALE).masked_fill(~allowed, float("-inf"))
-    return (scores.softmax(-1) @ value).transpose(1, 2)
+    scores = query @ key.mT * SCALE
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ value).transpose(1, 2)
 
 
 def inputs(
@@ -88,7 +99,11 @@ def out_and_gradients(attend: Callable[..., Tensor], parts: list[Tensor]) -> lis
 
 def of_pack(case: Case, device: torch.device = CPU) -> Callable[..., Tensor]:
     pack = PackedAttention(case.prefix, case.lengths, device)
-    return lambda *parts: pack(*parts, scale=SCALE, window=case.window, causal=case.causal)
+    return lambda *parts: pack(*parts, rule_of(case))
+
+
+def rule_of(case: Case) -> Rule:
+    return Rule(SCALE, case.window, case.causal, case.softcap)
 
 
 def assert_alike(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -100,7 +115,7 @@ def assert_alike(found: list[Tensor], expected: list[Tensor], tolerance: float) 
 
 def oracle(case: Case, **how: Any) -> list[Tensor]:
     allowed = sees(case)
-    return out_and_gradients(lambda *parts: written_out(*parts, allowed), inputs(case, **how))
+    return out_and_gradients(lambda *parts: written_out(*parts, allowed, case.softcap), inputs(case, **how))
 
 
 # Where what lies
@@ -132,15 +147,16 @@ def test_tokens_see_what_they_should(case, dtype, tolerance):
 
 @cases
 def test_one_token_of_each_example_sees_what_it_should(case):
-    """The last one, or in an encoder any: it sees the whole example."""
+    """The last one, or in an encoder the first: it sees the whole example, or the window's part of it."""
     pack, allowed = PackedAttention(case.prefix, case.lengths, CPU), sees(case)
     for place in [pack.last] if case.causal else [pack.last, pack.first]:
 
         def attend(query: Tensor, key: Tensor, value: Tensor, place: Tensor = place) -> Tensor:
-            return pack.of_one_token(query[:, :, place], key, value, scale=SCALE, window=case.window)
+            first = place is pack.first
+            return pack.of_one_token(query[:, :, place], key, value, rule_of(case), first=first)
 
         def whole(query: Tensor, key: Tensor, value: Tensor, place: Tensor = place) -> Tensor:
-            return written_out(query, key, value, allowed)[:, place]
+            return written_out(query, key, value, allowed, case.softcap)[:, place]
 
         found, expected = (out_and_gradients(how, inputs(case)) for how in (attend, whole))
         assert_alike(found, expected, 1e-12)
@@ -247,7 +263,8 @@ def kernel(request, monkeypatch) -> Iterator[list[int]]:
 @cases
 def test_kernel_is_asked_for_what_tokens_should_see(case, kernel):
     assert_alike(out_and_gradients(of_pack(case), inputs(case)), oracle(case), 1e-12)
-    assert kernel == [case.prefix + sum(case.lengths)]  # all of them, at once
+    at_once = [case.prefix + sum(case.lengths)]
+    assert kernel == ([] if case.softcap else at_once)  # it has no bound on scores
 
 
 def test_kernel_serves_half_precision_on_a_gpu_alone():
