@@ -27,7 +27,7 @@ NO_FLASH = {
     "head_of_264": LlamaConfig(**GATED, head_dim=264),
 }
 """Models whose heads are of a size that the kernel does not take."""
-SPECIAL = {name: config_of(name) for name in ("gemma2", "gemma3_text", "qwen3_moe", "modernbert")}
+SPECIAL = {name: config_of(name) for name in ("gemma2", "gemma3_text", "modernbert")}
 """Models whose attention or layers are of another kind than those of `FAMILIES`."""
 MODELS = FAMILIES | NO_FLASH | SPECIAL
 
