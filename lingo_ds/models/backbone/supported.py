@@ -217,8 +217,8 @@ def _adapter(folder: Path, names: Collection[str]) -> tuple[str, str]:
 
 
 def _gguf(files: list[str]) -> tuple[str, str]:
-    rule = f"holds weights in the format of llama.cpp ({_some(files)}), which cannot be trained on"
-    return rule, "give the model that the GGUF file was made from, with safetensors"
+    rule = f"holds weights in the format of llama.cpp ({_some(files)})"
+    return rule, "set backbone.path to one such file on this machine, or give the original with safetensors"
 
 
 def weights_mistake(
@@ -284,8 +284,6 @@ def file_mistake(path: Path) -> Mistake:
     """The mistake of giving a file in place of a folder."""
     if path.suffix not in WEIGHT_SUFFIXES:
         return Mistake("backbone.path", path, "is a file", "give a Hugging Face folder or a hub id")
-    if path.suffix == ".gguf":
-        return Mistake("backbone.path", path, *_gguf([path.name]))
     rule = "is one file of weights"
     return Mistake("backbone.path", path, rule, f"give its folder, with config.json: {path.parent}")
 
