@@ -12,6 +12,7 @@ from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.data.pipeline import (
+    Reading,
     learned_tokens,
     length_limit,
     log_data_summary,
@@ -83,7 +84,7 @@ class RunShapes:
         sites: its adapted maps.
         max_length: tokens of the longest example.
         tokenizer: the backbone's tokenizer.
-        tokens: how it reads DNA, see `tokens_fingerprint`.
+        reading: how it reads DNA in the run's prompt.
         letters: its tokens that learned embeddings of nucleotides start from; none for text.
         profile: DeepSpeed's settings before its `auto`s are filled in.
     """
@@ -94,7 +95,7 @@ class RunShapes:
     sites: list[Site]
     max_length: int
     tokenizer: CachedTokenizer
-    tokens: str
+    reading: Reading
     letters: list[list[int]]
     profile: dict[str, Any]
 
@@ -123,7 +124,8 @@ class RunSetup:
         plan: every derived number.
         dtype: precision of the computation.
         config, env: as in `RunFiles`.
-        spec, tokenizer, tokens, letters, sites, profile: as in `RunShapes`.
+        spec, tokenizer, letters, sites, profile: as in `RunShapes`.
+        tokens: how the tokenizer reads DNA, see `tokens_fingerprint`.
         task, data: as in `RunData`.
         backbone_fingerprint: fingerprint of the backbone's weights.
     """
@@ -191,12 +193,12 @@ def read_backbone_shapes(files: RunFiles) -> RunShapes:
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
         tokenizer = CachedTokenizer(spec.folder, trust_remote_code=trusted, cache=files.cache)
-        tokens = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
+        reading = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
         letters: list[list[int]] = []
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, files.env)
-    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, tokens, letters, profile)
+    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, reading, letters, profile)
 
 
 def find_data(files: RunFiles) -> None:
@@ -224,7 +226,7 @@ def read_data(shapes: RunShapes) -> RunData:
     )
     task = task_of(config, data, max_length=shapes.max_length)
     if env.is_main:
-        log_data_summary(data, task)
+        log_data_summary(data, task, around=shapes.reading.around)
     agreement.require_equal(data.fingerprint, "data.path", env)
     agreement.require_equal(shapes.fingerprint, "backbone.path", env)
     return RunData(shapes, data, task)
@@ -251,7 +253,7 @@ def plan_run(read: RunData) -> RunSetup:
         env=env,
         spec=spec,
         tokenizer=shapes.tokenizer,
-        tokens=shapes.tokens,
+        tokens=shapes.reading.fingerprint,
         letters=shapes.letters,
         task=read.task,
         data=read.data,
