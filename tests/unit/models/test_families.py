@@ -3,14 +3,16 @@
 Families that are in the table from its beginning are tried by the tests of packs, tokens and exports.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, Starcoder2Config
+from transformers import AutoModel, AutoModelForSequenceClassification, EsmConfig, Starcoder2Config
 
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.families import ATTENTION, FAMILIES
 from lingo_ds.models.backbone.skeleton import build_skeleton
 from lingo_ds.models.backbone.spec import read_spec
@@ -19,6 +21,7 @@ from lingo_ds.utils.errors import UserError
 from tests.unit.commands.test_export import export, our_logits, run_snippet, trained, write_tokenizer
 from tests.unit.models import test_packed_forward
 from tests.unit.models.family_table import GATED, MODELS, VOCABULARY, family_of, is_encoder, write_model
+from tests.unit.models.random_models import ALONE, change_tensors
 from tests.unit.models.test_token_embeddings import (
     adapted,
     backward,
@@ -163,8 +166,6 @@ def test_any_range_of_experts_is_read_from_the_files_that_hold_each_apart(folder
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
 def test_a_file_that_lacks_an_expert_is_refused(folders, name, tmp_path):
-    from tests.unit.models.random_models import change_tensors
-
     write_model(tmp_path, name)
     gone = "experts.2.w3.weight" if name == "mixtral" else "experts.2.up_proj.weight"
     change_tensors(tmp_path, lambda tensors: tensors.pop(next(key for key in tensors if gone in key)))
@@ -187,3 +188,55 @@ def test_a_family_outside_of_the_table_learns_in_padded_batches_and_it_is_said(t
     expected = plain_result(tmp_path, model.bank.layout, model.bank.master, examples, "last")
     logits, grad = backward(model, batches(examples, share_prefix=False)[0])
     assert distance(logits, expected[0]) < 2e-5 and distance(grad, expected[1]) < 2e-5
+
+
+# -- encoders of DNA with code of their own
+
+
+@pytest.fixture
+def gated_esm(tmp_path) -> Path:
+    """Files as those of Nucleotide Transformer 2: an ESM's, whose feed-forward parts have twice the width."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = EsmConfig(
+        **sizes, vocab_size=VOCABULARY, pad_token_id=3, mask_token_id=4, max_position_embeddings=80
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [key for key in tensors if key.endswith("intermediate.dense.weight")]:
+            tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+    change_tensors(tmp_path, widen)
+    described = json.loads((tmp_path / "config.json").read_text())
+    described["auto_map"] = {"AutoModel": "own.Own", "AutoConfig": "own.Config"}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    return tmp_path
+
+
+def test_weights_of_an_encoders_own_code_are_refused_with_the_way_out(gated_esm):
+    skeleton = build_skeleton(gated_esm, trust_remote_code=False).module
+    with pytest.raises(UserError) as error:
+        WeightFiles(gated_esm, skeleton)
+    assert "intermediate.dense.weight" in str(error.value) and "own.Own" in str(error.value)
+    assert "set backbone.trust_remote_code=true to run that code" in str(error.value)
+
+
+def test_an_encoders_own_code_runs_in_padded_batches(tmp_path):
+    """As DNABERT-2 and GENA-LM are used: with the switch, every map adapted."""
+    write_model(tmp_path, "roberta")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "own.Own"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(
+        "from transformers import RobertaConfig, RobertaModel\n"
+        "class Own(RobertaModel):\n    config_class = RobertaConfig\n"
+    )
+    spec = read_spec(tmp_path, trust_remote_code=True)
+    assert not spec.packable and not spec.target_names and len(spec.linear_maps) == 2 * 6
+    options, (batch, _) = BackboneOptions(), batches(examples_of(VOCABULARY - 5), share_prefix=False)
+    own, known = (
+        load_backbone(one, options, dtype=torch.float32, env=ALONE) for one in (spec, read_spec(tmp_path))
+    )
+    mask = (torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]).long()
+    found, expected = (one.hidden_states(batch.input_ids, mask) for one in (own, known))
+    assert type(own.module).__name__ == "Own" and torch.equal(found, expected)
