@@ -40,7 +40,7 @@ FAMILIES = {
     "qwen3": Family("Qwen 3", GATED),
     "gemma": Family("Gemma 1", GATED),
     "gemma2": Family("Gemma 2", GATED, remark="scores are capped, which costs attention its fast kernels"),
-    "gemma3_text": Family("Gemma 3 of text alone (270M, 1B)", GATED),
+    "gemma3_text": Family("Gemma 3 of text alone (270M, 1B), EmbeddingGemma", GATED),
     "phi": Family("Phi-1, 1.5 and 2", ("q_proj", "k_proj", "v_proj", "self_attn.dense", "fc1", "fc2")),
     "phi3": Family(
         "Phi-3, Phi-4 (14B and mini)", ("qkv_proj", "self_attn.o_proj", "gate_up_proj", "down_proj")

@@ -27,6 +27,7 @@ MODELS: dict[str, dict] = {
     "gemma": {**GATED, "head_dim": 16},
     "gemma2": {**GATED, **ALTERNATING, **HEADS, "attn_logit_softcapping": 2.0},
     "gemma3_text": {**GATED, **ALTERNATING, **HEADS},
+    "gemma3_text, both ways": {**GATED, **ALTERNATING, **HEADS, "use_bidirectional_attention": True},
     "phi3": {**GATED, "original_max_position_embeddings": CONTEXT},
     "phi3, a part of each head turned": {
         **GATED,
@@ -82,7 +83,8 @@ def family_of(name: str) -> str:
 
 
 def is_encoder(name: str) -> bool:
-    return FAMILIES[family_of(name)].encoder
+    """Whether a token sees those after it: in some models of a family of decoders, too."""
+    return FAMILIES[family_of(name)].encoder or "use_bidirectional_attention" in MODELS[name]
 
 
 def config_of(name: str) -> PreTrainedConfig:
@@ -91,7 +93,7 @@ def config_of(name: str) -> PreTrainedConfig:
 
 def write_model(folder: Path, name: str) -> Path:
     """A folder as on the hub, of a model with its head, in which no two entries are alike."""
-    make = AutoModelForMaskedLM if is_encoder(name) else AutoModelForCausalLM
+    make = AutoModelForMaskedLM if FAMILIES[family_of(name)].encoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = make.from_config(config_of(name))

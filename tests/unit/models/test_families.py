@@ -60,7 +60,7 @@ def test_targets_are_linear_maps_of_every_layer(folders, name):
     assert all(len(maps) >= spec.layers for maps in found.values()), found
     if not family.experts:
         assert {n for maps in found.values() for n in maps} == set(spec.linear_maps)
-    assert (spec.packable, spec.causal) == (family.packs, not family.encoder)
+    assert (spec.packable, spec.causal) == (family.packs, not is_encoder(name))
 
 
 POOLINGS = [
@@ -133,6 +133,19 @@ def dtype_of(name: str) -> torch.dtype:
     """In which a model computes its expected logits: fp64, where transformers' class can do that."""
     only_fp32 = family_of(name) == "gemma2" or FAMILIES[family_of(name)].experts
     return torch.float32 if only_fp32 else torch.float64
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_maps_quantised_to_int8_compute_nearly_the_same(folders, name):
+    pytest.importorskip("bitsandbytes")
+    ids = torch.tensor([examples_of(VOCABULARY - 5)[0]])
+    exact, rounded = (
+        load_backbone(
+            read_spec(folders(name)), BackboneOptions(quantization=how), dtype=torch.float32, env=ALONE
+        ).hidden_states(ids, None)
+        for how in ("none", "int8")
+    )
+    assert 1e-5 < distance(rounded, exact) < 0.1
 
 
 # -- mixtures of experts
