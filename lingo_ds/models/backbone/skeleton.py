@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from lingo_ds.models.backbone.families import first_position
+from lingo_ds.models.backbone.families import EXPERTS, first_position
 from lingo_ds.models.backbone.known_families import is_known, require_family, unusable_mistake
 from lingo_ds.models.backbone.own_code import (
     no_base_model_mistake,
@@ -151,6 +151,9 @@ def _require_sizes(config: "PreTrainedConfig") -> None:
     heads, of_keys = config.num_attention_heads, largest(config, "num_key_value_heads")
     if isinstance(of_keys, int) and (of_keys < 1 or heads % of_keys):
         raise ValueError(f"num_key_value_heads is {of_keys}, which does not divide {heads} attention heads")
+    chosen = getattr(config, "num_experts_per_tok", 1)
+    if config.model_type in EXPERTS and (not isinstance(chosen, int) or chosen < 1):
+        raise ValueError(f"num_experts_per_tok is {chosen!r}, not a whole number from 1")
 
 
 def largest(config: "PreTrainedConfig", setting: str) -> Any:

@@ -5,6 +5,7 @@ Families that are in the table from its beginning are tried by the tests of pack
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,6 +186,15 @@ def test_a_file_that_lacks_an_expert_is_refused(folders, name, tmp_path):
     skeleton = build_skeleton(tmp_path, trust_remote_code=False).module
     with pytest.raises(UserError, match=r"lacks 1 of \d+ weights, e.g. layers.0.mlp.experts.gate_up_proj"):
         WeightFiles(tmp_path, skeleton)
+
+
+@pytest.mark.parametrize("chosen", [0, None, "two"])
+def test_a_number_of_experts_that_is_none_is_refused(folders, chosen, tmp_path):
+    shutil.copytree(folders("mixtral"), tmp_path / "copy")
+    config = json.loads((tmp_path / "copy/config.json").read_text())
+    (tmp_path / "copy/config.json").write_text(json.dumps(config | {"num_experts_per_tok": chosen}))
+    with pytest.raises(UserError, match="num_experts_per_tok"):
+        read_spec(tmp_path / "copy")
 
 
 # -- families outside of the table
