@@ -13,6 +13,7 @@ from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.data.pipeline import (
+    Reading,
     learned_tokens,
     length_limit,
     log_data_summary,
@@ -86,7 +87,7 @@ class RunShapes:
         sites: its adapted maps.
         max_length: tokens of the longest example.
         tokenizer: the backbone's tokenizer.
-        tokens: how it reads DNA, see `tokens_fingerprint`.
+        reading: how it reads DNA in the run's prompt.
         letters: its tokens that learned embeddings of nucleotides start from; none for text.
         profile: DeepSpeed's settings before its `auto`s are filled in.
     """
@@ -97,7 +98,7 @@ class RunShapes:
     sites: list[Site]
     max_length: int
     tokenizer: CachedTokenizer
-    tokens: str
+    reading: Reading
     letters: list[list[int]]
     profile: dict[str, Any]
 
@@ -126,7 +127,8 @@ class RunSetup:
         plan: every derived number.
         dtype: precision of the computation.
         config, env: as in `RunFiles`.
-        spec, tokenizer, tokens, letters, sites, profile: as in `RunShapes`.
+        spec, tokenizer, letters, sites, profile: as in `RunShapes`.
+        tokens: how the tokenizer reads DNA, see `tokens_fingerprint`.
         task, data: as in `RunData`.
         backbone_fingerprint: fingerprint of the backbone's weights.
     """
@@ -194,12 +196,12 @@ def read_backbone_shapes(files: RunFiles) -> RunShapes:
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
         tokenizer = CachedTokenizer(spec.folder, trust_remote_code=trusted, cache=files.cache)
-        tokens = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
+        reading = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
         letters: list[list[int]] = []
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, files.env)
-    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, tokens, letters, profile)
+    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, reading, letters, profile)
 
 
 def find_data(files: RunFiles) -> None:
@@ -227,7 +229,7 @@ def read_data(shapes: RunShapes) -> RunData:
     )
     task = task_of(config, data, max_length=shapes.max_length)
     if env.is_main:
-        log_data_summary(data, task)
+        log_data_summary(data, task, around=shapes.reading.around)
     agreement.require_equal(data.fingerprint, "data.path", env)
     agreement.require_equal(shapes.fingerprint, "backbone.path", env)
     return RunData(shapes, data, task)
@@ -237,7 +239,7 @@ def plan_run(read: RunData) -> RunSetup:
     """Derives every number of the run."""
     shapes, files = read.shapes, read.shapes.files
     config, env, spec = files.config, files.env, shapes.spec
-    if config.data.packing == "auto" and not spec.packable and env.is_main:
+    if config.data.packing == "auto" and spec.target_names and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     layout = layout_of(config, spec, shapes.sites, outputs=read.data.classes)
     dtype = compute_dtype(config.backbone.dtype, env.device)
@@ -255,7 +257,7 @@ def plan_run(read: RunData) -> RunSetup:
         env=env,
         spec=spec,
         tokenizer=shapes.tokenizer,
-        tokens=shapes.tokens,
+        tokens=shapes.reading.fingerprint,
         letters=shapes.letters,
         task=read.task,
         data=read.data,
@@ -329,8 +331,9 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
-    """Checks that the input embedding only looks rows up, as nucleotide tokens need it."""
-    if learned_tokens(config) and spec.model_type not in LEARNS_TOKENS:
-        rule = f"is not known to work with family {spec.model_type}"
+    """Checks that the input embedding is known, or only looks rows up, as nucleotide tokens need it."""
+    known = spec.model_type in LEARNS_TOKENS or spec.plain_embedding
+    if learned_tokens(config) and not known:
+        rule = f"is not known to work with the embedding of family {spec.model_type}"
         fix = f"set text, or choose one of {', '.join(sorted(LEARNS_TOKENS))}"
         raise UserError(Mistake("data.tokens", config.data.tokens, rule, fix))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lingo_ds.distributed import numerics, process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.expert_weights import recompute_experts
+from lingo_ds.models.backbone.families import READS_EMBEDDING
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused import FusedKernels, fuse
 from lingo_ds.models.backbone.gathers import GatherState
@@ -101,8 +103,11 @@ class Backbone:
             from lingo_ds.models.backbone import packed_forward  # imports what models are built of
 
             self._packed = packed_forward.PackedForward(self.module, spec.last_layer)
-            self._kernel = choose_kernel(dtype, spec.head_size, device)
-        elif spec.packable and device.type == "cuda":
+            self._kernel = choose_kernel(spec, dtype, device)
+            # The last layer is computed for one token that sees all of its example. Flash attention takes it
+            # as the last of its keys, which an example's first token is not where there are windows.
+            self._first_is_enough = not spec.causal and not (spec.windows_ahead and self._kernel == "flash")
+        elif spec.packable and device.type == "cuda" and spec.softcap is None and not spec.windows_ahead:
             from lingo_ds.models.backbone import padded_masks
 
             self._masks = padded_masks.UnreadMasks(self.module, causal=spec.causal)
@@ -136,8 +141,7 @@ class Backbone:
             lengths,
             kernel=self._kernel,
             pooled=pooled,
-            # A token that sees all of its example is enough of the last layer.
-            shortened=pooled == "last" or (pooled == "first" and not self._causal),
+            shortened=pooled == "last" or (pooled == "first" and self._first_is_enough),
             first_position=self._first_position,
         )
 
@@ -230,7 +234,7 @@ def _shard(
     assert options.ds_config is not None
     process_group.start(env)
     group = process_group.shard_group(options.shard_group or env.world_size, env)
-    return zero.shard(
+    shards = zero.shard(
         spec,
         files,
         ds_config=options.ds_config,
@@ -239,3 +243,13 @@ def _shard(
         device=env.device,
         eight_bit=options.eight_bit,
     )
+    recompute_experts(spec.skeleton)
+    if spec.model_type in READS_EMBEDDING:
+        spec.skeleton.register_forward_pre_hook(_embed, with_kwargs=True)
+    return shards
+
+
+def _embed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Looks the tokens up ahead of a model's forward, which then leaves the embedding's weight alone."""
+    embedded = module.get_input_embeddings()(kwargs.pop("input_ids"))
+    return args, kwargs | {"inputs_embeds": embedded}
