@@ -44,8 +44,8 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
     """Does the work of `train` inside a job; `build` makes the model, maybe on a backbone loaded before."""
     with ExitStack() as held:
-        held.enter_context(repeatable(config.train.deterministic))
         with agreement.errors_raised_on_all(env):
+            held.enter_context(repeatable(config.train.deterministic))
             logs.write_to(config.run_dir, is_main=env.is_main)
             if env.is_main:
                 held.enter_context(exclusive_lock(config.run_dir, setting="output_dir"))

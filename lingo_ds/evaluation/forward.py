@@ -29,8 +29,8 @@ def own_logits(
         for part in parts:
             watchdog.beat()
             logits.append(to_device(part, device).logits(model))
-            rows.append(part.rows)
-            weights.append(part.weights)
+            rows.append(part.rows.clone())  # copies: the part's own would keep all of its pinned memory
+            weights.append(part.weights.clone())
     model.backbone.release()
     real = torch.cat(weights).bool()
     found, all_rows = torch.cat(logits), torch.cat(rows)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -288,10 +289,14 @@ def load(setup: RunSetup, options: BackboneOptions) -> Backbone:
     Raises:
         UserError: where its files do not fit the config, or memory runs out.
     """
+    with _full_memory_in_words("loading the backbone", setup):
+        return load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
+
+
+def _full_memory_in_words(phase: str, setup: RunSetup) -> AbstractContextManager[None]:
     zero, stage = setup.config.zero, setup.plan.zero_stage
     remedy = partial(remedy_of_loading, zero, stage=stage, processes=setup.env.world_size)
-    with report_out_of_memory("loading the backbone", remedy):
-        return load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
+    return report_out_of_memory(phase, remedy)
 
 
 def backbone_options(setup: RunSetup) -> BackboneOptions:
@@ -305,7 +310,23 @@ def backbone_options(setup: RunSetup) -> BackboneOptions:
 
 
 def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
-    """Puts a new bank on a loaded backbone, the same on every process."""
+    """Puts a new bank on a loaded backbone, the same on every process.
+
+    Raises:
+        UserError: where memory runs out.
+    """
+    with _full_memory_in_words("making the adapters", setup):
+        bank = _new_bank(setup, backbone)
+    return AdaptedModel(
+        backbone,
+        bank,
+        pooling=setup.config.head.pooling,
+        dropout=setup.config.adapter.dropout,
+        shared_inputs=setup.spec.shared_inputs,
+    )
+
+
+def _new_bank(setup: RunSetup, backbone: Backbone) -> AdapterBank:
     config, env, plan, letters = setup.config, setup.env, setup.plan, setup.letters
     bank = AdapterBank(
         setup.layout,
@@ -321,13 +342,7 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
         bank.initialize(config.seed, init=config.adapter.init, tokens=tokens)
     process_group.broadcast_(bank.master)
     bank.refresh()
-    return AdaptedModel(
-        backbone,
-        bank,
-        pooling=config.head.pooling,
-        dropout=config.adapter.dropout,
-        shared_inputs=setup.spec.shared_inputs,
-    )
+    return bank
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:

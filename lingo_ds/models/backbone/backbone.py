@@ -70,7 +70,7 @@ class Backbone:
     """A frozen language model that turns token ids into hidden states.
 
     Attributes:
-        module: the transformers base model; adapters hook onto its linear maps.
+        module: the transformers base model; `AdaptedSites` replaces forwards of its linear maps.
         embedding_rows: (rows, size) fp32, the rows of the input embedding that the options name.
     """
 
