@@ -142,8 +142,7 @@ def layer_shape(
         queries=spec.query_size,
         keys=spec.key_size,
         inner=max(*last_in.values(), spec.expert_width),
-        gated=spec.expert_width > 0
-        or any(name.endswith(("gate_proj", "gate_up_proj", "Wi")) for name in maps),
+        gated=spec.expert_width > 0 or any(name.endswith(GATES) for name in maps),
         upcast=spec.upcast_norms,
         fused=fused,
         maps=sum(d_out * d_in for d_out, d_in in maps.values()) + 3 * spec.expert_width * spec.hidden_size,
