@@ -62,7 +62,13 @@ def build_predictor(source: PredictorSource, config: PredictConfig, env: DistEnv
         UserError: where it does not fit into memory.
     """
     adapter, spec = source.adapter, source.spec
-    task, dtype = adapter.card.task, compute_dtype(config.backbone.dtype, env.device)
+    task = adapter.card.task
+    dtype = compute_dtype(
+        config.backbone.dtype,
+        env.device,
+        hidden_size=spec.hidden_size,
+        quantization=source.quantization,
+    )
     plan, options = _plan(source, dtype, config, env)
     model = AdaptedModel(
         load_backbone(spec, options, dtype=dtype, env=env),

@@ -237,7 +237,12 @@ def plan_run(read: RunData) -> RunSetup:
     if config.data.packing == "auto" and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     layout = layout_of(config, spec, shapes.sites, outputs=read.data.classes)
-    dtype = compute_dtype(config.backbone.dtype, env.device)
+    dtype = compute_dtype(
+        config.backbone.dtype,
+        env.device,
+        hidden_size=spec.hidden_size,
+        quantization=config.backbone.quantization,
+    )
     facts = model_facts(
         spec,
         layout,
