@@ -39,6 +39,7 @@ from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
+from lingo_ds.planning.automatic import remark_on_masks, with_numbers
 from lingo_ds.planning.memory import require_quantizable
 from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import (
@@ -142,6 +143,12 @@ class RunSetup:
     profile: dict[str, Any]
     dtype: torch.dtype
     backbone_fingerprint: str
+
+    @property
+    def resolved_config(self) -> RunConfig:
+        """The config with this plan's numbers in place of `auto`."""
+        plan = self.plan
+        return with_numbers(self.config, learning_rate=plan.learning_rate, schedule=plan.schedule)
 
 
 def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
@@ -271,8 +278,12 @@ def plan_run(read: RunData) -> RunSetup:
 
 def agree(setup: RunSetup) -> RunSetup:
     """Checks that all processes made the same plan, and returns it."""
-    agreement.require_equal(json.dumps(setup.plan.to_dict()), "plan", setup.env)
-    warn_if_nothing_eight_bit(setup.config.zero, setup.plan, setup.env)
+    config, plan, env = setup.config, setup.plan, setup.env
+    agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
+    warn_if_nothing_eight_bit(config.zero, plan, env)
+    remark = remark_on_masks(config.rank_sampling, plan.schedule, steps=plan.steps)
+    if remark and env.is_main:
+        logger.warning("%s", remark)
     return setup
 
 
@@ -297,7 +308,7 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
     config, env, plan, letters = setup.config, setup.env, setup.plan, setup.letters
     bank = AdapterBank(
         setup.layout,
-        scale=config.adapter.alpha / config.adapter.rank,
+        scale=config.adapter.numerator / config.adapter.rank,
         dtype=setup.dtype,
         device=env.device,
         scalars=len(Scalar),
