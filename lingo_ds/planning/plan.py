@@ -136,9 +136,10 @@ class RunPlan:
         lines.append(f"rate       {self.learning_rate:g} ({self.rate_origin})")
         if self.schedule:
             s = self.schedule
+            every = "step" if s.interval == 1 else f"{s.interval} steps"
             lines.append(
                 f"budget     {s.initial} -> {s.target} triplets: all until step {s.t_init}, a mask every "
-                f"{s.interval} steps ({len(s.mask_steps())} masks), final at step {s.final_step}"
+                f"{every} ({len(s.mask_steps())} in all), final at step {s.final_step}"
             )
         copies = f.world_size // self.shard_group
         sharding = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
