@@ -87,7 +87,7 @@ def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, Progr
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = setup.env, setup.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
-    tracker.text(first_step, "run/config", f"```yaml\n{setup.config.to_yaml()}```")
+    tracker.text(first_step, "run/config", f"```yaml\n{setup.resolved_config.to_yaml()}```")
     progress = ProgressBar(
         setup.plan.steps, "step", enabled=env.is_main, done=first_step - 1, console=logs.console
     )
@@ -102,9 +102,8 @@ def _write_inputs(setup: RunSetup) -> None:
     """Writes the resolved config and the plan, so that the run can be repeated from its folder."""
     if setup.env.is_main:
         folder = setup.config.run_dir
-        atomic_write(
-            folder / "config.yaml", lambda aside: aside.write_text(from_anywhere(setup.config).to_yaml())
-        )
+        config_text = from_anywhere(setup.resolved_config).to_yaml()
+        atomic_write(folder / "config.yaml", lambda aside: aside.write_text(config_text))
         plan_text = json.dumps(setup.plan.to_dict(), indent=2)
         atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
 

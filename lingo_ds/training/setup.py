@@ -42,6 +42,7 @@ from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
+from lingo_ds.planning.automatic import remark_on_masks, with_numbers
 from lingo_ds.planning.memory import require_quantizable
 from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import (
@@ -149,6 +150,12 @@ class RunSetup:
     dtype: torch.dtype
     backbone_fingerprint: str
 
+    @property
+    def resolved_config(self) -> RunConfig:
+        """The config with this plan's numbers in place of `auto`."""
+        plan = self.plan
+        return with_numbers(self.config, learning_rate=plan.learning_rate, schedule=plan.schedule)
+
 
 def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
     """Finds files, reads and tokenises the data once per host, and makes the plan; call on all processes.
@@ -243,7 +250,12 @@ def plan_run(read: RunData) -> RunSetup:
     if config.data.packing == "auto" and spec.target_names and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     layout = layout_of(config, spec, shapes.sites, outputs=read.data.classes)
-    dtype = compute_dtype(config.backbone.dtype, env.device)
+    dtype = compute_dtype(
+        config.backbone.dtype,
+        env.device,
+        hidden_size=spec.hidden_size,
+        quantization=config.backbone.quantization,
+    )
     facts = model_facts(
         spec,
         layout,
@@ -273,8 +285,12 @@ def plan_run(read: RunData) -> RunSetup:
 
 def agree(setup: RunSetup) -> RunSetup:
     """Checks that all processes made the same plan, and returns it."""
-    agreement.require_equal(json.dumps(setup.plan.to_dict()), "plan", setup.env)
-    warn_if_nothing_eight_bit(setup.config.zero, setup.plan, setup.env)
+    config, plan, env = setup.config, setup.plan, setup.env
+    agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
+    warn_if_nothing_eight_bit(config.zero, plan, env)
+    remark = remark_on_masks(config.rank_sampling, plan.schedule, steps=plan.steps)
+    if remark and env.is_main:
+        logger.warning("%s", remark)
     return setup
 
 
@@ -330,7 +346,7 @@ def _new_bank(setup: RunSetup, backbone: Backbone) -> AdapterBank:
     config, env, plan, letters = setup.config, setup.env, setup.plan, setup.letters
     bank = AdapterBank(
         setup.layout,
-        scale=config.adapter.alpha / config.adapter.rank,
+        scale=config.adapter.numerator / config.adapter.rank,
         dtype=setup.dtype,
         device=env.device,
         scalars=len(Scalar),

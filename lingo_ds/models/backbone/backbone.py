@@ -21,6 +21,7 @@ from lingo_ds.models.backbone.packed_attention import choose_kernel
 from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
+from lingo_ds.models.ops.compiled import has_bf16, processor_features
 
 if TYPE_CHECKING:
     from lingo_ds.models.backbone.packed_forward import PackedForward
@@ -32,12 +33,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype behind `backbone.dtype`; auto: bf16 on GPUs that have it, else fp16; fp32 on CPU."""
+BF16_WIDTH = 512
+"""Hidden size from which a CPU with bf16 instructions is faster in bf16 (`benchmarks/dtypes.py`)."""
+
+
+def compute_dtype(
+    name: str, device: torch.device, *, hidden_size: int, quantization: str = "none"
+) -> torch.dtype:
+    """The dtype behind `backbone.dtype`.
+
+    auto: bf16 on GPUs that have it, else fp16; on CPUs that have it bf16 for wide models, else fp32.
+    """
     if name != "auto":
         return DTYPES[name]
     if device.type != "cuda":
-        return torch.float32
+        wide = hidden_size >= BF16_WIDTH and quantization == "none"  # bitsandbytes' products gain nothing
+        return torch.bfloat16 if wide and has_bf16(processor_features()) else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
