@@ -44,8 +44,9 @@ lint: $(READY)  ## ruff, formatting, the import rules, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-tree: $(READY)  ## write README's tree of files anew, from docstrings
+tree: $(READY)  ## write README's tree of files and the table of models anew, from the code
 	$(BIN)/python -m scripts.readme_tree
+	$(BIN)/python -m scripts.models_table
 
 picture: $(READY)  ## draw docs/pictures/rooms.svg anew, from the import rules
 	$(BIN)/python -m scripts.rooms_picture

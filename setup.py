@@ -58,6 +58,7 @@ setup(
         "transformers>=5.17,<6",
     ],
     extras_require={
+        "gguf": ["accelerate", "gguf>=0.17"],
         "gpu": ["liger-kernel>=0.5"],
         "mpi": ["mpi4py"],
         "quant": ["bitsandbytes>=0.50"],  # its functions for the CPU
@@ -66,6 +67,7 @@ setup(
             "biopython>=1.73",
             "bitsandbytes>=0.50",
             "build",
+            "gguf>=0.17",
             "hypothesis",
             "import-linter",
             "mpi4py",

@@ -19,6 +19,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
+from lingo_ds.planning.automatic import AUTOMATIC
 from lingo_ds.training.report import RunReport, read_report
 from lingo_ds.training.setup import RunSetup, adapt, backbone_options, load, prepare
 from lingo_ds.utils import logging as logs
@@ -160,9 +161,13 @@ def _finished_report(member: Member) -> RunReport | None:
 
 def _same_config(config: RunConfig) -> bool:
     try:
-        written = (config.run_dir / "config.yaml").read_text(encoding="utf-8")
-        return parse_yaml(written) == parse_yaml(from_anywhere(config).to_yaml())
-    except (OSError, ValueError):
+        written = parse_yaml((config.run_dir / "config.yaml").read_text(encoding="utf-8"))
+        asked = parse_yaml(from_anywhere(config).to_yaml())
+        for section, name in AUTOMATIC:
+            if asked[section][name] == "auto":  # what it stands for follows from the rest
+                asked[section][name] = written[section][name]
+        return bool(written == asked)
+    except (OSError, ValueError, TypeError, LookupError):
         return False
 
 

@@ -44,8 +44,8 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
     """Does the work of `train` inside a job; `build` makes the model, maybe on a backbone loaded before."""
     with ExitStack() as held:
-        held.enter_context(repeatable(config.train.deterministic))
         with agreement.errors_raised_on_all(env):
+            held.enter_context(repeatable(config.train.deterministic))
             logs.write_to(config.run_dir, is_main=env.is_main)
             if env.is_main:
                 held.enter_context(exclusive_lock(config.run_dir, setting="output_dir"))
@@ -87,7 +87,7 @@ def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, Progr
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = setup.env, setup.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
-    tracker.text(first_step, "run/config", f"```yaml\n{setup.config.to_yaml()}```")
+    tracker.text(first_step, "run/config", f"```yaml\n{setup.resolved_config.to_yaml()}```")
     progress = ProgressBar(
         setup.plan.steps, "step", enabled=env.is_main, done=first_step - 1, console=logs.console
     )
@@ -102,9 +102,8 @@ def _write_inputs(setup: RunSetup) -> None:
     """Writes the resolved config and the plan, so that the run can be repeated from its folder."""
     if setup.env.is_main:
         folder = setup.config.run_dir
-        atomic_write(
-            folder / "config.yaml", lambda aside: aside.write_text(from_anywhere(setup.config).to_yaml())
-        )
+        config_text = from_anywhere(setup.resolved_config).to_yaml()
+        atomic_write(folder / "config.yaml", lambda aside: aside.write_text(config_text))
         plan_text = json.dumps(setup.plan.to_dict(), indent=2)
         atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
 

@@ -24,8 +24,8 @@ class AdapterConfig(Section):
         "N(0, 0.02^2).",
     )
     rank: PositiveInt = Field(8, description="Initial rank r0 of every site.")
-    alpha: Annotated[float, Field(gt=0)] = Field(
-        16.0, description="Numerator of the scale alpha / r0 of the adapter's output."
+    alpha: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="Numerator of the scale alpha / r0 of the adapter's output. auto: 2 * rank."
     )
     dropout: BelowOne = Field(
         0.0, description="Probability with which an entry of the adapter's input is dropped."
@@ -35,6 +35,11 @@ class AdapterConfig(Section):
         description="Linear maps that get an adapter: `all-linear` (the family's maps), a list of names, or "
         "one regular expression on full names.",
     )
+
+    @property
+    def numerator(self) -> float:
+        """The number that `alpha` stands for."""
+        return 2.0 * self.rank if self.alpha == "auto" else self.alpha
 
     @field_validator("targets")
     @classmethod
@@ -84,7 +89,9 @@ class RankSamplingConfig(Section):
         description="How the triplets that come back are drawn. uniform: all alike; score: in proportion to "
         "their score.",
     )
-    interval: PositiveInt = Field(20, description="Steps between two masks.")
+    interval: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Steps between two masks. auto: so many that masks change about 20 times."
+    )
     t_init: Duration = Field(
         0.1, description="Warm-up with all triplets, in steps or as a fraction of the run."
     )
@@ -113,3 +120,8 @@ class RankSamplingConfig(Section):
         description="Reaction to an audit that finds a difference. repair: broadcast from global rank 0; "
         "raise: stop the run.",
     )
+
+    @property
+    def scales(self) -> bool:
+        """Whether the phases are fractions that leave room for masks in any run that is long enough."""
+        return self.t_init < 1 and self.t_final < 1 and self.t_init + self.t_final < 1

@@ -19,7 +19,8 @@ class BackboneUse(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Type in which backbone and adapters compute. "
-        "auto: bf16 on GPUs that have it, else fp16; fp32 on a CPU.",
+        "auto: bf16 on GPUs that have it, else fp16; on CPUs that have it bf16 from a hidden size of 512 on, "
+        "else fp32.",
     )
     fused_kernels: Literal["auto", "off", "liger"] = Field(
         "auto",

@@ -25,7 +25,11 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = Field(
         None, description="Length of the run in steps. null: as num_epochs says, which it overrides."
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="Peak learning rate of AdamW.")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Peak learning rate of AdamW. auto: by the backbone's hidden size and adapter.alpha, as "
+        "the plan says.",
+    )
     lr_schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Shape of the learning rate's decay after the warm-up."
     )

@@ -4,14 +4,14 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import data_folder
 from lingo_ds.data.convert import convert_once
 from lingo_ds.data.examples import Examples, read_examples
 from lingo_ds.data.prompt import Prompt, make_prompt
-from lingo_ds.data.summary import describe, remark_on_labels, remark_on_tokens
+from lingo_ds.data.summary import describe, describe_tokens, remark_on_labels, remark_on_tokens
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import read_tokenized, tokenized_fingerprint, write_tokenized
 from lingo_ds.data.tokenization import NUCLEOTIDES, Tokenize, make_tokenize, probe, tokens_fingerprint
@@ -25,6 +25,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+
+class Reading(NamedTuple):
+    """How a tokenizer reads DNA in a run's prompt.
+
+    Attributes:
+        fingerprint: see `tokens_fingerprint`.
+        around: tokens of the text around a sequence, special ones included.
+    """
+
+    fingerprint: str
+    around: int
 
 
 class Tokenizer(Protocol):
@@ -59,7 +71,7 @@ def length_limit(config: RunConfig, *, context: int) -> int:
     return asked
 
 
-def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, cache: Path) -> str:
+def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, cache: Path) -> Reading:
     """Checks, once for a tokenizer and a prompt, that it reads DNA, and has no token without an embedding.
 
     Args:
@@ -68,17 +80,14 @@ def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, 
         vocabulary: rows of the backbone's input embedding.
         cache: the folder that keeps what was found.
 
-    Returns:
-        How it reads DNA, see `tokens_fingerprint`.
-
     Raises:
         UserError: where it does not belong to the backbone.
     """
     settings = _tokenize_settings(config, vocabulary=vocabulary, max_length=0)
-    known = hashlib.sha256(json.dumps([tokenizer.fingerprint, vocabulary, settings]).encode()).hexdigest()
-    kept = cache / "probes" / known[:32]
+    asked = [tokenizer.fingerprint, vocabulary, settings, Reading._fields]
+    kept = cache / "probes" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
     if kept.exists():
-        return kept.read_text()
+        return Reading(*json.loads(kept.read_text()))
     ids = probe(_make_tokenize(config, tokenizer, vocabulary=vocabulary), _make_prompt(config))
     _require_embedded(
         config,
@@ -86,8 +95,8 @@ def require_tokens(config: RunConfig, tokenizer: Tokenizer, *, vocabulary: int, 
         shortest=min(map(len, ids)),
         rows=vocabulary + learned_tokens(config),
     )
-    found = tokens_fingerprint(ids)
-    atomic_write(kept, lambda aside: aside.write_text(found))
+    found = Reading(tokens_fingerprint(ids), len(ids[0]) - 1)  # the first probe is one base
+    atomic_write(kept, lambda aside: aside.write_text(json.dumps(found)))
     return found
 
 
@@ -218,9 +227,9 @@ def _require_embedded(config: RunConfig, *, largest: int, shortest: int, rows: i
         raise UserError(Mistake("backbone.path", config.backbone.path, problem, fix))
 
 
-def log_data_summary(data: TokenizedData, task: Task) -> None:
-    """Logs rows and outputs of every split, and warns of what may spoil the result."""
-    for line in describe(data, task):
+def log_data_summary(data: TokenizedData, task: Task, *, around: int) -> None:
+    """Logs rows, outputs and tokens, and warns of what may spoil the result; `around` as in `Reading`."""
+    for line in [*describe(data, task), describe_tokens(data, around=around)]:
         logger.info("data: %s", line)
     for remark in [*data.remarks, *remark_on_labels(data, task), *remark_on_tokens(data)]:
         logger.warning("%s", remark)

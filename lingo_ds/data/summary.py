@@ -10,6 +10,9 @@ from lingo_ds.data.tokenized import TokenizedData
 MAX_NAMED = 12
 """Classes or columns that are named one by one."""
 
+ONE_A_BASE = 0.01
+"""How far bases for each token may be from 1 where a tokenizer reads DNA by base: pairs have a separator."""
+
 
 def describe(data: TokenizedData, task: Task) -> Iterator[str]:
     """Rows of each split, in all and by class or label; the columns that labels came from."""
@@ -26,6 +29,21 @@ def describe(data: TokenizedData, task: Task) -> Iterator[str]:
         for place, name in enumerate(task.output_names[: MAX_NAMED + 1])
     ]
     yield f"{word} in {' / '.join(counts)}: {_some(shown)}"
+
+
+def describe_tokens(data: TokenizedData, *, around: int) -> str:
+    """How many bases a token of the training sequences holds; `around` are tokens of the text around one."""
+    split = data.splits["train"]
+    losses, rows = split.losses, max(len(split), 1)
+    bases = (losses.bases - losses.cut) * len(split) / max(losses.sequences, 1)
+    tokens = max(int(split.lengths.sum()) - around * len(split), 1)
+    text = f"{around} for the text around"
+    if abs(bases / tokens - 1) < ONE_A_BASE:
+        return f"tokens: one for each base, {tokens / rows:.1f} in an example, and {text}"
+    return (
+        f"tokens: {bases / tokens:.2f} bases in each, {tokens / rows:.1f} in an example, and {text}; "
+        "data.tokens=nucleotides reads one for each base"
+    )
 
 
 def remark_on_labels(data: TokenizedData, task: Task) -> Iterator[str]:

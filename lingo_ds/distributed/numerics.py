@@ -42,7 +42,7 @@ def repeatable(wanted: bool) -> Iterator[None]:
     if found not in FIXED_SIZES:
         rule = "lets products differ from run to run, which train.deterministic forbids"
         fix = f"unset it, or set {FIXED_SIZES[0]}"
-        raise UserError(Mistake(WORKSPACE, found, rule, fix), on_all=True)
+        raise UserError(Mistake(WORKSPACE, found, rule, fix))
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -4,6 +4,7 @@ import atexit
 import os
 import socket
 import time
+from collections.abc import MutableMapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,7 +84,7 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
 
     if env.device.type == "cuda":
         devices.take_gpu(env)
-        os.environ.setdefault(*LET_OUR_WATCHDOG_SPEAK)
+        _let_our_watchdog_speak(os.environ)
     backend = "nccl" if env.device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         dist.init_process_group(
@@ -99,6 +100,13 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         atexit.register(_leave_at_exit)
     local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
     counter.place(hosts_of(local))
+
+
+def _let_our_watchdog_speak(environ: MutableMapping[str, str]) -> None:
+    """Sets the variable, unless the user has: torchrun sets it to 1 for those who have not."""
+    name, value = LET_OUR_WATCHDOG_SPEAK
+    if name not in environ or ("TORCHELASTIC_RUN_ID" in environ and environ[name] == "1"):
+        environ[name] = value
 
 
 def _meet(env: DistEnv, arrival: timedelta) -> Store:

@@ -32,8 +32,8 @@ def own_logits(
         for part in parts:
             watchdog.beat()
             logits.append(to_device(part, device).logits(model))
-            rows.append(part.rows)
-            weights.append(part.weights)
+            rows.append(part.rows.clone())  # copies: the part's own would keep all of its pinned memory
+            weights.append(part.weights.clone())
             if after:
                 after(sum(map(len, rows)))
     model.backbone.release()

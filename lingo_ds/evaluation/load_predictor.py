@@ -65,7 +65,13 @@ def build_predictor(source: PredictorSource, config: PredictConfig, env: DistEnv
         UserError: where it does not fit into memory.
     """
     adapter, spec = source.adapter, source.spec
-    task, dtype = adapter.card.task, compute_dtype(config.backbone.dtype, env.device)
+    task = adapter.card.task
+    dtype = compute_dtype(
+        config.backbone.dtype,
+        env.device,
+        hidden_size=spec.hidden_size,
+        quantization=source.quantization,
+    )
     plan, options = _plan(source, dtype, config, env)
     remedy = partial(remedy_of_loading, config.zero, stage=plan.zero_stage, processes=env.world_size)
     with report_out_of_memory("loading the backbone", remedy):

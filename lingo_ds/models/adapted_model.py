@@ -99,7 +99,7 @@ class AdaptedModel:
         return F.linear(pooled.to(self.bank.dtype), self.bank.compute.head).float()
 
     def follow_bank(self) -> None:
-        """Renews the hooks after the bank was compacted or replaced."""
+        """Adapts the maps anew after the bank was compacted or replaced."""
         self._sites.attach()
 
     def detach(self) -> None:

@@ -25,6 +25,9 @@ the shape, so that its compiled code grows with every new length of a pack (docs
 BACKWARD = 2
 """Element-by-element work of a backward pass over that of its forward pass."""
 
+GATES = ("gate_proj", "gate_up_proj", "Wi")
+"""Ends of the names of maps whose output is multiplied with another one, in some families of their own."""
+
 OPERATIONS, OPERATIONS_OF_A_SITE = 60, 3
 """Operations that Python starts in a layer's forward pass: its own, and for each adapted map."""
 
@@ -124,11 +127,11 @@ def layer_shape(
         hidden=spec.hidden_size,
         queries=spec.query_size,
         keys=spec.key_size,
-        inner=max(last_in.values()),
-        gated=any(name.endswith("gate_proj") for name in maps),
+        inner=max(*last_in.values(), spec.expert_width),
+        gated=spec.expert_width > 0 or any(name.endswith(GATES) for name in maps),
         upcast=spec.upcast_norms,
         fused=fused,
-        maps=sum(d_out * d_in for d_out, d_in in maps.values()),
+        maps=sum(d_out * d_in for d_out, d_in in maps.values()) + 3 * spec.expert_width * spec.hidden_size,
         sites=len(adapted),
         rank=rank if adapted else 0,
         adapted=sum(site.d_in + site.d_out for site in adapted),

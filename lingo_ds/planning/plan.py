@@ -11,6 +11,7 @@ from lingo_ds.config.fields import resolve_duration
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.backbone.backbone import BackboneOptions
+from lingo_ds.planning.automatic import choose_learning_rate, choose_schedule
 from lingo_ds.planning.memory import (
     USABLE_MEMORY,
     ForwardPlan,
@@ -51,6 +52,8 @@ class RunPlan:
         accumulation: forward passes of one process per step; with packing an estimate, since lengths differ.
         steps_per_epoch, steps: optimizer steps; the last batch of an epoch may be smaller.
         warmup_steps: steps in which the learning rate rises.
+        learning_rate: its peak.
+        rate_origin: where that comes from, as a person would check it.
         eval_interval: steps between evaluations on dev; the last step is always evaluated.
         schedule: budget of triplets over the run; None without sampling.
         zero_stage: 3 or 0.
@@ -69,6 +72,8 @@ class RunPlan:
     steps: int
     warmup_steps: int
     eval_interval: int
+    learning_rate: float
+    rate_origin: str
     schedule: BudgetSchedule | None
     zero_stage: int
     shard_group: int
@@ -135,11 +140,13 @@ class RunPlan:
             f"parameters {f.bank_parameters:,} trainable / {f.backbone_parameters:,} backbone "
             f"= {self.fraction:.2%} ({f.sites} sites, head {f.head_parameters:,}{self._learned_tokens()})",
         ]
+        lines.append(f"rate       {self.learning_rate:g} ({self.rate_origin})")
         if self.schedule:
             s = self.schedule
+            every = "step" if s.interval == 1 else f"{s.interval} steps"
             lines.append(
                 f"budget     {s.initial} -> {s.target} triplets: all until step {s.t_init}, a mask every "
-                f"{s.interval} steps ({len(s.mask_steps())} masks), final at step {s.final_step}"
+                f"{every} ({len(s.mask_steps())} in all), final at step {s.final_step}"
             )
         copies = f.world_size // self.shard_group
         sharding = f"sharded over {self.shard_group}" if self.zero_stage else "whole"
@@ -247,13 +254,16 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     parts = {**place.held, "activations": (tokens or micro * facts.longest) * token_bytes(config, facts)}
     if facts.products:
         parts["compiled products"] = product_code_bytes(facts, micro, rhythm.steps * accumulation)
+    rate = choose_learning_rate(config, hidden_size=facts.hidden_size)
     return RunPlan(
         facts=facts,
         global_batch_size=batch,
         micro_batch_size=micro,
         micro_batch_tokens=tokens,
         accumulation=accumulation,
-        schedule=_schedule(config, facts, rhythm.steps),
+        learning_rate=rate.value,
+        rate_origin=rate.origin,
+        schedule=choose_schedule(config, sites=facts.sites, steps=rhythm.steps),
         zero_stage=place.zero_stage,
         shard_group=place.shard_group,
         secondary_group=place.secondary_group,
@@ -285,20 +295,6 @@ def _place(config: RunConfig, facts: Facts) -> _Place:
     if facts.runtime_bytes:
         held["runtime"] = facts.runtime_bytes
     return _Place(stage, group, secondary, held)
-
-
-def _schedule(config: RunConfig, facts: Facts, steps: int) -> BudgetSchedule | None:
-    sampling = config.rank_sampling
-    if sampling.mode == "off":
-        return None
-    return BudgetSchedule(
-        initial=facts.sites * config.adapter.rank,
-        target=facts.sites * sampling.target_rank,
-        t_init=resolve_duration(sampling.t_init, total=steps),
-        t_final=resolve_duration(sampling.t_final, total=steps),
-        total=steps,
-        interval=sampling.interval,
-    )
 
 
 def _flops_per_token(facts: Facts) -> float:

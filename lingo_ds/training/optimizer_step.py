@@ -118,8 +118,8 @@ class OptimizerStep:
         self.rebuild()
 
     def learning_rate_at(self, step: int, plan: RunPlan) -> float:
-        """The config's learning rate at a step (1-based) of a plan."""
-        return self._train.learning_rate * learning_rate_factor(
+        """The learning rate at a step (1-based) of a plan."""
+        return plan.learning_rate * learning_rate_factor(
             step, steps=plan.steps, warmup_steps=plan.warmup_steps, decay=self._train.lr_schedule
         )
 

@@ -80,7 +80,8 @@ def make_report(
         "skipped_steps": outcome.skipped,
         "seed": config.seed,
         "data": setup.data.facts(),
-        "adapter": config.adapter.model_dump(mode="json"),
+        "adapter": setup.resolved_config.adapter.model_dump(mode="json"),
+        "learning_rate": plan.learning_rate,
         "rank_sampling": _rank_sampling(setup, sampler, ranks),
         "parameters": {
             "trainable": plan.facts.bank_parameters,

@@ -50,10 +50,12 @@ FREE_SETTINGS = {
     "train.max_skipped",
     "train.deterministic",
     "train.timeout",
+    "rank_sampling.interval",
     "rank_sampling.audit_interval",
     "rank_sampling.on_divergence",
 }
-"""Settings that may differ when a run is resumed; data and backbone are compared by their fingerprints."""
+"""Settings that may differ when a run is resumed; data and backbone are compared by their fingerprints, and
+`rank_sampling.interval` as part of the schedule."""
 
 
 class ResumePoint(NamedTuple):
@@ -108,7 +110,7 @@ def _find_checkpoint(setup: RunSetup) -> Checkpoint | None:
 def compatibility_key(setup: RunSetup) -> dict[str, Any]:
     """What two runs must share for one to resume where the other stopped."""
     flat: dict[str, Any] = {}
-    for name, value in setup.config.model_dump(mode="json").items():
+    for name, value in setup.resolved_config.model_dump(mode="json").items():
         flat |= (
             {f"{name}.{key}": inner for key, inner in value.items()}
             if isinstance(value, dict)
@@ -132,47 +134,51 @@ def _require_same_run(checkpoint: Checkpoint, setup: RunSetup) -> None:
     mistakes = [
         Mistake(field, ours.get(field), f"{checkpoint.path} was written with {theirs.get(field)!r}", fix)
         for field in dict.fromkeys([*ours, *theirs])
-        if ours.get(field) != theirs.get(field)
+        if field not in FREE_SETTINGS and ours.get(field) != theirs.get(field)
     ]
     steps = setup.plan.steps
     if steps < state.total_steps or state.step > state.total_steps:
         rule = f"is shorter than the run of {state.total_steps} steps that wrote {checkpoint.path}"
         mistakes.append(Mistake("train.max_steps", steps, rule, fix))
-    if not _is_schedule(state, setup.plan.schedule):
+    if not _is_schedule(state, setup):
         mistakes.append(Mistake("rank_sampling", checkpoint.path, "has another schedule", fix))
     if mistakes:
         raise UserError(mistakes)
 
 
-def _is_schedule(state: RunState, ours: BudgetSchedule | None) -> bool:
-    """Whether a checkpoint's schedule can be that of a run whose own would be `ours`."""
-    theirs = state.schedule
+def _is_schedule(state: RunState, setup: RunSetup) -> bool:
+    """Whether a checkpoint's schedule can be that of this run, which may be longer."""
+    ours, theirs = setup.plan.schedule, state.schedule
     if ours is None or theirs is None:
         return ours is None and theirs is None
-    fixed = {"initial": ours.initial, "target": ours.target, "interval": ours.interval}
+    fixed = {"initial": ours.initial, "target": ours.target}
     free = {"t_init", "t_final", "total"}
+    if setup.config.rank_sampling.interval == "auto":
+        free.add("interval")
+    else:
+        fixed["interval"] = ours.interval
     return (
         theirs.keys() == fixed.keys() | free
         and all(theirs[name] == value for name, value in fixed.items())
         and theirs["total"] == state.total_steps
         and min(theirs["t_init"], theirs["t_final"]) >= 0
+        and theirs["interval"] >= 1
     )
 
 
 def _lengthened(setup: RunSetup, state: RunState) -> RunSetup:
     """The same run with the checkpoint's schedule of ranks, in a plan that may be longer."""
     plan, theirs = setup.plan, state.schedule
-    if theirs is None or plan.steps == state.total_steps:
+    if theirs is None or plan.schedule is None or asdict(plan.schedule) == theirs:
         return setup
     total = theirs["total"]
     t_final = theirs["t_final"] + plan.steps - total
     schedule = BudgetSchedule(**theirs | {"total": plan.steps, "t_final": t_final})
-    logger.info(
-        "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d",
-        plan.steps,
-        total,
-        schedule.final_step,
-    )
+    if plan.steps > total:
+        told = (
+            "the run is longer than its checkpoint's, %d instead of %d steps: the final mask stays at step %d"
+        )
+        logger.info(told, plan.steps, total, schedule.final_step)
     return replace(setup, plan=replace(plan, schedule=schedule))
 
 
@@ -183,7 +189,7 @@ def fixed_state(setup: RunSetup) -> dict[str, Any]:
         "schedule": schedule and asdict(schedule),
         "total_steps": setup.plan.steps,
         "compatibility": compatibility_key(setup),
-        "config": setup.config.model_dump(mode="json"),
+        "config": setup.resolved_config.model_dump(mode="json"),
         "versions": versions(),
     }
 

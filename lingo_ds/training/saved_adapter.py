@@ -69,7 +69,7 @@ def save_best(setup: RunSetup, bank: AdapterBank, task: Task, best: Best) -> Non
     )
     save_adapter(
         adapter_folder(setup),
-        SavedAdapter(layout, values.detach(), config.adapter.alpha, config.adapter.rank, card),
+        SavedAdapter(layout, values.detach(), config.adapter.numerator, config.adapter.rank, card),
         spec=setup.spec,
         backbone_path=public_address(config.backbone.path, setup.spec.folder),
         settings=_peft_settings(setup),
@@ -95,7 +95,7 @@ def _peft_settings(setup: RunSetup) -> dict[str, Any]:
         "target_r": sampling.target_rank if schedule else config.adapter.rank,
         "tinit": schedule.t_init if schedule else 0,
         "tfinal": schedule.t_final if schedule else 0,
-        "deltaT": sampling.interval,
+        "deltaT": schedule.interval if schedule else 1,
         "beta1": sampling.beta1,
         "beta2": sampling.beta2,
         # PEFT refuses 0; it has no effect on inference

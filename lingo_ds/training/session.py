@@ -104,7 +104,7 @@ class Session:
         sharding = sharding_of_plan(plan, setup.profile, setup.dtype)
         return [
             skip_limit(self.optimizer_step, config.train.max_skipped, backbone=config.backbone.path),
-            loss_watch(config.train.learning_rate),
+            loss_watch(plan.learning_rate),
             traffic_count(Meter(self.model, setup.spec.weights, sharding), plan, self.audit),
             dev_evaluation(plan, self._evaluate_on_dev, self.selection),
             checkpoints(config.checkpoint, plan, self.selection, self._save_checkpoint),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
 from lingo_ds.data.pipeline import (
+    Reading,
     learned_tokens,
     length_limit,
     log_data_summary,
@@ -41,6 +43,7 @@ from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
+from lingo_ds.planning.automatic import remark_on_masks, with_numbers
 from lingo_ds.planning.memory import require_quantizable
 from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import (
@@ -87,7 +90,7 @@ class RunShapes:
         sites: its adapted maps.
         max_length: tokens of the longest example.
         tokenizer: the backbone's tokenizer.
-        tokens: how it reads DNA, see `tokens_fingerprint`.
+        reading: how it reads DNA in the run's prompt.
         letters: its tokens that learned embeddings of nucleotides start from; none for text.
         profile: DeepSpeed's settings before its `auto`s are filled in.
     """
@@ -98,7 +101,7 @@ class RunShapes:
     sites: list[Site]
     max_length: int
     tokenizer: CachedTokenizer
-    tokens: str
+    reading: Reading
     letters: list[list[int]]
     profile: dict[str, Any]
 
@@ -127,7 +130,8 @@ class RunSetup:
         plan: every derived number.
         dtype: precision of the computation.
         config, env: as in `RunFiles`.
-        spec, tokenizer, tokens, letters, sites, profile: as in `RunShapes`.
+        spec, tokenizer, letters, sites, profile: as in `RunShapes`.
+        tokens: how the tokenizer reads DNA, see `tokens_fingerprint`.
         task, data: as in `RunData`.
         backbone_fingerprint: fingerprint of the backbone's weights.
     """
@@ -146,6 +150,12 @@ class RunSetup:
     profile: dict[str, Any]
     dtype: torch.dtype
     backbone_fingerprint: str
+
+    @property
+    def resolved_config(self) -> RunConfig:
+        """The config with this plan's numbers in place of `auto`."""
+        plan = self.plan
+        return with_numbers(self.config, learning_rate=plan.learning_rate, schedule=plan.schedule)
 
 
 def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
@@ -195,12 +205,12 @@ def read_backbone_shapes(files: RunFiles) -> RunShapes:
         max_length = length_limit(config, context=spec.context)
         _require_learnable(config, spec)
         tokenizer = CachedTokenizer(spec.folder, trust_remote_code=trusted, cache=files.cache)
-        tokens = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
+        reading = require_tokens(config, tokenizer, vocabulary=spec.embedding_shape[0], cache=files.cache)
         letters: list[list[int]] = []
         if learned_tokens(config):
             letters = letter_ids(tokenizer.loaded, vocabulary=spec.embedding_shape[0])
         profile = read_profile(config.zero, files.env)
-    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, tokens, letters, profile)
+    return RunShapes(files, spec, fingerprint, sites, max_length, tokenizer, reading, letters, profile)
 
 
 def find_data(files: RunFiles) -> None:
@@ -228,7 +238,7 @@ def read_data(shapes: RunShapes) -> RunData:
     )
     task = task_of(config, data, max_length=shapes.max_length)
     if env.is_main:
-        log_data_summary(data, task)
+        log_data_summary(data, task, around=shapes.reading.around)
     agreement.require_equal(data.fingerprint, "data.path", env)
     agreement.require_equal(shapes.fingerprint, "backbone.path", env)
     return RunData(shapes, data, task)
@@ -238,10 +248,15 @@ def plan_run(read: RunData) -> RunSetup:
     """Derives every number of the run."""
     shapes, files = read.shapes, read.shapes.files
     config, env, spec = files.config, files.env, shapes.spec
-    if config.data.packing == "auto" and not spec.packable and env.is_main:
+    if config.data.packing == "auto" and spec.target_names and not spec.packable and env.is_main:
         logger.warning("family %s takes no packs: batches are padded", spec.model_type)
     layout = layout_of(config, spec, shapes.sites, outputs=read.data.classes)
-    dtype = compute_dtype(config.backbone.dtype, env.device)
+    dtype = compute_dtype(
+        config.backbone.dtype,
+        env.device,
+        hidden_size=spec.hidden_size,
+        quantization=config.backbone.quantization,
+    )
     facts = model_facts(
         spec,
         layout,
@@ -257,7 +272,7 @@ def plan_run(read: RunData) -> RunSetup:
         env=env,
         spec=spec,
         tokenizer=shapes.tokenizer,
-        tokens=shapes.tokens,
+        tokens=shapes.reading.fingerprint,
         letters=shapes.letters,
         task=read.task,
         data=read.data,
@@ -272,8 +287,12 @@ def plan_run(read: RunData) -> RunSetup:
 
 def agree(setup: RunSetup) -> RunSetup:
     """Checks that all processes made the same plan, and returns it."""
-    agreement.require_equal(json.dumps(setup.plan.to_dict()), "plan", setup.env)
-    warn_if_nothing_eight_bit(setup.config.zero, setup.plan, setup.env)
+    config, plan, env = setup.config, setup.plan, setup.env
+    agreement.require_equal(json.dumps(plan.to_dict()), "plan", env)
+    warn_if_nothing_eight_bit(config.zero, plan, env)
+    remark = remark_on_masks(config.rank_sampling, plan.schedule, steps=plan.steps)
+    if remark and env.is_main:
+        logger.warning("%s", remark)
     return setup
 
 
@@ -288,10 +307,14 @@ def load(setup: RunSetup, options: BackboneOptions) -> Backbone:
     Raises:
         UserError: where its files do not fit the config, or memory runs out.
     """
+    with _full_memory_in_words("loading the backbone", setup):
+        return load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
+
+
+def _full_memory_in_words(phase: str, setup: RunSetup) -> AbstractContextManager[None]:
     zero, stage = setup.config.zero, setup.plan.zero_stage
     remedy = partial(remedy_of_loading, zero, stage=stage, processes=setup.env.world_size)
-    with report_out_of_memory("loading the backbone", remedy):
-        return load_backbone(setup.spec, options, dtype=setup.dtype, env=setup.env)
+    return report_out_of_memory(phase, remedy)
 
 
 def backbone_options(setup: RunSetup) -> BackboneOptions:
@@ -305,11 +328,27 @@ def backbone_options(setup: RunSetup) -> BackboneOptions:
 
 
 def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
-    """Puts a new bank on a loaded backbone, the same on every process."""
+    """Puts a new bank on a loaded backbone, the same on every process.
+
+    Raises:
+        UserError: where memory runs out.
+    """
+    with _full_memory_in_words("making the adapters", setup):
+        bank = _new_bank(setup, backbone)
+    return AdaptedModel(
+        backbone,
+        bank,
+        pooling=setup.config.head.pooling,
+        dropout=setup.config.adapter.dropout,
+        shared_inputs=setup.spec.shared_inputs,
+    )
+
+
+def _new_bank(setup: RunSetup, backbone: Backbone) -> AdapterBank:
     config, env, plan, letters = setup.config, setup.env, setup.plan, setup.letters
     bank = AdapterBank(
         setup.layout,
-        scale=config.adapter.alpha / config.adapter.rank,
+        scale=config.adapter.numerator / config.adapter.rank,
         dtype=setup.dtype,
         device=env.device,
         scalars=len(Scalar),
@@ -321,18 +360,13 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
         bank.initialize(config.seed, init=config.adapter.init, tokens=tokens)
     process_group.broadcast_(bank.master)
     bank.refresh()
-    return AdaptedModel(
-        backbone,
-        bank,
-        pooling=config.head.pooling,
-        dropout=config.adapter.dropout,
-        shared_inputs=setup.spec.shared_inputs,
-    )
+    return bank
 
 
 def _require_learnable(config: RunConfig, spec: BackboneSpec) -> None:
-    """Checks that the input embedding only looks rows up, as nucleotide tokens need it."""
-    if learned_tokens(config) and spec.model_type not in LEARNS_TOKENS:
-        rule = f"is not known to work with family {spec.model_type}"
+    """Checks that the input embedding is known, or only looks rows up, as nucleotide tokens need it."""
+    known = spec.model_type in LEARNS_TOKENS or spec.plain_embedding
+    if learned_tokens(config) and not known:
+        rule = f"is not known to work with the embedding of family {spec.model_type}"
         fix = f"set text, or choose one of {', '.join(sorted(LEARNS_TOKENS))}"
         raise UserError(Mistake("data.tokens", config.data.tokens, rule, fix))

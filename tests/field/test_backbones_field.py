@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(
 NAMED = {
     "gptq": ("GPTQ, 4 bits", "before it was quantised", "backbone.quantization=nf4 or int8"),
     "bnb4": ("bitsandbytes, 4 bits", "before it was quantised", "backbone.quantization=nf4 or int8"),
-    "mixtral": ("a mixture of experts", "mixtral: 4 in a layer", "not supported", "dense"),
 }
 
 
@@ -77,7 +76,9 @@ def test_the_card_of_a_merged_model_gives_the_adapters_answers(name, pooling, tm
     assert expected.std() > 0.01 and not found["tokens"].attention_mask.all()
 
 
-@pytest.mark.parametrize("name", ["bert_wordpiece", "dnabert1_like", "falcon", "phi3", "modernbert"])
+@pytest.mark.parametrize(
+    "name", ["bert_wordpiece", "dnabert1_like", "falcon", "mixtral", "phi3", "modernbert"]
+)
 def test_controls_are_backbones(name, adapter, tmp_path):
     status, shown = give("plan", BACKBONES / name, tmp_path, adapter)
     assert status == 2 and "no data" in shown, "it got as far as the data"

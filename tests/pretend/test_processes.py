@@ -19,6 +19,9 @@ WAYS = {
     "offloaded": ["zero.stage=3", "zero.profile=zero3_offload"],
 }
 
+OF_TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+"""Variables that torchrun sets for its processes, the second where its user has not."""
+
 
 def train_in_turn(data: Path, out: Path, ports: dict[str, str]) -> dict[str, Any]:
     seen = {}
@@ -33,7 +36,7 @@ def train_refused(folder: Path) -> tuple[int, str]:
 
 
 def train_and_lose_one(folder: Path) -> None:
-    lost = [*settings(folder / "data"), f"output_dir={folder / 'lost'}"]
+    lost = [*settings(folder / "data"), f"output_dir={folder / 'lost'}", "checkpoint.resume=never"]
     with at_step(3, lambda: os._exit(0) if os.environ["RANK"] == "1" else None):
         main(["train", "--config", str(RECIPE), *lost])  # its output is that of the process
 
@@ -93,11 +96,12 @@ def test_a_process_that_sees_one_gpu_takes_it(cards, folder, on_cpu):
         assert one["sharded"]["losses"] == pytest.approx(on_cpu, rel=0.02)
 
 
-def test_a_lost_process_is_named_before_nccl_ends_the_others(cards, folder):
+@pytest.mark.parametrize("launcher", [{}, OF_TORCHRUN], ids=["deepspeed", "torchrun"])
+def test_a_lost_process_is_named_before_nccl_ends_the_others(cards, folder, launcher):
     """The lost one ends with status 0, since `cards` ends all others where one fails."""
     named = r"(?s)process 0: status 1\n.*error: process 1 of 2: '.*': has ended or was killed"
     with pytest.raises(AssertionError, match=named):
-        cards.call(train_and_lose_one, folder, processes=2)
+        cards.call(train_and_lose_one, folder, processes=2, env=lambda rank: launcher)
 
 
 def test_hosts_with_another_nccl_are_refused_before_it_is_asked(cards, folder):

@@ -109,7 +109,8 @@ def test_sigterm_again_from_the_launcher_kills_no_process():
 def train_on_own_host(rank: int, world_size: int, hosts: list[Path], overrides: list[str]) -> tuple[int, str]:
     """Exit status and stderr of the command as the only process of a host."""
     os.chdir(hosts[rank])
-    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    of_host = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CUBLAS_WORKSPACE_CONFIG": (":16:8", ":0:0")[rank]}
+    os.environ.update(of_host)
     return run_command(["train", "--config", str(RECIPE), *overrides])
 
 
@@ -123,6 +124,13 @@ def test_mistake_on_another_host_is_reported_in_its_words(overrides, tmp_path):
     ended = run_ranks(train_on_own_host, 2, hosts, settings)
     assert [status for status, _ in ended] == [2, 2], ended
     assert "error: data.path: 'data': is not there" in "".join(output for _, output in ended)
+
+
+def test_a_variable_of_another_host_is_reported_in_its_words(overrides, tmp_path):
+    """The first host's cuBLAS may give the same bits each time, the second's may not."""
+    ended = run_ranks(train_on_own_host, 2, [tmp_path] * 2, [*overrides, "train.deterministic=true"])
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: CUBLAS_WORKSPACE_CONFIG: ':0:0': lets products differ" in ended[0][1]
 
 
 def waits_for_a_second(rank: int, world_size: int) -> str:

@@ -116,6 +116,13 @@ def test_nvme_on_a_gpu_without_the_cuda_toolkit_is_told_in_words(monkeypatch):
     assert mistake.where == "zero.profile" and "CUDA toolkit" in mistake.rule and "CUDA_HOME" in mistake.fix
 
 
+def test_fp16_where_deepspeed_has_none_is_told_in_words(monkeypatch):
+    monkeypatch.setattr(zero.get_accelerator(), "supported_dtypes", lambda: [torch.float32, torch.bfloat16])
+    zero.require_dtype(torch.bfloat16)
+    with pytest.raises(UserError, match=r"backbone\.dtype: 'fp16': .*: take bf16 or fp32"):
+        zero.require_dtype(torch.float16)
+
+
 def test_nvme_needs_a_folder(tmp_path):
     env = place(0, 1)
     env = DistEnv(0, 0, 1, 1, CPU)

@@ -1,1 +1,1 @@
-"""Everything that learns: the flat bank, its layout, and the hooks that add it to the backbone."""
+"""Everything that learns: the flat bank, its layout, and what adds it to the backbone."""

@@ -17,7 +17,7 @@ from lingo_ds.models.adapters.layout import BankLayout
 from lingo_ds.utils.transfer import on_host, upload
 
 INIT_STD = 0.02
-"""Standard deviation of a new head, and of AdaLoRA's new P and Q."""
+"""Standard deviation of AdaLoRA's new P and Q."""
 
 
 def triplet_scores(lam_score: Tensor, p_mean: Tensor, q_mean: Tensor) -> Tensor:
@@ -78,6 +78,9 @@ class AdapterBank:
     def initialize(self, seed: int, *, init: str = "lora", tokens: Tensor | None = None) -> None:
         """Draws new values from `seed` alone; adapters change nothing yet. One process draws for all.
 
+        The head starts at 0: pooled states differ in size by a factor of nine between language models, and a
+        head that is drawn would answer loudly on some of them before anything is learned.
+
         Args:
             seed: seed of all draws.
             init: `lora`: P = 0, lam = 1, Q uniform within 1 / sqrt(d_in), as LoRA's code does (Kaiming with
@@ -88,6 +91,7 @@ class AdapterBank:
         drawn = torch.randn(layout.size - layout.token_size, generator=generator) * INIT_STD
         values = torch.cat([drawn, drawn.new_zeros(0) if tokens is None else tokens.flatten()])
         layout.lam(values).fill_(init == "lora")
+        layout.head(values).zero_()
         if init == "lora":
             for k, site in enumerate(layout.sites):
                 views = layout.site(values, k)

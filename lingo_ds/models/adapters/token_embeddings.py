@@ -15,6 +15,7 @@ class TokenHooks:
 
     def __init__(self, embedding: nn.Embedding, bank: AdapterBank):
         self._first, self._bank = embedding.num_embeddings, bank
+        self._scale: Tensor | None = getattr(embedding, "embed_scale", None)  # Gemma's multiplies its rows
         self._ids: Tensor | None = None
         self._handles = [
             embedding.register_forward_pre_hook(self._clamp_ids),
@@ -42,4 +43,6 @@ class TokenHooks:
         self._ids = None
         places = torch.arange(self._first, self._first + len(rows), device=ids.device)
         learned = (ids[..., None] == places).to(rows.dtype) @ rows
+        if self._scale is not None:
+            learned = learned * self._scale.to(learned)
         return torch.where((ids >= self._first)[..., None], learned, output)

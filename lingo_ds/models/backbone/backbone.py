@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lingo_ds.distributed import numerics, process_group
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.models.backbone.expert_weights import recompute_experts
+from lingo_ds.models.backbone.families import READS_EMBEDDING
 from lingo_ds.models.backbone.frozen_linear import freeze_maps
 from lingo_ds.models.backbone.fused import FusedKernels, fuse
 from lingo_ds.models.backbone.gathers import GatherState
@@ -19,6 +21,7 @@ from lingo_ds.models.backbone.packed_attention import choose_kernel
 from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_maps
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
+from lingo_ds.models.ops.compiled import has_bf16, processor_features
 from lingo_ds.models.ops.host_memory import keep_no_holes
 
 if TYPE_CHECKING:
@@ -31,12 +34,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype behind `backbone.dtype`; auto: bf16 on GPUs that have it, else fp16; fp32 on CPU."""
+BF16_WIDTH = 512
+"""Hidden size from which a CPU with bf16 instructions is faster in bf16 (`benchmarks/dtypes.py`)."""
+
+
+def compute_dtype(
+    name: str, device: torch.device, *, hidden_size: int, quantization: str = "none"
+) -> torch.dtype:
+    """The dtype behind `backbone.dtype`.
+
+    auto: bf16 on GPUs that have it, else fp16; on CPUs that have it bf16 for wide models, else fp32.
+    """
     if name != "auto":
         return DTYPES[name]
     if device.type != "cuda":
-        return torch.float32
+        wide = hidden_size >= BF16_WIDTH and quantization == "none"  # bitsandbytes' products gain nothing
+        return torch.bfloat16 if wide and has_bf16(processor_features()) else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
@@ -69,7 +82,7 @@ class Backbone:
     """A frozen language model that turns token ids into hidden states.
 
     Attributes:
-        module: the transformers base model; adapters hook onto its linear maps.
+        module: the transformers base model; `AdaptedSites` replaces forwards of its linear maps.
         embedding_rows: (rows, size) fp32, the rows of the input embedding that the options name.
     """
 
@@ -102,8 +115,11 @@ class Backbone:
             from lingo_ds.models.backbone import packed_forward  # imports what models are built of
 
             self._packed = packed_forward.PackedForward(self.module, spec.last_layer)
-            self._kernel = choose_kernel(dtype, spec.head_size, device)
-        elif spec.packable and device.type == "cuda":
+            self._kernel = choose_kernel(spec, dtype, device)
+            # The last layer is computed for one token that sees all of its example. Flash attention takes it
+            # as the last of its keys, which an example's first token is not where there are windows.
+            self._first_is_enough = not spec.causal and not (spec.windows_ahead and self._kernel == "flash")
+        elif spec.packable and device.type == "cuda" and spec.softcap is None and not spec.windows_ahead:
             from lingo_ds.models.backbone import padded_masks
 
             self._masks = padded_masks.UnreadMasks(self.module, causal=spec.causal)
@@ -137,8 +153,7 @@ class Backbone:
             lengths,
             kernel=self._kernel,
             pooled=pooled,
-            # A token that sees all of its example is enough of the last layer.
-            shortened=pooled == "last" or (pooled == "first" and not self._causal),
+            shortened=pooled == "last" or (pooled == "first" and self._first_is_enough),
             first_position=self._first_position,
         )
 
@@ -233,7 +248,7 @@ def _shard(
     assert options.ds_config is not None
     process_group.start(env)
     group = process_group.shard_group(options.shard_group or env.world_size, env)
-    return zero.shard(
+    shards = zero.shard(
         spec,
         files,
         ds_config=options.ds_config,
@@ -242,3 +257,13 @@ def _shard(
         device=env.device,
         eight_bit=options.eight_bit,
     )
+    recompute_experts(spec.skeleton)
+    if spec.model_type in READS_EMBEDDING:
+        spec.skeleton.register_forward_pre_hook(_embed, with_kwargs=True)
+    return shards
+
+
+def _embed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Looks the tokens up ahead of a model's forward, which then leaves the embedding's weight alone."""
+    embedded = module.get_input_embeddings()(kwargs.pop("input_ids"))
+    return args, kwargs | {"inputs_embeds": embedded}

@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from lingo_ds.models.backbone import builtin
+from lingo_ds.models.backbone import builtin, gguf_file
 from lingo_ds.models.backbone.known_families import require_family
 from lingo_ds.models.backbone.supported import file_mistake, read_config, require_backbone
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
@@ -171,15 +171,18 @@ def backbone_folder(
         return builtin.ENGLISH
     if path == RANDOM_BACKBONE:
         return builtin_folder(path, cache)
+    if gguf_file.is_gguf(file := Path(os.path.expanduser(path))):
+        path = str(gguf_file.converted(file, cache))
     return find_backbone(path, revision=revision, weights=weights, trust_remote_code=trust_remote_code)
 
 
 def backbone_address(path: str) -> str:
-    """How this program finds a backbone again: a folder's whole path, a hub id, what is embedded."""
-    folder = Path(os.path.expanduser(path))
-    return str(folder.resolve()) if folder.is_dir() else path
+    """How this program finds a backbone again: a folder's or file's path, a hub id, what is embedded."""
+    place = Path(os.path.expanduser(path))
+    return str(place.resolve()) if place.is_dir() or gguf_file.is_gguf(place) else path
 
 
 def public_address(path: str, folder: Path) -> str:
-    """How others find the backbone at `path` again, whose files are in `folder`: nobody else embeds it."""
-    return str(folder.resolve()) if path.startswith("builtin:") else backbone_address(path)
+    """How others find the backbone at `path` again, whose files are in `folder`."""
+    made_here = path.startswith("builtin:") or gguf_file.is_gguf(Path(os.path.expanduser(path)))
+    return str(folder.resolve()) if made_here else backbone_address(path)

@@ -67,6 +67,4 @@ def unusable_mistake(folder: Path, family: object, error: Exception) -> Mistake:
         rule = f"has no usable config.json ({reason})"
         return Mistake("backbone.path", folder, rule, "download the model's config.json again")
     rule = f"is of type {family}, whose layers cannot be used here ({reason})"
-    if "scaled_dot_product_attention" in reason:
-        rule = f"is of type {family}, whose layers have no attention by torch (sdpa), which is needed here"
     return Mistake("backbone.path", folder, rule, OTHER_FAMILY)

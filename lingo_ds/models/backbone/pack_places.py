@@ -84,6 +84,7 @@ class PackPlaces(NamedTuple):
         lengths: own tokens of each example.
         positions: (1, tokens) int64: every example continues where the prefix ended.
         pooled: (examples,) place of the token that stands for each example; None: all of them do.
+        of_first: whether it is its example's first token, not the last.
         shortened: whether the last layer is computed for these tokens alone.
         counts: (examples, 1) tokens of each example with the prefix, where all stand for it.
         flash: of flash attention, for all tokens.
@@ -98,6 +99,7 @@ class PackPlaces(NamedTuple):
     lengths: tuple[int, ...]
     positions: Tensor
     pooled: Tensor | None = None
+    of_first: bool = False
     shortened: bool = False
     counts: Tensor | None = None
     flash: FlashPlaces | None = None
@@ -135,7 +137,9 @@ def find_places(
     else:
         firsts = np.zeros_like(own) if prefix else ends - own
         places = places._replace(
-            pooled=torch.from_numpy(ends - 1 if pooled == "last" else firsts), shortened=shortened
+            pooled=torch.from_numpy(ends - 1 if pooled == "last" else firsts),
+            of_first=pooled == "first",
+            shortened=shortened,
         )
     if kernel == "flash":
         one = _flash_places(np.ones_like(own), own, prefix) if shortened else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lingo_ds.models.backbone.pack_places import PackPlaces
-from lingo_ds.models.backbone.packed_attention import PackedAttention
+from lingo_ds.models.backbone.packed_attention import PackedAttention, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +47,7 @@ def _packed_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_ignored: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it in every layer."""
@@ -55,12 +56,10 @@ def _packed_attention(
         _ActivePack.captured = key, value
         raise _Captured
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if _ActivePack.captured is not None:
-        return _ActivePack.pack.of_one_token(
-            query, *_ActivePack.captured, scale=scale, window=sliding_window
-        ), None
-    causal = getattr(module, "is_causal", True)
-    return _ActivePack.pack(query, key, value, scale=scale, window=sliding_window, causal=causal), None
+    rule = Rule(scale, sliding_window, getattr(module, "is_causal", True), softcap)
+    if (seen := _ActivePack.captured) is not None:
+        return _ActivePack.pack.of_one_token(query, *seen, rule), None
+    return _ActivePack.pack(query, key, value, rule), None
 
 
 # There is no mask function of that name: transformers then makes no mask, and reads no positions from a GPU

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from lingo_ds.models.backbone.families import first_position
+from lingo_ds.models.backbone.families import EXPERTS, first_position
 from lingo_ds.models.backbone.known_families import is_known, require_family, unusable_mistake
 from lingo_ds.models.backbone.own_code import (
     no_base_model_mistake,
@@ -73,7 +73,10 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool) -> Skeleton:
         _prepare(config)
         with _parameters_on_meta(), no_init_weights():
             module = AutoModel.from_config(
-                config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+                config,
+                dtype=torch.float32,
+                attn_implementation="sdpa" if runs else _attention(config),
+                trust_remote_code=trust_remote_code,
             )
         require_interface(module)
         start = first_position(config)
@@ -109,6 +112,14 @@ def _prepare(config: "PreTrainedConfig") -> None:
     _require_sizes(config)
 
 
+def _attention(config: "PreTrainedConfig") -> str:
+    """The attention of torch, or transformers' own products where it does not do (Gemma 2 caps scores)."""
+    from transformers import MODEL_MAPPING
+
+    model: Any = MODEL_MAPPING[type(config)]  # mypy knows it as any object
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
 def decoder_layers(skeleton: "PreTrainedModel") -> dict[str, nn.Module]:
     """Decoder layers by module name."""
     names = set(skeleton._no_split_modules or ())
@@ -137,9 +148,20 @@ def _require_sizes(config: "PreTrainedConfig") -> None:
         value = getattr(config, name, None)
         if not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
-    heads, of_keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    heads, of_keys = config.num_attention_heads, largest(config, "num_key_value_heads")
     if isinstance(of_keys, int) and (of_keys < 1 or heads % of_keys):
         raise ValueError(f"num_key_value_heads is {of_keys}, which does not divide {heads} attention heads")
+    chosen = getattr(config, "num_experts_per_tok", 1)
+    if config.model_type in EXPERTS and (not isinstance(chosen, int) or chosen < 1):
+        raise ValueError(f"num_experts_per_tok is {chosen!r}, not a whole number from 1")
+
+
+def largest(config: "PreTrainedConfig", setting: str) -> Any:
+    """A setting, or the largest of it where layers differ (Gemma 4); None where there is none."""
+    try:
+        return getattr(config, setting, None)
+    except RuntimeError:
+        return max(getattr(layer, setting) for layer in config.per_layer_config)
 
 
 @contextmanager

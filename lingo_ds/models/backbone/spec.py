@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lingo_ds.models.backbone import families, skeleton, weight_sizes
-from lingo_ds.models.backbone.families import PACKABLE, SHARED_INPUTS, TARGETS
+from lingo_ds.models.backbone.families import FAMILIES, PACKABLE, SHARED_INPUTS, TARGETS
 from lingo_ds.models.backbone.known_families import unusable_mistake
 from lingo_ds.models.backbone.own_code import runs_own_code, warn_of_own_code
-from lingo_ds.models.backbone.skeleton import build_skeleton, decoder_layers, map_shape
+from lingo_ds.models.backbone.skeleton import build_skeleton, decoder_layers, largest, map_shape
 from lingo_ds.models.backbone.supported import read_config, require_supported
 from lingo_ds.models.backbone.weight_sizes import Weight, Weights
 from lingo_ds.utils.errors import UserError
@@ -56,7 +56,10 @@ class BackboneSpec:
         query_size: width of the queries of all heads.
         key_size: width of the keys of all heads, which several query heads may share.
         upcast_norms: whether norms compute in fp32 and keep their input in it (transformers' RMS norms).
-        ffn_size: width inside the feed-forward part.
+        ffn_size: widest side of a linear map.
+        experts: experts in each layer that has some; 0: the model is dense.
+        expert_width: width inside all experts together that one token passes.
+        plain_embedding: whether the input embedding does nothing but look rows up.
         context: longest input in tokens.
         embedding: module name of the input embedding.
         embedding_shape: (vocabulary, size) of the input embedding; OPT may widen its rows afterwards.
@@ -82,6 +85,9 @@ class BackboneSpec:
     key_size: int
     upcast_norms: bool
     ffn_size: int
+    experts: int
+    expert_width: int
+    plain_embedding: bool
     context: int
     embedding: str
     embedding_shape: tuple[int, int]
@@ -91,6 +97,16 @@ class BackboneSpec:
     def skeleton(self) -> "PreTrainedModel":
         """The module with parameters on the meta device and real buffers; loading fills it."""
         return build_skeleton(self.folder, trust_remote_code=self.trust_remote_code).module
+
+    @property
+    def softcap(self) -> float | None:
+        """Bound on attention's scores, as Gemma 2 has it; None: there is none."""
+        return getattr(self.skeleton.config, "attn_logit_softcapping", None)
+
+    @property
+    def windows_ahead(self) -> bool:
+        """Whether there are layers whose tokens see some tokens after them, and not all."""
+        return not self.causal and getattr(self.skeleton.config, "sliding_window", None) is not None
 
     @property
     def head_size(self) -> int:
@@ -124,11 +140,24 @@ def read_spec(folder: Path, *, trust_remote_code: bool = False, cache: Path | No
             shapes = {key: value for key, value in asdict(spec).items() if key not in _NOT_CACHED}
             atomic_write(cached, lambda temporary: temporary.write_text(json.dumps(shapes)))
     warn_of_own_code(config, trust_remote_code=trust_remote_code)
+    _remark_on_family(spec)
+    return spec
+
+
+def _remark_on_family(spec: BackboneSpec) -> None:
+    """Says what is not tested of a family, and which of its weights nothing is added to."""
     if not spec.target_names:
         logger.warning(
-            "family %s is not in the table: all-linear adapts every map of its layers", spec.model_type
+            "family %s is not tested (docs/models.md): all-linear adapts every map of its layers, "
+            "and batches are padded",
+            spec.model_type,
         )
-    return spec
+    elif FAMILIES[spec.model_type].experts:
+        logger.info(
+            "family %s: adapters are on the attention, the %d experts of a layer stay as they are",
+            spec.model_type,
+            spec.experts,
+        )
 
 
 _NOT_CACHED = ("folder", "trust_remote_code")
@@ -192,10 +221,12 @@ def _build_spec(folder: Path, *, trust_remote_code: bool) -> BackboneSpec:
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers.values()),
         upcast_norms=any("RMSNorm" in type(inner).__name__ for inner in module.modules()),
         ffn_size=max(d for shape in linear_maps.values() for d in shape),
+        plain_embedding=type(module.get_submodule(built.embedding)).forward is nn.Embedding.forward,
         embedding=built.embedding,
         embedding_shape=(vocabulary, size),
         weights=_weights(module, layers, linear_maps),
         **_widths(module.config),
+        **_experts(module.config),
         context=_context(module),
     )
     vars(spec)["skeleton"] = module  # built already
@@ -210,20 +241,36 @@ def _linear_maps(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
         f"{layer}.{name}": map_shape(module)
         for layer, block in layers.items()
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D) and _is_map(module)
     }
+
+
+def _is_map(module: nn.Module) -> bool:
+    """Whether a subclass of a linear map is one too: Falcon's is; Llama 4's router returns something else."""
+    of_its_own = "forward" in vars(type(module)) and not type(module).__module__.startswith("torch.")
+    return not of_its_own or type(module).__name__.endswith(("Linear", "Conv1D"))
 
 
 def _widths(config: Any) -> dict[str, int]:
     """Fields of `BackboneSpec` that a config tells, whose settings differ from family to family."""
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = largest(config, "head_dim") or config.hidden_size // heads
     return {
         "hidden_size": config.hidden_size,
         "output_size": getattr(config, "word_embed_proj_dim", config.hidden_size),
         "query_size": heads * size,
-        "key_size": (getattr(config, "num_key_value_heads", None) or heads) * size,
+        "key_size": (largest(config, "num_key_value_heads") or heads) * size,
     }
+
+
+def _experts(config: Any) -> dict[str, int]:
+    """How many experts a layer has and how wide those of a token are, by whichever names a family uses."""
+    if config.model_type not in families.EXPERTS:
+        return {"experts": 0, "expert_width": 0}
+    count = getattr(config, "num_local_experts", None) or config.num_experts
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    shared = config.model_type == "llama4_text"  # one more expert, which every token passes
+    return {"experts": count, "expert_width": (config.num_experts_per_tok + shared) * width}
 
 
 def _context(module: "PreTrainedModel") -> int:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lingo_ds.models.backbone import families
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.safe_read import git_lfs_pointers, read_json
 
@@ -93,8 +94,9 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if quantised:
             yield f"holds weights that are quantised already ({_method(quantised)})", UNQUANTISED
             break
-    if experts := max(map(_experts, sections)):
-        fix = "give a dense model, which has one feed-forward part in each layer"
+    experts = max(map(_experts, sections))
+    if experts and family not in families.EXPERTS:
+        fix = f"give a dense model, or a mixture of type {', '.join(sorted(families.EXPERTS))}"
         yield f"is a mixture of experts ({family}: {experts} in a layer), which is not supported", fix
     named = config.get("architectures")
     architectures = named if isinstance(named, list) else ()
@@ -215,8 +217,8 @@ def _adapter(folder: Path, names: Collection[str]) -> tuple[str, str]:
 
 
 def _gguf(files: list[str]) -> tuple[str, str]:
-    rule = f"holds weights in the format of llama.cpp ({_some(files)}), which cannot be trained on"
-    return rule, "give the model that the GGUF file was made from, with safetensors"
+    rule = f"holds weights in the format of llama.cpp ({_some(files)})"
+    return rule, "set backbone.path to one such file on this machine, or give the original with safetensors"
 
 
 def weights_mistake(
@@ -282,8 +284,6 @@ def file_mistake(path: Path) -> Mistake:
     """The mistake of giving a file in place of a folder."""
     if path.suffix not in WEIGHT_SUFFIXES:
         return Mistake("backbone.path", path, "is a file", "give a Hugging Face folder or a hub id")
-    if path.suffix == ".gguf":
-        return Mistake("backbone.path", path, *_gguf([path.name]))
     rule = "is one file of weights"
     return Mistake("backbone.path", path, rule, f"give its folder, with config.json: {path.parent}")
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lingo_ds.models.backbone.byte_ranges import SAFETENSORS_DTYPES, RangeReader, why_unreadable
+from lingo_ds.models.backbone.expert_weights import MIXTRAL_ROUTER, Parts, expert_parts
 from lingo_ds.models.backbone.own_code import own_code, runs_own_code
 from lingo_ds.models.backbone.supported import INDEX, UNQUANTISED, WEIGHTS, read_index, weights_mistake
 from lingo_ds.models.ops.host_memory import Arena
@@ -53,17 +54,24 @@ class WeightFiles:
         self._folder, self._module, self._warn = folder, module, warn
         self._open: dict[str, safe_open] = {}
         self._file_of = self._index()
+        self._parts: dict[str, Parts] = {}  # of weights that the files hold in several parts
         self._key_of = self._match(module)
         self._ranges = RangeReader(folder / file for file in set(self._file_of.values()))
 
     @property
     def keys(self) -> dict[str, str]:
-        """Name in the file of each of the module's weights."""
+        """Name in the file of each of the module's weights, or of its first part."""
         return self._key_of
 
     def read_into(self, out: Tensor, name: str, start: int = 0) -> None:
         """Fills `out`, flat, of any dtype and on any device, with the weight's entries from `start` on."""
-        key = self._key_of[name]
+        if (parts := self._parts.get(name)) is None:
+            return self._read(self._key_of[name], out, start)
+        pieces = list(parts.pieces(start, len(out)))
+        for piece, room in zip(pieces, out.split([piece.entries for piece in pieces]), strict=True):
+            self._read(piece.key, room, piece.start)
+
+    def _read(self, key: str, out: Tensor, start: int) -> None:
         self._ranges.read(self._folder / self._file_of[key], key, out, start)
 
     def read_part(self, part: Tensor, name: str, start: int, count: int) -> None:
@@ -79,9 +87,12 @@ class WeightFiles:
     def shaped(self, name: str) -> Tensor:
         """The module's weight `name` in its own shape and the file's dtype, as a view of the memory map.
 
-        Only the pages that are then copied are read from disk.
+        Only the pages that are then copied are read from disk. What lies there in parts is a copy.
         """
-        return self._tensor(self._key_of[name])
+        if (parts := self._parts.get(name)) is None:
+            return self._tensor(self._key_of[name])
+        shape = self._module.get_parameter(name).shape
+        return torch.cat([self._tensor(key) for key in parts.keys]).view(shape)
 
     def beside(self, name: str) -> Tensor | None:
         """A weight that the module was built without, by its name in a whole model; None: in no file."""
@@ -122,6 +133,7 @@ class WeightFiles:
         self._prefix = prefix
         keys = {name: self._key_in_file(prefix + name) for name in wanted}
         found = {name: key for name, key in keys.items() if key in self._file_of}
+        found |= self._match_experts({name: wanted[name] for name in wanted if name not in found})
         embedding = next((n for n, m in module.named_modules() if m is module.get_input_embeddings()), None)
         if module.config.tie_word_embeddings and f"{embedding}.weight" not in found:
             tied = next((key for key in ("lm_head.weight", "embed_out.weight") if key in self._file_of), None)
@@ -133,9 +145,22 @@ class WeightFiles:
             rule = f"lacks {len(missing)} of {len(wanted)} weights, e.g. {missing[0]}"
             raise self._misfit("backbone.path", self._folder, rule)
         for name, key in found.items():
-            self._require_fitting(key, wanted[name], computed=name in computed)
-        self._check_extra([key for key in self._file_of if key not in set(found.values())], prefix, wanted)
+            if name not in self._parts:
+                self._require_fitting(key, wanted[name], computed=name in computed)
+        in_parts = {key: parts.shape for parts in self._parts.values() for key in parts.keys}
+        for key, shape in in_parts.items():
+            self._require_fitting(key, shape, computed=False)
+        used = {*found.values(), *in_parts}
+        self._check_extra([key for key in self._file_of if key not in used], prefix, wanted)
         return found
+
+    def _match_experts(self, missing: dict[str, tuple[int, ...]]) -> dict[str, str]:
+        """Finds the parts of experts' weights by names and shapes in the module; the first part of each."""
+        for name, shape in missing.items():
+            parts = expert_parts(self._module.config.model_type, self._prefix + name, shape)
+            if parts is not None and all(key in self._file_of for key in parts.keys):
+                self._parts[name] = parts
+        return {name: parts.keys[0] for name, parts in self._parts.items()}
 
     def _require_plain_names(self, wanted: Iterable[str]) -> None:
         """Checks, where weights are missing, that they are not quantised and have no other names."""
@@ -151,8 +176,9 @@ class WeightFiles:
             raise UserError(Mistake("backbone.path", self._folder, rule, fix))
 
     def _key_in_file(self, key: str) -> str:
-        """BERT's first checkpoints call the weight and bias of a layer norm gamma and beta."""
+        """BERT's first checkpoints call the weight and bias of a layer norm gamma and beta; see Mixtral."""
         old = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        old = old.replace(*MIXTRAL_ROUTER)
         return old if old in self._file_of and key not in self._file_of else key
 
     def _require_fitting(self, key: str, wanted: tuple[int, ...], *, computed: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.zero.partition_parameters import (
     MultipleAllGatherHandles,
@@ -56,7 +57,11 @@ def shard(
 
     Returns:
         The module with DeepSpeed's hooks on it.
+
+    Raises:
+        UserError: for fp16 on most CPUs, and where weights cannot be held where the settings say.
     """
+    require_dtype(dtype)
     module = spec.skeleton
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group), device=device)
@@ -80,6 +85,17 @@ def shard(
         lambda _module, _args, output: output.requires_grad_()
     )
     return ShardedModule(module, engine)
+
+
+def require_dtype(dtype: torch.dtype) -> None:
+    """Checks that DeepSpeed shards weights of a dtype on this device.
+
+    Raises:
+        UserError: where it does not: fp16 on most CPUs.
+    """
+    if dtype not in get_accelerator().supported_dtypes():
+        fix = "take bf16 or fp32, or set zero.stage to 0"
+        raise UserError(Mistake("backbone.dtype", "fp16", "is not what DeepSpeed shards on this device", fix))
 
 
 class _RangeLoader:

@@ -37,7 +37,7 @@ COMPILE_SECONDS = 120
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where this machine has none, which is logged once."""
-    processor = _processor()
+    processor = processor_features()
     if "avx2" not in processor or "fma" not in processor:
         return None
     instead = "attention, norms and gates on this CPU are torch's, half as fast as the package's own kernels"
@@ -92,7 +92,12 @@ def _compile(command: Sequence[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
 
 
-def _processor() -> list[str]:
+def has_bf16(features: Sequence[str]) -> bool:
+    """Whether a processor of these features multiplies bf16 by instructions of its own."""
+    return "avx512_bf16" in features or "amx_bf16" in features
+
+
+def processor_features() -> list[str]:
     """Features of an x86 processor, as Linux names them: a kernel compiled for one may not run on another.
 
     Empty for other processors, which have no line of that name.

@@ -40,7 +40,7 @@ from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import BankLayout
 from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
-from lingo_ds.models.backbone.families import CLASSIFIERS, TARGETS
+from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
 from lingo_ds.utils.errors import UserError
@@ -180,15 +180,15 @@ def trained(folder: Path, spec: BackboneSpec, **kinds: str) -> tuple[Path, Saved
 
 
 @torch.no_grad()
-def our_logits(spec_folder: Path, adapter: SavedAdapter) -> Tensor:
+def our_logits(spec_folder: Path, adapter: SavedAdapter, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """Of the example's texts, through a bank as in evaluation, in fp64: the export alone is what rounds."""
     spec = read_spec(spec_folder)
     env = DistEnv(0, 0, 1, 1, torch.device("cpu"))
-    backbone = load_backbone(spec, BackboneOptions(), dtype=torch.float64, env=env)
+    backbone = load_backbone(spec, BackboneOptions(), dtype=dtype, env=env)
     bank = AdapterBank(
         adapter.layout,
         scale=adapter.alpha / adapter.rank,
-        dtype=torch.float64,
+        dtype=dtype,
         device=torch.device("cpu"),
         scalars=5,
         importance=False,
@@ -781,5 +781,4 @@ def test_no_weight_file_holds_more_than_it_should(run: Path, backbone, tmp_path:
 
 
 def test_every_family_is_a_classifier_or_not():
-    assert TARGETS.keys() - {"bert", "esm"} == CLASSIFIERS
-    assert {family for family, _ in TINY.values()} >= CLASSIFIERS
+    assert {family for family, _ in TINY.values()} - {"bert", "esm"} < CLASSIFIERS  # others: test_families

@@ -95,7 +95,7 @@ def test_stock_peft_gives_our_logits(name: str, kind: str, backbone: Callable, t
     for to in (None, "lora", "adalora"):
         place = export(folder, to, tmp_path / to) if to else folder
         found = run_snippet(place)
-        assert torch.allclose(found["logits"], expected, rtol=0, atol=1e-5), place
+        assert torch.allclose(found["logits"], expected, rtol=0, atol=2e-5), place  # sums in another order
         again = load_adapter(place, read_spec(backbone(name)))
         assert torch.equal(again.layout.tokens(again.values), adapter.layout.tokens(adapter.values))
     key = next(key for key in load_file(folder / "adapter_model.safetensors") if "trainable_tokens" in key)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.backbone import backbone
 from tests.pretend.runs import RECIPE, settings, some_data
 from tests.unit.running import at_step, command
@@ -42,3 +43,11 @@ def test_while_the_backbone_is_loaded(run, monkeypatch):
     assert status == 2
     assert "error: zero.stage: '0': out of memory in loading the backbone: 1048576.00 GiB" in shown
     assert "add processes, or set backbone.quantization=nf4" in shown
+
+
+def test_while_adapters_are_put_on_it(run, monkeypatch):
+    out, given = run
+    monkeypatch.setattr(AdapterBank, "initialize", fill)
+    status, shown = command("train", RECIPE, out, *given)
+    assert status == 2 and "Traceback" not in shown
+    assert "error: zero.stage: '0': out of memory in making the adapters: 1048576.00 GiB" in shown

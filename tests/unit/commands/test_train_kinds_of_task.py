@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 import sklearn.metrics
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig
 
 import lingo_ds
@@ -105,6 +107,25 @@ def test_labels_are_learned_though_some_are_unknown(trained):
 def test_classes_are_learned_with_weights_and_focal_loss(trained, kind):
     assert trained(kind).test["mcc"] > 0.5
     assert trained(kind).report["task"]["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [("binary", math.log(2)), ("multiclass", math.log(3)), ("multilabel", math.log(2)), ("regression", 1.0)],
+)
+def test_the_first_loss_is_that_of_an_answer_that_knows_nothing(tmp_path, kind, expected):
+    """Over all rows; a value's squared error is then its variance, 1."""
+    plain = {} if kind == "regression" else {"class_weights": "none", "focal_gamma": 0.0}
+    config = config_of(
+        kind,
+        write_data(tmp_path / "data", kind),
+        tmp_path / "run",
+        task=plain,
+        train={"global_batch_size": ROWS["train"], "max_steps": 1, "eval_steps": 1},
+    )
+    train(config, ALONE)
+    (first,) = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("train/loss")
+    assert first.value == pytest.approx(expected, rel=0.05)
 
 
 # -- what is written

@@ -10,6 +10,8 @@ from transformers import (
     EsmConfig,
 )
 
+from lingo_ds.models.backbone import backbone
+from lingo_ds.models.backbone.backbone import compute_dtype
 from lingo_ds.models.backbone.spec import read_spec
 from tests.unit.models.random_models import (
     COMMON,
@@ -146,3 +148,15 @@ def test_activation_checkpointing_rests_in_evaluation(tmp_path):
     backbone.train()
     backbone.train(False)
     assert_same_model(backbone, folder)
+
+
+@pytest.mark.parametrize("features", [["avx512_bf16"], ["amx_bf16", "avx512f"], ["avx512f"], []])
+def test_a_cpu_computes_wide_models_in_bf16_where_it_has_instructions_for_it(monkeypatch, features):
+    monkeypatch.setattr(backbone, "processor_features", lambda: features)
+    cpu = torch.device("cpu")
+    has = features not in (["avx512f"], [])
+    assert compute_dtype("auto", cpu, hidden_size=896) == (torch.bfloat16 if has else torch.float32)
+    assert compute_dtype("auto", cpu, hidden_size=256) == torch.float32
+    assert compute_dtype("auto", cpu, hidden_size=896, quantization="nf4") == torch.float32
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        assert compute_dtype(name, cpu, hidden_size=896) == dtype

@@ -1,6 +1,7 @@
 """Attention of one pack, by each of its kernels, against a softmax over who sees whom written out."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lingo_ds.models.backbone import flash_support, packed_attention
 from lingo_ds.models.backbone.pack_places import MAX_PADDING, Kernel, PackPlaces, find_places
-from lingo_ds.models.backbone.packed_attention import PackedAttention, choose_kernel
+from lingo_ds.models.backbone.packed_attention import PackedAttention, Rule, choose_kernel
 from lingo_ds.utils.transfer import to_device
 
 CPU = torch.device("cpu")
@@ -29,6 +30,7 @@ class Case(NamedTuple):
     causal: bool = True
     heads: int = 4
     key_heads: int = 4
+    softcap: float | None = None
 
 
 MIXED = [3, 4, 17, 18, 18, 30]
@@ -46,8 +48,14 @@ CASES = {
     "one key head": Case(9, MIXED, window=6, key_heads=1),
     "encoder": Case(0, MIXED, causal=False),
     "encoder, grouped heads": Case(0, [7, 7, 30], causal=False, key_heads=2),
+    "encoder, window": Case(0, MIXED, window=6, causal=False),
+    "encoder, window of alike": Case(0, [7, 7, 7], window=2, causal=False),
+    "capped": Case(9, MIXED, key_heads=2, softcap=0.5),
+    "capped, window": Case(0, MIXED, window=6, softcap=0.5),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+OF_FLASH = {name: case for name, case in CASES.items() if case.softcap is None}
+flash_cases = pytest.mark.parametrize("case", OF_FLASH.values(), ids=OF_FLASH)
 
 
 def sees(case: Case) -> Tensor:
@@ -57,16 +65,22 @@ def sees(case: Case) -> Tensor:
     allowed = torch.zeros(len(owner), len(owner), dtype=torch.bool)
     for i, (mine, here) in enumerate(zip(owner, place, strict=True)):
         for j, (theirs, there) in enumerate(zip(owner, place, strict=True)):
-            near = not case.causal or (there <= here and (case.window is None or here - there < case.window))
+            near = (there <= here or not case.causal) and (
+                case.window is None or abs(here - there) < case.window
+            )
             allowed[i, j] = near and theirs in (mine, -1)
     return allowed
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+def written_out(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, softcap: float | None = None
+) -> Tensor:
     """(1, queries, heads, size) of (1, heads, queries, size); `allowed` (queries, keys)."""
     key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
-    scores = (query @ key.mT * SCALE).masked_fill(~allowed, float("-inf"))
-    return (scores.softmax(-1) @ value).transpose(1, 2)
+    scores = query @ key.mT * SCALE
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ value).transpose(1, 2)
 
 
 def inputs(
@@ -87,15 +101,20 @@ def out_and_gradients(attend: Callable[..., Tensor], parts: list[Tensor]) -> lis
 
 
 def of_pack(case: Case, *, kernel: Kernel | None = None) -> Callable[..., Tensor]:
-    """The pack's attention by a kernel; None: by the one that is chosen for the query."""
+    """The pack's attention by a kernel; None: by the one that is chosen for a backbone like this."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        chosen = kernel or choose_kernel(query.dtype, query.shape[-1], query.device)
+        ahead = case.window is not None and not case.causal
+        spec: Any = SimpleNamespace(softcap=case.softcap, windows_ahead=ahead, head_size=query.shape[-1])
+        chosen = kernel or choose_kernel(spec, query.dtype, query.device)
         places = find_places(case.prefix, case.lengths, kernel=chosen, pooled=None)
-        pack = PackedAttention(to_device(places, query.device))
-        return pack(query, key, value, scale=SCALE, window=case.window, causal=case.causal)
+        return PackedAttention(to_device(places, query.device))(query, key, value, rule_of(case))
 
     return attend
+
+
+def rule_of(case: Case) -> Rule:
+    return Rule(SCALE, case.window, case.causal, case.softcap)
 
 
 def assert_alike(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -107,7 +126,7 @@ def assert_alike(found: list[Tensor], expected: list[Tensor], tolerance: float) 
 
 def oracle(case: Case, **how: Any) -> list[Tensor]:
     allowed = sees(case)
-    return out_and_gradients(lambda *parts: written_out(*parts, allowed), inputs(case, **how))
+    return out_and_gradients(lambda *parts: written_out(*parts, allowed, case.softcap), inputs(case, **how))
 
 
 # Where what lies
@@ -169,17 +188,17 @@ def of_one_token(case: Case, pooled: str, kernel: Kernel) -> list[Callable[..., 
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         pack = PackedAttention(to_device(places, query.device))
-        return pack.of_one_token(query[:, :, place], key, value, scale=SCALE, window=case.window)
+        return pack.of_one_token(query[:, :, place], key, value, rule_of(case))
 
     def whole(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return written_out(query, key, value, allowed)[:, place]
+        return written_out(query, key, value, allowed, case.softcap)[:, place]
 
     return [attend, whole]
 
 
 @cases
 def test_one_token_of_each_example_sees_what_it_should(case):
-    """The last one, or in an encoder any: it sees the whole example."""
+    """The last one, or in an encoder any: it sees the whole example, or the window's part of it."""
     for pooled in ["last"] if case.causal else ["last", "first"]:
         ways = of_one_token(case, pooled, "groups")
         found, expected = (out_and_gradients(how, inputs(case)) for how in ways)
@@ -264,13 +283,13 @@ def kernel(monkeypatch) -> list[int]:
     return calls
 
 
-@cases
+@flash_cases
 def test_kernel_is_asked_for_what_tokens_should_see(case, kernel):
     assert_alike(out_and_gradients(of_pack(case, kernel="flash"), inputs(case)), oracle(case), 1e-12)
     assert kernel == [case.prefix + sum(case.lengths)]  # all of them, at once
 
 
-@cases
+@flash_cases
 def test_kernel_is_asked_once_for_one_token_of_each_example(case, kernel):
     found, expected = (out_and_gradients(how, inputs(case)) for how in of_one_token(case, "last", "flash"))
     assert_alike(found, expected, 1e-12)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import (
     LlamaConfig,
-    StableLmConfig,
+    Starcoder2Config,
 )
 
 from lingo_ds.models.adapters.sites import choose_sites
@@ -65,12 +65,12 @@ FFN = {"gpt2": 96, "gpt_neox": 96, "qwen3": 64}
 
 
 def test_unknown_family_adapts_every_map_and_says_so(tmp_path, warnings):
-    model = random_model(StableLmConfig(**GATED), tied=False).base_model
+    model = random_model(Starcoder2Config(**GATED), tied=False).base_model
     spec = read_spec(save(model, tmp_path))
     sites = choose_sites(spec.linear_maps, targets="all-linear", family_default=spec.target_names)
     assert [site.name for site in sites] == list(decoder_maps(model))
     assert len(warnings) == 1
-    assert "stablelm" in warnings[0]
+    assert "starcoder2" in warnings[0]
     assert_same_model(load(tmp_path), tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, FalconConfig
+from transformers import AutoModel, AutoTokenizer, XGLMConfig
 
 from lingo_ds.data.batches import Batch, make_batch
 from lingo_ds.data.packing import Pack, make_pack
@@ -281,7 +281,8 @@ def plain_result(
     model = AutoModel.from_pretrained(folder).eval().requires_grad_(False)
     embedding = model.get_input_embeddings()
     whole = torch.cat([embedding.weight, layout.tokens(master)]).requires_grad_()
-    embedding.forward = lambda ids: F.embedding(ids, whole)
+    by = getattr(embedding, "embed_scale", 1.0)  # Gemma's
+    embedding.forward = lambda ids: F.embedding(ids, whole) * by
     named = [[t.clone().requires_grad_() for t in layout.site(master, k)] for k in range(len(layout.sites))]
     head = layout.head(master).clone().requires_grad_()
 
@@ -335,7 +336,7 @@ def test_every_family_gives_logits_and_gradients_of_a_plain_model(folders, famil
 
 
 def test_every_family_in_the_table_is_tested():
-    assert {config.model_type for config in FAMILIES.values()} == LEARNS_TOKENS
+    assert {config.model_type for config in FAMILIES.values()} < LEARNS_TOKENS  # others: test_families
 
 
 def no_sites(_sites: list[Site]) -> list[Site]:
@@ -431,16 +432,16 @@ def test_masks_and_compaction_leave_them_alone():
     assert bank.grad.count_nonzero() == bank.layout.token_size
 
 
-def test_a_family_that_is_not_tested_is_refused_in_words(tmp_path, shared):
-    """Before any weight is read."""
+def test_an_embedding_that_does_more_than_look_up_is_refused_in_words(tmp_path, shared):
+    """Before any weight is read; XGLM's scales its rows, and is no family of the table."""
     AutoModel.from_config(
-        FalconConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    ).save_pretrained(tmp_path / "falcon")
-    AutoTokenizer.from_pretrained(shared / "backbones/stories260k").save_pretrained(tmp_path / "falcon")
+        XGLMConfig(vocab_size=512, d_model=32, num_layers=2, attention_heads=4, ffn_dim=48)
+    ).save_pretrained(tmp_path / "xglm")
+    AutoTokenizer.from_pretrained(shared / "backbones/stories260k").save_pretrained(tmp_path / "xglm")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"name: x\nbackbone: {{path: {tmp_path / 'falcon'}}}\n"
+        f"name: x\nbackbone: {{path: {tmp_path / 'xglm'}}}\n"
         f"data: {{path: 'builtin:promoters', tokens: nucleotides, cache_dir: {tmp_path / 'cache'}}}\n"
     )
     status, shown = command("plan", recipe, tmp_path / "out")
-    assert status == 2 and "'nucleotides': is not known to work with family falcon" in shown
+    assert status == 2 and "is not known to work with the embedding of family xglm" in shown

@@ -11,14 +11,19 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     BertConfig,
+    LlamaConfig,
 )
 
+from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
+from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
-from lingo_ds.models.backbone.weight_files import weights_fingerprint
+from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole, weights_fingerprint
 from lingo_ds.utils.errors import UserError
 from tests.unit.models.random_models import (
+    ALONE,
     FAMILIES,
+    GATED,
     VOCABULARY,
     assert_same_model,
     change_tensors,
@@ -69,6 +74,38 @@ def test_tied_embeddings_stored_only_as_lm_head(tmp_path, family):
     tensors["lm_head.weight"] = tensors.pop(embedding)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     assert_same_model(load(folder), aside)
+
+
+def bytes_read() -> int:
+    """Bytes that this process asked files for, ever; pages of a memory map are not among them."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
+def test_an_untied_head_of_the_language_model_is_never_read(tmp_path):
+    """It is a tenth of a small model; here it is most of the file."""
+    config = LlamaConfig(**{**GATED, "vocab_size": 60_000})
+    folder = save(random_model(config, tied=False), tmp_path)
+    spec = read_spec(folder)
+    files, module = WeightFiles(folder, spec.skeleton), spec.skeleton
+    before = bytes_read()
+    fill_whole(module, files, dtype=torch.float32, device=torch.device("cpu"))
+    read, head = bytes_read() - before, 60_000 * GATED["hidden_size"] * 4
+    own = sum(p.numel() for p in module.parameters()) * 4
+    assert own <= read < own + head // 10
+
+
+def test_a_file_that_holds_only_the_head_is_never_opened(tmp_path):
+    folder = save(random_model(FAMILIES["llama"], tied=False), tmp_path, max_shard_size="20KB")
+    expected = load_backbone(read_spec(folder), BackboneOptions(), dtype=torch.float32, env=ALONE)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    (of_head,) = {file for key, file in index.items() if key == "lm_head.weight"}
+    if [key for key, file in index.items() if file == of_head] != ["lm_head.weight"]:
+        pytest.fail("the head shares its file with other weights")
+    (folder / of_head).write_bytes(b"nothing of use")
+    ids = some_input()[0]
+    found = load_backbone(read_spec(folder), BackboneOptions(), dtype=torch.float32, env=ALONE)
+    assert torch.equal(found.hidden_states(ids, None), expected.hidden_states(ids, None))
 
 
 @pytest.fixture

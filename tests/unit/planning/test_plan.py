@@ -102,6 +102,7 @@ def test_the_plan_is_told_as_equations_and_as_json():
         "924 steps = 6.00 epochs; 46 warm-up; dev every 154",
         "46,648 trainable / 260,032 backbone = 17.94%",
         "280 -> 140 triplets",
+        "rate       0.0014 (auto: 0.0005 x (2000 / 64 hidden)^0.3 x 16 / 16 alpha)",
     ):
         assert words in told
     written = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
@@ -171,9 +172,11 @@ def test_budget_of_a_plan():
     schedule = make_plan(config(**fields), SMALL).schedule
     assert (schedule.initial, schedule.target) == (35 * 8, 35 * 3)
     assert (schedule.t_init, schedule.t_final, schedule.final_step) == (20, 100, 100)  # .1 and .5 of the run
-    assert list(schedule.mask_steps()) == [40, 60, 80]
+    assert list(schedule.mask_steps()) == list(range(24, 100, 4))  # with the final one 20 changes
     in_steps = make_plan(config(**fields, rank_sampling__t_init=20, rank_sampling__t_final=100), SMALL)
     assert in_steps.schedule == schedule
+    every_20 = make_plan(config(**fields, rank_sampling__interval=20), SMALL).schedule
+    assert list(every_20.mask_steps()) == [40, 60, 80]
     assert make_plan(config(rank_sampling__mode="off"), SMALL).schedule is None
 
 
@@ -184,7 +187,7 @@ def test_budget_of_a_plan():
         ({"t_init": 70, "t_final": 30}, "rank_sampling.t_init + rank_sampling.t_final"),
         ({"t_init": 200}, "rank_sampling.t_init + rank_sampling.t_final"),
         ({"interval": 70}, "rank_sampling.interval"),
-        ({"t_init": 0.1, "t_final": 0.89}, "rank_sampling.interval"),
+        ({"t_init": 0.1, "t_final": 0.89, "interval": 20}, "rank_sampling.interval"),
     ],
 )
 def test_schedule_that_cannot_work_is_refused(fields, where):
@@ -194,8 +197,9 @@ def test_schedule_that_cannot_work_is_refused(fields, where):
     make_plan(config(train__max_steps=100, rank_sampling__mode="off"), SMALL)
 
 
-def test_run_too_short_for_any_mask_is_refused():
-    assert "rank_sampling" in refused(config(train__max_steps=3))[0].where
+def test_run_too_short_for_a_mask_is_refused_where_the_interval_was_set():
+    assert "rank_sampling" in refused(config(train__max_steps=3, rank_sampling__interval=1))[0].where
+    assert make_plan(config(train__max_steps=3), SMALL).schedule is None
 
 
 # -- learning rate

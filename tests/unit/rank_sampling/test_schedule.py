@@ -112,7 +112,8 @@ def test_impossible_settings_are_refused(sampling: dict[str, float]):
     RunConfig.model_validate(base | {"rank_sampling": {"interval": 1}})
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate(base | {"rank_sampling": sampling})
-    (error,) = caught.value.errors()
+    error, *others = caught.value.errors()
+    assert [other["type"] for other in others] in ([], ["literal_error"])  # nor is it `auto`
     named = [*error["loc"], *error.get("ctx", {}).get("field", "").split(".")]
     assert next(iter(sampling)) in named
 

@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.training import checkpoint as checkpoints
 from lingo_ds.training import losses, session
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS, read_checkpoint
@@ -291,6 +292,24 @@ def test_a_run_in_its_middle_goes_on_longer_with_the_masks_it_would_have_had(cra
     assert command("train", recipe, crashed, "train.max_steps=20")[0] == 0
     ours, theirs = (report_of(out)["rank_sampling"]["history"] for out in (crashed, finished))
     assert [event["step"] for event in ours] == [event["step"] for event in theirs]
+
+
+def test_a_longer_run_keeps_the_numbers_that_auto_stood_for(recipe, tmp_path):
+    """Of 12 steps a mask after every one; in a run of 40 it would be every other one."""
+    auto = ("rank_sampling.interval=auto", "train.learning_rate=auto", "train.eval_steps=null")
+    kept = {"train": {"learning_rate": 2.8e-3}, "adapter": {"alpha": 8}, "rank_sampling": {"interval": 1}}
+    events = {}
+    for steps in (12, 40):
+        status, shown = command("train", recipe, tmp_path / "out", *auto, f"train.max_steps={steps}")
+        assert status == 0, shown
+        written = parse_yaml((tmp_path / "out/config.yaml").read_text())
+        assert {name: {key: written[name][key] for key in part} for name, part in kept.items()} == kept
+        events[steps] = [event["step"] for event in report_of(tmp_path / "out")["rank_sampling"]["history"]]
+    assert events[12] == events[40] == list(range(3, 9))
+    assert "continuing with step 13" in shown
+    assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["deltaT"] == 1
+    status, shown = command("train", recipe, tmp_path / "out", *auto[1:], "train.max_steps=50")
+    assert status == 2 and "has another schedule" in shown  # the recipe's interval is 2
 
 
 def test_a_shorter_run_is_refused(crashed, recipe):

@@ -40,9 +40,9 @@ def new_trainer(logits: Callable[[int], Tensor] | None = None, *, max_skipped: i
         asked.append(len(asked) + 1)
         return frozen(batch(0)[0] * (logits(asked[-1]) if logits else 1.0)) @ bank.compute.head.T
 
-    step = OptimizerStep(bank, config_of(learning_rate=0.02, lr_schedule="constant"))
+    step = OptimizerStep(bank, config_of(lr_schedule="constant"))
     trainer = Trainer(
-        plan=SimpleNamespace(steps=5, warmup_steps=0, schedule=None),
+        plan=SimpleNamespace(steps=5, warmup_steps=0, schedule=None, learning_rate=0.02),
         model=SimpleNamespace(
             bank=bank,
             backbone=SimpleNamespace(train=lambda: None, require_partitioned=lambda: None),
