@@ -26,7 +26,12 @@ setup(
     packages=[*find_packages(include=["lingo_ds", "lingo_ds.*"]), *RESOURCES],
     package_dir={package: folder for package, (folder, _) in RESOURCES.items()},
     package_data={
-        "lingo_ds": ["py.typed", "models/backbone/english/*", "models/ops/kernels/*"],
+        "lingo_ds": [
+            "py.typed",
+            "models/backbone/english/*",
+            "models/ops/allocator/*",
+            "models/ops/kernels/*",
+        ],
         "lingo_ds.config": ["known_tasks.yaml"],
         "lingo_ds.export": ["model_card.md.jinja"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},

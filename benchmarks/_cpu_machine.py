@@ -9,7 +9,7 @@ from lingo_ds.distributed.process_group import DistEnv, detect
 from lingo_ds.planning.cost.elsewhere import Cluster, make_scenario, read_shapes
 from lingo_ds.planning.cost.estimate import Estimate, estimate_step
 from lingo_ds.planning.cost.machine import Machine, Wire
-from lingo_ds.planning.layer import HEAPS
+from lingo_ds.planning.layer import HOLES
 from lingo_ds.utils.host import host_bytes
 
 OF_A_LINK = 0.94
@@ -28,7 +28,7 @@ def machine(rates: dict[str, Any], runtime: int, link: str | None) -> Machine:
         name="CPU",
         memory_bytes=host_bytes() // count,
         runtime_bytes=runtime,
-        heap=HEAPS["cpu"],
+        holes=HOLES["cpu"],
         widths=tuple(rates["widths"]),
         products=tuple(rates["products"]),
         adapters=tuple(rates["adapters"]),

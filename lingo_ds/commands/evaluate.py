@@ -34,7 +34,7 @@ def evaluate_one(config: RunConfig, env: DistEnv, *, build: Build = build_model)
     model = build(setup)
     task = load_saved(model, setup, config.run_dir / "adapter")
     split = setup.data.splits["test"]
-    test = evaluate_split(model, split, task=task, config=config, plan=setup.plan, env=env)
+    test = evaluate_split(model, split, name="test", task=task, config=config, plan=setup.plan, env=env)
     if remark := remark_on_answers(test, split.labels):
         logger.warning("test: %s", remark)
     if env.is_main:

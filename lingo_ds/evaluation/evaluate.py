@@ -27,6 +27,7 @@ from lingo_ds.evaluation.metrics import (
 )
 from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD
 from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.monitor.progress import SlowWork
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.planning.remedies import remedy_of_run
 from lingo_ds.utils.errors import Mistake, UserError
@@ -54,6 +55,7 @@ def evaluate_split(
     model: AdaptedModel,
     split: TokenizedSplit,
     *,
+    name: str,
     task: Task,
     config: RunConfig,
     plan: RunPlan,
@@ -65,6 +67,7 @@ def evaluate_split(
     Args:
         model: the model, the same on every process.
         split: the examples.
+        name: the split's name, for the log.
         task: what the outputs mean.
         config: the run's settings; `data.reverse_complement` decides whether both strands are read.
         plan: the run's plan.
@@ -76,8 +79,12 @@ def evaluate_split(
     """
     average_strands = config.data.averages
     read = split.both_strands() if average_strands else split
-    with report_out_of_memory("evaluation", partial(remedy_of_run, config, plan)):
-        rows, logits = own_logits(model, _forwards(read, plan, env), env.device)
+    with (
+        report_out_of_memory("evaluation", partial(remedy_of_run, config, plan)),
+        SlowWork(name, len(read), "sequences", enabled=env.is_main) as progress,
+    ):
+        forwards, world = _forwards(read, plan, env), env.world_size
+        rows, logits = own_logits(model, forwards, env.device, lambda done: progress.update(world * done))
     all_logits = gather_rows(rows, logits, total=len(read), env=env)
     if not np.isfinite(all_logits).all():
         rule = "logits are not finite, training diverged"

@@ -1,6 +1,6 @@
 """Logits without gradients: the forwards of one process, and the results of all in order."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 
 import numpy as np
@@ -16,12 +16,15 @@ from lingo_ds.utils.transfer import to_device, upload
 
 @torch.no_grad()
 def own_logits(
-    model: AdaptedModel, forwards: Iterable[Forward], device: torch.device
+    model: AdaptedModel,
+    forwards: Iterable[Forward],
+    device: torch.device,
+    after: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes the logits (n, outputs) of the examples that count; with their rows (n,), as computed.
 
     The next forward is made in a thread while one is computed. A GPU is not waited for: logits stay there,
-    rows on the CPU.
+    rows on the CPU. `after` is called with the number of examples so far, whenever a forward was begun.
     """
     model.backbone.train(False)
     rows, weights, logits = [], [], []
@@ -31,6 +34,8 @@ def own_logits(
             logits.append(to_device(part, device).logits(model))
             rows.append(part.rows.clone())  # copies: the part's own would keep all of its pinned memory
             weights.append(part.weights.clone())
+            if after:
+                after(sum(map(len, rows)))
     model.backbone.release()
     real = torch.cat(weights).bool()
     found, all_rows = torch.cat(logits), torch.cat(rows)

@@ -99,6 +99,49 @@ class ProgressBar:
         return _clock(passed / here * (1 - fraction)) if here > 0 else "-"
 
 
+class SlowWork:
+    """Logs how far work has come that may take long, now and then: what is done soon logs nothing.
+
+    Use it as a context manager. It draws no bar, so that it may run below a `ProgressBar`.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, *, enabled: bool, log_seconds: float = 10.0):
+        """Prepares the log lines.
+
+        Args:
+            what: what is done, the first word of each line.
+            total: units of the whole work.
+            unit: the name of what is counted, a plural.
+            enabled: False (processes other than the first) logs nothing.
+            log_seconds: least time before the first line, and between two.
+        """
+        self._what, self._total, self._unit = what, total, unit
+        self._enabled, self._log_seconds = enabled, log_seconds
+        self._began = self._logged = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._began = self._logged = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        passed = time.monotonic() - self._began
+        if self._enabled and kind is None and passed >= self._log_seconds:
+            rate = self._total / passed
+            logger.info("%s  %s %s, %.1f/s, in %s", self._what, self._total, self._unit, rate, _clock(passed))
+
+    def update(self, done: int) -> None:
+        """Takes how many units are done; of all of them the line at the end tells."""
+        now = time.monotonic()
+        if not self._enabled or not 0 < done < self._total or now - self._logged < self._log_seconds:
+            return
+        self._logged, passed = now, now - self._began
+        logger.info(
+            "%s  %s/%s %s  %.1f/s  %s passed, %s left",
+            *(self._what, done, self._total, self._unit, done / passed),
+            *(_clock(passed), _clock(passed / done * (self._total - done))),
+        )
+
+
 def _clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)

@@ -3,38 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from lingo_ds.models.adapters.layout import Site
 from lingo_ds.models.backbone.spec import BackboneSpec
 
+HOLES = {"cpu": 1.0, "cuda": 1.1}
+"""Bytes that an allocator takes for each byte of activations, since freed blocks lie between kept ones.
+cpu: the package's own pool, which leaves none (`lingo_ds.models.ops.host_memory`); cuda: torch's caching
+allocator, assumed and not measured."""
 
-class Heap(NamedTuple):
-    """What an allocator takes beyond what is in use, since freed blocks lie between those that are kept.
+RUNTIME_BYTES = {"cpu": 590 * 1024**2, "cuda": 0}
+"""What a process takes without a model. cpu: the peak of a job of 157,000 parameters, 572 to 594 MiB
+(docs/scaling.md); cuda: not counted, since the memory of a plan is what is free beside it."""
 
-    Attributes:
-        kept: bytes taken for each byte of activations.
-        fused: the same where norms and gates leave nothing between the activations.
-        again: share of the activations that are computed again whose memory stays taken.
-        gathered: bytes that stay taken for each byte of weights that were gathered layer by layer.
-        unpacked: the same where the maps are gathered in 8 bits.
-    """
-
-    kept: float
-    fused: float
-    again: float
-    gathered: float
-    unpacked: float
-
-
-HEAPS = {"cpu": Heap(1.55, 1.3, 0.35, 1.25, 1.0), "cuda": Heap(1.1, 1.1, 0.0, 0.0, 0.0)}
-"""cpu: glibc's heap, fitted to Llama shapes of 6M to 154M parameters in November 2026 (docs/scaling.md);
-fused: to 12 layers of 768 (docs/log.md).
-It maps blocks of 32 MiB and more, which leave no holes; where layers are large and sharded this is an
-overestimate, since freed memory is returned there (`lingo_ds.models.ops.host_memory`).
-cuda: torch's caching allocator, assumed and not measured."""
+PRODUCT_CODE_BYTES = 400_000
+"""What oneDNN keeps, on the CPU, for each shape of a product that it has met: the number of tokens is part of
+the shape, so that its compiled code grows with every new length of a pack (docs/log.md, 2026-11-30)."""
 
 BACKWARD = 2
 """Element-by-element work of a backward pass over that of its forward pass."""

@@ -70,11 +70,11 @@ def plan_forward(
     """
     token_bytes = facts.inside_layer * facts.compute_bytes
     bank = sum(bank_parts(facts, sampling=False).values())
-    beside = bank + longest * token_bytes
+    beside = bank + facts.runtime_bytes + longest * token_bytes
     fix = ways_to_fit(zero, "bf16")
     stage, group = choose_sharding(zero, facts, beside=beside, fix=fix)
     secondary = choose_secondary_group(zero, facts, stage, group, beside=beside)
-    held = bank + sum(backbone_bytes(facts, stage, group, secondary).values())
+    held = bank + facts.runtime_bytes + sum(backbone_bytes(facts, stage, group, secondary).values())
     free = USABLE_MEMORY * facts.memory_bytes - held
     fitting = max(min(MAX_FORWARD_TOKENS[device], int(free // token_bytes)), 1)
     return ForwardPlan(

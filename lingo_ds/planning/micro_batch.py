@@ -3,6 +3,7 @@
 import math
 
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.planning.layer import PRODUCT_CODE_BYTES
 from lingo_ds.planning.plan_inputs import Facts
 
 WORTH_SHARING = 0.03
@@ -24,6 +25,15 @@ def token_bytes(config: RunConfig, facts: Facts) -> int:
     else:
         kept = facts.layers * in_layer
     return kept * facts.compute_bytes
+
+
+def product_code_bytes(facts: Facts, examples: int, forwards: int) -> int:
+    """What the CPU's compiled products take at the end of a run: as much again for each length of a forward.
+
+    The lengths of `forwards` forwards of so many examples spread by the root of that number.
+    """
+    spread = 2 * (facts.longest - facts.mean_tokens) * math.sqrt(examples)
+    return int(facts.products * PRODUCT_CODE_BYTES * min(forwards, 1 + spread))
 
 
 def choose_micro_batch(config: RunConfig, facts: Facts, free: float, tokens: int | None) -> int:

@@ -26,6 +26,7 @@ from lingo_ds.planning.micro_batch import (
     choose_micro_batch_tokens,
     example_bytes,
     prefix_shared,
+    product_code_bytes,
     token_bytes,
 )
 from lingo_ds.planning.plan_inputs import Facts
@@ -36,7 +37,7 @@ from lingo_ds.utils.units import as_bytes
 logger = logging.getLogger(__name__)
 
 EVAL_BATCH_FACTOR = 4
-"""Examples of an evaluation forward pass for each of a training one."""
+"""Examples of an evaluation forward pass for each of a training one, where its memory holds as many."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class RunPlan:
     @property
     def eval_batch_size(self) -> int:
         """Examples of an evaluation forward pass of one process, which keeps nothing for a backward pass."""
-        return EVAL_BATCH_FACTOR * self.micro_batch_size
+        return int(self._eval_factor * self.micro_batch_size)
 
     @property
     def packed(self) -> bool:
@@ -113,7 +114,13 @@ class RunPlan:
     @property
     def eval_tokens(self) -> int:
         """Tokens of an evaluation forward pass of one process, about."""
-        return EVAL_BATCH_FACTOR * self.forward_tokens
+        return int(self._eval_factor * self.forward_tokens)
+
+    @property
+    def _eval_factor(self) -> float:
+        """Size of an evaluation forward pass over a training one's, in whose memory it stays."""
+        inside = self.forward_tokens * self.facts.inside_layer * self.facts.compute_bytes
+        return min(max(self.bytes_per_process["activations"] / inside, 1), EVAL_BATCH_FACTOR)
 
     @property
     def forward_tokens(self) -> int:
@@ -244,7 +251,9 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
     accumulation = math.ceil(share / micro)
     if not config.train.micro_batch_size:
         micro = math.ceil(share / accumulation)
-    activations = (tokens or micro * facts.longest) * token_bytes(config, facts)
+    parts = {**place.held, "activations": (tokens or micro * facts.longest) * token_bytes(config, facts)}
+    if facts.products:
+        parts["compiled products"] = product_code_bytes(facts, micro, rhythm.steps * accumulation)
     rate = choose_learning_rate(config, hidden_size=facts.hidden_size)
     return RunPlan(
         facts=facts,
@@ -258,7 +267,7 @@ def make_plan(config: RunConfig, facts: Facts) -> RunPlan:
         zero_stage=place.zero_stage,
         shard_group=place.shard_group,
         secondary_group=place.secondary_group,
-        bytes_per_process={**place.held, "activations": activations},
+        bytes_per_process=parts,
         flops_per_token=_flops_per_token(facts),
         **rhythm._asdict(),
     )
@@ -278,11 +287,13 @@ def _rhythm(config: RunConfig, facts: Facts) -> _Rhythm:
 
 def _place(config: RunConfig, facts: Facts) -> _Place:
     bank = sum(bank_parts(facts, sampling=config.rank_sampling.mode != "off").values())
-    beside = bank + example_bytes(config, facts)
+    beside = bank + facts.runtime_bytes + example_bytes(config, facts)
     fix = ways_to_fit(config.zero, "backbone.activation_checkpointing=true", "bf16")
     stage, group = choose_sharding(config.zero, facts, beside=beside, fix=fix)
     secondary = choose_secondary_group(config.zero, facts, stage, group, beside=beside)
     held = {**backbone_bytes(facts, stage, group, secondary), "bank": bank}
+    if facts.runtime_bytes:
+        held["runtime"] = facts.runtime_bytes
     return _Place(stage, group, secondary, held)
 
 

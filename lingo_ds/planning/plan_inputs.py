@@ -19,7 +19,7 @@ from lingo_ds.models.adapters.sites import choose_sites
 from lingo_ds.models.backbone.deepspeed_config import fill_profile
 from lingo_ds.models.backbone.quantized_linear import quantized_facts
 from lingo_ds.models.backbone.spec import BackboneSpec
-from lingo_ds.planning.layer import HEAPS, layer_shape, mask_bytes
+from lingo_ds.planning.layer import HOLES, RUNTIME_BYTES, layer_shape, mask_bytes
 from lingo_ds.utils.host import host_bytes
 
 GPU_GRAIN = 256 * 1024**2
@@ -58,6 +58,9 @@ class ModelFacts:
         token_parameters: entries of the learned tokens, part of `bank_parameters`.
         kept_in_layer: entries that one token keeps in a decoder layer for the backward pass, including the
             allocator's overhead; None: as many as `inside_layer`.
+        runtime_bytes: what a process takes without the model.
+        products: frozen products of different shape, forward and backward, whose compiled code is kept for
+            every number of tokens that they met; 0: none is.
         compute_bytes: bytes per entry in the compute dtype.
         packable: whether the backbone's attention takes packs.
         causal: whether a token attends only to those before it, so that a prefix can be shared.
@@ -91,6 +94,8 @@ class ModelFacts:
     largest_quantized: int = 0
     eight_bit_parameters: int = 0
     kept_in_layer: int | None = None
+    runtime_bytes: int = 0
+    products: int = 0
 
     @property
     def learns_inside(self) -> bool:
@@ -216,6 +221,7 @@ def model_facts(
     quantization: str,
     eight_bit: bool,
     dropout: float = 0.0,
+    fused: bool = False,
 ) -> ModelFacts:
     """Sizes of a backbone with its adapters, on the processes that will hold it.
 
@@ -227,9 +233,10 @@ def model_facts(
         quantization: none, int8 or nf4: how whole copies are held.
         eight_bit: whether shards are held in 8 bits.
         dropout: probability with which the adapters drop an entry of their input.
+        fused: whether norms and gates are one kernel each.
     """
     mask = mask_bytes(dropout)
-    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0), mask=mask)
+    shape = layer_shape(spec, layout.sites, max(layout.ranks, default=0), fused=fused, mask=mask)
     return ModelFacts(
         backbone_parameters=spec.parameters,
         layer_parameters=spec.layer_parameters,
@@ -240,7 +247,9 @@ def model_facts(
         bank_parameters=layout.size,
         head_parameters=layout.head_size,
         token_parameters=layout.token_size,
-        kept_in_layer=math.ceil(shape.kept(dtype.itemsize) * HEAPS[processes.device].kept),
+        kept_in_layer=math.ceil(shape.kept(dtype.itemsize) * HOLES[processes.device]),
+        runtime_bytes=RUNTIME_BYTES[processes.device],
+        products=2 * len(set(spec.linear_maps.values())) if processes.device == "cpu" else 0,
         compute_bytes=dtype.itemsize,
         packable=spec.packable,
         causal=spec.causal,

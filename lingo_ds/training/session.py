@@ -168,6 +168,7 @@ class Session:
         return evaluate_split(
             self.model,
             setup.data.splits[split],
+            name=split,
             task=task,
             config=setup.config,
             plan=setup.plan,

@@ -38,6 +38,7 @@ from lingo_ds.models.backbone.backbone import (
 )
 from lingo_ds.models.backbone.deepspeed_config import read_profile
 from lingo_ds.models.backbone.families import LEARNS_TOKENS
+from lingo_ds.models.backbone.fused import may_fuse
 from lingo_ds.models.backbone.hub import backbone_folder, make_builtin_backbone
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
@@ -264,6 +265,7 @@ def plan_run(read: RunData) -> RunSetup:
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
         dropout=config.adapter.dropout,
+        fused=may_fuse(spec, config.backbone.fused_kernels, dtype, env.device.type),
     )
     return RunSetup(
         config=config,

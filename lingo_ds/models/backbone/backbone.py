@@ -22,6 +22,7 @@ from lingo_ds.models.backbone.quantized_linear import held_by_maps, quantize_map
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, fill_whole
 from lingo_ds.models.ops.compiled import has_bf16, processor_features
+from lingo_ds.models.ops.host_memory import keep_no_holes
 
 if TYPE_CHECKING:
     from lingo_ds.models.backbone.packed_forward import PackedForward
@@ -216,6 +217,8 @@ def load_backbone(
     """
     numerics.sum_in_full_precision()
     device = env.device
+    if device.type == "cpu":
+        keep_no_holes(spec.layer_parameters * dtype.itemsize)
     files = WeightFiles(Path(spec.folder), spec.skeleton)
     for name, buffer in spec.skeleton.named_buffers():
         if name in files.keys:  # persistent buffers come with the checkpoint

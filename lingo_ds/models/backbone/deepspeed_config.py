@@ -20,7 +20,7 @@ OURS = {
 
 
 LARGE_LAYER = 128 * 1024**2
-"""Bytes of a decoder layer from which the CPU holds one layer at a time and keeps no freed memory."""
+"""Bytes of a decoder layer from which the CPU gathers one map at a time and holds one layer."""
 
 
 SMALL_WEIGHTS = 32

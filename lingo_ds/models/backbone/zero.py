@@ -18,7 +18,6 @@ from deepspeed.utils import groups, set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 
-from lingo_ds.models.backbone.deepspeed_config import is_large
 from lingo_ds.models.backbone.eight_bit import pack, packed_bytes, packed_entries, split
 from lingo_ds.models.backbone.gathers import EightBitGather, GatherState, count_collectives
 from lingo_ds.models.backbone.partitioned import (
@@ -31,7 +30,7 @@ from lingo_ds.models.backbone.partitioned import (
 from lingo_ds.models.backbone.run_ahead import limit_run_ahead
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.weight_files import WeightFiles, replace_parameters
-from lingo_ds.models.ops.host_memory import Arena, return_freed_blocks
+from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -64,8 +63,6 @@ def shard(
     """
     require_dtype(dtype)
     module = spec.skeleton
-    if device.type == "cpu" and is_large(spec.layer_parameters * dtype.itemsize):
-        return_freed_blocks()
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of an earlier backbone, perhaps of another size
     ds_config = _with_buffers(ds_config, spec, processes=dist.get_world_size(group), device=device)
     # The settings say the dtype, too: an argument here is taken for bf16 where there is no fp16.

@@ -37,24 +37,36 @@ COMPILE_SECONDS = 120
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where this machine has none, which is logged once."""
-    flags = processor_features()
-    if "avx2" not in flags or "fma" not in flags:
+    processor = processor_features()
+    if "avx2" not in processor or "fma" not in processor:
         return None
+    instead = "attention, norms and gates on this CPU are torch's, half as fast as the package's own kernels"
+    return load_compiled(KERNEL_SOURCES, FLAGS, made_for=processor, instead=instead)
+
+
+def load_compiled(
+    folder: Path, flags: Sequence[str], *, made_for: Sequence[str], instead: str
+) -> ctypes.CDLL | None:
+    """The library of a folder's C++ files, from the cache or compiled; None where it cannot be.
+
+    Args:
+        folder: holds the sources.
+        flags: what the compiler is told.
+        made_for: what the library depends on beside sources and flags.
+        instead: what happens without it, for the warning.
+    """
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or "c++"]
-    parts = [*(path.read_text() for path in sorted(KERNEL_SOURCES.iterdir())), *compiler, *FLAGS, *flags]
+    parts = [*(path.read_text() for path in sorted(folder.iterdir())), *compiler, *flags, *made_for]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = default_cache() / "kernels" / f"{name}.so"
+    command = [*compiler, *map(str, sorted(folder.glob("*.cpp"))), *flags, "-o"]
     try:
         if not path.exists():
-            atomic_write(path, lambda temporary: _compile(compiler, temporary))
+            atomic_write(path, lambda temporary: _compile([*command, str(temporary)]))
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        logger.warning(
-            "attention, norms and gates on this CPU are torch's, half as fast as the package's own kernels, "
-            "which could not be compiled: %s",
-            reason.strip().splitlines()[0],
-        )
+        logger.warning("%s, which could not be compiled: %s", instead, reason.strip().splitlines()[0])
         return None
 
 
@@ -76,8 +88,7 @@ def _as_c(value: Tensor | float) -> Any:
     return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 
-def _compile(compiler: Sequence[str], output: Path) -> None:
-    command = [*compiler, *FLAGS, *map(str, sorted(KERNEL_SOURCES.glob("*.cpp"))), "-o", str(output)]
+def _compile(command: Sequence[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
 
 

@@ -1,32 +1,72 @@
-"""The CPU's memory: large blocks that go back once freed, that come in large pages, or that a GPU reads."""
+"""The CPU's memory: blocks that leave no holes once freed, that come in large pages, or that a GPU reads."""
 
 import ctypes
 import mmap
 import weakref
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lingo_ds.models.ops.compiled import load_compiled
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes
 
 MAPPED_BYTES = 1 << 20
 """Bytes from which a block is mapped by itself, after `return_freed_blocks`."""
 
+WORTH_MAPPING = 48 << 20
+"""Bytes of a decoder layer from which `return_freed_blocks` pays: below it page faults cost too much time."""
+
 ALWAYS_MAPPED_BYTES = 32 << 20
 """Bytes from which glibc maps a block by itself, whatever was freed before."""
 
+POOL_SOURCES = Path(__file__).with_name("allocator")
+POOL_FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC")
+"""Of the compiler; torch's headers need C++20 from 2.13 on."""
+
 _M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+def keep_no_holes(layer_bytes: int) -> None:
+    """Makes activations on the CPU take no more memory than is in use at one time, in this whole process.
+
+    glibc keeps freed blocks below 32 MiB in its heap, where packs of varying size leave holes between them:
+    the process grows for over a hundred steps. torch's blocks come from a pool that has none, or, where that
+    cannot be compiled and layers are large, are mapped by themselves.
+
+    Args:
+        layer_bytes: bytes of a decoder layer of the backbone.
+    """
+    if block_pool() is None and layer_bytes >= WORTH_MAPPING:
+        return_freed_blocks()
+
+
+@cache
+def block_pool() -> ctypes.CDLL | None:
+    """The pool of large blocks that torch's CPU tensors come from since the first call; None: there is none.
+
+    Where it cannot be compiled, that is logged once.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux alone can resize a mapping
+        return None
+    include, libraries = (Path(torch.__file__).with_name(name) for name in ("include", "lib"))
+    flags = [*POOL_FLAGS, f"-I{include}", f"-L{libraries}", "-lc10", f"-Wl,-rpath,{libraries}"]
+    instead = "activations lie in glibc's heap, which may grow beyond the plan without the package's own pool"
+    pool = load_compiled(POOL_SOURCES, flags, made_for=[torch.__version__], instead=instead)
+    if pool is not None:
+        pool.mapped_bytes.restype = ctypes.c_int64
+        pool.install_block_pool()
+    return pool
 
 
 def return_freed_blocks() -> None:
     """Makes every large block go back to the system once it is freed, in this whole process.
 
     Only glibc needs this. It maps large blocks by themselves, but each one that is freed raises the size from
-    which it does, up to 32 MiB. Activations and parts of weights then lie in the heap, where freed memory
-    leaves holes between kept memory. Mapping costs page faults: noticeable in a small model, lost in a large
-    one.
+    which it does, up to 32 MiB. Each new block then costs page faults: see `WORTH_MAPPING`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -160,6 +160,7 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
         local_world_size=cluster.per_host,
         memory_bytes=machine.memory_bytes,
     )
+    fused = may_fuse(spec, config.backbone.fused_kernels, dtype, cluster.device)
     facts = model_facts(
         spec,
         shapes.layout,
@@ -168,10 +169,10 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
         quantization=config.backbone.quantization,
         eight_bit=config.zero.quantized_weights,
         dropout=config.adapter.dropout,
+        fused=fused,
     )
     plan = make_plan(config, Facts.of(facts, shapes.data))
     profile = read_profile(config.zero, cluster.env)
-    fused = may_fuse(spec, config.backbone.fused_kernels, dtype, cluster.device)
     return Scenario(
         plan=plan,
         layer=layer_shape(

@@ -14,17 +14,13 @@ def memory_parts(scenario: Scenario) -> dict[str, int]:
         table = max((weight.entries for weight in scenario.weights.embeddings), default=0)
         whole = (table + facts.layer_parameters) * facts.compute_bytes
         held["gathered layers"] = max(held["gathered layers"], whole)
-        heap = scenario.machine.heap
-        stays = heap.unpacked if scenario.sharding.eight_bit else heap.gathered
-        left = facts.backbone_parameters * facts.compute_bytes * stays
-        held["gathered layers"] = max(held["gathered layers"], int(left))
     if scenario.offload:
         held["backbone"] = 0
     tokens = min(plan.forward_tokens, math.ceil(scenario.tokens / plan.accumulation))
     held |= bank_parts(facts, sampling=scenario.sampling)
     held |= {
-        "activations": int(tokens * _taken_per_token(scenario)),
-        "working": int(_taken_per_byte(scenario) * tokens * scenario.layer.working * facts.compute_bytes),
+        "activations": int(tokens * scenario.machine.holes * kept_per_token(scenario)),
+        "working": int(scenario.machine.holes * tokens * scenario.layer.working * facts.compute_bytes),
         "buffers": tokens * 3 * 8,
         "runtime": scenario.machine.runtime_bytes,
     }
@@ -46,20 +42,6 @@ def kept_per_token(scenario: Scenario) -> float:
     return entries * facts.compute_bytes
 
 
-def _taken_per_byte(scenario: Scenario) -> float:
-    """Bytes that the process grows by for each byte that a layer keeps or works on."""
-    return scenario.machine.heap.fused if scenario.layer.fused else scenario.machine.heap.kept
-
-
-def _taken_per_token(scenario: Scenario) -> float:
-    """Bytes that the process grows by for the activations of one token."""
-    heap, facts = scenario.machine.heap, scenario.plan.facts
-    again = 0.0
-    if scenario.checkpointing and facts.learns_inside:
-        again = heap.again * facts.layers * scenario.layer.kept(facts.compute_bytes) * facts.compute_bytes
-    return _taken_per_byte(scenario) * kept_per_token(scenario) + again
-
-
 def kept_by_layer(scenario: Scenario, *, checkpointing: bool) -> int:
     """Bytes of activations that one layer keeps of a forward pass."""
     tokens = math.ceil(scenario.tokens / scenario.plan.accumulation)
@@ -73,6 +55,6 @@ def most_tokens(scenario: Scenario) -> int:
     parts = memory_parts(scenario)
     counted_apart = ("activations", "working", "buffers", "runtime")
     fixed = sum(size for part, size in parts.items() if part not in counted_apart)
-    working = _taken_per_byte(scenario) * scenario.layer.working * scenario.plan.facts.compute_bytes
-    each = _taken_per_token(scenario) + working + 24
+    working = scenario.layer.working * scenario.plan.facts.compute_bytes
+    each = scenario.machine.holes * (kept_per_token(scenario) + working) + 24
     return max(0, int((USABLE_MEMORY * scenario.machine.memory_bytes - fixed) // each))

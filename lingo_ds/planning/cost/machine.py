@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lingo_ds.monitor.throughput import device_peak_flops
-from lingo_ds.planning.layer import HEAPS, Heap
+from lingo_ds.planning.layer import HOLES
 from lingo_ds.utils.errors import Mistake, UserError
 
 US = 1e-6
@@ -34,7 +34,7 @@ class Machine:
         name: name for a person to read.
         memory_bytes: memory that one process may use.
         runtime_bytes: memory of a process without any model: libraries, context, buffers.
-        heap: overhead of the allocator.
+        holes: bytes that the allocator takes for each byte of activations.
         widths: widths of the residual stream at which the two following rates are known.
         products: FLOP/s of products with frozen weights.
         adapters: FLOP/s of products of low rank, beside the memory they read.
@@ -51,7 +51,7 @@ class Machine:
     name: str
     memory_bytes: int
     runtime_bytes: int
-    heap: Heap
+    holes: float
     widths: tuple[int, ...]
     products: tuple[float, ...]
     adapters: tuple[float, ...]
@@ -142,7 +142,7 @@ def gpu_machine(name: str, link: str = DEFAULT_LINK) -> Machine:
         name=gpu.device,
         memory_bytes=int(gpu.memory),
         runtime_bytes=GPU_RUNTIME,
-        heap=HEAPS["cuda"],
+        holes=HOLES["cuda"],
         widths=(1,),
         products=(ACHIEVED["products"] * peak,),
         adapters=(ACHIEVED["adapters"] * peak,),

@@ -43,6 +43,7 @@ def test_a_run_that_diverged_is_told_its_learning_rate():
         evaluate_split(
             Diverged(),
             split,
+            name="dev",
             task=make_task("r", classes=2, template=None, domain=None, max_length=16),
             config=RunConfig.model_validate(recipe),
             plan=SimpleNamespace(packed=False, eval_batch_size=2),

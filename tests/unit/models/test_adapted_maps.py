@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 from lingo_ds.models.adapters.layout import Site
 from lingo_ds.models.adapters.orthogonality import Orthogonality
 from lingo_ds.models.adapters.sites import AdaptedSites
+from lingo_ds.models.ops.matmul import supports_matmul
 from tests.unit.models.dense_adapters import (
     CLASSES,
     SCALE,
@@ -62,6 +64,31 @@ def test_gradient_equals_autograd_on_the_dense_map(
     assert not bank.scalars.any()
     bank.zero_grad()
     assert not bank.reduce_buffer.any()
+
+
+class OneDNNProducts(TorchDispatchMode):
+    """Shapes (d_out, d_in) of the weights of products that oneDNN computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mkldnn" in str(func):
+            self.weights.append(tuple(args[1].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not supports_matmul(torch.float32, torch.device("cpu")), reason="no oneDNN on this CPU")
+def test_onednn_meets_no_product_of_an_adapters_rank():
+    """It keeps compiled code for each shape: ranks differ after the final mask, as do lengths of packs."""
+    bank = new_bank(ranks=(2, 1, 3), has_lam=True)
+    model = hooked(bank)
+    bank.zero_grad()
+    with OneDNNProducts() as seen:
+        logits_of(model, bank, inputs(8, 7)).sum().backward()
+    frozen = {tuple(p.shape) for p in Frozen().parameters() if p.ndim == 2}
+    assert seen.weights and set(seen.weights) <= frozen | {shape[::-1] for shape in frozen}
 
 
 BACKBONES = {

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lingo_ds.monitor import progress as progress_module
-from lingo_ds.monitor.progress import ProgressBar
+from lingo_ds.monitor.progress import ProgressBar, SlowWork
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -103,3 +103,27 @@ def test_other_processes_show_nothing(caplog):
         bar.update(2)
     assert stream.getvalue() == ""
     assert not caplog.records
+
+
+def test_slow_work_shows_rate_and_time_left_and_what_it_took(caplog, clock):
+    """613 sequences of a slow model, 100 in 40 s; two processes count in steps that pass the end."""
+    caplog.set_level(logging.INFO)
+    with SlowWork("dev", 613, "sequences", enabled=True) as work:
+        for done in (100, 200, 614):
+            clock.now += 40
+            work.update(done)
+    assert messages(caplog) == [
+        "dev  100/613 sequences  2.5/s  0:00:40 passed, 0:03:25 left",
+        "dev  200/613 sequences  2.5/s  0:01:20 passed, 0:02:45 left",
+        "dev  613 sequences, 5.1/s, in 0:02:00",
+    ]
+
+
+def test_quick_work_and_other_processes_log_nothing(caplog, clock):
+    caplog.set_level(logging.INFO)
+    for enabled, seconds in ((True, 4), (False, 400)):
+        with SlowWork("dev", 100, "sequences", enabled=enabled) as work:
+            for done in (50, 100):
+                clock.now += seconds
+                work.update(done)
+    assert messages(caplog) == []

@@ -99,7 +99,7 @@ def test_the_largest_budget_fits_and_no_larger_one(plan):
     assert fits <= USABLE_MEMORY * scenario.machine.memory_bytes
     tokens = with_budget(scenario, most).tokens
     room = USABLE_MEMORY * scenario.machine.memory_bytes - fits
-    each = scenario.machine.heap.kept * kept_per_token(scenario)
+    each = scenario.machine.holes * kept_per_token(scenario)
     assert room < (most - tokens / with_budget(scenario, most).plan.accumulation + most * 0.01) * each + GIB
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from lingo_ds.planning.layer import PRODUCT_CODE_BYTES
 from lingo_ds.planning.plan import make_plan
 from tests.unit.planning.facts import PACKED, SMALL, config, on
 
@@ -74,3 +75,34 @@ def test_share_of_like_examples_is_one_pack_where_the_prefix_is_not_shared():
     plan = make_plan(config(train__global_batch_size=32), facts)
     assert not plan.share_prefix and plan.accumulation == 1
     assert plan.micro_batch_tokens == 32 * 301
+
+
+@pytest.mark.parametrize(("kept", "factor"), [(1000, 4), (200, 2), (60, 1)])
+def test_an_evaluation_stays_in_the_memory_that_training_takes(kept, factor):
+    """4 layers keep 4 x kept entries of a token, and one has 400 inside a layer; at most four times."""
+    facts = replace(PACKED, layers=4, hidden_size=25, ffn_size=20, kept_in_layer=kept)
+    plan = make_plan(config(train__global_batch_size=32, zero__stage=0), facts)
+    assert facts.inside_layer == 400
+    assert plan.eval_tokens == factor * plan.micro_batch_tokens
+    assert plan.eval_batch_size == factor * plan.micro_batch_size
+
+
+def test_compiled_products_are_counted_once_for_every_length_of_a_pack():
+    """Packs of 16 examples, which are 8 tokens below the longest on average: about 1 + 2 x 8 x 4 lengths."""
+    facts = replace(PACKED, world_size=2, longest=70, mean_tokens=62.0, shared_prefix=0, products=8)
+    many, few = (
+        make_plan(config(train__global_batch_size=32, train__max_steps=steps, zero__stage=0), facts)
+        for steps in (1000, 100)
+    )
+    same = make_plan(config(train__global_batch_size=32), replace(facts, mean_tokens=70.0))
+    counted = [plan.bytes_per_process["compiled products"] for plan in (many, few, same)]
+    assert counted == [8 * PRODUCT_CODE_BYTES * lengths for lengths in (65, 65, 1)]
+
+
+def test_libraries_of_a_process_are_counted_and_leave_less_for_packs():
+    roomy = make_plan(config(zero__stage=0), PACKED)
+    tight = replace(PACKED, memory_bytes=int(sum(roomy.bytes_per_process.values()) / 0.8))
+    with_libraries = make_plan(config(zero__stage=0), replace(tight, runtime_bytes=1 << 20))
+    assert with_libraries.bytes_per_process["runtime"] == 1 << 20
+    assert with_libraries.micro_batch_tokens < make_plan(config(zero__stage=0), tight).micro_batch_tokens
+    assert sum(with_libraries.bytes_per_process.values()) <= 0.8 * tight.memory_bytes
