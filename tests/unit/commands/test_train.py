@@ -294,7 +294,8 @@ def test_evaluate_knows_how_the_adapter_was_trained(finished, copy):
     for override in ("head.pooling=mean", "data.prefix='Sequence: {sequence}'", "adapter.targets=[q_proj]"):
         status, _ = command("evaluate", finished / "config.yaml", out, override)
         if status == 0:
-            assert json.loads((out / "evaluation.json").read_text())["metrics"]["test"] == trained, override
+            found = json.loads((out / "evaluation.json").read_text())["metrics"]["test"]
+            assert found == pytest.approx(trained, rel=1e-6), override  # packs may be of another size
         else:
             assert status == 2
 
