@@ -5,11 +5,11 @@
 `--check` writes nothing and ends with status 1 where the page is out of date.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 
 from lingo_ds.models.backbone.families import FAMILIES, Family
+from scripts.marked_page import replace_marked, write_or_check
 from scripts.readme_tree import ROOT
 
 PAGE = ROOT / "docs" / "models.md"
@@ -43,10 +43,7 @@ def with_table(page: str) -> str:
     Raises:
         ValueError: where a mark is missing.
     """
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{PAGE.name}: has no lines {BEGIN} and {END}")
-    head, _, rest = page.partition(BEGIN)
-    return "\n".join((f"{head}{BEGIN}", *table_lines(), f"{END}{rest.partition(END)[2]}"))
+    return replace_marked(page, (BEGIN, END), "\n".join(table_lines()), name=PAGE.name)
 
 
 def _line(cells: tuple[str, ...]) -> str:
@@ -55,19 +52,13 @@ def _line(cells: tuple[str, ...]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes the table, or with `--check` compares it."""
-    parser = argparse.ArgumentParser(description="the table of docs/models.md, from the code")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; status 1 where the page is out of date"
+    return write_or_check(
+        argv,
+        PAGE,
+        with_table,
+        described="the table of docs/models.md, from the code",
+        outdated="docs/models.md: its table is out of date",
     )
-    check = parser.parse_args(argv).check
-    before = PAGE.read_text()
-    after = with_table(before)
-    if check:
-        if before != after:
-            sys.stderr.write("docs/models.md: its table is out of date: make tree\n")
-        return int(before != after)
-    PAGE.write_text(after)
-    return 0
 
 
 if __name__ == "__main__":

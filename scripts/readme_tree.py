@@ -6,13 +6,13 @@ Between the two marks in README.md lie one line per room and, folded below it, o
 writes nothing and ends with status 1 where README is out of date.
 """
 
-import argparse
 import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.import_rules import PACKAGE, read_rules
+from scripts.marked_page import replace_marked, write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree: written by `make tree` -->", "<!-- end of tree -->"
@@ -82,10 +82,7 @@ def with_tree(readme: str, root: Path) -> str:
     Raises:
         ValueError: where a mark is missing.
     """
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README.md: has no lines {BEGIN} and {END}")
-    head, _, rest = readme.partition(BEGIN)
-    return f"{head}{BEGIN}\n{tree(root)}\n{END}{rest.partition(END)[2]}"
+    return replace_marked(readme, (BEGIN, END), tree(root), name="README.md")
 
 
 def _line(name: str, sentence: str, *, depth: int) -> str:
@@ -95,20 +92,13 @@ def _line(name: str, sentence: str, *, depth: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes the tree, or with `--check` compares it."""
-    parser = argparse.ArgumentParser(description="README's tree of files, from docstrings")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; status 1 where README is out of date"
+    return write_or_check(
+        argv,
+        ROOT / "README.md",
+        lambda readme: with_tree(readme, ROOT),
+        described="README's tree of files, from docstrings",
+        outdated="README.md: its tree is out of date",
     )
-    check = parser.parse_args(argv).check
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    after = with_tree(before, ROOT)
-    if check:
-        if before != after:
-            sys.stderr.write("README.md: its tree is out of date: make tree\n")
-        return int(before != after)
-    readme.write_text(after)
-    return 0
 
 
 if __name__ == "__main__":
