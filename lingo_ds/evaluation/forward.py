@@ -27,15 +27,16 @@ def own_logits(
     rows on the CPU. `after` is called with the number of examples so far, whenever a forward was begun.
     """
     model.backbone.train(False)
-    rows, weights, logits = [], [], []
+    rows, weights, logits, done = [], [], [], 0
     with closing(prefetch(ready(forward, model, device) for forward in forwards)) as parts:
         for part in parts:
             watchdog.beat()
             logits.append(to_device(part, device).logits(model))
             rows.append(part.rows.clone())  # copies: the part's own would keep all of its pinned memory
             weights.append(part.weights.clone())
+            done += len(part.rows)
             if after:
-                after(sum(map(len, rows)))
+                after(done)
     model.backbone.release()
     real = torch.cat(weights).bool()
     found, all_rows = torch.cat(logits), torch.cat(rows)
