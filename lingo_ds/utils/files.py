@@ -72,6 +72,14 @@ def write_once(folder: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
+def read_ends(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file, then its last: what lies in both, of a short file, comes twice."""
+    with path.open("rb") as file:
+        first = file.read(count)
+        file.seek(max(os.fstat(file.fileno()).st_size - count, 0))
+        return first + file.read()
+
+
 def make_folder(path: Path, *, setting: str) -> Path:
     """Makes a folder that a setting names, with its parents.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lingo_ds.models.backbone.supported import CONFIG
 from lingo_ds.utils.errors import Mistake, UserError, reason_of
-from lingo_ds.utils.files import write_once
+from lingo_ds.utils.files import read_ends, write_once
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,5 @@ def _dtype(path: Path) -> str:
 
 def _fingerprint(path: Path) -> str:
     """32 hex digits of a file's size and ends, and of how it is converted."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{VERSION} {size} ".encode())
-    with path.open("rb") as file:
-        digest.update(file.read(END_BYTES))
-        file.seek(max(size - END_BYTES, 0))
-        digest.update(file.read())
-    return digest.hexdigest()[:32]
+    described = f"{VERSION} {path.stat().st_size} ".encode()
+    return hashlib.sha256(described + read_ends(path, END_BYTES)).hexdigest()[:32]

@@ -19,7 +19,7 @@ from lingo_ds.models.backbone.own_code import own_code, runs_own_code
 from lingo_ds.models.backbone.supported import INDEX, UNQUANTISED, WEIGHTS, read_index, weights_mistake
 from lingo_ds.models.ops.host_memory import Arena
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import atomic_write
+from lingo_ds.utils.files import atomic_write, read_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -288,10 +288,6 @@ def weights_fingerprint(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         if not os.path.isfile(path):
             raise UserError(Mistake(str(path), "weights", "is not a file", "download the backbone again"))
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 16))
-            file.seek(max(size - (1 << 16), 0))
-            digest.update(file.read())
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        digest.update(read_ends(path, 1 << 16))
     return digest.hexdigest()
