@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lingo_ds.models.adapters.layout import BankLayout
+from lingo_ds.models.adapters.layout import BankLayout, Block
 from lingo_ds.utils.transfer import upload
 
 TENSOR_CORE_ROWS = 8
@@ -44,13 +44,14 @@ class _RowBlock(NamedTuple):
     """All rows of one length.
 
     Attributes:
-        number: of the block in the layout of the masters, and of the copy.
+        masters, copy: the block in either layout.
         rows: its rows, counted over all blocks of the masters.
         q_rows: those of them that are Q's, at the end of the block.
         places: (rows,) where they are in the copy's block; None: at the same places.
     """
 
-    number: int
+    masters: Block
+    copy: Block
     rows: slice
     q_rows: slice
     places: Tensor | None
@@ -80,12 +81,12 @@ class ComputeCopy:
         self._masters, self._scale, self._grad = layout, scale, grad
         self.layout = layout.with_ranks([math.ceil(rank / multiple) * multiple for rank in layout.ranks])
         self.values = torch.zeros(self.layout.size, dtype=dtype, device=grad.device)
-        filled = self.layout.ranks != layout.ranks
-        self._own_grad = torch.zeros_like(self.values) if filled or dtype != grad.dtype else grad
+        direct = dtype == grad.dtype and self.values.shape == grad.shape
+        self._own_grad = grad if direct else torch.zeros_like(self.values)
         self.head, self.tokens = (
             _leaf(part(self.values), part(self._own_grad)) for part in (self.layout.head, self.layout.tokens)
         )
-        self._blocks = _row_blocks(layout, self.layout if filled else None, grad.device)
+        self._blocks = _row_blocks(layout, self.layout, grad.device)
         triplets = np.concatenate([np.zeros(0, int), *(block.triplet_of_row for block in layout.blocks)])
         of_q = np.zeros(len(triplets), bool)
         for block in self._blocks:
@@ -123,7 +124,7 @@ class ComputeCopy:
             torch.mul(lam, self._scale, out=self._factors[:-1])
             torch.index_select(self._factors, 0, self._factor_of_row, out=self._row_factors)
         for block in self._blocks:
-            values, found = self._block(block, master), self.layout.blocks[block.number].of(self.values)
+            values, found = block.masters.of(master), block.copy.of(self.values)
             factors = self._row_factors[block.rows, None]
             if block.places is None:
                 torch.mul(values, factors, out=found)
@@ -137,13 +138,13 @@ class ComputeCopy:
         """Adds what a pass left to the fp32 gradient, so that many packs lose nothing."""
         if self._own_grad is self._grad:
             return
-        if self.layout.ranks == self._masters.ranks:
+        if self._own_grad.shape == self._grad.shape:
             self._grad.add_(self._own_grad)
         else:
             for block in self._blocks:
-                found = self.layout.blocks[block.number].of(self._own_grad)
-                own = found if block.places is None else found.index_select(0, block.places)
-                self._block(block, self._grad).add_(own)
+                assert block.places is not None, "other ranks have other places"
+                found = block.copy.of(self._own_grad)
+                block.masters.of(self._grad).add_(found.index_select(0, block.places))
             after = self._own_grad[self.layout.adapter_size :]
             self._grad[self._masters.adapter_size :].add_(after)
         self._own_grad.zero_()
@@ -153,36 +154,31 @@ class ComputeCopy:
         """Makes the sum of all packs the gradient of lam and Q, see above; `master` is (size,) fp32."""
         dots = torch.empty(len(self._row_factors), 1, 1, device=master.device)
         for block in self._blocks:
-            grad = self._block(block, self._grad)
+            grad = block.masters.of(self._grad)
             count = block.q_rows.stop - block.q_rows.start
             if self._masters.has_lam and count:
-                q, of_q = (part[-count:] for part in (self._block(block, master), grad))
+                q, of_q = block.masters.of(master)[-count:], grad[-count:]
                 torch.bmm(q[:, None], of_q[:, :, None], out=dots[block.q_rows])
             grad.mul_(self._row_factors[block.rows, None])
         if self._masters.has_lam:
             lam = self._masters.lam(self._grad)
             torch.index_select(dots.flatten(), 0, self._q_row_of_triplet, out=lam).mul_(self._scale)
 
-    def _block(self, block: _RowBlock, flat: Tensor) -> Tensor:
-        """A block of a tensor in the masters' layout, (rows, length)."""
-        return self._masters.blocks[block.number].of(flat)
 
-
-def _row_blocks(layout: BankLayout, filled: BankLayout | None, device: torch.device) -> list[_RowBlock]:
-    """The blocks of the masters, with the places of their rows in a layout whose ranks are filled up."""
-    places = np.zeros(sum(block.rows for block in layout.blocks), int)
-    if filled:
-        for own, of in zip(layout.matrices, filled.matrices, strict=True):
-            places[own] = of[: len(own)]
-    found, first, filled_first = [], 0, 0
-    for number, block in enumerate(layout.blocks):
+def _row_blocks(masters: BankLayout, copy: BankLayout, device: torch.device) -> list[_RowBlock]:
+    """The blocks of two layouts of the same sites, of which the copy's may have more rows."""
+    places = np.zeros(sum(block.rows for block in masters.blocks), int)
+    for rows_of_one, room in zip(masters.matrices, copy.matrices, strict=True):
+        places[rows_of_one] = room[: len(rows_of_one)]
+    found, first, first_in_copy = [], 0, 0
+    for block, in_copy in zip(masters.blocks, copy.blocks, strict=True):
         rows = slice(first, first + block.rows)
         of_p = sum(
-            r for site, r in zip(layout.sites, layout.ranks, strict=True) if site.d_out == block.length
+            r for site, r in zip(masters.sites, masters.ranks, strict=True) if site.d_out == block.length
         )
-        to = upload(places[rows] - filled_first, device) if filled else None
-        found.append(_RowBlock(number, rows, slice(first + of_p, rows.stop), to))
-        first, filled_first = rows.stop, filled_first + (filled.blocks[number].rows if filled else 0)
+        moved = upload(places[rows] - first_in_copy, device) if copy.ranks != masters.ranks else None
+        found.append(_RowBlock(block, in_copy, rows, slice(first + of_p, rows.stop), moved))
+        first, first_in_copy = rows.stop, first_in_copy + in_copy.rows
     return found
 
 
