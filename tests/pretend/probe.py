@@ -3,14 +3,15 @@
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks._operators import tensors
 from tests.pretend import device
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -119,17 +120,6 @@ def waits(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> bool:
         goes_on = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
         return not (goes_on and (source if to.is_cuda else to).is_pinned())
     return False
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from tensors(one)
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
 
 
 def place() -> Place:

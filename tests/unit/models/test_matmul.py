@@ -46,8 +46,8 @@ def test_added_product_is_torchs_and_in_place(dtype: torch.dtype, rank: int):
 
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_gradient_of_a_weight_is_added_from_transposed_tensors(dtype: torch.dtype):
-    """As the backward pass has them: (tokens, rank) and (tokens, size), of which neither is copied."""
+def test_product_of_transposed_tensors_is_added(dtype: torch.dtype):
+    """Neither is copied: (tokens, rank) and (tokens, size)."""
     inner, grad = made(50, 4, seed=1, dtype=dtype), made(50, 24, seed=2, dtype=dtype)
     out = made(4, 24, seed=3, dtype=dtype)
     expected = out + inner.T @ grad
