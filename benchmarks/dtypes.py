@@ -22,7 +22,8 @@ from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.distributed import process_group
 from lingo_ds.models.backbone.builtin import token_ids
-from lingo_ds.training.setup import build_model, prepare
+from lingo_ds.training.build_model import build_model
+from lingo_ds.training.setup import prepare
 
 FFN = {64: 172, 128: 352, 256: 704, 384: 1024, 512: 1408, 640: 2048, 896: 4864}
 """Inner width of the feed-forward part by width, of models of that size."""

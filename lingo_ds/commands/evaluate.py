@@ -8,8 +8,9 @@ from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import evaluate_split, remark_on_answers, write_predictions
 from lingo_ds.monitor.report import write_report
+from lingo_ds.training.build_model import build_model
 from lingo_ds.training.saved_adapter import load_saved
-from lingo_ds.training.setup import build_model, prepare
+from lingo_ds.training.setup import prepare
 from lingo_ds.utils import logging as logs
 
 logger = logging.getLogger(__name__)

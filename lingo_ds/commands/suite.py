@@ -20,8 +20,9 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
 from lingo_ds.planning.automatic import AUTOMATIC
+from lingo_ds.training.build_model import adapt, backbone_options, load
 from lingo_ds.training.report import RunReport, read_report
-from lingo_ds.training.setup import RunSetup, adapt, backbone_options, load, prepare
+from lingo_ds.training.setup import RunSetup, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 

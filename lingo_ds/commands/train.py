@@ -16,9 +16,10 @@ from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
+from lingo_ds.training.build_model import build_model
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
-from lingo_ds.training.setup import RunSetup, build_model, prepare
+from lingo_ds.training.setup import RunSetup, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.files import atomic_write, exclusive_lock
 from lingo_ds.utils.units import as_bytes

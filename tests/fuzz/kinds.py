@@ -35,10 +35,11 @@ from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import character_tokenizer
 from lingo_ds.models.backbone.spec import read_spec
 from lingo_ds.models.backbone.weight_files import weights_fingerprint
+from lingo_ds.training.build_model import build_model
 from lingo_ds.training.checkpoint import BANK, STATE, SUMS
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
-from lingo_ds.training.setup import RunSetup, build_model, prepare
+from lingo_ds.training.setup import RunSetup, prepare
 from tests.fuzz.harness import Blob, Case, Kind, Place, plan, status_of
 from tests.fuzz.mutations import (
     any_file,

@@ -22,9 +22,10 @@ from lingo_ds.distributed import process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.rank_sampling.sampler import MaskEvent
 from lingo_ds.training.audit import DivergenceError
+from lingo_ds.training.build_model import build_model
 from lingo_ds.training.selection import Best
 from lingo_ds.training.session import Session
-from lingo_ds.training.setup import build_model, prepare
+from lingo_ds.training.setup import prepare
 from lingo_ds.training.trainer import Trainer
 from tests.ranks.spawn import run_ranks
 from tests.ranks.test_agreement import Collectives, flip, logged

@@ -36,8 +36,9 @@ from lingo_ds.models.backbone.backbone import BackboneOptions, load_backbone
 from lingo_ds.models.backbone.builtin import write_backbone
 from lingo_ds.models.backbone.families import PACKABLE
 from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
+from lingo_ds.training.build_model import build_model
 from lingo_ds.training.losses import cross_entropy_sum
-from lingo_ds.training.setup import build_model, prepare
+from lingo_ds.training.setup import prepare
 from tests.unit.data.test_packing import split_of
 
 CPU = torch.device("cpu")

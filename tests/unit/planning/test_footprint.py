@@ -14,7 +14,8 @@ from lingo_ds.planning.cost.machine import gpu_machine
 from lingo_ds.planning.cost.scenario import with_budget
 from lingo_ds.planning.cost.work import pass_work
 from lingo_ds.planning.memory import USABLE_MEMORY
-from lingo_ds.training.setup import build_model, prepare
+from lingo_ds.training.build_model import build_model
+from lingo_ds.training.setup import prepare
 from lingo_ds.utils.errors import UserError
 from lingo_ds.utils.units import GIB
 
