@@ -11,7 +11,7 @@ import json
 import logging
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,20 +93,25 @@ def run_config(
 
 def data_path(args: argparse.Namespace, data: str) -> str:
     """Of a data set of `--gue`, or what the package embeds."""
-    return data if data.startswith("builtin:") else str(subset(args, data, args.gue / data))
+    if data.startswith("builtin:"):
+        return data
+    return str(subset(args.runs, data, args.gue / data, rows=args.rows, eval_rows=args.eval_rows))
 
 
-def subset(args: argparse.Namespace, data: str, source: Path) -> Path:
-    """A folder with at most so many rows of each split of a data set, drawn without replacement by seed 0."""
-    target = args.runs / "data" / f"{data}-{args.rows}-{args.eval_rows}"
+def subset(
+    runs: Path, data: str, source: Path, *, rows: int | None = None, eval_rows: int | None = None
+) -> Path:
+    """A folder below `runs` with at most so many rows of each split of a data set, drawn by seed 0."""
+    target = runs / "data" / f"{data}-{rows}-{eval_rows}"
     if not target.exists():
-        atomic_write(target, lambda aside: _write_subset(args, source, aside))
+        most = {"train": rows, "dev": eval_rows, "test": eval_rows}
+        atomic_write(target, lambda aside: _write_subset(source, aside, most))
     return target
 
 
-def _write_subset(args: argparse.Namespace, source: Path, target: Path) -> None:
+def _write_subset(source: Path, target: Path, most: Mapping[str, int | None]) -> None:
     target.mkdir()
-    for split, rows in (("train", args.rows), ("dev", args.eval_rows), ("test", args.eval_rows)):
+    for split, rows in most.items():
         with (source / f"{split}.csv").open(newline="") as opened:
             header, *lines = csv.reader(opened)
         order = np.random.default_rng(0).permutation(len(lines))[:rows]

@@ -58,7 +58,10 @@ def _arguments() -> argparse.Namespace:
 def make_run(args: argparse.Namespace, backbone: str, data: str, template: str, seed: int) -> Run:
     """A run whose prefix is the template, with the texts of its task; `method` is the template's name."""
     task = lookup(STANDS_FOR if data == EMBEDDED else data)
-    path = data if data == EMBEDDED else str(subset(args, data, args.gue and task.folder(args.gue)))
+    path = data
+    if data != EMBEDDED:
+        folder = task.folder(args.gue)
+        path = str(subset(args.runs, data, folder, rows=args.rows, eval_rows=args.eval_rows))
     values = with_registry({"data": {"task": task.name, "path": path, "prefix": template}})
     sections = METHODS["exact"] | {"data": values["data"]}
     config = run_config(args, "prompts", seed, backbone, args.rate, **sections)
