@@ -1,10 +1,10 @@
-"""What adapters learn on real language models: one training run after the other, each kept as a JSON file.
+r"""What adapters learn on real language models: one training run after the other, each kept as a JSON file.
 
 Every run is one setting of one model on one data set. Its result, with its whole config, goes to `--results`
 (docs/results holds those that docs/results.md shows); a second call repeats none, and a run that was stopped
 goes on from its checkpoint in `--runs`. With several `--rates` the runs are a search: they keep dev alone.
 
-    python -m benchmarks.real_models --models DIR --gue DIR --backbones gemma_3_270m --sets prom_core_tata \\
+    python -m benchmarks.real_models --models DIR --gue DIR --backbones gemma_3_270m --sets prom_core_tata \
         --settings exact LoRA --rates 5e-4 --epochs 3
 
 `--models` holds one Hugging Face folder per model, with the names of `MODELS`.
