@@ -1,18 +1,18 @@
-"""The adapted model: a frozen backbone, adapters on its linear maps, learned tokens, and the head."""
+"""The adapted model: a frozen backbone, one run's adapters on its linear maps, learned tokens, and head."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import BankLayout
-from lingo_ds.models.adapters.sites import AdaptedSites
-from lingo_ds.models.adapters.token_embeddings import TokenHooks
 from lingo_ds.models.backbone.backbone import Backbone
 from lingo_ds.models.backbone.pack_places import PackPlaces
+from lingo_ds.models.carrier import Carrier, PackedPart, PaddedPart
 from lingo_ds.utils.transfer import to_device
 
 Pooling = Literal["last", "mean", "first"]
@@ -20,30 +20,42 @@ Pooling = Literal["last", "mean", "first"]
 
 
 class AdaptedModel:
-    """A backbone with adapters and a head, which turns token ids into logits.
+    """A backbone with one run's adapters and its head, which turns token ids into logits.
 
     Attributes:
-        backbone: the frozen model.
+        carrier: the backbone, which may carry the adapters of other runs, too.
         bank: adapters, head and learned tokens.
+        tenant: the run among those that the carrier has.
+        pooling: the way from an example's hidden states to one vector.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | Carrier,
         bank: AdapterBank,
         *,
         pooling: Pooling,
         dropout: float,
         shared_inputs: Sequence[Sequence[str]] = (),
     ):
-        self.backbone, self.bank, self._pooling = backbone, bank, pooling
-        modules = dict(backbone.module.named_modules())
-        self._sites = AdaptedSites(modules, bank, dropout=dropout, shared_inputs=shared_inputs)
-        self._token_hooks = None
-        if bank.layout.token_size:
-            embedding = backbone.module.get_input_embeddings()
-            assert isinstance(embedding, nn.Embedding), "learned tokens need an embedding that looks rows up"
-            self._token_hooks = TokenHooks(embedding, bank)
+        """Puts a bank on a backbone, or beside those that a carrier has.
+
+        Args:
+            backbone: what carries it.
+            bank: adapters, head and learned tokens.
+            pooling: the way from an example's hidden states to one vector.
+            dropout: probability of dropping an entry of the adapters' input in training.
+            shared_inputs: names of maps that read the same tensor, where the backbone has no carrier yet.
+        """
+        if isinstance(backbone, Backbone):
+            backbone = Carrier(backbone, shared_inputs=shared_inputs)
+        self.carrier, self.bank, self.pooling = backbone, bank, pooling
+        self.tenant = self.carrier.add(bank, dropout=dropout)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return self.carrier.backbone
 
     @property
     def learns_inside(self) -> bool:
@@ -58,12 +70,8 @@ class AdaptedModel:
             attention_mask: (n, length), 1 on real tokens; None where nothing is padded.
             lengths: (n,) real tokens.
         """
-        inputs = (input_ids, attention_mask, lengths)
-        input_ids, attention_mask, lengths = to_device(inputs, self.bank.device)
-        with self._backbone_grad():
-            hidden = self.backbone.hidden_states(input_ids, attention_mask)
-            pooled = pool(hidden, lengths, self._pooling)
-        return self._head(pooled)
+        (logits,) = joint_padded_logits([self], [(input_ids, attention_mask, lengths)])
+        return logits
 
     def pack_places(self, prefix: int, lengths: Sequence[int]) -> PackPlaces:
         """The places of a pack on the CPU: any thread may ask for them, ahead of the forward.
@@ -72,7 +80,7 @@ class AdaptedModel:
             prefix: tokens of the shared prefix, 0 for none.
             lengths: own tokens of each example.
         """
-        pooled = None if self._pooling == "mean" else self._pooling
+        pooled = None if self.pooling == "mean" else self.pooling
         return self.backbone.pack_places(prefix, lengths, pooled=pooled)
 
     def packed_logits(self, input_ids: Tensor, places: PackPlaces) -> Tensor:
@@ -82,36 +90,63 @@ class AdaptedModel:
             input_ids: (tokens,), the shared prefix, then every example's own tokens.
             places: what `pack_places` gave for its n examples.
         """
-        input_ids, places = to_device((input_ids, places), self.bank.device)
-        with self._backbone_grad():
-            hidden = self.backbone.packed_states(input_ids, places)
-            pooled = pool_pack(hidden, places)
-        return self._head(pooled)
+        (logits,) = joint_packed_logits([self], [(input_ids, places)])
+        return logits
 
-    def _backbone_grad(self) -> torch.set_grad_enabled:
-        """Gradients through the backbone, where something learns inside it and the caller wants gradients."""
-        return torch.set_grad_enabled(self.learns_inside and torch.is_grad_enabled())
-
-    def _head(self, pooled: Tensor) -> Tensor:
+    def head(self, pooled: Tensor) -> Tensor:
         """(n, outputs) fp32 logits of the pooled hidden states, (n, size)."""
-        if not self.learns_inside:
-            self.backbone.release()
         return F.linear(pooled.to(self.bank.dtype), self.bank.compute.head).float()
 
     def follow_bank(self) -> None:
         """Adapts the maps anew after the bank was compacted or replaced."""
-        self._sites.attach()
+        self.carrier.follow_banks()
 
     def detach(self) -> None:
-        """Removes the adapters from the backbone, which another run may then use."""
-        self._sites.detach()
-        if self._token_hooks:
-            self._token_hooks.detach()
+        """Removes the adapters from the backbone, which other runs may go on to use."""
+        self.carrier.remove(self.tenant)
 
     def replace(self, layout: BankLayout, master: Tensor) -> None:
         """Replaces the bank's layout and values by a saved adapter's, for evaluation."""
         self.bank.replace(layout, master)
         self.follow_bank()
+
+
+def joint_packed_logits(
+    models: Sequence[AdaptedModel], packs: Sequence[tuple[Tensor, PackPlaces]]
+) -> list[Tensor]:
+    """Logits of one pack of each of several runs on one carrier, in one pass; see `packed_logits`."""
+    packs = [to_device(pack, model.bank.device) for model, pack in zip(models, packs, strict=True)]
+    with _pass_of(models) as carrier:
+        parts = [PackedPart(model.tenant, *pack) for model, pack in zip(models, packs, strict=True)]
+        states = carrier.packed_states(parts)
+        pooled = [pool_pack(hidden, part.places) for hidden, part in zip(states, parts, strict=True)]
+    return [model.head(own) for model, own in zip(models, pooled, strict=True)]
+
+
+def joint_padded_logits(
+    models: Sequence[AdaptedModel], batches: Sequence[tuple[Tensor, Tensor | None, Tensor]]
+) -> list[Tensor]:
+    """Logits of padded examples of several runs on one carrier, in one pass; see `padded_logits`."""
+    batches = [to_device(batch, model.bank.device) for model, batch in zip(models, batches, strict=True)]
+    each = list(zip(models, batches, strict=True))
+    with _pass_of(models) as carrier:
+        parts = [PaddedPart(model.tenant, ids, mask) for model, (ids, mask, _) in each]
+        states = carrier.padded_states(parts)
+        pooled = [
+            pool(hidden, lengths, model.pooling)
+            for hidden, (model, (*_, lengths)) in zip(states, each, strict=True)
+        ]
+    return [model.head(own) for model, own in zip(models, pooled, strict=True)]
+
+
+@contextmanager
+def _pass_of(models: Sequence[AdaptedModel]) -> Iterator[Carrier]:
+    """The carrier of all; gradients through it where something learns inside it and the caller wants them."""
+    carrier, inside = models[0].carrier, any(model.learns_inside for model in models)
+    with torch.set_grad_enabled(inside and torch.is_grad_enabled()):
+        yield carrier
+    if not inside:
+        carrier.backbone.release()
 
 
 def pool(hidden: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:

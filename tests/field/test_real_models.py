@@ -63,10 +63,9 @@ def test_hidden_states_are_transformers_own(folder, examples):
         backbone = load_backbone(read_spec(folder), options, dtype=torch.float32, env=ALONE)
         with torch.no_grad():
             if packed:
-                states, places = backbone.packed_states(
-                    pack.input_ids, pack.prefix, pack.lengths, only="last"
-                )
-                found, rows = states[places.last], pack.rows
+                places = backbone.pack_places(pack.prefix, pack.lengths, pooled="last")
+                states = backbone.packed_states(pack.input_ids, [places])
+                found, rows = states[places.pooled], pack.rows
             else:
                 mask = (torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]).long()
                 states = backbone.hidden_states(batch.input_ids, mask)

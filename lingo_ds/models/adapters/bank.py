@@ -49,7 +49,6 @@ class AdapterBank:
         mask: (triplets,) bool; False entries are held, and out of the forward pass.
         moving_rows: per row view 1 where importance averages move, (rows, 1); masked P and Q are held.
         compute: the values as passes use them.
-        anchor: requires a gradient, so that autograd goes through the adapters; it gets none.
         grad: (size,) fp32, view of `reduce_buffer`.
         scalars: (n,) fp32, view of `reduce_buffer`: the step's sums that ride along in the all-reduce.
         reduce_buffer: (size + n,) fp32, what the one collective of a step sums.
@@ -72,7 +71,6 @@ class AdapterBank:
         self.master = torch.zeros(layout.size, device=device)
         self.exp_avg = torch.zeros_like(self.master)
         self.exp_avg_sq = torch.zeros_like(self.master)
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
         self._allocate(scalars, importance=importance)
 
     def initialize(self, seed: int, *, init: str = "lora", tokens: Tensor | None = None) -> None:

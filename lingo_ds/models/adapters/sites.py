@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from lingo_ds.models.adapters.adapted_maps import AdaptedMaps
+from lingo_ds.models.adapters.adapted_maps import AdaptedMaps, Adapters
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site
+from lingo_ds.models.adapters.tenants import PassRows, Tenant
 from lingo_ds.models.ops.frozen_map import FrozenMap
 from lingo_ds.utils.errors import Mistake, UserError
 
@@ -50,34 +52,49 @@ def _no_match(target: str, known: Sequence[str]) -> Mistake:
 
 
 class AdaptedSites:
-    """Adapts a backbone's linear maps: replaces the forward of each that has a rank above 0."""
+    """Adapts a backbone's linear maps: replaces the forward of each that a run adapts with a rank above 0.
 
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        bank: AdapterBank,
-        *,
-        dropout: float,
-        shared_inputs: Sequence[Sequence[str]] = (),
-    ):
-        """Adapts the bank's sites among `modules`; `shared_inputs` names maps that read the same tensor."""
-        self._modules, self._bank, self._dropout = modules, bank, dropout
-        self._shared_inputs = shared_inputs
+    Attributes:
+        rows: which rows of a pass are whose; every forward must begin by saying so.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], *, shared_inputs: Sequence[Sequence[str]] = ()):
+        """Takes the backbone's modules by name; `shared_inputs` names maps that read the same tensor."""
+        self._modules, self._shared_inputs = modules, shared_inputs
+        self._tenants: list[Tenant] = []
         self._adapted: list[tuple[nn.Module, Callable[..., Tensor] | None]] = []
+        self._anchor: Tensor | None = None
+        self.rows = PassRows()
+
+    def add(self, bank: AdapterBank, *, dropout: float = 0.0) -> Tenant:
+        """Adapts the sites of one more bank; until another one joins it, every pass is its own."""
+        tenant = Tenant(bank, dropout)
+        self._tenants.append(tenant)
+        if self._anchor is None:
+            self._anchor = torch.zeros((), device=bank.device, requires_grad=True)
+        self.attach()
+        self.rows.begin([tenant])
+        return tenant
+
+    def remove(self, tenant: Tenant) -> None:
+        """Leaves a run's sites to the others."""
+        self._tenants.remove(tenant)
         self.attach()
 
     def attach(self) -> None:
-        """Adapts every site with a rank above 0; call again after the bank was compacted."""
-        self.detach()
-        layout = self._bank.layout
-        sites = {site.name: k for k, site in enumerate(layout.sites) if layout.ranks[k] > 0}
-        groups = [sorted(sites.pop(name) for name in names if name in sites) for names in self._shared_inputs]
-        for group in [*filter(None, groups), *([k] for k in sites.values())]:
-            together = self._bank.compute.are_adjacent(group)
-            for part in [group] if together else [[k] for k in group]:
-                self._adapt(part)
+        """Adapts every site with a rank above 0 in some bank; call again after a bank was compacted."""
+        self._detach()
+        placed = [
+            {site.name: k for k, site in enumerate(bank.layout.sites) if bank.layout.ranks[k] > 0}
+            for bank in (tenant.bank for tenant in self._tenants)
+        ]
+        left = {name: None for names in placed for name in names}
+        groups = [[name for name in names if name in left] for names in self._shared_inputs]
+        left = {name: None for name in left if not any(name in group for group in groups)}
+        for group in [*filter(None, groups), *([name] for name in left)]:
+            self._adapt(group, placed)
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Gives every map its own forward back."""
         for module, own in self._adapted:
             if own is None:
@@ -86,18 +103,35 @@ class AdaptedSites:
                 module.forward = own
         self._adapted = []
 
-    def _adapt(self, group: Sequence[int]) -> None:
-        """Adapts maps that read the same tensor; `group` has their places in the layout."""
-        modules = [self._modules[self._bank.layout.sites[k].name] for k in group]
+    def _adapt(self, names: Sequence[str], placed: Sequence[Mapping[str, int]]) -> None:
+        """Adapts maps that read the same tensor.
+
+        Args:
+            names: of the maps.
+            placed: the place of each adapted map in the layout of every run, by its name.
+        """
+        assert self._anchor is not None, "there is one once a bank was added"
+        modules = [self._modules[name] for name in names]
+        adapters = [
+            found
+            for tenant, places in zip(self._tenants, placed, strict=True)
+            for found in _adapters(tenant, names, places)
+        ]
         maps = AdaptedMaps(
-            [FrozenMap(module) for module in modules],
-            self._bank.compute.operands(group),
-            dropout=self._dropout,
-            anchor=self._bank.anchor,
+            [FrozenMap(module) for module in modules], adapters, self.rows, anchor=self._anchor
         )
         for place, module in enumerate(modules):
             self._adapted.append((module, vars(module).get("forward")))
             module.forward = _Forward(maps, place, module)
+
+
+def _adapters(tenant: Tenant, names: Sequence[str], places: Mapping[str, int]) -> Iterator[Adapters]:
+    """A run's adapters of maps that read the same tensor, as one where its rows of Q are one matrix."""
+    own = sorted((places[name], k) for k, name in enumerate(names) if name in places)
+    together = tenant.bank.compute.are_adjacent([site for site, _ in own]) if own else False
+    for part in [own] if together else [[one] for one in own]:
+        sites = [site for site, _ in part]
+        yield Adapters(tenant, tuple(k for _, k in part), tenant.bank.compute.operands(sites), sites[0])
 
 
 class _Forward:

@@ -1,31 +1,25 @@
-"""Learned tokens: ids behind the backbone's vocabulary, whose embeddings are in the bank."""
+"""Learned tokens: ids behind the backbone's vocabulary, whose embeddings are in the banks."""
 
 import torch
 from torch import Tensor, nn
 
-from lingo_ds.models.adapters.bank import AdapterBank
+from lingo_ds.models.adapters.tenants import PassRows
 
 
 class TokenHooks:
-    """Hooks on the frozen input embedding that return the bank's rows for the ids behind its own.
+    """Hooks on the frozen input embedding that return each run's own rows for the ids behind its own.
 
     They come after those of a sharded backbone, which therefore gathers the embedding's weight for the lookup
-    and never for a backward pass: the gradient goes to the bank alone.
+    and never for a backward pass: the gradient goes to the banks alone.
     """
 
-    def __init__(self, embedding: nn.Embedding, bank: AdapterBank):
-        self._first, self._bank = embedding.num_embeddings, bank
+    def __init__(self, embedding: nn.Embedding, rows: PassRows):
+        """Sets the hooks; `rows` tells which rows of a pass are whose."""
+        self._first, self._rows = embedding.num_embeddings, rows
         self._scale: Tensor | None = getattr(embedding, "embed_scale", None)  # Gemma's multiplies its rows
         self._ids: Tensor | None = None
-        self._handles = [
-            embedding.register_forward_pre_hook(self._clamp_ids),
-            embedding.register_forward_hook(self._insert_learned),
-        ]
-
-    def detach(self) -> None:
-        """Removes the hooks."""
-        for handle in self._handles:
-            handle.remove()
+        embedding.register_forward_pre_hook(self._clamp_ids)
+        embedding.register_forward_hook(self._insert_learned)
 
     def _clamp_ids(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Notes the ids and passes on those that the frozen embedding has rows for."""
@@ -33,14 +27,28 @@ class TokenHooks:
         return self._ids.clamp(max=self._first - 1), *others
 
     def _insert_learned(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Embeddings (.., size) with the bank's in their places.
+        """Embeddings (.., size) with those of the banks in their places."""
+        ids = self._ids
+        assert ids is not None, "the embedding's forward was not begun"
+        self._ids = None
+        shares = self._rows.of(ids.numel())
+        if len(shares) == 1:
+            return self._learned(ids, output, shares[0].tenant.bank.compute.tokens)
+        ids, embedded = ids.flatten(), output.flatten(0, -2)
+        parts = [
+            self._learned(ids[share.rows], embedded[share.rows], share.tenant.bank.compute.tokens)
+            for share in shares
+        ]
+        return torch.cat(parts).view(output.shape)
+
+    def _learned(self, ids: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+        """Embeddings with a bank's `rows` (tokens, size) in place of the ids behind the vocabulary.
 
         As a product with one-hot rows, exact in every dtype, whose gradient is a product too: the same sum in
         the same order at every run, which scattered additions on a GPU are not.
         """
-        ids, rows = self._ids, self._bank.compute.tokens
-        assert ids is not None, "the embedding's forward was not begun"
-        self._ids = None
+        if not len(rows):
+            return output
         places = torch.arange(self._first, self._first + len(rows), device=ids.device)
         learned = (ids[..., None] == places).to(rows.dtype) @ rows
         if self._scale is not None:

@@ -157,17 +157,17 @@ class Backbone:
             first_position=self._first_position,
         )
 
-    def packed_states(self, input_ids: Tensor, places: PackPlaces) -> Tensor:
-        """Last hidden states of a pack, (tokens, output_size); of a shortened last layer, 0 elsewhere.
+    def packed_states(self, input_ids: Tensor, packs: Sequence[PackPlaces]) -> Tensor:
+        """Last hidden states of packs, (tokens, output_size); of a shortened last layer, 0 elsewhere.
 
         Args:
-            input_ids: (tokens,), the shared prefix, then every example's own tokens.
-            places: the pack's places, on the same device.
+            input_ids: (tokens,) of all packs, of each the shared prefix, then every example's own tokens.
+            packs: the places of each, on the same device.
         """
         assert self._packed is not None, "a backbone that was loaded for padded batches"
-        self._packed.begin(places)
+        positions = self._packed.begin(packs)
         row = input_ids.unsqueeze(0)
-        output = self.module(input_ids=row, position_ids=places.positions, **self._no_cache)
+        output = self.module(input_ids=row, position_ids=positions, **self._no_cache)
         hidden: Tensor = last_hidden_state(self.module, output)
         return hidden.squeeze(0)
 

@@ -107,6 +107,22 @@ class PackPlaces(NamedTuple):
     sequences: Tensor | None = None
     buckets: tuple[Bucket, ...] = ()
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the pack."""
+        return self.positions.shape[1]
+
+
+def wanted_tokens(packs: Sequence[PackPlaces]) -> Tensor | None:
+    """(examples,) places, among the tokens of all packs, that the last layer is computed for; None: all."""
+    wanted, first = [], 0
+    for places in packs:
+        if places.pooled is None or not places.shortened:
+            return None
+        wanted.append(places.pooled + first if first else places.pooled)
+        first += places.tokens
+    return torch.cat(wanted) if len(wanted) > 1 else wanted[0]
+
 
 def find_places(
     prefix: int,

@@ -156,6 +156,33 @@ class PackedAttention:
         return self._masks[key]
 
 
+class JointAttention:
+    """The attention of packs that lie one behind the other, each of which sees itself alone."""
+
+    def __init__(self, packs: Sequence[PackPlaces]):
+        """Takes the places of all packs, on the device that computes them."""
+        self._packs = [PackedAttention(places) for places in packs]
+        self._tokens = [places.tokens for places in packs]
+        self._examples = [len(places.lengths) for places in packs]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Attention of all tokens, see `PackedAttention`."""
+        if len(self._packs) == 1:
+            return self._packs[0](query, key, value, rule)
+        queries, keys, values = (part.split(self._tokens, dim=2) for part in (query, key, value))
+        parts = zip(self._packs, queries, keys, values, strict=True)
+        return torch.cat([one(q, k, v, rule) for one, q, k, v in parts], dim=1)
+
+    def of_one_token(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Attention of one token per example, see `PackedAttention.of_one_token`."""
+        if len(self._packs) == 1:
+            return self._packs[0].of_one_token(query, key, value, rule)
+        queries = query.split(self._examples, dim=2)
+        keys, values = (part.split(self._tokens, dim=2) for part in (key, value))
+        parts = zip(self._packs, queries, keys, values, strict=True)
+        return torch.cat([one.of_one_token(q, k, v, rule) for one, q, k, v in parts], dim=1)
+
+
 def _flash(query: Tensor, key: Tensor, value: Tensor, places: FlashPlaces, rule: Rule) -> Tensor:
     """Flash attention of sequences of different length: torch's operator itself, with its own gradient."""
     query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))

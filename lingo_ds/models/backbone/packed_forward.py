@@ -1,11 +1,11 @@
 """Runs a transformers model on packs: its attention replaced, its last layer cut to what is used.
 
 Packing is the package's own because no library shares a prefix between the examples of a row of tokens.
-Two tricks: an exception ends the last layer's forward once its keys and values are known, and the pack that
-attention works on is a global, since transformers calls the attention function without it.
+Two tricks: an exception ends the last layer's forward once its keys and values are known, and the packs that
+attention works on are a global, since transformers calls the attention function without them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lingo_ds.models.backbone.pack_places import PackPlaces
-from lingo_ds.models.backbone.packed_attention import PackedAttention, Rule
+from lingo_ds.models.backbone.pack_places import PackPlaces, wanted_tokens
+from lingo_ds.models.backbone.packed_attention import JointAttention, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,13 +27,13 @@ class _Captured(Exception):
     """Ends a layer's forward once its keys and values are known."""
 
 
-class _ActivePack:
-    """The pack of the last forward, for the attention function, until the next forward begins.
+class _ActivePacks:
+    """The packs of the last forward, for the attention function, until the next forward begins.
 
     A recomputation in the backward pass, and threads of autograd, need it after the forward is over.
     """
 
-    pack: PackedAttention | None = None
+    packs: JointAttention | None = None
     capturing: bool = False
     captured: tuple[Tensor, Tensor] | None = None
 
@@ -51,15 +51,15 @@ def _packed_attention(
     **_ignored: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it in every layer."""
-    assert _ActivePack.pack is not None, "packed attention outside of a pack"
-    if _ActivePack.capturing:
-        _ActivePack.captured = key, value
+    assert _ActivePacks.packs is not None, "packed attention outside of a pack"
+    if _ActivePacks.capturing:
+        _ActivePacks.captured = key, value
         raise _Captured
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rule = Rule(scale, sliding_window, getattr(module, "is_causal", True), softcap)
-    if (seen := _ActivePack.captured) is not None:
-        return _ActivePack.pack.of_one_token(query, *seen, rule), None
-    return _ActivePack.pack(query, key, value, rule), None
+    if (seen := _ActivePacks.captured) is not None:
+        return _ActivePacks.packs.of_one_token(query, *seen, rule), None
+    return _ActivePacks.packs(query, key, value, rule), None
 
 
 # There is no mask function of that name: transformers then makes no mask, and reads no positions from a GPU
@@ -75,10 +75,15 @@ class PackedForward:
         module.set_attn_implementation(NAME)
         self._last_layer = LastLayerForTokens(module.get_submodule(last_layer))
 
-    def begin(self, places: PackPlaces) -> None:
-        """Makes all following attention that of the pack with these places, on its device."""
-        _ActivePack.pack = PackedAttention(places)
-        self._last_layer.begin(places.pooled if places.shortened else None)
+    def begin(self, packs: Sequence[PackPlaces]) -> Tensor:
+        """Makes all following attention that of the packs with these places, on their device.
+
+        Returns:
+            (1, tokens) the position of every token.
+        """
+        _ActivePacks.packs = JointAttention(packs)
+        self._last_layer.begin(wanted_tokens(packs))
+        return torch.cat([one.positions for one in packs], dim=1) if len(packs) > 1 else packs[0].positions
 
 
 class LastLayerForTokens:
@@ -113,12 +118,12 @@ class LastLayerForTokens:
         wanted, tokens = self.wanted, hidden.shape[1]
         try:
             with suppress(_Captured):
-                _ActivePack.capturing = True
+                _ActivePacks.capturing = True
                 self._forward(hidden, *args, **kwargs)
-            _ActivePack.capturing = False
+            _ActivePacks.capturing = False
             out = self._forward(*_select((hidden, *args), wanted, tokens), **_select(kwargs, wanted, tokens))
         finally:
-            _ActivePack.capturing, _ActivePack.captured = False, None
+            _ActivePacks.capturing, _ActivePacks.captured = False, None
         out = out[0] if isinstance(out, tuple) else out
         return torch.zeros_like(hidden).index_copy(1, wanted, out)
 

@@ -118,7 +118,8 @@ class Dense:
 
 def hooked(bank: AdapterBank, *, dropout: float = 0.0) -> Frozen:
     model = Frozen()
-    model.hooks = AdaptedSites(dict(model.named_modules()), bank, dropout=dropout)
+    model.hooks = AdaptedSites(dict(model.named_modules()))
+    model.hooks.add(bank, dropout=dropout)
     return model.eval()
 
 

@@ -142,7 +142,8 @@ def test_lora_is_pefts(dtype: torch.dtype, family: str, dropout: float):
     assert len(adapted) == 2 * len(TARGETS[family])
     sites = [Site(name, layers[name].out_features, layers[name].in_features) for name in adapted]
     bank = new_bank(sites=sites, ranks=[4] * len(sites), has_lam=False, hidden=16)
-    ours.hooks = AdaptedSites(modules, bank, dropout=dropout)
+    ours.hooks = AdaptedSites(modules)
+    ours.hooks.add(bank, dropout=dropout)
     head = bank.layout.head(bank.master).clone().requires_grad_()
     for k, name in enumerate(adapted):
         values = bank.layout.site(bank.master, k)

@@ -13,7 +13,6 @@ from lingo_ds.models.adapters.adapted_maps import AdaptedMaps
 from lingo_ds.models.adapters.bank import AdapterBank
 from lingo_ds.models.adapters.layout import Site, uniform_layout
 from lingo_ds.models.adapters.sites import AdaptedSites, choose_sites
-from lingo_ds.models.ops.frozen_map import FrozenMap
 from lingo_ds.utils.errors import UserError
 from tests.unit.models.test_packed_forward import (
     CPU,
@@ -34,10 +33,10 @@ def counted(monkeypatch) -> list[int]:
     sizes, forward = [], adapted_maps._AdaptedMaps.forward
 
     def counting(
-        ctx: Any, x: Tensor, anchor: Tensor, maps: AdaptedMaps, dropout: float
+        ctx: Any, x: Tensor, anchor: Tensor, maps: AdaptedMaps, training: bool
     ) -> tuple[Tensor, ...]:
         sizes.append(len(maps.maps))
-        return forward(ctx, x, anchor, maps, dropout)
+        return forward(ctx, x, anchor, maps, training)
 
     monkeypatch.setattr(adapted_maps._AdaptedMaps, "forward", staticmethod(counting))
     return sizes
@@ -50,43 +49,44 @@ def test_seven_maps_of_a_llama_layer_are_four_functions(folders, counted):
     assert sorted(counted) == sorted([3, 1, 2, 1] * 2)
 
 
-def two_maps() -> tuple[AdaptedMaps, Callable[[int, Tensor, Tensor], Tensor]]:
+def two_maps() -> tuple[list[nn.Linear], AdapterBank, Callable[[int, Tensor, Tensor], Tensor]]:
     """Two maps that read the same tensor, and each one from dense matrices, adapters' input apart."""
     layout = uniform_layout([Site("a", 5, 7), Site("b", 4, 7)], rank=2, head_shape=(2, 5))
     bank = AdapterBank(layout, scale=3.0, dtype=torch.float32, device=CPU, scalars=1, importance=False)
     bank.master.copy_(torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
     bank.refresh()
     modules = [nn.Linear(7, 5), nn.Linear(7, 4, bias=False)]
+    plain = [module.forward for module in modules]
 
     def dense(place: int, x: Tensor, dropped: Tensor) -> Tensor:
         p, lam, q = layout.site(bank.master, place)
-        return modules[place](x) + 3.0 * dropped @ q.T @ torch.diag(lam) @ p
+        return plain[place](x) + 3.0 * dropped @ q.T @ torch.diag(lam) @ p
 
-    maps = [FrozenMap(module) for module in modules]
-    return AdaptedMaps(maps, bank.compute.operands([0, 1]), dropout=0.5, anchor=bank.anchor), dense
+    AdaptedSites({"a": modules[0], "b": modules[1]}, shared_inputs=[("a", "b")]).add(bank, dropout=0.5)
+    return [module.eval() for module in modules], bank, dense
 
 
 def test_outputs_serve_only_the_tensor_they_were_computed_from(counted):
-    maps, dense = two_maps()
+    maps, _, dense = two_maps()
     x, y = torch.randn(3, 7), torch.randn(3, 7)
     for place, given in ((0, x), (1, y), (1, x), (1, x), (0, x)):
-        assert torch.allclose(maps(place, given, training=False), dense(place, given, given), atol=1e-5)
+        assert torch.allclose(maps[place](given), dense(place, given, given), atol=1e-5)
     assert counted == [2] * 4  # the last was computed with the one before
 
 
 def test_changed_values_are_seen_by_the_next_forward_of_the_same_tensor():
-    maps, _ = two_maps()
+    maps, bank, _ = two_maps()
     x = torch.randn(3, 7)
-    before = [maps(place, x, training=False) for place in (0, 1)]
-    maps.operands.q.mul_(2)
-    assert not torch.allclose(maps(0, x, training=False), before[0])
+    before = [one(x) for one in maps]
+    bank.compute.operands([0, 1]).q.mul_(2)
+    assert not torch.allclose(maps[0](x), before[0])
 
 
 def test_one_dropout_serves_all_members():
-    maps, dense = two_maps()
+    maps, _, dense = two_maps()
     x = torch.ones(1, 7)
     torch.manual_seed(0)
-    found = [maps(place, x, training=True) for place in (0, 1)]
+    found = [one.train()(x) for one in maps]
     torch.manual_seed(0)
     dropped = torch.nn.functional.dropout(x, 0.5)
     for place in (0, 1):
@@ -125,7 +125,8 @@ def hooked(
     bank.master.copy_(torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
     bank.refresh()
     model = Maps()
-    hooks = AdaptedSites(dict(model.named_modules()), bank, dropout=0.0, shared_inputs=shared_inputs)
+    hooks = AdaptedSites(dict(model.named_modules()), shared_inputs=shared_inputs)
+    hooks.add(bank)
     if kept is not None:
         bank.compact(kept)
         hooks.attach()

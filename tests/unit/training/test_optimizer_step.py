@@ -63,7 +63,8 @@ def new_bank(*, dtype: torch.dtype | None = None, rank: int = 4, seed: int = 1) 
 
 def hooked(bank: AdapterBank) -> Frozen:
     model = Frozen().to(bank.dtype)
-    model.hooks = AdaptedSites(dict(model.named_modules()), bank, dropout=0.0)
+    model.hooks = AdaptedSites(dict(model.named_modules()))
+    model.hooks.add(bank)
     return model
 
 
