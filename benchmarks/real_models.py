@@ -29,7 +29,9 @@ from benchmarks._common import machine, parser
 from benchmarks._paired_runs import subset
 from benchmarks._training_runs import launch
 from lingo_ds.config.run_config import RunConfig
+from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.models.ops.compiled import has_bf16, processor_features
+from lingo_ds.training.report import read_report
 from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.versions import versions
 
@@ -144,9 +146,9 @@ def run_config(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     values: dict[str, Any] = {
         "name": run.name,
         "seed": run.seed,
-        "output_dir": str(args.runs / run.name / "run"),
-        "backbone": {"path": str(folder)},
-        "data": {"task": run.data, "path": str(data), "prefix": "published"},
+        "output_dir": str((args.runs / run.name / "run").resolve()),
+        "backbone": {"path": str(folder.resolve())},
+        "data": {"task": run.data, "path": str(data.resolve()), "prefix": "published"},
         "adapter": {"rank": 8},
         "rank_sampling": {"mode": "exact", "target_rank": 4},
         "train": {"global_batch_size": 32, "num_epochs": run.epochs, "learning_rate": run.rate or "auto"},
@@ -164,10 +166,12 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     values = run_config(args, run)
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    job = ["launchers/train.py", "--config", str(folder.resolve() / "config.yaml")]
-    launch(job, folder.resolve(), args.processes, timeout=TIMEOUT)
-    report = json.loads((Path(values["output_dir"]) / "report.json").read_text())
-    resolved = RunConfig(**yaml.safe_load((Path(values["output_dir"]) / "config.yaml").read_text()))
+    done = read_report(folder / "run" / "report.json")
+    if done is None or done.outcome == "interrupted":
+        job = ["launchers/train.py", "--config", str(folder.resolve() / "config.yaml")]
+        launch(job, folder.resolve(), args.processes, timeout=TIMEOUT)
+    report = json.loads((folder / "run" / "report.json").read_text())
+    resolved = RunConfig(**parse_yaml((folder / "run" / "config.yaml").read_text()))
     metrics = {split: report["metrics"][split] for split in ("dev", "test")}
     if run.search:
         del metrics["test"]
