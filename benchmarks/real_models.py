@@ -28,8 +28,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from benchmarks._common import machine, parser
 from benchmarks._paired_runs import subset
 from benchmarks._training_runs import launch
-from lingo_ds.config.run_config import RunConfig
-from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.models.ops.compiled import has_bf16, processor_features
 from lingo_ds.training.report import read_report
 from lingo_ds.utils.files import atomic_write
@@ -73,6 +71,7 @@ class Run(NamedTuple):
     rows: int | None
     setting: str
     epochs: float
+    batch: int
     rate: float | None
     seed: int
     search: bool
@@ -82,7 +81,8 @@ class Run(NamedTuple):
         """Of its folder and its file."""
         rate = "auto" if self.rate is None else f"{self.rate:g}"
         rows = "all" if self.rows is None else self.rows
-        parts = (self.backbone, self.data, rows, self.setting, f"{self.epochs:g}ep", f"lr{rate}", self.seed)
+        parts = (self.backbone, self.data, rows, self.setting, f"{self.epochs:g}ep", f"b{self.batch}")
+        parts += f"lr{rate}", f"seed{self.seed}"
         return re.sub(r"[^\w.-]+", "_", "-".join(map(str, parts))) + "-search" * self.search
 
 
@@ -112,6 +112,7 @@ def _arguments() -> argparse.Namespace:
     given.add_argument("--settings", nargs="+", default=["exact"], choices=SETTINGS)
     given.add_argument("--rates", nargs="+", type=float, help="learning rates; default: auto")
     given.add_argument("--epochs", type=float, default=3)
+    given.add_argument("--batch", type=int, default=32, help="examples per step")
     given.add_argument("--seeds", nargs="+", type=int, default=[0])
     given.add_argument("--processes", type=int, default=1)
     given.add_argument("--runs", type=Path, default=Path("runs/real_models"))
@@ -130,7 +131,10 @@ def _runs(args: argparse.Namespace) -> Iterator[Run]:
                 for setting in args.settings:
                     for rate in rates:
                         search = len(rates) > 1
-                        yield Run(backbone, data, args.rows, setting, args.epochs, rate, seed, search)
+                        yield Run(
+                            *(backbone, data, args.rows, setting),
+                            *(args.epochs, args.batch, rate, seed, search),
+                        )
 
 
 def _result_file(args: argparse.Namespace, run: Run) -> Path:
@@ -151,7 +155,11 @@ def run_config(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         "data": {"task": run.data, "path": str(data.resolve()), "prefix": "published"},
         "adapter": {"rank": 8},
         "rank_sampling": {"mode": "exact", "target_rank": 4},
-        "train": {"global_batch_size": 32, "num_epochs": run.epochs, "learning_rate": run.rate or "auto"},
+        "train": {
+            "global_batch_size": run.batch,
+            "num_epochs": run.epochs,
+            "learning_rate": run.rate or "auto",
+        },
         "checkpoint": {"every": 25},
     }
     for section, changed in deepcopy(SETTINGS[run.setting]).items():
@@ -171,15 +179,14 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         job = ["launchers/train.py", "--config", str(folder.resolve() / "config.yaml")]
         launch(job, folder.resolve(), args.processes, timeout=TIMEOUT)
     report = json.loads((folder / "run" / "report.json").read_text())
-    resolved = RunConfig(**parse_yaml((folder / "run" / "config.yaml").read_text()))
     metrics = {split: report["metrics"][split] for split in ("dev", "test")}
     if run.search:
         del metrics["test"]
     return run._asdict() | {
         "metrics": metrics,
-        "learning_rate": resolved.train.learning_rate,
-        "alpha": resolved.adapter.alpha,
-        "best_step": report["best"]["step"],
+        "learning_rate": report["learning_rate"],
+        "alpha": report["adapter"]["alpha"],
+        "selected_step": report["selected_step"],
         "steps": report["steps"],
         "parameters": report["parameters"],
         "seconds": report["throughput"]["seconds"],
