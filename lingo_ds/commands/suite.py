@@ -8,7 +8,7 @@ from typing import Any
 
 from lingo_ds.commands.evaluate import evaluate_one
 from lingo_ds.commands.plan import plan_one
-from lingo_ds.commands.train import train_one
+from lingo_ds.commands.train import train_steps
 from lingo_ds.config.known_tasks import missing_folder, registry
 from lingo_ds.config.run_config import RunConfig, from_anywhere
 from lingo_ds.config.suite_config import Member, Suite
@@ -21,6 +21,7 @@ from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions
 from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
 from lingo_ds.planning.automatic import AUTOMATIC
 from lingo_ds.training.build_model import adapt, backbone_options, load
+from lingo_ds.training.fleet import run_alone
 from lingo_ds.training.report import RunReport, read_report
 from lingo_ds.training.setup import RunSetup, prepare
 from lingo_ds.utils import logging as logs
@@ -77,7 +78,8 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
             logger.info("%s: already finished" if skip else "%s", run)
             if skip:
                 continue
-            report = train_one(member.config, env, build=backbone.build)
+            steps = train_steps(member.config, env, build=backbone.build)
+            report = run_alone(steps, timeout=member.config.train.timeout)
             if env.is_main:
                 _write_table(suite)
             if report["outcome"] == "interrupted":

@@ -17,6 +17,7 @@ from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.training.build_model import build_model
+from lingo_ds.training.fleet import Steps, run_alone
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
 from lingo_ds.training.setup import RunSetup, prepare
@@ -27,6 +28,7 @@ from lingo_ds.utils.units import as_bytes
 logger = logging.getLogger(__name__)
 
 Build = Callable[[RunSetup], AdaptedModel]
+Watch = Callable[..., ProgressBar]
 
 
 def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
@@ -42,18 +44,33 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
         return train_one(config, env)
 
 
-def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) -> dict[str, Any]:
-    """Does the work of `train` inside a job; `build` makes the model, maybe on a backbone loaded before."""
+def train_one(config: RunConfig, env: DistEnv) -> dict[str, Any]:
+    """Does the work of `train` inside a job."""
+    with repeatable(config.train.deterministic):
+        return run_alone(train_steps(config, env), timeout=config.train.timeout)
+
+
+def train_steps(
+    config: RunConfig, env: DistEnv, *, build: Build = build_model, watch: Watch = ProgressBar
+) -> Steps[dict[str, Any]]:
+    """One run from its data to its report, as steps that may be computed with those of other runs.
+
+    Args:
+        config: the run's settings.
+        env: this process's rank and device.
+        build: makes the model, maybe on a backbone that others use, too.
+        watch: makes what shows how far the run is.
+    """
     with ExitStack() as held:
         with agreement.errors_raised_on_all(env):
-            held.enter_context(repeatable(config.train.deterministic))
-            logs.write_to(config.run_dir, is_main=env.is_main)
+            held.enter_context(logs.written_to(config.run_dir, is_main=env.is_main))
             if env.is_main:
                 held.enter_context(exclusive_lock(config.run_dir, setting="output_dir"))
         setup, checkpoint = find_start(prepare(config, env))
         for line in setup.plan.equations():
             logger.info("%s", line)
         model = build(setup)
+        held.callback(model.detach)
         logger.info(
             "process 0 holds %s of %s backbone entries, in %s",
             f"{model.backbone.held_entries():,}",
@@ -66,8 +83,8 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
             session.resume(checkpoint)
             first_step += checkpoint.state.step
         _write_inputs(setup)
-        with _watching(setup, first_step) as (tracker, progress):
-            outcome = session.train(first_step, tracker, progress)
+        with _watching(setup, first_step, watch) as (tracker, progress):
+            outcome = yield from session.train(first_step, tracker, progress)
         test = None
         if session.best.step and outcome.reason != "interrupted":
             test = session.evaluate_best("test")
@@ -84,14 +101,12 @@ def train_one(config: RunConfig, env: DistEnv, *, build: Build = build_model) ->
 
 
 @contextmanager
-def _watching(setup: RunSetup, first_step: int) -> Iterator[tuple[Tracker, ProgressBar]]:
+def _watching(setup: RunSetup, first_step: int, watch: Watch) -> Iterator[tuple[Tracker, ProgressBar]]:
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = setup.env, setup.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
     tracker.text(first_step, "run/config", f"```yaml\n{setup.resolved_config.to_yaml()}```")
-    progress = ProgressBar(
-        setup.plan.steps, "step", enabled=env.is_main, done=first_step - 1, console=logs.console
-    )
+    progress = watch(setup.plan.steps, "step", enabled=env.is_main, done=first_step - 1, console=logs.console)
     try:
         with progress:
             yield tracker, progress

@@ -74,8 +74,12 @@ class Pack(NamedTuple):
 
     def logits(self, model: PackedModel) -> Tensor:
         """(n, outputs) logits that `model` computes."""
+        return model.packed_logits(*self.input_for(model))
+
+    def input_for(self, model: PackedModel) -> tuple[Tensor, Any]:
+        """(tokens,) token ids, and what `model` says of where things lie in the pack."""
         pack = self.prepared(model) if self.places is None else self
-        return model.packed_logits(pack.input_ids, pack.places)
+        return pack.input_ids, pack.places
 
 
 def common_prefix(split: TokenizedSplit, rows: np.ndarray) -> int:

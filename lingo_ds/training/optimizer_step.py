@@ -5,6 +5,7 @@ A handful of kernels for any number of sites.
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ class OptimizerStep:
     Every process does the same to the same numbers.
 
     Attributes:
+        bank: the bank that it moves.
         steps_taken: steps that changed the bank; skipped ones do not count in AdamW's bias correction.
         skipped: steps whose gradient was not finite.
         skipped_in_a_row: how many of them came last; overflows that fp16's loss scale made do not count.
@@ -71,14 +73,14 @@ class OptimizerStep:
     """
 
     def __init__(self, bank: AdapterBank, config: RunConfig):
-        self._bank, self._train, self._sampling = bank, config.train, config.rank_sampling
+        self.bank, self._train, self._sampling = bank, config.train, config.rank_sampling
         self.steps_taken = self.skipped = self.skipped_in_a_row = 0
         self.loss_scale = LossScale(enabled=bank.dtype == torch.float16)
         self.rebuild()
 
     def rebuild(self) -> None:
         """Sets up the optimizer over the bank's tensors; call again once the bank was compacted or loaded."""
-        bank, train = self._bank, self._train
+        bank, train = self.bank, self._train
         self._parameter = torch.nn.Parameter(bank.master)
         self._parameter.grad = bank.grad
         self.optimizer = torch.optim.AdamW(
@@ -123,14 +125,20 @@ class OptimizerStep:
             step, steps=plan.steps, warmup_steps=plan.warmup_steps, decay=self._train.lr_schedule
         )
 
-    @torch.no_grad()
     def step(self, *, learning_rate: float) -> StepStats:
-        """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite.
+        """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite."""
+        (sums,) = reduce_gradients([self])
+        return self.move(sums, learning_rate=learning_rate)
 
-        A GPU is waited for once, when the gradient is whole: norms and sums are read together.
+    @torch.no_grad()
+    def measure(self) -> Tensor:
+        """Makes the reduced gradient what moves the bank, and measures it.
+
+        Returns:
+            (3 + scalars,) fp32 on the bank's device: norm of what may move, norm of lam's gradient, the
+            weighted penalty, and the sums in `Scalar`'s order.
         """
-        bank = self._bank
-        process_group.all_reduce_(bank.reduce_buffer, what="bank")
+        bank = self.bank
         if self.loss_scale.value != 1:
             bank.grad.div_(self.loss_scale.value)
         penalty = (
@@ -138,15 +146,25 @@ class OptimizerStep:
             if self._orthogonality
             else bank.grad.new_zeros(())
         )
-        virtual = bank.zero_masked_grad()
-        norms = [one.unsqueeze(0) for one in (bank.grad.norm(), virtual.norm(), penalty)]
-        grad_norm, virtual_norm, penalty, *sums = torch.cat([*norms, bank.scalars]).tolist()
+        self._virtual = bank.zero_masked_grad()
+        return torch.cat([torch.stack([bank.grad.norm(), self._virtual.norm(), penalty]), bank.scalars])
+
+    @torch.no_grad()
+    def move(self, measured: Sequence[float], *, learning_rate: float) -> StepStats:
+        """Moves the bank, unless its gradient is not finite.
+
+        Args:
+            measured: what `measure` gave, read.
+            learning_rate: of this step.
+        """
+        bank = self.bank
+        grad_norm, virtual_norm, penalty, *sums = measured
         finite = math.isfinite(grad_norm + virtual_norm)
         self.loss_scale.follow(finite)
         self._count_skipped(finite)
         if not finite:
             return _stats(sums, penalty, grad_norm=math.nan, skipped=True)
-        self._update_importance(virtual)
+        self._update_importance(self._virtual)
         if self._train.max_grad_norm is not None and grad_norm > self._train.max_grad_norm:
             bank.grad.mul_(self._train.max_grad_norm / grad_norm)
         self.optimizer.param_groups[0]["lr"] = learning_rate
@@ -165,7 +183,7 @@ class OptimizerStep:
 
     def _update_importance(self, lam_grad: Tensor) -> None:
         """Updates importance, where the bank keeps it: lam's from the gradient of the product m * lam."""
-        bank, sampling, layout = self._bank, self._sampling, self._bank.layout
+        bank, sampling, layout = self.bank, self._sampling, self.bank.layout
         if bank.sensitivity is None or bank.uncertainty is None or bank.scratch is None:
             return
         own = slice(layout.adapter_size)
@@ -180,6 +198,52 @@ class OptimizerStep:
             moving=bank.moving_rows,
             parts=bank.row_views,
         )
+
+
+def reduce_gradients(steps: Sequence[OptimizerStep]) -> list[list[float]]:
+    """Sums the gradients of one or more runs over all processes, and measures each.
+
+    A GPU is waited for once, when all gradients are whole: norms and sums are read together.
+
+    Returns:
+        What `OptimizerStep.measure` gives of each.
+    """
+    for buffer in _whole_buffers([step.bank.reduce_buffer for step in steps]):
+        process_group.all_reduce_(buffer, what="bank")
+    measured = [step.measure() for step in steps]
+    sizes = [len(one) for one in measured]
+    read = iter(torch.cat(measured).tolist())
+    return [list(islice(read, size)) for size in sizes]
+
+
+def share_buffer(steps: Sequence[OptimizerStep]) -> bool:
+    """Lets several runs sum their gradients in one buffer, so that one collective reduces them all.
+
+    Returns:
+        True where gradients were moved: the maps must be adapted anew. False: they shared one already.
+    """
+    banks = [step.bank for step in steps]
+    if len(_whole_buffers([bank.reduce_buffer for bank in banks])) == 1:
+        return False
+    sizes = [len(bank.reduce_buffer) for bank in banks]
+    room = torch.zeros(sum(sizes), device=banks[0].device)
+    for step, part in zip(steps, room.split(sizes), strict=True):
+        step.bank.move_gradient(part)
+        step.rebuild()
+    return True
+
+
+def _whole_buffers(buffers: Sequence[Tensor]) -> list[Tensor]:
+    """The buffers, those that fill one storage together as one."""
+    by_storage: dict[int, list[Tensor]] = {}
+    for buffer in buffers:
+        by_storage.setdefault(buffer.untyped_storage().data_ptr(), []).append(buffer)
+    whole = []
+    for parts in by_storage.values():
+        storage = parts[0].untyped_storage()
+        filled = sum(part.nbytes for part in parts) == storage.nbytes()
+        whole += [parts[0].new_empty(0).set_(storage)] if filled else parts
+    return whole
 
 
 def _stats(sums: Sequence[float], penalty: float, *, grad_norm: float, skipped: bool) -> StepStats:

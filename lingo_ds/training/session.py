@@ -1,13 +1,14 @@
 """One training run: the parts of its loop, what a checkpoint holds of them, what the report says."""
 
 import logging
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 from lingo_ds.data.batches import MicroBatches, PackBudget, Prefetcher, TrainBatches, ready
 from lingo_ds.data.task import Task
-from lingo_ds.distributed import agreement, watchdog
+from lingo_ds.distributed import agreement
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import ProgressBar
@@ -26,6 +27,7 @@ from lingo_ds.training.callbacks import (
     traffic_count,
 )
 from lingo_ds.training.checkpoint import Checkpoint, RunState, load_bank, load_parts
+from lingo_ds.training.joint_pass import Work
 from lingo_ds.training.losses import make_loss
 from lingo_ds.training.optimizer_step import OptimizerStep
 from lingo_ds.training.report import make_report
@@ -130,8 +132,10 @@ class Session:
             parts |= {"sampler": self.sampler, "scores": self.sampler.scores}
         return parts
 
-    def train(self, first_step: int, tracker: Tracker, progress: ProgressBar) -> Outcome:
-        """Runs the loop from `first_step` on."""
+    def train(
+        self, first_step: int, tracker: Tracker, progress: ProgressBar
+    ) -> Generator[Work, Sequence[float], Outcome]:
+        """Trains from `first_step` on, see `Trainer.steps`."""
         config, plan = self._setup.config, self._setup.plan
         self._watcher = Watcher(tracker, progress, plan=plan, audit=self.audit, metric=config.metric)
         self.trainer.add_hook(self._watcher)
@@ -140,8 +144,8 @@ class Session:
             self.trainer.add_hook(RankWatcher(tracker, self.sampler, plan.schedule, folder=folder))
         try:
             in_words = report_out_of_memory("training", partial(remedy_of_run, config, plan))
-            with closing(self.batches), watchdog.judging(config.train.timeout), in_words:
-                return self.trainer.run(first_step)
+            with closing(self.batches), in_words:
+                return (yield from self.trainer.steps(first_step))
         finally:
             self._store.finish()
 

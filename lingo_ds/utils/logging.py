@@ -7,7 +7,10 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -22,11 +25,51 @@ results = Console(width=None if sys.stdout.isatty() else 160)
 """Results that were asked for, on stdout."""
 
 
+class Speaker(NamedTuple):
+    """Of several runs in one process the one that does something now: its name and its folder."""
+
+    name: str
+    folder: Path
+
+
+_speaker: Speaker | None = None
+
+
+@contextmanager
+def speaking(speaker: Speaker | None) -> Iterator[None]:
+    """Puts a run's name before its lines on the terminal, and writes them to its own file alone."""
+    global _speaker
+    before, _speaker = _speaker, speaker
+    try:
+        yield
+    finally:
+        _speaker = before
+
+
 class _Printable(logging.Formatter):
     """Escapes control characters except line ends, so that no name from a file controls the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+class _Named(logging.Filter):
+    """Puts the name of the run that speaks before a message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.speaker = f"{_speaker.name}: " if _speaker else ""
+        return True
+
+
+class _Own(logging.Filter):
+    """Lets through what one run says, and what none of them says."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _speaker is None or _speaker.folder == self._folder
 
 
 def set_up(*, rank: int, is_main: bool) -> None:
@@ -35,7 +78,7 @@ def set_up(*, rank: int, is_main: bool) -> None:
     package = logging.getLogger("lingo_ds")
     package.setLevel(logging.INFO if is_main else logging.ERROR)
     package.propagate = False
-    message = "%(message)s" if is_main else f"[process {rank}] %(message)s"
+    message = "%(speaker)s%(message)s" if is_main else f"[process {rank}] %(speaker)s%(message)s"
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False)
@@ -43,26 +86,33 @@ def set_up(*, rank: int, is_main: bool) -> None:
     else:  # a file or a pipe, where nobody wants lines folded
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Printable(f"%(asctime)s %(levelname)-8s {message}", "%H:%M:%S"))
+    handler.addFilter(_Named())
     package.handlers = [handler]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers")
 
 
-def write_to(folder: Path, *, is_main: bool) -> None:
-    """Logs to `train.log` in the run's folder from now on, on global rank 0, and to no earlier run's.
+@contextmanager
+def written_to(folder: Path, *, is_main: bool) -> Iterator[None]:
+    """Logs to `train.log` in the run's folder while inside, on global rank 0.
 
     Raises:
         UserError: where the folder cannot be made.
     """
-    if is_main:
-        make_folder(folder, setting="output_dir")
-        package = logging.getLogger("lingo_ds")
-        for earlier in [one for one in package.handlers if isinstance(one, logging.FileHandler)]:
-            package.removeHandler(earlier)
-            earlier.close()
-        handler = logging.FileHandler(folder / "train.log")
-        handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
-        package.addHandler(handler)
+    if not is_main:
+        yield
+        return
+    make_folder(folder, setting="output_dir")
+    package = logging.getLogger("lingo_ds")
+    handler = logging.FileHandler(folder / "train.log")
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_Own(folder))
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
 
 
 def quieten_libraries() -> None:

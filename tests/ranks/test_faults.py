@@ -23,6 +23,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.rank_sampling.sampler import MaskEvent
 from lingo_ds.training.audit import DivergenceError
 from lingo_ds.training.build_model import build_model
+from lingo_ds.training.fleet import run_alone
 from lingo_ds.training.selection import Best
 from lingo_ds.training.session import Session
 from lingo_ds.training.setup import prepare
@@ -318,7 +319,7 @@ def run_with(faults: list[Fault], config: RunConfig, env: DistEnv) -> Seen:
     )
     with logged() as said, closing(session.batches):
         try:
-            trainer.run(1)
+            run_alone(trainer.steps(1), timeout=900)
         except DivergenceError as divergence:
             error = str(divergence)
     return Seen(

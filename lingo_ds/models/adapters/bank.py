@@ -105,8 +105,15 @@ class AdapterBank:
         self.uncertainty = torch.zeros(layout.adapter_size, device=self.device) if importance else None
         self.scratch = torch.zeros(layout.adapter_size, device=self.device) if importance else None
         self.mask = torch.ones(layout.triplets, dtype=torch.bool, device=self.device)
-        self.reduce_buffer = torch.zeros(layout.size + scalars, device=self.device)
-        self.grad, self.scalars = self.reduce_buffer[: layout.size], self.reduce_buffer[layout.size :]
+        self._reduce_in(torch.zeros(layout.size + scalars, device=self.device))
+        self._follow_mask(None)
+        self._p_rows, self._q_rows = (upload(rows, self.device) for rows in layout.rows_of_triplets)
+
+    def _reduce_in(self, buffer: Tensor) -> None:
+        """Makes a flat buffer of 0 the one in which gradients are summed."""
+        layout = self.layout
+        self.reduce_buffer = buffer
+        self.grad, self.scalars = buffer[: layout.size], buffer[layout.size :]
         on_tensor_cores = self.device.type == "cuda" and self.dtype != torch.float32
         self.compute = ComputeCopy(
             layout,
@@ -115,8 +122,14 @@ class AdapterBank:
             dtype=self.dtype,
             multiple=TENSOR_CORE_ROWS if on_tensor_cores else 1,
         )
-        self._follow_mask(None)
-        self._p_rows, self._q_rows = (upload(rows, self.device) for rows in layout.rows_of_triplets)
+
+    def move_gradient(self, buffer: Tensor) -> None:
+        """Sums gradients in another flat buffer of 0 from now on, as large as `reduce_buffer`.
+
+        Whoever refers to the gradient or to `compute` must look again, as after a compaction.
+        """
+        self._reduce_in(buffer)
+        self.refresh()
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of `STATE` that this bank has, by name."""
