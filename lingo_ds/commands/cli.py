@@ -55,14 +55,14 @@ def exit_process(status: int) -> NoReturn:
 
 
 def _train(args: argparse.Namespace, settings: list[str]) -> int:
-    runs, env = _load_recipe(args.config, settings), _set_up()
+    runs, env = _load_recipe(args, settings), _set_up()
     from lingo_ds.commands import suite, train
 
     return _start(runs, env, of_run=train.train, of_suite=suite.train_suite)
 
 
 def _evaluate(args: argparse.Namespace, settings: list[str]) -> int:
-    runs, env = _load_recipe(args.config, settings), _set_up()
+    runs, env = _load_recipe(args, settings), _set_up()
     from lingo_ds.commands import evaluate, suite
 
     return _start(runs, env, of_run=evaluate.evaluate, of_suite=suite.evaluate_suite)
@@ -71,7 +71,7 @@ def _evaluate(args: argparse.Namespace, settings: list[str]) -> int:
 def _plan(args: argparse.Namespace, settings: list[str]) -> int:
     """Plans this job as `train` would run it, or with `--gpu` a job elsewhere."""
     _check_plan_options(args)
-    runs, env = _load_recipe(args.config, settings), _set_up()
+    runs, env = _load_recipe(args, settings), _set_up()
     from lingo_ds.commands import plan, suite
 
     if args.gpu is None:
@@ -116,13 +116,14 @@ def _export(args: argparse.Namespace, settings: list[str]) -> int:
 # -- what several of them need
 
 
-def _load_recipe(recipe: str, settings: list[str]) -> "RunConfig | Suite":
-    """Reads the recipe at a path, or the shipped one of that name."""
+def _load_recipe(args: argparse.Namespace, settings: list[str]) -> "RunConfig | Suite":
+    """Reads the recipe at the path of `--config`, or the shipped one of that name."""
     from lingo_ds.config.suite_config import load_runs
     from lingo_ds.utils.resources import resource_path
 
-    path = Path(os.path.expanduser(recipe))
-    return load_runs(path if path.suffix else resource_path("recipes", recipe), settings)
+    path = Path(os.path.expanduser(args.config))
+    recipe = path if path.suffix else resource_path("recipes", args.config)
+    return load_runs(recipe, [*args.grid, *settings])
 
 
 def _set_up() -> "DistEnv":
@@ -177,9 +178,23 @@ def _count(text: str) -> int:
     return number
 
 
+def _grid_setting(text: str) -> str:
+    """`NAME=V1,V2` as the setting of a suite that it stands for."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=V1,V2, e.g. adapter.rank=4,8")
+    return f"grid.{name}={values if values.startswith('[') else f'[{values}]'}"
+
+
 def _recipe_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     help = "A recipe: a YAML file, or the name of a shipped one, e.g. quickstart."
-    parser.add_argument("--config", required=True, metavar="FILE", help=help)
+    add("--config", required=True, metavar="FILE", help=help)
+    help = (
+        "Values of one setting to try, e.g. train.learning_rate=1e-4,3e-4; the best on dev is chosen. "
+        "Several --grid try all combinations."
+    )
+    add("--grid", action="append", default=[], type=_grid_setting, metavar="NAME=V1,V2", help=help)
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:

@@ -63,33 +63,35 @@ class ElsewhereRequest:
 def plan_elsewhere(request: ElsewhereRequest, runs: RunConfig | Suite, env: DistEnv) -> None:
     """Prints plan, estimate and advice; for every task of a suite, or for one where `lengths` is given.
 
+    Each setting of a grid has a plan of its own.
+
     Raises:
         UserError: for mistakes in config, input or arguments, or where nothing fits.
     """
     logs.quieten_libraries()
     cluster = request.cluster
     found = {}
-    for task, config in _members(runs, request.lengths).items():
+    for title, config in _members(runs, request.lengths).items():
         shapes = read_shapes(config, env, request.lengths)
         plan_there = partial(make_scenario, shapes=shapes, cluster=cluster)
         scenario = plan_there(config)
         estimate = estimate_step(scenario)
         advice = advise(config, scenario, plan_there)
-        if task:
-            logs.results.print(f"\n{task}", highlight=False)
+        if title:
+            logs.results.print(f"\n{title}", highlight=False, markup=False)
         for line in [*scenario.plan.equations(), *lines(scenario, estimate, cluster, request.link)]:
             logs.results.print(line, highlight=False, soft_wrap=True)
         logs.results.print(advice_table(advice, cluster))
         rows = [one._asdict() for one in advice]
-        found[task] = {"plan": scenario.plan.to_dict(), "prediction": estimate.to_dict(), "advice": rows}
+        found[title] = {"plan": scenario.plan.to_dict(), "prediction": estimate.to_dict(), "advice": rows}
     if request.json_path:
         text = json.dumps(found.get("", found), indent=2)
         atomic_write(request.json_path, lambda aside: aside.write_text(text))
 
 
 def _members(runs: RunConfig | Suite, lengths: Lengths | None) -> dict[str, RunConfig]:
-    """Configs by task, a single run's by ""; with `lengths` all tasks of a suite are alike."""
+    """Configs by task and setting, a single run's by ""; with `lengths` all tasks of a suite are alike."""
     if isinstance(runs, RunConfig):
         return {"": runs}
-    members = [(member.task, member.config) for member in runs.members]
-    return dict(members[:1] if lengths else members)
+    first = runs.members[0].task
+    return {one.title: one.config for one in runs.members if one.task == first or not lengths}

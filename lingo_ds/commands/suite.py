@@ -1,6 +1,7 @@
 """Many runs one after the other over one loaded backbone, and the table of their results."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,18 +12,19 @@ from lingo_ds.commands.plan import plan_one
 from lingo_ds.commands.train import train_steps
 from lingo_ds.config.known_tasks import missing_folder, registry
 from lingo_ds.config.run_config import RunConfig, from_anywhere
-from lingo_ds.config.suite_config import Member, Suite
+from lingo_ds.config.suite_config import Member, SearchConfig, Suite
 from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.backbone.backbone import Backbone, BackboneOptions
-from lingo_ds.monitor.suite_table import TaskResult, results_table, write_results
+from lingo_ds.monitor.suite_table import SettingResult, TaskResult, results_table, write_results
 from lingo_ds.planning.automatic import AUTOMATIC
 from lingo_ds.training.build_model import adapt, backbone_options, load
 from lingo_ds.training.fleet import run_alone
 from lingo_ds.training.report import RunReport, read_report
+from lingo_ds.training.search import Search
 from lingo_ds.training.setup import RunSetup, prepare
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
@@ -74,7 +76,7 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
         finished = _all_finished(suite, env)
         _check_plans([one for one, skip in zip(suite.members, finished, strict=True) if not skip], env)
         for number, (member, skip) in enumerate(zip(suite.members, finished, strict=True), 1):
-            run = f"run {number} of {len(suite.members)}: {member.task}, seed {member.seed}"
+            run = f"run {number} of {len(suite.members)}: {member.title}, seed {member.seed}"
             logger.info("%s: already finished" if skip else "%s", run)
             if skip:
                 continue
@@ -92,24 +94,39 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
 
 
 def evaluate_suite(suite: Suite, env: DistEnv) -> None:
-    """Evaluates every run's saved adapter on its test split again.
+    """Evaluates the saved adapters of the chosen settings, without a grid all, on their test splits again.
 
     Raises:
-        UserError: where a run has no adapter.
+        UserError: where a run has no adapter, or no setting is chosen yet.
     """
     with _runs(suite, env) as backbone:
-        for member in suite.members:
+        for member in _chosen_members(suite, env):
             if env.is_main:
-                logs.results.print(f"{member.task}, seed {member.seed}", highlight=False)
+                title = f"{member.title}, seed {member.seed}"
+                logs.results.print(title, highlight=False, markup=False)
             evaluate_one(member.config, env, build=backbone.build)
 
 
+def _chosen_members(suite: Suite, env: DistEnv) -> list[Member]:
+    """Every run of a chosen setting, as global rank 0 sees the reports; the same on every process."""
+    chosen = None
+    with agreement.errors_raised_on_all(env):
+        if env.is_main:
+            chosen = _search(suite, _reports(suite)).chosen()
+            if not chosen:
+                rule, fix = "has no chosen setting yet", "train the suite to its end first"
+                raise UserError(Mistake("grid", list(suite.config.grid), rule, fix))
+    chosen = agreement.broadcast_json(chosen, env)
+    return [member for member in suite.members if chosen.get(member.task) == member.label]
+
+
 def plan_suite(suite: Suite, env: DistEnv) -> None:
-    """Prints the plan of every task; all its seeds have the same plan."""
+    """Prints the plan of every task and setting; all its seeds have the same plan."""
     with _runs(suite, env):
-        for task, config in {member.task: member.config for member in suite.members}.items():
+        for title, config in {member.title: member.config for member in suite.members}.items():
             if env.is_main:
-                logs.results.print(f"\n{task}, {len(suite.config.seeds)} runs", highlight=False)
+                text = f"\n{title}, {len(suite.config.seeds)} runs"
+                logs.results.print(text, highlight=False, markup=False)
             plan_one(config, env)
 
 
@@ -133,10 +150,10 @@ def _check_data(suite: Suite) -> None:
 
 
 def _check_plans(members: Sequence[Member], env: DistEnv) -> None:
-    """Reads the data of every task and plans its run, since the last run may start in days only."""
+    """Reads the data of every task and plans its runs, since the last run may start in days only."""
     mistakes: dict[Mistake, None] = {}
-    for task, config in {member.task: member.config for member in members}.items():
-        logger.info("data and plan of %s", task)
+    for title, config in {member.title: member.config for member in members}.items():
+        logger.info("data and plan of %s", title)
         try:
             prepare(config, env)
         except UserError as error:  # raised on all processes, so they all continue with the next task
@@ -150,7 +167,7 @@ def _all_finished(suite: Suite, env: DistEnv) -> list[bool]:
     finished = None
     with agreement.errors_raised_on_all(env):
         if env.is_main:
-            finished = [_finished_report(member) is not None for member in suite.members]
+            finished = [report is not None for report in _reports(suite)]
     return agreement.broadcast_json(finished, env)
 
 
@@ -180,21 +197,48 @@ def _write_table(suite: Suite) -> list[TaskResult]:
     return results
 
 
+def _reports(suite: Suite) -> list[RunReport | None]:
+    """The report of each run that is finished."""
+    return [_finished_report(member) for member in suite.members]
+
+
+def _search(suite: Suite, reports: Sequence[RunReport | None]) -> Search:
+    """The search over the grid as the finished runs leave it: every setting to its end."""
+    search = Search(suite.members, SearchConfig())
+    while job := search.next():
+        if report := reports[job.member]:
+            score = _metric(report, "dev", suite.members[job.member].config)
+            search.finished(job, math.nan if score is None else score)
+    return search
+
+
+def _metric(report: RunReport, split: str, config: RunConfig) -> float | None:
+    return (report.metrics.get(split) or {}).get(config.metric)
+
+
 def _results(suite: Suite) -> list[TaskResult]:
-    """The results of each task's finished runs, from their reports."""
-    by_task: dict[str, list[Member]] = {}
-    for member in suite.members:
-        by_task.setdefault(member.task, []).append(member)
-    return [_result(task, members) for task, members in by_task.items()]
+    """The results of each task: of the finished runs with its chosen setting."""
+    reports = _reports(suite)
+    search = _search(suite, reports)
+    chosen, tried = search.chosen(), search.history() if suite.config.grid else {}
+    configs = {member.task: member.config for member in suite.members}
+    counted: dict[str, list[RunReport]] = {task: [] for task in configs}
+    for member, report in zip(suite.members, reports, strict=True):
+        if report and member.label == chosen.get(member.task):
+            counted[member.task].append(report)
+    planned = len(suite.config.seeds)
+    return [
+        _result(task, config, planned, counted[task], tried.get(task, ())) for task, config in configs.items()
+    ]
 
 
-def _result(task: str, members: Sequence[Member]) -> TaskResult:
-    config = members[0].config
+def _result(
+    task: str, config: RunConfig, planned: int, reports: Sequence[RunReport], tried: Sequence[SettingResult]
+) -> TaskResult:
     known = registry().tasks.get(config.data.task) if config.data.task else None
     published = known.scores if known and known.metric == config.metric else {}
-    metrics = [report.metrics for member in members if (report := _finished_report(member))]
-    dev, test = ([(one.get(split) or {}).get(config.metric) for one in metrics] for split in ("dev", "test"))
-    return TaskResult(task, config.metric, len(members), dev, test, published)
+    dev, test = ([_metric(report, split, config) for report in reports] for split in ("dev", "test"))
+    return TaskResult(task, config.metric, planned, dev, test, published, tried)
 
 
 def _notes(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
@@ -203,4 +247,17 @@ def _notes(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
     ours = f"dev, test: {first.backbone.path}, selected on dev, test evaluated once; sd over seeds"
     shown = dict.fromkeys(model for result in results for model in result.published)
     models = {name: registry().models[name] for name in shown}
-    return [ours, *(f"{name}: {model.source}; {model.note}" for name, model in models.items())]
+    published = [f"{name}: {model.source}; {model.note}" for name, model in models.items()]
+    return [ours, *_search_notes(suite), *published]
+
+
+def _search_notes(suite: Suite) -> list[str]:
+    """How the settings of the grid were compared."""
+    if not suite.config.grid:
+        return []
+    search, rule = suite.config.search, "every setting is trained to its end"
+    if search.method == "halving":
+        times = " and ".join(f"{at:g}" for at in search.at)
+        work = f"{Search(suite.members, search).work():.4g} trainings in place of {len(suite.members)}"
+        rule = f"successive halving (arXiv 1502.07943), {search.keep:g} go on at {times} of the steps: {work}"
+    return [f"setting: the best mean over seeds on dev; {rule}"]

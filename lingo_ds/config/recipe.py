@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -25,6 +25,9 @@ MAX_RECIPE_BYTES = 1 << 18
 
 MAX_RECIPE_MISTAKES = 30
 """Mistakes reported for one recipe; the rest is counted."""
+
+COMMAND_LINE = "command line"
+"""The place of a setting that no file has."""
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -59,7 +62,7 @@ def load_settings(kind: type[Settings], overrides: Sequence[str]) -> Settings:
     Raises:
         UserError: with every mistake found, each as field (file:line), value, rule and fix.
     """
-    return checked(kind, _overridden({}, {}, overrides, Path("command line")))
+    return checked(kind, _overridden({}, {}, overrides, Path(COMMAND_LINE)))
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -118,7 +121,7 @@ def _overridden(
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             rule, fix = "is not section.field=value", "write e.g. train.max_steps=100"
-            mistakes.append(Mistake("command line", override, rule, fix))
+            mistakes.append(Mistake(COMMAND_LINE, override, rule, fix))
             continue
         *sections, name = key.split(".")
         target = values
@@ -126,7 +129,7 @@ def _overridden(
             inner = target.get(section)
             target[section] = target = inner if isinstance(inner, dict) else {}
         target[name] = _override_value(text)
-        lines[tuple(key.split("."))] = "command line"
+        lines[tuple(key.split("."))] = COMMAND_LINE
     return Recipe(path, values, lines, mistakes)
 
 
@@ -202,7 +205,7 @@ def _as_mistake(problem: ErrorDetails, recipe: Recipe, kind: type[Section]) -> M
     where = f"{'.'.join(field)} ({recipe.place_of(tuple(field))})"
     value, rule, fix = problem["input"], problem["msg"], "correct the value"
     if problem["type"] == "extra_forbidden":
-        rule, fix = "is not a known setting", _nearest_setting(field, kind)
+        rule, fix = "is not a known setting", nearest_setting(field, kind)
     elif problem["type"] == "missing":
         value, rule, fix = "nothing", "is required", f"set {'.'.join(field)}"
     elif problem["type"] == "rule":
@@ -210,30 +213,44 @@ def _as_mistake(problem: ErrorDetails, recipe: Recipe, kind: type[Section]) -> M
     return Mistake(where, value, rule[0].lower() + rule[1:], fix)
 
 
-def _nearest_setting(field: list[str], kind: type[Section]) -> str:
+def nearest_setting(field: list[str], kind: type[Section]) -> str:
     """Advice for an unknown setting: the nearest known one beside it, else all of them."""
-    siblings = _fields_at(tuple(field[:-1]), kind)
+    *section, _ = field
+    if not (siblings := fields_at(tuple(section), kind)):
+        return f"{'.'.join(section)} is a setting itself"
     near = difflib.get_close_matches(field[-1], siblings, n=1, cutoff=0.5)
     return f"did you mean {'.'.join([*field[:-1], *near])}?" if near else f"known here: {', '.join(siblings)}"
 
 
 def _field_of(location: tuple[str | int, ...], kind: type[Section]) -> list[str]:
-    """The setting's name, without the tags that pydantic adds for members of a union or a list."""
+    """The setting's name, without the tags that pydantic adds for members of a union or a list.
+
+    A mapping's keys are names that the user chose, so one of them belongs to it.
+    """
     field: list[str] = []
     for part in location:
         field.append(str(part))
-        if not _fields_at(tuple(field), kind):
+        if not fields_at(tuple(field), kind) and not _is_mapping(field, kind):
             break
     return field
 
 
-def _fields_at(field: _Key, kind: type[Section]) -> list[str]:
+def _is_mapping(field: list[str], kind: type[Section]) -> bool:
+    section = _section_at(tuple(field[:-1]), kind)
+    info = section.model_fields.get(field[-1]) if section else None
+    return info is not None and get_origin(info.annotation) is dict
+
+
+def fields_at(field: _Key, kind: type[Section]) -> list[str]:
     """Names of the settings below a section; empty for a plain setting or an unknown name."""
-    model: Any = kind
+    section = _section_at(field, kind)
+    return list(section.model_fields) if section else []
+
+
+def _section_at(field: _Key, kind: type[Section]) -> type[Section] | None:
+    section: type[Section] | None = kind
     for name in field:
-        info = model.model_fields.get(name)
+        info = section.model_fields.get(name) if section else None
         candidates = [info.annotation, *get_args(info.annotation)] if info else []
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+    return section

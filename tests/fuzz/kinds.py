@@ -179,6 +179,12 @@ SETTINGS = (
     "zero.quantized_weights",
     "zero.profile",
     "checkpoint.resume",
+    "seeds",
+    "grid",
+    "grid.train.warmup",
+    "search",
+    "search.at",
+    "concurrent",
     "no.such.thing",
 )
 TRICKS = (

@@ -222,6 +222,59 @@ def test_evaluate_gives_every_runs_numbers_again(finished, recipe):
         assert again == report_of(folder)["metrics"]["test"]
 
 
+# -- a grid
+
+GRID = ("--grid", "train.learning_rate=1e-5,1e-2", "--grid", "head.pooling=[mean]")
+LABELS = ["learning_rate=1e-05,pooling=mean", "learning_rate=0.01,pooling=mean"]
+
+
+def single(recipe: Path) -> Path:
+    """The recipe of one run, without tasks and seeds."""
+    return recipe.with_name("single.yaml")
+
+
+def test_a_grid_over_one_run_is_trained_and_its_best_on_dev_chosen(recipe, tmp_path, capsys):
+    out, task = tmp_path / "tried", ("data.task=prom_core_tata", "name=tata")
+    status, shown = command("evaluate", single(recipe), out, *GRID, *task)
+    assert status == 2 and "grid: " in shown and "has no chosen setting yet" in shown
+    status, shown = command("train", single(recipe), out, *GRID, *task)
+    assert status == 0, shown
+    assert f"run 2 of 2: prom_core_tata, {LABELS[1]}, seed 0" in shown
+    reports = {label: report_of(out / label / "seed-0") for label in LABELS}
+    dev = {label: report["metrics"]["dev"]["mcc"] for label, report in reports.items()}
+    best = max(dev, key=dev.__getitem__)
+    assert len({*dev.values()}) > 1, "the settings must differ for the choice to mean something"
+    (row,) = rows_of(out).values()
+    assert (row["setting"], row["runs"]) == (best, "1/1")
+    assert row["test"] == f"{100 * reports[best]['metrics']['test']['mcc']:.2f}"
+    with (out / "settings.csv").open(newline="") as opened:
+        tried = list(csv.DictReader(opened))
+    assert [(one["setting"], one["dev at 1"]) for one in tried] == [
+        (label, f"{100 * value:.2f}") for label, value in dev.items()
+    ]
+    assert [one["setting"] for one in tried if one["outcome"] == "chosen"] == [best]
+    capsys.readouterr()
+    status, shown = command("evaluate", single(recipe), out, *GRID, *task)
+    assert status == 0, shown
+    assert f"prom_core_tata, {best}, seed 0" in capsys.readouterr().out
+    assert [label for label in LABELS if (out / label / "seed-0/evaluation.json").exists()] == [best]
+
+
+def test_each_setting_of_a_grid_has_a_plan(recipe, tmp_path, capsys):
+    status, shown = command("plan", recipe, tmp_path / "out", "--grid", "train.max_steps=8,9")
+    assert status == 0, shown
+    said = capsys.readouterr().out
+    for task in TASKS:
+        assert said.count(f"{task}, max_steps=8, 2 runs") == said.count(f"{task}, max_steps=9, 2 runs") == 1
+    assert said.count("run        8 steps") == said.count("run        9 steps") == 2
+
+
+def test_a_grid_without_values_is_refused(recipe, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        command("train", recipe, tmp_path / "out", "--grid", "train.max_steps")
+    assert ended.value.code == 2
+
+
 # -- the table
 
 
