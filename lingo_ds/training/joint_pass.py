@@ -87,19 +87,27 @@ def compute_step(
 
 
 def passes(works: Sequence[Work], budget: int | None) -> Iterator[list[Member]]:
-    """The forwards of all runs as passes, the same on every process: each holds one of a run at most."""
+    """The forwards of all runs as passes, the same on every process: each holds one of a run at most.
+
+    What the adapters of padded examples drop follows their width, so that those have a pass to themselves.
+    """
     for place in range(max(len(work.forwards) for work in works)):
         members: list[Member] = []
         tokens = 0
         for work in works:
             if place >= len(work.forwards):
                 continue
+            one = Member(work, place)
+            if isinstance(one.forward, Batch) and work.model.tenant.dropout:
+                yield [one]
+                continue
             if members and budget is not None and tokens + work.tokens > budget:
                 yield members
                 members, tokens = [], 0
-            members.append(Member(work, place))
+            members.append(one)
             tokens += work.tokens
-        yield members
+        if members:
+            yield members
 
 
 def dropout_seed(seed: int, step: int, global_rank: int, place: int) -> int:
