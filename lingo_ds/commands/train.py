@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from lingo_ds.distributed.numerics import repeatable
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import remark_on_answers, write_predictions
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.monitor.progress import ProgressBar
+from lingo_ds.monitor.progress import Progress, ProgressBar
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.training.build_model import build_model
@@ -21,6 +22,7 @@ from lingo_ds.training.fleet import Steps, run_alone
 from lingo_ds.training.resume import find_start
 from lingo_ds.training.session import Session
 from lingo_ds.training.setup import RunSetup, prepare
+from lingo_ds.training.trainer import UNFINISHED
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.files import atomic_write, exclusive_lock
 from lingo_ds.utils.units import as_bytes
@@ -28,7 +30,7 @@ from lingo_ds.utils.units import as_bytes
 logger = logging.getLogger(__name__)
 
 Build = Callable[[RunSetup], AdaptedModel]
-Watch = Callable[..., ProgressBar]
+Watch = Callable[..., Progress]
 
 
 def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
@@ -47,11 +49,21 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 def train_one(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     """Does the work of `train` inside a job."""
     with repeatable(config.train.deterministic):
-        return run_alone(train_steps(config, env), timeout=config.train.timeout)
+        report = run_alone(train_steps(config, env), timeout=config.train.timeout)
+    if env.is_main:
+        logs.results.print(summary_table(report))
+        logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)
+    return report
 
 
 def train_steps(
-    config: RunConfig, env: DistEnv, *, build: Build = build_model, watch: Watch = ProgressBar
+    config: RunConfig,
+    env: DistEnv,
+    *,
+    build: Build = build_model,
+    watch: Watch = ProgressBar,
+    until: float = 1.0,
+    tested: Callable[[], bool] = lambda: True,
 ) -> Steps[dict[str, Any]]:
     """One run from its data to its report, as steps that may be computed with those of other runs.
 
@@ -60,6 +72,8 @@ def train_steps(
         env: this process's rank and device.
         build: makes the model, maybe on a backbone that others use, too.
         watch: makes what shows how far the run is.
+        until: share of the plan's steps after which it pauses, to go on later from its checkpoint.
+        tested: whether its best adapter is evaluated on test; asked once training is over.
     """
     with ExitStack() as held:
         with agreement.errors_raised_on_all(env):
@@ -83,10 +97,11 @@ def train_steps(
             session.resume(checkpoint)
             first_step += checkpoint.state.step
         _write_inputs(setup)
+        pause = math.ceil(until * setup.plan.steps)
         with _watching(setup, first_step, watch) as (tracker, progress):
-            outcome = yield from session.train(first_step, tracker, progress)
+            outcome = yield from session.train(first_step, tracker, progress, pause_after=pause)
         test = None
-        if session.best.step and outcome.reason != "interrupted":
+        if session.best.step and outcome.reason not in UNFINISHED and tested():
             test = session.evaluate_best("test")
             if remark := remark_on_answers(test, setup.data.splits["test"].labels):
                 logger.warning("test: %s", remark)
@@ -96,12 +111,12 @@ def train_steps(
                 labels = setup.data.splits["test"].labels
                 write_predictions(config.run_dir / "predictions" / "test.parquet", test, labels)
             write_report(config.run_dir / "report.json", report)
-            _show_summary(config, report)
+            _log_interruption(report)
         return report
 
 
 @contextmanager
-def _watching(setup: RunSetup, first_step: int, watch: Watch) -> Iterator[tuple[Tracker, ProgressBar]]:
+def _watching(setup: RunSetup, first_step: int, watch: Watch) -> Iterator[tuple[Tracker, Progress]]:
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = setup.env, setup.config.run_dir
     tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
@@ -124,13 +139,12 @@ def _write_inputs(setup: RunSetup) -> None:
         atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
 
 
-def _show_summary(config: RunConfig, report: dict[str, Any]) -> None:
-    """Shows the table of a finished run, and how an interrupted one is resumed."""
-    if report["outcome"] == "interrupted":
-        last, steps = report["checkpoints"]["last"], report["steps"]
-        where = "from there" if last == steps else "from an earlier checkpoint"
-        if last and last != steps:
-            where = f"from step {last}"
-        logger.info("interrupted after step %d: run the same command again to resume %s", steps, where)
-    logs.results.print(summary_table(report))
-    logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)
+def _log_interruption(report: dict[str, Any]) -> None:
+    """Tells how an interrupted run is resumed."""
+    if report["outcome"] != "interrupted":
+        return
+    last, steps = report["checkpoints"]["last"], report["steps"]
+    where = "from there" if last == steps else "from an earlier checkpoint"
+    if last and last != steps:
+        where = f"from step {last}"
+    logger.info("interrupted after step %d: run the same command again to resume %s", steps, where)

@@ -50,6 +50,11 @@ class Carrier:
         self._sites = AdaptedSites(dict(backbone.module.named_modules()), shared_inputs=shared_inputs)
         self._token_hooks: TokenHooks | None = None
 
+    @property
+    def tenants(self) -> list[Tenant]:
+        """The runs that it carries."""
+        return self._sites.tenants
+
     def add(self, bank: AdapterBank, *, dropout: float) -> Tenant:
         """Puts a bank's adapters and learned tokens on the backbone."""
         if bank.layout.token_size and self._token_hooks is None:

@@ -2,12 +2,24 @@
 
 import logging
 import time
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 logger = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """What shows how far a run is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def update(self, done: int, details: str = "", /) -> None:
+        """Shows the present state: finished units, and text after them."""
 
 
 class ProgressBar:
@@ -43,12 +55,12 @@ class ProgressBar:
         self._enabled, self._log_seconds = enabled, log_seconds
         self._began = time.monotonic()
         self._logged: float | None = None
-        self._bar: Progress | None = None
+        self._bar: Bars | None = None
         console = console or Console(stderr=True)
         # isatty as well: FORCE_COLOR, which CI systems set, makes rich take a log file for a terminal.
         if enabled and console.is_interactive and console.file.isatty():
             columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[left]} left"), console=console)
+            self._bar = Bars(*columns, TextColumn("{task.fields[left]} left"), console=console)
             self._task = self._bar.add_task(self._count(done), total=1.0, left="-")
 
     def __enter__(self) -> Self:
@@ -81,7 +93,7 @@ class ProgressBar:
             self._bar.update(self._task, completed=fraction, description=state, left=left)
         elif self._logged is None or fraction >= 1 or now - self._logged >= self._log_seconds:
             self._logged = now
-            logger.info("%s  %s passed, %s left", state, _clock(passed), left)
+            logger.info("%s  %s passed, %s left", state, clock(passed), left)
 
     def _words(self, done: int, details: str, passed: float) -> list[str]:
         words = [self._count(done)]
@@ -96,7 +108,7 @@ class ProgressBar:
     def _left(self, done: int, fraction: float, passed: float) -> str:
         """Time left at this process's own pace; what was done before a resume took none of its time."""
         here = fraction * (1 - self._done_before / max(done, 1))
-        return _clock(passed / here * (1 - fraction)) if here > 0 else "-"
+        return clock(passed / here * (1 - fraction)) if here > 0 else "-"
 
 
 class SlowWork:
@@ -127,7 +139,7 @@ class SlowWork:
         passed = time.monotonic() - self._began
         if self._enabled and kind is None and passed >= self._log_seconds:
             rate = self._total / passed
-            logger.info("%s  %s %s, %.1f/s, in %s", self._what, self._total, self._unit, rate, _clock(passed))
+            logger.info("%s  %s %s, %.1f/s, in %s", self._what, self._total, self._unit, rate, clock(passed))
 
     def update(self, done: int) -> None:
         """Takes how many units are done; of all of them the line at the end tells."""
@@ -138,11 +150,12 @@ class SlowWork:
         logger.info(
             "%s  %s/%s %s  %.1f/s  %s passed, %s left",
             *(self._what, done, self._total, self._unit, done / passed),
-            *(_clock(passed), _clock(passed / done * (self._total - done))),
+            *(clock(passed), clock(passed / done * (self._total - done))),
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, `0:01:05`."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}"

@@ -4,11 +4,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.adapters.bank import AdapterBank, Scalar
 from lingo_ds.models.backbone.backbone import DTYPE_NAMES, Backbone, BackboneOptions, load_backbone
+from lingo_ds.models.carrier import Carrier
 from lingo_ds.planning.remedies import remedy_of_loading
 from lingo_ds.training.setup import RunSetup
 from lingo_ds.utils.out_of_memory import report_out_of_memory
@@ -45,14 +47,15 @@ def backbone_options(setup: RunSetup) -> BackboneOptions:
     )
 
 
-def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
-    """Puts a new bank on a loaded backbone, the same on every process.
+def adapt(setup: RunSetup, backbone: Backbone | Carrier) -> AdaptedModel:
+    """Puts a new bank on a loaded backbone, the same on every process; a carrier may have others, too.
 
     Raises:
         UserError: where memory runs out.
     """
     with _full_memory_in_words("making the adapters", setup):
-        bank = _new_bank(setup, backbone)
+        loaded = backbone.backbone if isinstance(backbone, Carrier) else backbone
+        bank = _new_bank(setup, loaded.embedding_rows)
     return AdaptedModel(
         backbone,
         bank,
@@ -62,7 +65,7 @@ def adapt(setup: RunSetup, backbone: Backbone) -> AdaptedModel:
     )
 
 
-def _new_bank(setup: RunSetup, backbone: Backbone) -> AdapterBank:
+def _new_bank(setup: RunSetup, letter_rows: Tensor) -> AdapterBank:
     config, env, plan, letters = setup.config, setup.env, setup.plan, setup.letters
     bank = AdapterBank(
         setup.layout,
@@ -73,7 +76,7 @@ def _new_bank(setup: RunSetup, backbone: Backbone) -> AdapterBank:
         importance=plan.schedule is not None,
     )
     if env.is_main:
-        rows = backbone.embedding_rows.split([len(ids) for ids in letters])
+        rows = letter_rows.split([len(ids) for ids in letters])
         tokens = torch.stack([spelled.mean(0) for spelled in rows]) if letters else None
         bank.initialize(config.seed, init=config.adapter.init, tokens=tokens)
     process_group.broadcast_(bank.master)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lingo_ds.config.train_config import CheckpointConfig
 from lingo_ds.evaluation.evaluate import Evaluation
-from lingo_ds.monitor.progress import ProgressBar
+from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.rank_statistics import budget_shares
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.monitor.throughput import Throughput, device_peak_flops, peak_device_bytes
@@ -25,7 +25,7 @@ from lingo_ds.training.audit import Audit
 from lingo_ds.training.optimizer_step import OptimizerStep
 from lingo_ds.training.selection import Selection
 from lingo_ds.training.traffic import Meter, TrafficSum, traffic_scalars
-from lingo_ds.training.trainer import Hook, StepInfo
+from lingo_ds.training.trainer import UNFINISHED, Hook, StepInfo
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.units import GIB
@@ -102,10 +102,15 @@ def traffic_count(meter: Meter, plan: RunPlan, audit: Audit) -> Hook:
 
 
 def dev_evaluation(plan: RunPlan, evaluate: Callable[[], Evaluation], selection: Selection) -> Hook:
-    """Evaluates on dev as planned and at the last step; keeps the best; ends a run that gets no better."""
+    """Evaluates on dev as planned, at the last step, and where a run pauses to be compared with others.
+
+    Keeps the best; ends a run that gets no better.
+    """
 
     def due(info: StepInfo) -> bool:
-        return info.step == plan.steps or (info.step % plan.eval_interval == 0 and info.end is None)
+        if info.step == plan.steps or info.end == "paused":
+            return True
+        return info.step % plan.eval_interval == 0 and info.end is None
 
     def after(info: StepInfo) -> None:
         at_budget = plan.schedule is None or info.step >= plan.schedule.final_step
@@ -119,10 +124,10 @@ def dev_evaluation(plan: RunPlan, evaluate: Callable[[], Evaluation], selection:
 def checkpoints(
     settings: CheckpointConfig, plan: RunPlan, selection: Selection, save: Callable[[int], None]
 ) -> Hook:
-    """Saves every so many steps, at each new best one and at the last one; and where a run is interrupted."""
+    """Saves every so many steps, at each new best one, at the last one, and where a run is to go on later."""
 
     def due(info: StepInfo) -> bool:
-        if info.end == "interrupted":
+        if info.end in UNFINISHED:
             return True
         if settings.every is None:
             return False
@@ -140,10 +145,10 @@ class Watcher:
         traffic: bytes of this process, for the report.
     """
 
-    def __init__(self, tracker: Tracker, progress: ProgressBar, *, plan: RunPlan, audit: Audit, metric: str):
+    def __init__(self, tracker: Tracker, progress: Progress, *, plan: RunPlan, audit: Audit, metric: str):
         self._tracker, self._progress, self._plan = tracker, progress, plan
         self._audit, self._metric = audit, metric
-        self._last_dev = "-"
+        self._last_dev, self._kept = "-", ""
         self.throughput, self.traffic = Throughput(), TrafficSum()
 
     def __call__(self, info: StepInfo) -> None:
@@ -170,11 +175,13 @@ class Watcher:
         return self.throughput.mfu(self._plan.flops_per_token, peak and peak * self._plan.facts.world_size)
 
     def _details(self, info: StepInfo) -> str:
-        """Loss, the last dev metric and the speed, for the progress bar."""
+        """Loss, the last dev metric, kept triplets and the speed, for the progress bar."""
+        if info.mask_event:
+            self._kept = f"kept {info.mask_event.kept:,}  "
         if info.evaluation and (metric := info.evaluation.metrics[self._metric]) is not None:
             self._last_dev = f"{metric:.3f}"
         speed = f"{self.throughput.recent_tokens_per_second:,.0f} tokens/s"
-        return f"loss {info.stats.loss:.4f}  dev {self._metric} {self._last_dev}  {speed}"
+        return f"loss {info.stats.loss:.4f}  dev {self._metric} {self._last_dev}  {self._kept}{speed}"
 
     def _scalars(self, info: StepInfo) -> dict[str, float]:
         stats, plan = info.stats, self._plan

@@ -1,7 +1,7 @@
 """Runs that advance together: one pass through the frozen backbone for a step of each (docs/fleet.md).
 
 A run is a generator that yields what its next step needs, so that whoever holds several of them may compute
-these together. Each keeps its bank, masks, schedule, optimizer, evaluations, checkpoints and folder. A run that
+these together. Each keeps its bank, masks, schedule, optimizer, evaluations, checkpoints and folder. One that
 ends gives its place to the next of the queue.
 """
 

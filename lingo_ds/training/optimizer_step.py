@@ -22,6 +22,10 @@ from lingo_ds.training.lr_schedule import learning_rate_factor
 from lingo_ds.utils.state import Count, State
 
 
+ALIGNED_ENTRIES = 16
+"""Entries of fp32 in the 64 bytes at whose multiples buffers begin."""
+
+
 class StepStats(NamedTuple):
     """What one optimizer step did.
 
@@ -226,11 +230,19 @@ def share_buffer(steps: Sequence[OptimizerStep]) -> bool:
     if len(_whole_buffers([bank.reduce_buffer for bank in banks])) == 1:
         return False
     sizes = [len(bank.reduce_buffer) for bank in banks]
-    room = torch.zeros(sum(sizes), device=banks[0].device)
-    for step, part in zip(steps, room.split(sizes), strict=True):
-        step.bank.move_gradient(part)
+    room = torch.zeros(sum(map(_aligned, sizes)), device=banks[0].device)
+    for step, size, part in zip(steps, sizes, room.split([*map(_aligned, sizes)]), strict=True):
+        step.bank.move_gradient(part[:size])
         step.rebuild()
     return True
+
+
+def _aligned(entries: int) -> int:
+    """Entries with room behind them, so that the next begin where a buffer of their own would.
+
+    Products on a CPU differ in the last bit with the place of their operands.
+    """
+    return -(-entries // ALIGNED_ENTRIES) * ALIGNED_ENTRIES
 
 
 def _whole_buffers(buffers: Sequence[Tensor]) -> list[Tensor]:
@@ -241,7 +253,7 @@ def _whole_buffers(buffers: Sequence[Tensor]) -> list[Tensor]:
     whole = []
     for parts in by_storage.values():
         storage = parts[0].untyped_storage()
-        filled = sum(part.nbytes for part in parts) == storage.nbytes()
+        filled = sum(_aligned(len(part)) * part.itemsize for part in parts) == storage.nbytes()
         whole += [parts[0].new_empty(0).set_(storage)] if filled else parts
     return whole
 

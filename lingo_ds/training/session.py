@@ -11,7 +11,7 @@ from lingo_ds.data.task import Task
 from lingo_ds.distributed import agreement
 from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split
 from lingo_ds.models.adapted_model import AdaptedModel
-from lingo_ds.monitor.progress import ProgressBar
+from lingo_ds.monitor.progress import Progress
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.planning.remedies import remedy_of_run
 from lingo_ds.planning.traffic import sharding_of_plan
@@ -133,7 +133,7 @@ class Session:
         return parts
 
     def train(
-        self, first_step: int, tracker: Tracker, progress: ProgressBar
+        self, first_step: int, tracker: Tracker, progress: Progress, *, pause_after: int | None = None
     ) -> Generator[Work, Sequence[float], Outcome]:
         """Trains from `first_step` on, see `Trainer.steps`."""
         config, plan = self._setup.config, self._setup.plan
@@ -145,7 +145,7 @@ class Session:
         try:
             in_words = report_out_of_memory("training", partial(remedy_of_run, config, plan))
             with closing(self.batches), in_words:
-                return (yield from self.trainer.steps(first_step))
+                return (yield from self.trainer.steps(first_step, pause_after=pause_after))
         finally:
             self._store.finish()
 

@@ -50,6 +50,10 @@ class StepInfo:
     traffic: StepTraffic | None = None
 
 
+UNFINISHED = ("interrupted", "paused")
+"""Ends of training after which a run is to go on from its last checkpoint."""
+
+
 def every_step(info: StepInfo) -> bool:
     """The rhythm of a hook that is called after every step."""
     return True
@@ -116,25 +120,35 @@ class Trainer:
         """Adds a hook behind those that are there; see `Hook`."""
         self.hooks.append(Hook(after, due, before))
 
-    def steps(self, first_step: int) -> Generator[Work, Sequence[float], Outcome]:
+    def steps(
+        self, first_step: int, *, pause_after: int | None = None
+    ) -> Generator[Work, Sequence[float], Outcome]:
         """Trains from `first_step` to the plan's end, or until a signal or a hook ends it.
+
+        Args:
+            first_step: the first one, from 1.
+            pause_after: step after which the run pauses, to go on later from a checkpoint; None: it does not.
 
         Yields:
             What the next step needs; it takes back what `OptimizerStep.measure` gave of the gradient.
         """
-        step = first_step - 1
+        step, last = first_step - 1, min(pause_after or self._plan.steps, self._plan.steps)
         self._audit.check(step)
-        for step in range(first_step, self._plan.steps + 1):
+        for step in range(first_step, last + 1):
             for hook in self.hooks:
                 if hook.before:
                     hook.before(step)
             info = yield from self._step(step)
+            if step == last < self._plan.steps:
+                info.end = info.end or "paused"
             for hook in self.hooks:
                 if hook.due(info):
                     hook.after(info)
             if info.end:
                 return Outcome(step, self._optimizer_step.skipped, info.end)
-        return Outcome(step, self._optimizer_step.skipped, "finished")
+        return Outcome(
+            step, self._optimizer_step.skipped, "finished" if step >= self._plan.steps else "paused"
+        )
 
     def _step(self, step: int) -> Generator[Work, Sequence[float], StepInfo]:
         start = time.perf_counter()

@@ -55,13 +55,14 @@ class AdaptedSites:
     """Adapts a backbone's linear maps: replaces the forward of each that a run adapts with a rank above 0.
 
     Attributes:
+        tenants: the runs whose adapters are on the maps.
         rows: which rows of a pass are whose; every forward must begin by saying so.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], *, shared_inputs: Sequence[Sequence[str]] = ()):
         """Takes the backbone's modules by name; `shared_inputs` names maps that read the same tensor."""
         self._modules, self._shared_inputs = modules, shared_inputs
-        self._tenants: list[Tenant] = []
+        self.tenants: list[Tenant] = []
         self._adapted: list[tuple[nn.Module, Callable[..., Tensor] | None]] = []
         self._anchor: Tensor | None = None
         self.rows = PassRows()
@@ -69,7 +70,7 @@ class AdaptedSites:
     def add(self, bank: AdapterBank, *, dropout: float = 0.0) -> Tenant:
         """Adapts the sites of one more bank; until another one joins it, every pass is its own."""
         tenant = Tenant(bank, dropout)
-        self._tenants.append(tenant)
+        self.tenants.append(tenant)
         if self._anchor is None:
             self._anchor = torch.zeros((), device=bank.device, requires_grad=True)
         self.attach()
@@ -78,20 +79,25 @@ class AdaptedSites:
 
     def remove(self, tenant: Tenant) -> None:
         """Leaves a run's sites to the others."""
-        self._tenants.remove(tenant)
+        self.tenants.remove(tenant)
         self.attach()
 
     def attach(self) -> None:
-        """Adapts every site with a rank above 0 in some bank; call again after a bank was compacted."""
+        """Adapts every site with a rank above 0 in some bank; call again after a bank was compacted.
+
+        Maps that read the same tensor are always one function, whoever adapts which of them: the sum of what
+        they send back has one order then, and a run the same bits beside any others.
+        """
         self._detach()
         placed = [
             {site.name: k for k, site in enumerate(bank.layout.sites) if bank.layout.ranks[k] > 0}
-            for bank in (tenant.bank for tenant in self._tenants)
+            for bank in (tenant.bank for tenant in self.tenants)
         ]
-        left = {name: None for names in placed for name in names}
-        groups = [[name for name in names if name in left] for names in self._shared_inputs]
-        left = {name: None for name in left if not any(name in group for group in groups)}
-        for group in [*filter(None, groups), *([name] for name in left)]:
+        adapted = {name: None for names in placed for name in names}
+        if not adapted:
+            return
+        grouped = {name for group in self._shared_inputs for name in group}
+        for group in [*self._shared_inputs, *([name] for name in adapted if name not in grouped)]:
             self._adapt(group, placed)
 
     def _detach(self) -> None:
@@ -114,7 +120,7 @@ class AdaptedSites:
         modules = [self._modules[name] for name in names]
         adapters = [
             found
-            for tenant, places in zip(self._tenants, placed, strict=True)
+            for tenant, places in zip(self.tenants, placed, strict=True)
             for found in _adapters(tenant, names, places)
         ]
         maps = AdaptedMaps(

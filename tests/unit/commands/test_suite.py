@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lingo_ds.commands.suite import SharedBackbone
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.ops.frozen_map import FrozenMap
 from lingo_ds.monitor.suite_table import TaskResult, result_rows, write_results
 from lingo_ds.training.setup import prepare
+from lingo_ds.training.shared_backbone import SharedBackbone
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.first_rows import first_rows
 from tests.unit.running import at_step, command, contents, crash, ctrl_c, report_of
@@ -105,13 +105,15 @@ def test_the_backbone_is_loaded_once(finished):
 def test_a_backbone_that_must_be_loaded_otherwise_is(finished, recipe, tmp_path):
     suite, env = load_runs(recipe), process_group.detect()
     shared = SharedBackbone()
-    first = shared.build(prepare(suite.members[0].config, env)).backbone
-    assert shared.build(prepare(suite.members[2].config, env)).backbone is first
+    models = [shared.build(prepare(suite.members[k].config, env)) for k in (0, 2)]
+    assert models[0].backbone is models[1].backbone
+    for model in models:
+        model.detach()
     padded = load_runs(recipe, ["data.packing=off"]).members[0].config
-    assert shared.build(prepare(padded, env)).backbone is not first
+    assert shared.build(prepare(padded, env)).backbone is not models[0].backbone
 
 
-def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
+def test_a_run_takes_its_own_adapters_off_the_backbone(recipe):
     suite, env, shared = load_runs(recipe), process_group.detect(), SharedBackbone()
     setup = prepare(suite.members[0].config, env)
 
@@ -120,6 +122,7 @@ def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
 
     first, second = (shared.build(setup) for _ in range(2))
     assert first.backbone is second.backbone
+    first.detach()
     assert not any(isinstance(forward, FrozenMap) for forward in forwards(second))
     second.detach()
     assert all(isinstance(forward, FrozenMap) for forward in forwards(second))
@@ -130,10 +133,10 @@ def test_adapters_of_the_run_before_are_off_the_backbone(recipe):
 
 def test_a_killed_suite_resumes_where_it_was(finished, recipe, tmp_path):
     out = tmp_path / "killed"
-    calls = iter([lambda: None, crash])  # in the second run
+    calls = iter([lambda: None, lambda: None, crash])  # in the third run, beside the fourth
     with at_step(6, lambda: next(calls)()), pytest.raises(RuntimeError, match="on fire"):
-        command("train", recipe, out)
-    assert rows_of(out)["prom_core_tata"]["runs"] == "1/2" and rows_of(out)["mouse_0"]["runs"] == "0/2"
+        command("train", recipe, out, "concurrent=2")
+    assert rows_of(out)["prom_core_tata"]["runs"] == "2/2" and rows_of(out)["mouse_0"]["runs"] == "0/2"
     status, shown = command("train", recipe, out)
     assert status == 0, shown
     assert "run 1 of 4: prom_core_tata, seed 0: already finished" in shown
@@ -144,14 +147,14 @@ def test_a_killed_suite_resumes_where_it_was(finished, recipe, tmp_path):
     assert rows_of(out) == rows_of(finished[0])
 
 
-def test_ctrl_c_ends_the_suite_and_not_only_the_run(recipe, tmp_path):
+def test_ctrl_c_ends_the_suite_and_all_its_runs(recipe, tmp_path):
     out = tmp_path / "stopped"
     with at_step(3, ctrl_c):
-        status, shown = command("train", recipe, out)
+        status, shown = command("train", recipe, out, "concurrent=3")
     assert status == 0, shown
     assert "interrupted; run the same command again" in shown
-    assert report_of(folder_of(out, "prom_core_tata", 0))["outcome"] == "interrupted"
-    assert not folder_of(out, "prom_core_tata", 1).exists()
+    assert {report_of(folder_of(out, *run))["outcome"] for run in RUNS[:3]} == {"interrupted"}
+    assert not folder_of(out, *RUNS[3]).exists()
     assert rows_of(out)["prom_core_tata"]["runs"] == "0/2"
 
 

@@ -28,9 +28,9 @@ def test_product_is_torchs(dtype: torch.dtype, rows: int, shape: tuple[int, ...]
     assert distance(matmul.product(x, weight), F.linear(x, weight)) <= TOLERANCE[dtype]
 
 
-@pytest.fixture(params=[0, matmul.LARGE_PRODUCT], ids=["large", "small"])
+@pytest.fixture(params=[0, matmul.LARGE_WEIGHT], ids=["large", "small"])
 def either_way(request, monkeypatch):
-    monkeypatch.setattr(matmul, "LARGE_PRODUCT", request.param)
+    monkeypatch.setattr(matmul, "LARGE_WEIGHT", request.param)
 
 
 @pytest.mark.usefixtures("either_way")
