@@ -44,6 +44,7 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
                 runs=len(queue.unfinished()),
                 device=env.device.type,
             )
+            queue.together = fleet.runs
             for line in fleet.equations():
                 logger.info("%s", line)
             timeout = max(member.config.train.timeout for member in suite.members)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ class SuiteQueue:
     Attributes:
         search: which settings go on.
         planned: by title, what is known of the runs that may start.
+        together: how many of them advance at a time.
         display: how far they are.
         mistakes: those that ended a run.
     """
@@ -51,36 +53,60 @@ class SuiteQueue:
         self.search = Search(suite.members, suite.config.search)
         self._restore_search()
         self.planned: dict[str, Planned] = {}
+        self.together = 1
         self.display = FleetProgress(
             len(suite.members), done=len(self._scores), enabled=env.is_main, console=logs.console
         )
         self.mistakes: list[Mistake] = []
         self._running, self._key = 0, None
-        self._held: Job | None = None
+        self._due: deque[Job] = deque()
         self._interrupted = False
+        self._take_jobs()
 
     def unfinished(self) -> list[Member]:
-        """The runs that have not ended."""
-        return [member for k, member in enumerate(self._suite.members) if k not in self._scores]
+        """The runs that have not ended, and may start."""
+        dropped = {
+            (task, one.setting)
+            for task, tried in self.search.history().items()
+            for one in tried
+            if one.dropped
+        }
+        return [
+            member
+            for k, member in enumerate(self._suite.members)
+            if k not in self._scores and (member.task, member.label) not in dropped
+        ]
+
+    def _take_jobs(self) -> None:
+        """Takes what the search wants trained; a run that had ended before is answered at once."""
+        while job := self.search.next():
+            if job.member not in self._scores:
+                self._due.append(job)
+                continue
+            logger.info("%s: already finished", self._number(job))
+            self.search.finished(job, self._scores[job.member])
+
+    def _name(self, job: Job) -> str:
+        member = self._suite.members[job.member]
+        return f"{member.title}, seed {member.seed}"
+
+    def _number(self, job: Job) -> str:
+        return f"run {job.member + 1} of {len(self._suite.members)}: {self._name(job)}"
 
     def next(self) -> FleetRun | None:
         """The next run, unless it must wait until the backbone may be loaded in another form."""
-        while not self._interrupted and (job := self._held or self.search.next()):
-            self._held, member = None, self._suite.members[job.member]
-            name = f"{member.title}, seed {member.seed}"
-            number = f"run {job.member + 1} of {len(self._suite.members)}: {name}"
-            if job.member in self._scores:
-                logger.info("%s: already finished", number)
-                self.search.finished(job, self._scores[job.member])
-                continue
-            key = self.planned[member.title].backbone
-            if self._running and key != self._key:
-                self._held = job
-                return None
-            self._key, self._running = key, self._running + 1
-            logger.info("%s", number if job.until == 1 else f"{number}, to {job.until:g} of its steps")
-            return FleetRun(job, logs.Speaker(name, member.config.run_dir), self._steps(job, member, name))
-        return None
+        if self._interrupted or not self._due:
+            return None
+        member = self._suite.members[self._due[0].member]
+        key = self.planned[member.title].backbone
+        if self._running and key != self._key:
+            return None
+        job = self._due.popleft()
+        name = self._name(job)
+        self._key, self._running = key, self._running + 1
+        how_far = "" if job.until == 1 else f", to {job.until:g} of its steps"
+        logger.info("%s%s", self._number(job), how_far)
+        return FleetRun(job, logs.Speaker(name, member.config.run_dir), self._steps(job, member, name))
 
     def _steps(self, job: Job, member: Member, name: str) -> Steps[dict[str, Any]]:
         return train_steps(
@@ -88,6 +114,7 @@ class SuiteQueue:
             self._env,
             build=self._backbone.build,
             watch=partial(self.display.line, name),
+            alone=self.together == 1,
             until=job.until,
             tested=lambda: self.search.chosen().get(member.task) == member.label,
         )
@@ -122,6 +149,7 @@ class SuiteQueue:
     def _decide(self, job: Job, score: float | None) -> None:
         """Tells the search how a job has ended, and keeps that."""
         self.search.finished(job, score)
+        self._take_jobs()
         if not self._env.is_main:
             return
         write_table(self._suite, self.search)

@@ -62,6 +62,7 @@ def train_steps(
     *,
     build: Build = build_model,
     watch: Watch = ProgressBar,
+    alone: bool = True,
     until: float = 1.0,
     tested: Callable[[], bool] = lambda: True,
 ) -> Steps[dict[str, Any]]:
@@ -72,6 +73,7 @@ def train_steps(
         env: this process's rank and device.
         build: makes the model, maybe on a backbone that others use, too.
         watch: makes what shows how far the run is.
+        alone: whether its steps are computed by themselves.
         until: share of the plan's steps after which it pauses, to go on later from its checkpoint.
         tested: whether its best adapter is evaluated on test; asked once training is over.
     """
@@ -91,7 +93,7 @@ def train_steps(
             f"{setup.spec.parameters:,}",
             as_bytes(model.backbone.held_bytes()),
         )
-        session = Session(setup, model)
+        session = Session(setup, model, alone=alone)
         first_step = 1
         if checkpoint:
             session.resume(checkpoint)

@@ -21,7 +21,6 @@ from lingo_ds.rank_sampling.importance import update_importance_
 from lingo_ds.training.lr_schedule import learning_rate_factor
 from lingo_ds.utils.state import Count, State
 
-
 ALIGNED_ENTRIES = 16
 """Entries of fp32 in the 64 bytes at whose multiples buffers begin."""
 

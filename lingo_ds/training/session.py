@@ -57,8 +57,10 @@ class Session:
         trainer: the loop over all of these.
     """
 
-    def __init__(self, setup: RunSetup, model: AdaptedModel):
+    def __init__(self, setup: RunSetup, model: AdaptedModel, *, alone: bool = True):
+        """Makes the parts; a run that is not `alone` counts no traffic, which then is that of several."""
         config, env, plan = setup.config, setup.env, setup.plan
+        self._alone = alone
         self._setup, self.model = setup, model
         self.batches = _train_batches(setup, model)
         self.loss = make_loss(setup.task, config.task, setup.data.splits["train"].labels, env.device)
@@ -104,10 +106,11 @@ class Session:
         setup = self._setup
         config, plan = setup.config, setup.plan
         sharding = sharding_of_plan(plan, setup.profile, setup.dtype)
+        meter = Meter(self.model, setup.spec.weights, sharding)
         return [
             skip_limit(self.optimizer_step, config.train.max_skipped, backbone=config.backbone.path),
             loss_watch(plan.learning_rate),
-            traffic_count(Meter(self.model, setup.spec.weights, sharding), plan, self.audit),
+            *([traffic_count(meter, plan, self.audit)] if self._alone else []),
             dev_evaluation(plan, self._evaluate_on_dev, self.selection),
             checkpoints(config.checkpoint, plan, self.selection, self._save_checkpoint),
         ]

@@ -47,6 +47,12 @@ def ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def once(action: Callable[[], Any]) -> Callable[[], Any]:
+    """The action, the first time only: several runs take up the batch of a step."""
+    left = [action]
+    return lambda: left.pop()() if left else None
+
+
 def crash() -> None:
     raise RuntimeError("the machine is on fire")
 

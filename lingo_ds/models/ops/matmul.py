@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGE_WEIGHT = 1 << 14
-"""Entries of a weight from which oneDNN and an addition are faster than one call of MKL, which adds by itself.
+"""Entries of a weight from which oneDNN and an addition are faster than one call of MKL, which adds itself.
 
 The number of rows has no part in the choice: a row's result is then the same bits whatever other rows are
 there, so that a run's is the same whatever other runs share its passes.

@@ -18,7 +18,7 @@ from lingo_ds.training.setup import prepare
 from lingo_ds.training.shared_backbone import SharedBackbone
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.first_rows import first_rows
-from tests.unit.running import at_step, command, contents, crash, ctrl_c, report_of
+from tests.unit.running import at_step, command, contents, crash, ctrl_c, once, report_of
 
 TASKS, SEEDS = ("prom_core_tata", "mouse_0"), (0, 1)
 RUNS = [(task, seed) for task in TASKS for seed in SEEDS]
@@ -149,7 +149,7 @@ def test_a_killed_suite_resumes_where_it_was(finished, recipe, tmp_path):
 
 def test_ctrl_c_ends_the_suite_and_all_its_runs(recipe, tmp_path):
     out = tmp_path / "stopped"
-    with at_step(3, ctrl_c):
+    with at_step(3, once(ctrl_c)):
         status, shown = command("train", recipe, out, "concurrent=3")
     assert status == 0, shown
     assert "interrupted; run the same command again" in shown
