@@ -56,8 +56,7 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
             logs.results.print(results_table(suite.config.name, write_table(suite, queue.search)))
             table = suite.config.folder / "results.md"
             logs.results.print(f"table: {table} and .csv", highlight=False, soft_wrap=True)
-        if queue.mistakes:
-            raise UserError(queue.mistakes, on_all=True)
+        queue.require_chosen()
 
 
 def evaluate_suite(suite: Suite, env: DistEnv) -> None:

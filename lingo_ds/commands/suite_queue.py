@@ -44,7 +44,6 @@ class SuiteQueue:
         planned: by title, what is known of the runs that may start.
         together: how many of them advance at a time.
         display: how far they are.
-        mistakes: those that ended a run.
     """
 
     def __init__(self, suite: Suite, env: DistEnv, backbone: SharedBackbone):
@@ -57,7 +56,7 @@ class SuiteQueue:
         self.display = FleetProgress(
             len(suite.members), done=len(self._scores), enabled=env.is_main, console=logs.console
         )
-        self.mistakes: list[Mistake] = []
+        self._failed: list[tuple[Member, list[Mistake]]] = []
         self._running, self._key = 0, None
         self._due: deque[Job] = deque()
         self._interrupted = False
@@ -139,10 +138,10 @@ class SuiteQueue:
         """Leaves a run that its own mistake has ended; the others go on."""
         self._running -= 1
         job: Job = run.key
+        member = self._suite.members[job.member]
         for mistake in error.mistakes:
             logger.error("%s", mistake)
-            where = f"{mistake.where} ({run.speaker.name})" if run.speaker else mistake.where
-            self.mistakes.append(mistake._replace(where=where))
+        self._failed.append((member, error.mistakes))
         self.display.ended()
         self._decide(job, None)
 
@@ -173,6 +172,22 @@ class SuiteQueue:
         state = agreement.broadcast_json(state, self._env)
         if state is not None:
             self.search.load_state_dict(state)
+
+    def require_chosen(self) -> None:
+        """Tells the mistakes that ended runs; not those of settings that were not chosen anyway.
+
+        Raises:
+            UserError: on every process, with the run after each setting.
+        """
+        chosen = self.search.chosen()
+        mistakes = [
+            mistake._replace(where=f"{mistake.where} ({member.title}, seed {member.seed})")
+            for member, found in self._failed
+            for mistake in found
+            if chosen.get(member.task, member.label) == member.label
+        ]
+        if mistakes:
+            raise UserError(mistakes, on_all=True)
 
     def test_chosen(self) -> None:
         """Evaluates on test what was chosen after its training had ended."""

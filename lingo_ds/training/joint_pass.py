@@ -68,11 +68,20 @@ def compute_step(
     Returns:
         What `OptimizerStep.measure` gives of each run.
     """
-    backbone = works[0].model.backbone
-    backbone.train()
     steps = [work.optimizer_step for work in works]
     if share_buffer(steps):
         works[0].model.follow_bank()
+    compute_gradients(works, budget=budget)
+    if stop:
+        for work in works:
+            work.model.bank.scalars[Scalar.STOP_REQUESTS].add_(1)
+    return reduce_gradients(steps)
+
+
+def compute_gradients(works: Sequence[Work], *, budget: int | None) -> None:
+    """Leaves this process's share of the gradient of every run's global batch in the run's bank."""
+    backbone = works[0].model.backbone
+    backbone.train()
     for work in works:
         work.model.bank.zero_grad(_counts(work.forwards))
     for members in passes(works, budget):
@@ -80,10 +89,7 @@ def compute_step(
         watchdog.beat()
     for work in works:
         work.model.bank.finish_grad()
-        if stop:
-            work.model.bank.scalars[Scalar.STOP_REQUESTS].add_(1)
     backbone.require_partitioned()
-    return reduce_gradients(steps)
 
 
 def passes(works: Sequence[Work], budget: int | None) -> Iterator[list[Member]]:

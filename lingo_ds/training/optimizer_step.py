@@ -134,12 +134,12 @@ class OptimizerStep:
         return self.move(sums, learning_rate=learning_rate)
 
     @torch.no_grad()
-    def measure(self) -> Tensor:
+    def measure(self) -> list[Tensor]:
         """Makes the reduced gradient what moves the bank, and measures it.
 
         Returns:
-            (3 + scalars,) fp32 on the bank's device: norm of what may move, norm of lam's gradient, the
-            weighted penalty, and the sums in `Scalar`'s order.
+            Flat fp32 tensors on the bank's device: norm of what may move, norm of lam's gradient, the
+            weighted penalty, and the step's sums in `Scalar`'s order.
         """
         bank = self.bank
         if self.loss_scale.value != 1:
@@ -150,14 +150,15 @@ class OptimizerStep:
             else bank.grad.new_zeros(())
         )
         self._virtual = bank.zero_masked_grad()
-        return torch.cat([torch.stack([bank.grad.norm(), self._virtual.norm(), penalty]), bank.scalars])
+        norms = (bank.grad.norm(), self._virtual.norm(), penalty)
+        return [*(one.unsqueeze(0) for one in norms), bank.scalars]
 
     @torch.no_grad()
     def move(self, measured: Sequence[float], *, learning_rate: float) -> StepStats:
         """Moves the bank, unless its gradient is not finite.
 
         Args:
-            measured: what `measure` gave, read.
+            measured: the numbers that `measure` gave.
             learning_rate: of this step.
         """
         bank = self.bank
@@ -214,8 +215,8 @@ def reduce_gradients(steps: Sequence[OptimizerStep]) -> list[list[float]]:
     for buffer in _whole_buffers([step.bank.reduce_buffer for step in steps]):
         process_group.all_reduce_(buffer, what="bank")
     measured = [step.measure() for step in steps]
-    sizes = [len(one) for one in measured]
-    read = iter(torch.cat(measured).tolist())
+    sizes = [sum(map(len, parts)) for parts in measured]
+    read = iter(torch.cat([part for parts in measured for part in parts]).tolist())
     return [list(islice(read, size)) for size in sizes]
 
 

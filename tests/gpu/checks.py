@@ -81,14 +81,14 @@ class WaitsSeen(NamedTuple):
 @contextlib.contextmanager
 def around_steps(before: Callable[[int], None], after: Callable[[StepInfo], None]) -> Iterator[None]:
     """Inside, `before` and `after` are called next to every training step, before all other observers."""
-    run = Trainer.run
+    steps = Trainer.steps
 
-    def observed(self: Trainer, first_step: int) -> Any:
+    def observed(self: Trainer, *args: Any, **how: Any) -> Any:
         self.hooks.insert(0, Hook(after, before=before))
-        return run(self, first_step)
+        return steps(self, *args, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "run", observed)
+        patch.setattr(Trainer, "steps", observed)
         yield
 
 

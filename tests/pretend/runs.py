@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lingo_ds.commands.cli import main
+from lingo_ds.training import joint_pass
+from lingo_ds.training.joint_pass import Work
 from lingo_ds.training.optimizer_step import OptimizerStep
-from lingo_ds.training.trainer import Trainer
 from tests.first_rows import first_rows
 from tests.unit.kinds_of_task import write_data
 from tests.unit.running import command
@@ -69,16 +70,16 @@ def settings(data: Path, *more: str) -> list[str]:
 def recorded() -> Iterator[dict[str, Any]]:
     """Inside, the losses of all steps are kept, and where the frozen weights are and in which type."""
     seen: dict[str, Any] = {"losses": [], "weights": set()}
-    step, compute_gradient = OptimizerStep.step, Trainer._compute_gradient
+    move, compute_gradients = OptimizerStep.move, joint_pass.compute_gradients
 
-    def keep_loss(self: OptimizerStep, **how: Any) -> Any:
-        stats = step(self, **how)
+    def keep_loss(self: OptimizerStep, *measured: Any, **how: Any) -> Any:
+        stats = move(self, *measured, **how)
         seen["losses"].append(stats.loss)
         return stats
 
-    def keep_weights(self: Trainer, *args: Any) -> None:
-        compute_gradient(self, *args)
-        for param in self._model.backbone.module.parameters():
+    def keep_weights(works: Sequence[Work], **how: Any) -> None:
+        compute_gradients(works, **how)
+        for param in works[0].model.backbone.module.parameters():
             kept = getattr(param, "ds_tensor", param)
             words = [str(kept.device), str(kept.dtype).removeprefix("torch.")]
             words += ["pinned"] * (kept.device.type == "cpu" and kept.is_pinned())
@@ -86,8 +87,8 @@ def recorded() -> Iterator[dict[str, Any]]:
             seen["weights"].add(" ".join(words))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OptimizerStep, "step", keep_loss)
-        patch.setattr(Trainer, "_compute_gradient", keep_weights)
+        patch.setattr(OptimizerStep, "move", keep_loss)
+        patch.setattr(joint_pass, "compute_gradients", keep_weights)
         yield seen
 
 

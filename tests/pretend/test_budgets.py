@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lingo_ds.models.backbone.builtin import write_backbone
+from lingo_ds.training.joint_pass import Work
 from tests.pretend.runs import predict, some_data, train
 
 BUDGETS = yaml.safe_load(Path(__file__).with_name("budgets.yaml").read_text())
@@ -52,32 +53,38 @@ def count_one(way: str, folder: Path) -> dict[str, Any]:
     from lingo_ds.evaluation import evaluate, predictor
     from lingo_ds.evaluation.predictor import Predictor
     from lingo_ds.rank_sampling.sampler import RankSampler
+    from lingo_ds.training import joint_pass
     from lingo_ds.training.optimizer_step import OptimizerStep
-    from lingo_ds.training.trainer import Trainer
     from tests.pretend.probe import Probe
 
     probe, now = Probe(), Counter[str]()
-    compute, step, masks = Trainer._compute_gradient, OptimizerStep.step, RankSampler.after_step
+    compute, reduce = joint_pass.compute_gradients, joint_pass.reduce_gradients
+    move, masks = OptimizerStep.move, RankSampler.after_step
 
-    def counted_gradient(self: Trainer, number: int, batches: Any) -> None:
-        now["step"] = number
-        if number != COUNTED:
-            return compute(self, number, batches)
+    def counted_gradient(works: Sequence[Work], **how: Any) -> None:
+        (work,) = works
+        now["step"] = work.seed[1]
+        if now["step"] != COUNTED:
+            return compute(works, **how)
         if way == "sharded":
-            probe.watch(list(self._model.backbone.module.get_submodule("layers").children()))
-        return probe.during("gradient", compute)(self, number, batches)
+            probe.watch(list(work.model.backbone.module.get_submodule("layers").children()))
+        return probe.during("gradient", compute)(works, **how)
 
-    def counted_step(self: OptimizerStep, **how: Any) -> Any:
-        section = {1: "update with importance", COUNTED: "update"}.get(now["step"])
-        return probe.during(section, step)(self, **how) if section else step(self, **how)
+    def in_update(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **how: Any) -> Any:
+            section = {1: "update with importance", COUNTED: "update"}.get(now["step"])
+            return (probe.during(section, function) if section else function)(*args, **how)
+
+        return counted
 
     def counted_masks(self: RankSampler, number: int) -> Any:
         final = number == self._schedule.final_step
         return probe.during("final mask" if final else "mask event", masks)(self, number)
 
     with pytest.MonkeyPatch.context() as patch, probe:
-        patch.setattr(Trainer, "_compute_gradient", counted_gradient)
-        patch.setattr(OptimizerStep, "step", counted_step)
+        patch.setattr(joint_pass, "compute_gradients", counted_gradient)
+        patch.setattr(joint_pass, "reduce_gradients", in_update(reduce))
+        patch.setattr(OptimizerStep, "move", in_update(move))
         patch.setattr(RankSampler, "after_step", counted_masks)
         patch.setattr(evaluate, "own_logits", probe.during("evaluation", evaluate.own_logits))
         backbone, *more = WAYS[way]

@@ -96,3 +96,27 @@ def test_a_finished_search_is_not_made_again(searched, recipe):
     status, shown = command("train", recipe, out)
     assert status == 0 and "to its steps" not in shown and "run " not in shown, shown
     assert json.dumps(reports(out), sort_keys=True) == before
+
+
+OVERFLOWS = ("adapter.rank=4", "train.max_skipped=3")
+
+
+def test_a_run_that_diverges_ends_in_its_own_words_and_no_other(recipe, tmp_path):
+    """A rate at which gradients overflow; the other setting is chosen, and no mistake of the suite's."""
+    grid = ["grid={train.learning_rate: [0.01, 1.0e+30]}", "search={method: all}", *OVERFLOWS]
+    status, shown = command("train", recipe, tmp_path / "out", *grid)
+    assert status == 0, shown
+    assert "seed 1: train.max_skipped: '3': the gradient was not finite in 3 steps in a row" in shown
+    chosen, failed = settings_of(tmp_path / "out")
+    assert chosen["outcome"] == "chosen" and failed["outcome"].endswith("runs failed: 2")
+    for seed in (0, 1):
+        report = report_of(tmp_path / f"out/learning_rate=0.01/seed-{seed}")
+        assert report["outcome"] == "finished" and report["metrics"]["test"]
+
+
+def test_mistakes_of_runs_without_a_grid_are_the_suites(recipe, tmp_path):
+    settings = ["grid={}", "search={method: all}", "train.learning_rate=1e30", *OVERFLOWS]
+    status, shown = command("train", recipe, tmp_path / "out", *settings)
+    assert status == 2
+    for seed in (0, 1):
+        assert f"error: train.max_skipped (search, seed {seed}): '3': the gradient was not finite" in shown
