@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lingo_ds.utils.versions import versions
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """`--json FILE` and `--quick`, as every benchmark takes them."""
@@ -40,6 +42,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def circumstances() -> dict[str, Any]:
+    """What a result that is kept says of its making: machine, versions of libraries, day."""
+    return {"machine": machine(), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
 
 
 def alternate(runs: dict[str, Callable[[], None]], *, repeats: int, warmup: int = 3) -> dict[str, float]:

@@ -12,26 +12,22 @@ goes on from its checkpoint in `--runs`. With several `--rates` the runs are a s
 
 import argparse
 import json
-import platform
-import re
-import time
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from benchmarks._common import machine, parser
+from benchmarks._common import circumstances, parser
 from benchmarks._paired_runs import subset
+from benchmarks._results import Run, complete
 from benchmarks._training_runs import launch
 from lingo_ds.models.ops.compiled import has_bf16, processor_features
 from lingo_ds.training.report import read_report
-from lingo_ds.utils.files import atomic_write
-from lingo_ds.utils.versions import versions
 
 MODELS = {
     "qwen_2.5_0.5b": "Qwen2.5-Coder-0.5B-Instruct",
@@ -63,43 +59,9 @@ RANDOM = "random weights"
 TIMEOUT = 12 * 3600
 
 
-class Run(NamedTuple):
-    """One training run and the arguments that it follows from."""
-
-    backbone: str
-    data: str
-    rows: int | None
-    setting: str
-    epochs: float
-    batch: int
-    rate: float | None
-    seed: int
-    search: bool
-
-    @property
-    def name(self) -> str:
-        """Of its folder and its file."""
-        rate = "auto" if self.rate is None else f"{self.rate:g}"
-        rows = "all" if self.rows is None else self.rows
-        parts = (self.backbone, self.data, rows, self.setting, f"{self.epochs:g}ep", f"b{self.batch}")
-        parts += f"lr{rate}", f"seed{self.seed}"
-        return re.sub(r"[^\w.-]+", "_", "-".join(map(str, parts))) + "-search" * self.search
-
-
 def main() -> None:
     args = _arguments()
-    args.results.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
-    runs = list(_runs(args))
-    todo = [run for run in runs if not _result_file(args, run).exists()]
-    console.print(f"{len(todo)} runs to do, {len(runs) - len(todo)} known")
-    for number, run in enumerate(todo, 1):
-        console.print(f"{number}/{len(todo)} {run.name}", highlight=False)
-        result = train(args, run)
-        text = json.dumps(result, indent=1) + "\n"
-        atomic_write(_result_file(args, run), lambda aside, text=text: aside.write_text(text))
-        shown = {split: scores["mcc"] for split, scores in result["metrics"].items()}
-        console.print(f"    {shown}, {result['seconds']:.0f} s", highlight=False)
+    complete(_runs(args), args.results, partial(train, args))
 
 
 def _arguments() -> argparse.Namespace:
@@ -135,10 +97,6 @@ def _runs(args: argparse.Namespace) -> Iterator[Run]:
                             *(backbone, data, args.rows, setting),
                             *(args.epochs, args.batch, rate, seed, search),
                         )
-
-
-def _result_file(args: argparse.Namespace, run: Run) -> Path:
-    return args.results / f"{run.name}.json"
 
 
 def run_config(args: argparse.Namespace, run: Run) -> dict[str, Any]:
@@ -194,9 +152,7 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         "peak_host_bytes": max(report["memory"]["peak_host_bytes"]),
         "processes": args.processes,
         "dtype": "bf16 where auto" if has_bf16(processor_features()) else "fp32",
-        "machine": machine() | {"processor": platform.processor()},
-        "versions": versions(),
-        "date": time.strftime("%Y-%m-%d"),
+        **circumstances(),
     }
 
 
