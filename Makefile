@@ -44,9 +44,10 @@ lint: $(READY)  ## ruff, formatting, the import rules, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-tree: $(READY)  ## write README's tree of files and the table of models anew, from the code
+tree: $(READY)  ## write README's tree of files, the table of models and those of results anew
 	$(BIN)/python -m scripts.readme_tree
 	$(BIN)/python -m scripts.models_table
+	$(BIN)/python -m scripts.results_page
 
 picture: $(READY)  ## draw docs/pictures/rooms.svg anew, from the import rules
 	$(BIN)/python -m scripts.rooms_picture
