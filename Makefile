@@ -52,8 +52,11 @@ tree: $(READY)  ## write README's tree of files, the table of models and those o
 picture: $(READY)  ## draw docs/pictures/rooms.svg anew, from the import rules
 	$(BIN)/python -m scripts.rooms_picture
 
-bench: $(READY)  ## every benchmark, quickly (BENCH_ARGS= for full length)
-	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+# These train models that no package brings.
+WITH_MODELS := benchmarks/real_models.py
+
+bench: $(READY)  ## every benchmark but those of real models, quickly (BENCH_ARGS= for full length)
+	@set -e; for script in $(filter-out benchmarks/_% $(WITH_MODELS),$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename "$$script" .py) $(BENCH_ARGS); done
 
 # A machine with a card may have torch of its own and no network: without .venv, PYTHON's packages are used.
