@@ -26,7 +26,6 @@ from benchmarks._common import circumstances, parser
 from benchmarks._paired_runs import subset
 from benchmarks._results import Run, complete
 from benchmarks._training_runs import launch
-from lingo_ds.models.ops.compiled import has_bf16, processor_features
 from lingo_ds.training.report import read_report
 
 MODELS = {
@@ -81,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     given.add_argument("--results", type=Path, default=Path("docs/results"))
     args = given.parse_args()
     if args.quick:
-        args.rows, args.epochs = 64, 1
+        args.rows, args.epochs, args.results = 64, 1, args.runs / "results"
     return args
 
 
@@ -137,6 +136,7 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         job = ["launchers/train.py", "--config", str(folder.resolve() / "config.yaml")]
         launch(job, folder.resolve(), args.processes, timeout=TIMEOUT)
     report = json.loads((folder / "run" / "report.json").read_text())
+    plan = json.loads((folder / "run" / "plan.json").read_text())
     metrics = {split: report["metrics"][split] for split in ("dev", "test")}
     if run.search:
         del metrics["test"]
@@ -151,7 +151,7 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         "examples_per_second": report["throughput"]["examples_per_second"],
         "peak_host_bytes": max(report["memory"]["peak_host_bytes"]),
         "processes": args.processes,
-        "dtype": "bf16 where auto" if has_bf16(processor_features()) else "fp32",
+        "dtype": "fp32" if plan["facts"]["compute_bytes"] == 4 else "bf16",
         **circumstances(),
     }
 

@@ -254,7 +254,8 @@ def _whole_buffers(buffers: Sequence[Tensor]) -> list[Tensor]:
     for parts in by_storage.values():
         storage = parts[0].untyped_storage()
         filled = sum(_aligned(len(part)) * part.itemsize for part in parts) == storage.nbytes()
-        whole += [parts[0].new_empty(0).set_(storage)] if filled else parts
+        entries = storage.nbytes() // parts[0].itemsize
+        whole += [parts[0].as_strided((entries,), (1,), 0)] if filled else parts
     return whole
 
 
