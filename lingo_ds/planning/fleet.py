@@ -8,8 +8,11 @@ from lingo_ds.planning.plan import RunPlan
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes
 
-ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a pass from which more of them make it no faster by token (`benchmarks/fleet.py`)."""
+ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384, "sharded": 16384}
+"""Tokens of a pass from which more of them make it hardly faster by token (`benchmarks/fleet.py`).
+
+On a CPU with whole copies, on a GPU, and where the backbone is sharded: its gathers cost the same for any pass.
+"""
 
 
 class FleetPlan(NamedTuple):
@@ -69,7 +72,8 @@ def plan_fleet(plans: Sequence[RunPlan], *, concurrent: int | str, runs: int, de
         return int((USABLE_MEMORY * memory - shared - count * bank) / by_token)
 
     if concurrent == "auto":
-        wanted = max(1, min(runs, ENOUGH_TOKENS[device] // own))
+        place = "sharded" if any(plan.zero_stage == 3 for plan in plans) else device
+        wanted = max(1, min(runs, ENOUGH_TOKENS[place] // own))
         count = next((n for n in range(wanted, 1, -1) if tokens_beside(n) >= n * own), 1)
     else:
         count = min(int(concurrent), runs)

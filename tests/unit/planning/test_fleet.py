@@ -1,0 +1,68 @@
+"""How many runs advance together, and how many tokens their passes hold."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lingo_ds.planning.fleet import ENOUGH_TOKENS, plan_fleet
+from lingo_ds.planning.memory import USABLE_MEMORY
+from lingo_ds.utils.errors import UserError
+
+MIB = 1024**2
+
+
+def plan(
+    tokens: int, *, bank: int = MIB, backbone: int = 100 * MIB, by_token: int = 1000, stage: int = 0
+) -> SimpleNamespace:
+    """A run of so many tokens a forward, in a process of 1 GiB."""
+    parts = {"backbone": backbone, "bank": bank, "activations": tokens * by_token}
+    return SimpleNamespace(
+        bytes_per_process=parts,
+        forward_tokens=tokens,
+        zero_stage=stage,
+        facts=SimpleNamespace(memory_bytes=1024 * MIB),
+    )
+
+
+def test_auto_takes_as_many_runs_as_fill_a_pass():
+    tokens = ENOUGH_TOKENS["cpu"] // 4
+    fleet = plan_fleet([plan(tokens)], concurrent="auto", runs=42, device="cpu")
+    assert (fleet.runs, fleet.tokens) == (4, 4 * tokens)
+    assert plan_fleet([plan(tokens)], concurrent="auto", runs=2, device="cpu").runs == 2
+    assert plan_fleet([plan(10**5)], concurrent="auto", runs=42, device="cpu").runs == 1
+
+
+def test_auto_takes_more_where_each_run_more_makes_gathers_cheaper():
+    tokens = ENOUGH_TOKENS["cpu"] // 4
+    runs = plan_fleet([plan(tokens, stage=3)], concurrent="auto", runs=42, device="cpu").runs
+    assert runs == ENOUGH_TOKENS["sharded"] // tokens
+
+
+def test_auto_takes_no_more_than_memory_holds():
+    """Banks of 300 MiB: two of them and the backbone leave room, three do not."""
+    fleet = plan_fleet([plan(100, bank=300 * MIB)], concurrent="auto", runs=42, device="cpu")
+    assert fleet.runs == 2
+    assert fleet.shared_bytes + 2 * fleet.run_bytes + fleet.pass_bytes <= USABLE_MEMORY * fleet.memory_bytes
+
+
+def test_the_largest_run_counts():
+    fleet = plan_fleet([plan(100), plan(400, bank=5 * MIB)], concurrent=2, runs=42, device="cpu")
+    assert (fleet.tokens, fleet.run_bytes) == (800, 5 * MIB)
+
+
+def test_a_pass_is_split_where_its_activations_do_not_fit():
+    fleet = plan_fleet([plan(100_000, by_token=4000)], concurrent=4, runs=42, device="cpu")
+    assert fleet.runs == 4 and 100_000 <= fleet.tokens < 400_000
+
+
+def test_more_banks_than_fit_are_refused():
+    with pytest.raises(
+        UserError, match=r"concurrent: '10': runs at once need 2\.93 GiB for their banks alone"
+    ):
+        plan_fleet([plan(100, bank=300 * MIB)], concurrent=10, runs=42, device="cpu")
+
+
+def test_the_arithmetic_is_told():
+    first, second = plan_fleet([plan(100)], concurrent=3, runs=3, device="cpu").equations()
+    assert first == "together   3 runs, 300 tokens a pass at most"
+    assert "3 x 1.0 MiB of a bank + 100.0 MiB shared" in second
