@@ -11,7 +11,7 @@ from lingo_ds.utils.units import as_bytes
 ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384, "sharded": 16384}
 """Tokens of a pass from which more of them make it hardly faster by token (`benchmarks/fleet.py`).
 
-On a CPU with whole copies, on a GPU, and where the backbone is sharded: its gathers cost the same for any pass.
+On a CPU with whole copies, on a GPU, and where the backbone is sharded: gathers cost the same for any pass.
 """
 
 

@@ -57,7 +57,7 @@ def test_a_pass_is_split_where_its_activations_do_not_fit():
 
 def test_more_banks_than_fit_are_refused():
     with pytest.raises(
-        UserError, match=r"concurrent: '10': runs at once need 2\.93 GiB for their banks alone"
+        UserError, match=r"concurrent: '10': runs at once need 2\.93 GiB for their banks"
     ):
         plan_fleet([plan(100, bank=300 * MIB)], concurrent=10, runs=42, device="cpu")
 
