@@ -25,6 +25,7 @@ class FleetPlan(NamedTuple):
         shared_bytes: memory of what all runs share.
         pass_bytes: activations of such a pass.
         memory_bytes: memory of a process.
+        sharded: whether a pass gathers the backbone.
     """
 
     runs: int
@@ -33,12 +34,14 @@ class FleetPlan(NamedTuple):
     shared_bytes: int
     pass_bytes: int
     memory_bytes: int
+    sharded: bool
 
     def equations(self) -> Iterator[str]:
         """The arithmetic, one line each, as a person would check it."""
         total = self.runs * self.run_bytes + self.shared_bytes + self.pass_bytes
         runs = "run" if self.runs == 1 else "runs"
-        yield f"together   {self.runs} {runs}, {self.tokens:,} tokens a pass at most"
+        saved = f", the backbone gathered once for all in place of {self.runs} times" if self.sharded else ""
+        yield f"together   {self.runs} {runs}, {self.tokens:,} tokens a pass at most{saved}"
         yield (
             f"memory     {self.runs} x {as_bytes(self.run_bytes)} of a bank + {as_bytes(self.shared_bytes)} "
             f"shared + {as_bytes(self.pass_bytes)} activations = {as_bytes(total)} "
@@ -65,14 +68,14 @@ def plan_fleet(plans: Sequence[RunPlan], *, concurrent: int | str, runs: int, de
     )
     by_token = max(plan.bytes_per_process["activations"] / plan.forward_tokens for plan in plans)
     own = max(plan.forward_tokens for plan in plans)
-    memory = plans[0].facts.memory_bytes
+    memory, sharded = plans[0].facts.memory_bytes, any(plan.zero_stage == 3 for plan in plans)
 
     def tokens_beside(count: int) -> int:
         """Tokens for whose activations there is room beside the banks of so many runs."""
         return int((USABLE_MEMORY * memory - shared - count * bank) / by_token)
 
     if concurrent == "auto":
-        place = "sharded" if any(plan.zero_stage == 3 for plan in plans) else device
+        place = "sharded" if sharded else device
         wanted = max(1, min(runs, ENOUGH_TOKENS[place] // own))
         count = next((n for n in range(wanted, 1, -1) if tokens_beside(n) >= n * own), 1)
     else:
@@ -83,4 +86,4 @@ def plan_fleet(plans: Sequence[RunPlan], *, concurrent: int | str, runs: int, de
             )
             raise UserError(Mistake("concurrent", count, rule, "lower it, or set auto"), on_all=True)
     tokens = min(count * own, max(tokens_beside(count), own))
-    return FleetPlan(count, tokens, bank, shared, int(tokens * by_token), memory)
+    return FleetPlan(count, tokens, bank, shared, int(tokens * by_token), memory, sharded)

@@ -56,13 +56,13 @@ def test_a_pass_is_split_where_its_activations_do_not_fit():
 
 
 def test_more_banks_than_fit_are_refused():
-    with pytest.raises(
-        UserError, match=r"concurrent: '10': runs at once need 2\.93 GiB for their banks"
-    ):
+    with pytest.raises(UserError, match=r"concurrent: '10': runs at once need 2\.93 GiB for their banks"):
         plan_fleet([plan(100, bank=300 * MIB)], concurrent=10, runs=42, device="cpu")
 
 
 def test_the_arithmetic_is_told():
     first, second = plan_fleet([plan(100)], concurrent=3, runs=3, device="cpu").equations()
     assert first == "together   3 runs, 300 tokens a pass at most"
+    sharded, _ = plan_fleet([plan(100, stage=3)], concurrent=3, runs=3, device="cpu").equations()
+    assert sharded.endswith("the backbone gathered once for all in place of 3 times")
     assert "3 x 1.0 MiB of a bank + 100.0 MiB shared" in second
