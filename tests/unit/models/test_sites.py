@@ -164,13 +164,12 @@ def test_gradient_is_that_of_products_by_themselves(float64, has_lam, kept):
     assert (alone[1] != 0).all()  # every entry is at work
 
 
-@pytest.mark.parametrize(
-    ("kept", "products"), [("all", [3, 1]), ("k gone", [2, 1]), ("all of them gone", [1])]
-)
-def test_members_that_are_left_are_one_function(counted, kept, products):
+@pytest.mark.parametrize("kept", ["all", "k gone", "all of them gone"])
+def test_members_are_one_function_whatever_is_left_of_them(counted, kept):
+    """So that their sum has the same order for every run of a fleet."""
     model, _ = hooked(Maps.TOGETHER, kept=KEPT[kept])
     model(torch.randn(3, 7))
-    assert counted == products
+    assert counted == [3, 1]
 
 
 def test_member_that_is_called_with_another_tensor_gets_its_own():

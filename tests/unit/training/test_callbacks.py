@@ -9,25 +9,34 @@ from lingo_ds.training.callbacks import Watcher, checkpoints, dev_evaluation, lo
 from lingo_ds.training.selection import Selection
 
 
-def step(number: int, loss: float, dev: dict | None = None) -> SimpleNamespace:
+def step(number: int, loss: float, dev: dict | None = None, *, kept: int | None = None) -> SimpleNamespace:
     """A finished step, as far as the progress bar looks at it."""
-    stats = SimpleNamespace(loss=loss)
-    return SimpleNamespace(step=number, stats=stats, evaluation=dev and SimpleNamespace(metrics=dev))
+    return SimpleNamespace(
+        step=number,
+        stats=SimpleNamespace(loss=loss),
+        evaluation=dev and SimpleNamespace(metrics=dev),
+        mask_event=kept and SimpleNamespace(kept=kept),
+    )
 
 
-def test_the_bar_shows_loss_speed_and_the_last_dev_metric_that_was_measured():
+def test_the_bar_shows_loss_speed_the_last_dev_metric_and_what_was_kept():
     plan = SimpleNamespace(schedule=None)
     watcher = Watcher(None, None, plan=plan, audit=None, metric="mcc")
     watcher.throughput.step(examples=1, real_tokens=24_691, total_tokens=30_000, seconds=2.0)
     shown = [
         watcher._details(info)
-        for info in (step(1, 1.0), step(2, 0.5, {"mcc": 0.625}), step(3, 0.25), step(4, 0.2, {"mcc": None}))
+        for info in (
+            step(1, 1.0),
+            step(2, 0.5, {"mcc": 0.625}),
+            step(3, 0.25, kept=1234),
+            step(4, 0.2, {"mcc": None}),
+        )
     ]
     assert shown == [
         "loss 1.0000  dev mcc -  12,346 tokens/s",
         "loss 0.5000  dev mcc 0.625  12,346 tokens/s",
-        "loss 0.2500  dev mcc 0.625  12,346 tokens/s",
-        "loss 0.2000  dev mcc 0.625  12,346 tokens/s",
+        "loss 0.2500  dev mcc 0.625  kept 1,234  12,346 tokens/s",
+        "loss 0.2000  dev mcc 0.625  kept 1,234  12,346 tokens/s",
     ]
 
 

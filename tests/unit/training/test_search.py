@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingo_ds.config.run_config import RunConfig
@@ -171,6 +171,7 @@ def random_scores(seed: int) -> Score:
     return score
 
 
+@settings(deadline=None)
 @given(searches, st.integers())
 def test_every_rung_keeps_its_share_of_the_best(case, seed):
     members, config = case
@@ -190,12 +191,14 @@ def test_every_rung_keeps_its_share_of_the_best(case, seed):
         assert max(left, key=lambda one: dict(one.scores)[1.0]).chosen
 
 
+@settings(deadline=None)
 @given(searches)
 def test_the_work_that_is_announced_is_done(case):
     search = Search(*case)
     assert trained(run(search, lambda job: job.member)) == pytest.approx(search.work())
 
 
+@settings(deadline=None)
 @given(searches, st.integers(), st.randoms(use_true_random=False), st.integers(1, 40))
 def test_the_order_in_which_runs_end_changes_nothing(case, seed, order, at_once):
     one, other = Search(*case), Search(*case)
@@ -204,6 +207,7 @@ def test_the_order_in_which_runs_end_changes_nothing(case, seed, order, at_once)
     assert one.history() == other.history() and one.chosen() == other.chosen()
 
 
+@settings(deadline=None)
 @given(searches, st.integers(), st.randoms(use_true_random=False), st.integers(0, 60))
 def test_a_killed_search_goes_on_as_if_it_had_not_been(case, seed, order, stop):
     whole, killed, score = Search(*case), Search(*case), random_scores(seed)
