@@ -1,6 +1,7 @@
-"""What every benchmark shares: arguments, the machine, the table, the JSON file."""
+"""What every benchmark shares: arguments, the machine, the table, the JSON file, results that are kept."""
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.versions import versions
 
 
@@ -76,3 +78,34 @@ def show(tables: Mapping[str, Sequence[dict[str, Any]]], *, json_path: Path | No
     if json_path:
         rows = [{"table": title, **row} for title, table in tables.items() for row in table]
         json_path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2, allow_nan=False))
+
+
+class Kept:
+    """What was measured, each in a file of its own, so that a later call repeats none of it."""
+
+    def __init__(self, folder: Path, *, minutes: float | None = None):
+        """Takes the folder of these files; with `minutes` nothing more is begun after so many."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._end = folder, None if minutes is None else time.monotonic() + 60 * minutes
+
+    def get(self, what: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """What was found for `what` before, or is found now; None where the time is up.
+
+        Args:
+            what: all that decides the result, plain JSON values.
+            measure: finds it, plain JSON values as well.
+        """
+        name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        file = self._folder / f"{name}.json"
+        if not file.exists():
+            if self._end is not None and time.monotonic() > self._end:
+                return None
+            text = json.dumps({"what": what, "found": measure()}, indent=1)
+            atomic_write(file, lambda aside: aside.write_text(text))
+        found: dict[str, Any] = json.loads(file.read_text())["found"]
+        return found
+
+
+def say(line: str) -> None:
+    """Shows how far a benchmark is."""
+    Console(stderr=True).print(line, highlight=False, soft_wrap=True)

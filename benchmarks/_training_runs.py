@@ -140,11 +140,13 @@ def run_rival(
     return rival_job(settings, folder, processes)
 
 
-def rival_job(settings: dict[str, Any], folder: Path, processes: int) -> Measured:
-    """The rival with these settings, in an empty folder."""
+def rival_job(
+    settings: dict[str, Any], folder: Path, processes: int, *, hosts: Hosts | None = None
+) -> Measured:
+    """The rival with these settings, in an empty folder; see `launch`."""
     (folder / "settings.json").write_text(json.dumps(settings))
     job = ["benchmarks/_rival.py", str(folder / "settings.json")]
-    launch(job, folder, processes, device=settings["device"])
+    launch(job, folder, processes, hosts=hosts, device=settings["device"])
     seen = [json.loads((folder / f"process-{k}.json").read_text()) for k in range(processes)]
     return Measured(
         stamps=seen[0]["stamps"],

@@ -34,7 +34,17 @@ LLAMA_50M = {
     "head_dim": 64,
     "initializer_range": 512**-0.5,
 }
-MADE = {"tiny": {}, "llama-50m": LLAMA_50M}
+LLAMA_260K = {
+    "intermediate_size": 172,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "initializer_range": 64**-0.5,
+}
+"""The shape of the English language model stories260k."""
+
+MADE = {"tiny": {}, "llama-260k": LLAMA_260K, "llama-50m": LLAMA_50M}
 """Backbones made on the spot, by what differs from `builtin:tiny`."""
 
 DESCRIPTION = """

@@ -19,9 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks._common import parser, show
+from benchmarks._common import parser, say, show
 from benchmarks._cpu_machine import predicted
 from benchmarks._plan_runs import Setting, make_shape, make_work, run_setting
 from benchmarks._training_runs import ROOT
@@ -156,10 +154,6 @@ def _rates_shown(rates: dict[str, Any]) -> dict[str, Any]:
         "gather MB/s": gather[1] / 1e6 if gather else None,
         "gather ms": gather[0] * 1e3 if gather else None,
     }
-
-
-def say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
 def measure(kept: Kept, grid: tuple[Setting, ...]) -> Iterator[tuple[Setting, dict[str, Any]]]:

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import AutoConfig
 
-from benchmarks._common import parser, show
+from benchmarks._common import parser, say, show
 from benchmarks._training_runs import ALPHA, RANK, Measured, run_ours, run_rival
 from benchmarks._workloads import MADE, WORKLOADS, Work, make_backbone, prepare
 from benchmarks.make_backbone import SHAPES
@@ -65,7 +64,7 @@ def main() -> None:
                     learning_rate=args.learning_rate,
                 )
                 if work is None:
-                    _say(f"{backbone.name}: workload {key} is left out: beyond the context")
+                    say(f"{backbone.name}: workload {key} is left out: beyond the context")
                     continue
                 title = f"{backbone.name}; {work.what}"
                 runs = _take_turns(_competitors(args, work), title, folder, args.repeats)
@@ -135,15 +134,11 @@ def _take_turns(
         for name, run in runs.items():
             start = time.perf_counter()
             found[name].append(run(Path(tempfile.mkdtemp(dir=folder))))
-            _say(
+            say(
                 f"{title}; {name}; {turn} of {repeats}: "
                 f"{found[name][-1].step_seconds:.3f} s a step, {time.perf_counter() - start:.0f} s in all"
             )
     return found
-
-
-def _say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
 def require_same_work(runs: Runs) -> None:
