@@ -100,7 +100,7 @@ class Kept:
         if not file.exists():
             if self._end is not None and time.monotonic() > self._end:
                 return None
-            text = json.dumps({"what": what, "found": measure()}, indent=1)
+            text = json.dumps({"what": what, "found": measure(), **circumstances()}, indent=1)
             atomic_write(file, lambda aside: aside.write_text(text))
         found: dict[str, Any] = json.loads(file.read_text())["found"]
         return found
