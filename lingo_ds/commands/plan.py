@@ -14,6 +14,7 @@ from lingo_ds.planning.cost.elsewhere import Cluster, Lengths, make_scenario, re
 from lingo_ds.planning.cost.estimate import estimate_step
 from lingo_ds.planning.cost.machine import DEFAULT_LINK, gpu_machine
 from lingo_ds.planning.cost.show import advice_table, lines
+from lingo_ds.planning.fleet import GroupSize
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils import logging as logs
@@ -26,13 +27,19 @@ def plan(config: RunConfig, env: DistEnv) -> RunPlan:
         return plan_one(config, env)
 
 
-def plan_one(config: RunConfig, env: DistEnv) -> RunPlan:
-    """The plan inside of a job that has begun."""
-    setup = prepare(config, env)
+def plan_one(config: RunConfig, env: DistEnv, *, group: GroupSize | None = None) -> RunPlan:
+    """The plan inside of a job that has begun; `group` is as for `prepare`."""
+    setup = prepare(config, env, group=group)
     if env.is_main:
         for line in setup.plan.equations():
             logs.results.print(line, highlight=False, soft_wrap=True)
     return setup.plan
+
+
+def group_size(runs: RunConfig | Suite) -> GroupSize | None:
+    """Processes of the group that each run is planned for; None: all."""
+    in_groups = isinstance(runs, Suite) and runs.config.placement == "groups"
+    return "auto" if in_groups else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +80,7 @@ def plan_elsewhere(request: ElsewhereRequest, runs: RunConfig | Suite, env: Dist
     found = {}
     for title, config in _members(runs, request.lengths).items():
         shapes = read_shapes(config, env, request.lengths)
-        plan_there = partial(make_scenario, shapes=shapes, cluster=cluster)
+        plan_there = partial(make_scenario, shapes=shapes, cluster=cluster, group=group_size(runs))
         scenario = plan_there(config)
         estimate = estimate_step(scenario)
         advice = advise(config, scenario, plan_there)

@@ -2,27 +2,31 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lingo_ds.commands.evaluate import evaluate_one
-from lingo_ds.commands.plan import plan_one
-from lingo_ds.commands.suite_queue import Planned, SuiteQueue
-from lingo_ds.commands.suite_results import all_reports, metric_of, write_table
+from lingo_ds.commands.group_queue import GroupQueue
+from lingo_ds.commands.plan import group_size, plan_one
+from lingo_ds.commands.suite_plan import PlannedRuns, by_title, plan_passes, plan_runs
+from lingo_ds.commands.suite_queue import SuiteQueue
+from lingo_ds.commands.suite_results import all_reports, metric_of
+from lingo_ds.commands.suite_state import SuiteState
 from lingo_ds.config.known_tasks import missing_folder
 from lingo_ds.config.suite_config import Member, Suite
-from lingo_ds.distributed import agreement
+from lingo_ds.distributed import agreement, process_group, watchdog
 from lingo_ds.distributed.job import job
+from lingo_ds.distributed.job_log import JobLog
 from lingo_ds.distributed.numerics import repeatable
 from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.monitor.fleet_progress import FleetProgress
 from lingo_ds.monitor.suite_table import results_table
-from lingo_ds.planning.fleet import plan_fleet
+from lingo_ds.planning.fleet import FleetPlan
 from lingo_ds.training.fleet import Fleet
 from lingo_ds.training.search import Search
-from lingo_ds.training.setup import prepare
-from lingo_ds.training.shared_backbone import SharedBackbone, backbone_key
+from lingo_ds.training.shared_backbone import SharedBackbone
 from lingo_ds.utils import logging as logs
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.errors import LoneError, Mistake, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -35,28 +39,67 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
             `train` does, once all other runs have ended.
     """
     with _runs(suite, env) as backbone:
-        queue = SuiteQueue(suite, env, backbone)
-        queue.planned = _plans(queue.unfinished(), env)
-        if queue.planned:
-            fleet = plan_fleet(
-                [one.plan for one in queue.planned.values()],
-                concurrent=suite.config.concurrent,
-                runs=len(queue.unfinished()),
-                device=env.device.type,
-            )
-            queue.together = fleet.runs
-            for line in fleet.equations():
+        state = SuiteState(suite, env)
+        left = state.unfinished() or [suite.members[k] for k in state.untested(env)]
+        mistakes, interrupted = [], False
+        if left:
+            planned = plan_runs(suite, left, env)
+            for line in planned.plan.equations():
                 logger.info("%s", line)
-            timeout = max(member.config.train.timeout for member in suite.members)
-            deterministic = any(member.config.train.deterministic for member in suite.members)
-            with repeatable(deterministic), queue.display:
-                Fleet(queue, size=fleet.runs, tokens=fleet.tokens, timeout=timeout).run()
-        queue.test_chosen()
+            with _queue(state, planned, env, backbone) as queue:
+                _train(suite, queue, planned.plan.fleet)
+                queue.test_chosen()
+            mistakes, interrupted = queue.mistakes(), queue.interrupted
         if env.is_main:
-            logs.results.print(results_table(suite.config.name, write_table(suite, queue.search)))
+            if interrupted:
+                logger.info("interrupted; run the same command again to resume the suite")
+            logs.results.print(results_table(suite.config.name, state.write()))
             table = suite.config.folder / "results.md"
             logs.results.print(f"table: {table} and .csv", highlight=False, soft_wrap=True)
-        queue.require_chosen()
+        if mistakes:
+            raise UserError(mistakes, on_all=True)
+
+
+def _train(suite: Suite, queue: SuiteQueue, fleet: FleetPlan) -> None:
+    """Trains what the queue gives to these processes."""
+    timeout = max(member.config.train.timeout for member in suite.members)
+    deterministic = any(member.config.train.deterministic for member in suite.members)
+    with repeatable(deterministic), queue.display:
+        Fleet(queue, size=fleet.runs, tokens=fleet.tokens, timeout=timeout).run()
+
+
+@contextmanager
+def _queue(
+    state: SuiteState, planned: PlannedRuns, env: DistEnv, backbone: SharedBackbone
+) -> Iterator[SuiteQueue]:
+    """The queue of this process: that of all processes, or of its group, in which it is while inside."""
+    runs, done, groups = len(state.suite.members), state.ended_before, planned.plan.groups
+    if groups.groups == 1:
+        display = FleetProgress(runs, done=done, enabled=env.is_main, console=logs.console)
+        yield SuiteQueue(state, planned, env, backbone=backbone, display=display)
+        return
+    log = JobLog()
+    with process_group.divided(groups.processes, env) as own, _mistakes_end_all_groups():
+        watchdog.join_group(own.group)
+        if own.is_main:
+            logs.set_up(rank=env.global_rank, is_main=True)
+        console = logs.console if env.is_main else None
+        display = FleetProgress(runs, done=done, enabled=own.is_main, console=console)
+        yield GroupQueue(log, state, planned, own, backbone=backbone, display=display)
+    watchdog.join_group(0)
+
+
+@contextmanager
+def _mistakes_end_all_groups() -> Iterator[None]:
+    """A mistake that ends one group is told to the others, which know nothing of it.
+
+    Raises:
+        LoneError: in its place.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise LoneError(error.mistakes) from error
 
 
 def evaluate_suite(suite: Suite, env: DistEnv) -> None:
@@ -93,17 +136,15 @@ def plan_suite(suite: Suite, env: DistEnv) -> None:
     """
     with _runs(suite, env):
         plans = []
-        for title, config in {member.title: member.config for member in suite.members}.items():
+        for title, config in by_title(suite.members).items():
             if env.is_main:
                 text = f"\n{title}, {len(suite.config.seeds)} runs"
                 logs.results.print(text, highlight=False, markup=False)
-            plans.append(plan_one(config, env))
-        fleet = plan_fleet(
-            plans, concurrent=suite.config.concurrent, runs=len(suite.members), device=env.device.type
-        )
+            plans.append(plan_one(config, env, group=group_size(suite)))
+        plan = plan_passes(plans, suite, len(suite.members), env)
         if env.is_main:
             logs.results.print(f"\n{suite.config.name}, {len(suite.members)} runs", highlight=False)
-            for line in fleet.equations():
+            for line in plan.equations():
                 logs.results.print(line, highlight=False, soft_wrap=True)
 
 
@@ -124,22 +165,6 @@ def _check_data(suite: Suite) -> None:
         existing = [name for name, mistake in zip(by_task, found, strict=True) if not mistake]
         fix = f"set data.root, or choose with tasks=[{','.join(existing)}]" if existing else "set data.root"
         raise UserError([Mistake(one.where, one.value, one.rule, fix) for one in mistakes])
-
-
-def _plans(members: Sequence[Member], env: DistEnv) -> dict[str, Planned]:
-    """Reads the data of every task and plans its runs, since the last run may start in days only."""
-    mistakes: dict[Mistake, None] = {}
-    plans = {}
-    for title, config in {member.title: member.config for member in members}.items():
-        logger.info("data and plan of %s", title)
-        try:
-            setup = prepare(config, env)
-            plans[title] = Planned(setup.plan, backbone_key(setup))
-        except UserError as error:  # raised on all processes, so they all continue with the next task
-            mistakes |= dict.fromkeys(error.mistakes)
-    if mistakes:
-        raise UserError(list(mistakes), on_all=True)
-    return plans
 
 
 def _ended_search(suite: Suite) -> Search:

@@ -4,14 +4,14 @@ import atexit
 import os
 import socket
 import time
-from collections.abc import MutableMapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lingo_ds.distributed import devices
@@ -22,13 +22,17 @@ from lingo_ds.utils.errors import Mistake, UserError, one_line
 
 @dataclass(frozen=True)
 class DistEnv:
-    """Ranks and device of one process. Ranks count from 0; a host runs `local_world_size` processes."""
+    """Ranks and device of one process. Ranks count from 0; a host runs `local_world_size` processes.
+
+    In a group of `divided`, `group` is its number, and ranks and `world_size` are those among its processes.
+    """
 
     global_rank: int
     local_rank: int
     world_size: int
     local_world_size: int
     device: torch.device
+    group: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -87,19 +91,70 @@ def start(env: DistEnv, *, arrival: timedelta = ARRIVAL, timeout: timedelta = TI
         _let_our_watchdog_speak(os.environ)
     backend = "nccl" if env.device.type == "cuda" else "gloo"
     if not dist.is_initialized():
-        dist.init_process_group(
-            backend,
-            store=_meet(env, arrival),
-            timeout=timeout,
-            rank=env.global_rank,
-            world_size=env.world_size,
-        )
+        _join(backend, env, _meet(env, arrival), timeout)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     if backend == "gloo":
         atexit.unregister(_leave_at_exit)  # registered for an earlier group
         atexit.register(_leave_at_exit)
+    _place_counter(env)
+
+
+def _join(backend: str, env: DistEnv, store: Store, timeout: timedelta) -> None:
+    dist.init_process_group(
+        backend, store=store, timeout=timeout, rank=env.global_rank, world_size=env.world_size
+    )
+
+
+def _place_counter(env: DistEnv) -> None:
+    """Tells the counter of traffic the hosts of all processes; none goes on before all are here."""
+    counter.place([])  # those of another process group
     local = all_gather(torch.tensor([env.local_rank], device=env.device)).flatten().tolist()
     counter.place(hosts_of(local))
+
+
+@contextmanager
+def divided(size: int, env: DistEnv) -> Iterator[DistEnv]:
+    """While inside, every `size` neighbouring processes are a job of their own; all enter and leave it.
+
+    A group has no collective with the others: they share the job's store alone, see `job_log`.
+
+    Args:
+        size: processes of a group; a divisor of those of the job.
+        env: this process in the job.
+
+    Yields:
+        This process in its group.
+    """
+    store, backend = _job_store(), dist.get_backend()
+    number, rank = divmod(env.global_rank, size)
+    first_here = max(number * size, env.global_rank - env.local_rank)  # the group's first on this host
+    local_rank = env.global_rank - first_here
+    own = replace(env, global_rank=rank, world_size=size, local_rank=local_rank, group=number)
+    _rejoin(backend, own, PrefixStore(f"group {number}", store))
+    yield own
+    _rejoin(backend, env, PrefixStore("together again", store))
+
+
+def _rejoin(backend: str, env: DistEnv, store: Store) -> None:
+    """Leaves the process group for another one."""
+    stop()
+    _join(backend, env, store, TIMEOUT)
+    _place_counter(env)
+
+
+def own_connection(timeout: timedelta) -> Store:
+    """A connection of its own to the job's store, so that no collective waits behind it, nor it behind one.
+
+    Args:
+        timeout: longest time that it waits for an answer.
+    """
+    store: Store = _job_store().clone()  # type: ignore[attr-defined]  # stub lacks it
+    store.set_timeout(timeout)
+    return store
+
+
+def _job_store() -> Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 def _let_our_watchdog_speak(environ: MutableMapping[str, str]) -> None:

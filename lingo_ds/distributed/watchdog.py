@@ -27,7 +27,7 @@ from torch.distributed.distributed_c10d import Store
 
 from lingo_ds.distributed.launcher_watch import LauncherWatch, is_running
 from lingo_ds.distributed.launchers import reports_first
-from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.distributed.process_group import DistEnv, own_connection
 from lingo_ds.utils.errors import LoneError, Mistake, UserError
 
 PERIOD = 1.0
@@ -46,22 +46,24 @@ class Heartbeat(NamedTuple):
     Attributes:
         tick: number of the heartbeat; it shows only that the process is there.
         beats: signs of progress so far.
-        judged: whether standing still counts as hanging.
+        limit: seconds without progress that count as hanging; None: standing still is no fault now.
         done: whether the process has finished its part and needs nobody any more.
+        group: number of the group with whose processes alone it works.
         pid, host, space: process id, and the host and the namespace of process ids in which it is valid.
     """
 
     tick: int
     beats: int
-    judged: bool
+    limit: float | None
     done: bool
+    group: int
     pid: int
     host: str
     space: int
 
 
 class PeerState(NamedTuple):
-    """The last new heartbeat of another process; when it came, and when its `beats` last rose (monotonic)."""
+    """The last new heartbeat of another process; when it came, and since when it stands still (monotonic)."""
 
     heartbeat: Heartbeat
     alive_since: float
@@ -72,7 +74,8 @@ class PeerWatch:
     """This process's heartbeat, and its view of the others', in the job's store.
 
     Attributes:
-        timeout: seconds without progress anywhere after which the job counts as hung; None: never.
+        timeout: seconds without progress after which this process's group counts as hung; None: never.
+        group: number of the group that this process works with; 0 where all work together.
         beats: signs of progress so far.
     """
 
@@ -82,7 +85,7 @@ class PeerWatch:
         self._place = socket.gethostname(), _pid_namespace()
         self._seen: dict[int, PeerState] = {}
         self._store_gone: float | None = None
-        self._tick = self.beats = 0
+        self._tick = self.beats = self.group = 0
         self.timeout: float | None = None
         self._done = self._gave_up = False
         self._publish()
@@ -132,8 +135,9 @@ class PeerWatch:
             self._end(self._describe(0, f"has sent no heartbeat for {SILENCE:.0f} s"))
 
     def _publish(self) -> None:
-        judged = self.timeout is not None
-        heartbeat = Heartbeat(self._tick, self.beats, judged, self._done, os.getpid(), *self._place)
+        heartbeat = Heartbeat(
+            self._tick, self.beats, self.timeout, self._done, self.group, os.getpid(), *self._place
+        )
         self._store.set(f"lingo_ds/alive/{self._env.global_rank}", json.dumps(heartbeat))
 
     def _heartbeat_of(self, rank: int) -> Heartbeat:
@@ -160,24 +164,32 @@ class PeerWatch:
 
     def _note(self, rank: int, heartbeat: Heartbeat, now: float) -> None:
         before = self._seen.get(rank)
-        if before is None or heartbeat.beats != before.heartbeat.beats:
+        if before is None or heartbeat._replace(tick=before.heartbeat.tick) != before.heartbeat:
             self._seen[rank] = PeerState(heartbeat, now, now)
         elif heartbeat != before.heartbeat:
             self._seen[rank] = PeerState(heartbeat, now, before.still_since)
 
     def _find_hanging(self, now: float) -> str | None:
-        if self.timeout is None:
-            return None
-        limit = self.timeout
-        running = {rank: seen for rank, seen in self._seen.items() if not seen.heartbeat.done}
-        if not all(seen.heartbeat.judged and now > seen.still_since + limit for seen in running.values()):
-            return None
-        beats = {rank: seen.heartbeat.beats for rank, seen in running.items()}
+        """Describes the process for which the others of its group wait; None while all groups are well."""
+        groups: dict[int, dict[int, PeerState]] = {}
+        for rank, seen in self._seen.items():
+            if not seen.heartbeat.done:
+                groups.setdefault(seen.heartbeat.group, {})[rank] = seen
+        return next((words for group in groups.values() if (words := self._hanging_in(group, now))), None)
+
+    def _hanging_in(self, group: dict[int, PeerState], now: float) -> str | None:
+        limit = 0.0
+        for heartbeat, _, still_since in group.values():
+            if heartbeat.limit is None or now <= still_since + heartbeat.limit:
+                return None
+            limit = heartbeat.limit
+        beats = {rank: seen.heartbeat.beats for rank, seen in group.items()}
         behind = [rank for rank in beats if beats[rank] < max(beats.values())]
         duration = f"for {limit:.0f} s (train.timeout)"
-        if not behind:
-            return self._describe(min(beats), f"and all others have made no progress {duration}")
-        return self._describe(behind[0], f"hangs, and the others have waited for it {duration}")
+        if behind:
+            return self._describe(behind[0], f"hangs, and the others have waited for it {duration}")
+        who = "and all others have" if len(group) > 1 else "has"
+        return self._describe(min(beats), f"{who} made no progress {duration}")
 
     def _verdict(self) -> str | None:
         """What another process found; None so far."""
@@ -256,7 +268,7 @@ def watching(env: DistEnv) -> Iterator[None]:
     Call it in the process group that all processes have joined.
     """
     global _watchdog
-    peers = PeerWatch(env, _own_connection()) if env.world_size > 1 else None
+    peers = PeerWatch(env, own_connection(timedelta(seconds=SILENCE))) if env.world_size > 1 else None
     before, watchdog = _watchdog, Watchdog(peers)
     watchdog.start()
     _watchdog = watchdog
@@ -289,17 +301,16 @@ def judging(timeout: float) -> Iterator[None]:
             peers.timeout = None
 
 
+def join_group(number: int) -> None:
+    """Notes that this process works with those of one group alone, see `process_group.divided`."""
+    if _watchdog is not None and _watchdog.peers is not None:
+        _watchdog.peers.group = number
+
+
 def beat() -> None:
     """Notes that this process made progress; call it before whatever others may have to wait for."""
     if _watchdog is not None and _watchdog.peers is not None:
         _watchdog.peers.beats += 1
-
-
-def _own_connection() -> Store:
-    """A second connection to the job's store, so that no collective waits behind a heartbeat."""
-    store: Store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # stub lacks it
-    store.set_timeout(timedelta(seconds=SILENCE))
-    return store
 
 
 def _comes_from_collective(error: Exception) -> bool:

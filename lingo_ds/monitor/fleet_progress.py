@@ -20,21 +20,24 @@ class FleetProgress:
     `log_seconds`.
     """
 
-    def __init__(self, runs: int, *, done: int, enabled: bool, console: Console, log_seconds: float = 60.0):
+    def __init__(
+        self, runs: int, *, done: int, enabled: bool, console: Console | None, log_seconds: float = 60.0
+    ):
         """Prepares the display.
 
         Args:
             runs: how many runs there are.
             done: how many of them ended before.
             enabled: False (processes other than the first) shows nothing.
-            console: where it is drawn; a log handler that shares it does not overwrite it.
+            console: where it is drawn; a log handler that shares it does not overwrite it. None: there are
+                log lines alone.
             log_seconds: least time between two log lines.
         """
         self._runs, self._done, self._enabled = runs, done, enabled
         self._log_seconds, self._logged = log_seconds, time.monotonic()
         self._lines: list[RunLine] = []
         self._bars: Progress | None = None
-        if enabled and console.is_interactive and console.file.isatty():
+        if enabled and console is not None and console.is_interactive and console.file.isatty():
             words, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]} left")
             self._bars = Progress(BarColumn(bar_width=16), words, left, console=console)
 

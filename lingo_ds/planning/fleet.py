@@ -1,10 +1,14 @@
-"""How many runs advance together, and how many tokens a pass of theirs holds."""
+"""How many runs advance together, how many tokens a pass of theirs holds, and which groups share runs out."""
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
+from lingo_ds.config.run_config import RunConfig
 from lingo_ds.planning.memory import USABLE_MEMORY
-from lingo_ds.planning.plan import RunPlan
+from lingo_ds.planning.plan import RunPlan, shard_group_of
+from lingo_ds.planning.plan_inputs import Facts
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.units import as_bytes
 
@@ -13,6 +17,54 @@ ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384, "sharded": 16384}
 
 On a CPU with whole copies, on a GPU, and where the backbone is sharded: gathers cost the same for any pass.
 """
+
+
+GroupSize = Literal["auto"] | int
+"""Processes of a group that trains runs of its own; auto: those that share a copy of the backbone."""
+
+
+def facts_of_group(config: RunConfig, facts: Facts, size: GroupSize) -> Facts:
+    """The facts of a run that a group of the processes trains by itself.
+
+    Raises:
+        UserError: where such groups do not divide the processes, or the backbone does not fit.
+    """
+    if size == "auto":
+        asked = config.zero.shard_group
+        size = shard_group_of(config, facts) if asked == "auto" else asked
+    if facts.world_size % size:
+        rule = f"does not divide the {facts.world_size} processes into groups, as placement=groups needs it"
+        fix = "choose a divisor or auto, or set placement=replicated"
+        raise UserError(Mistake("zero.shard_group", size, rule, fix), on_all=True)
+    return replace(facts, world_size=size)
+
+
+class GroupPlan(NamedTuple):
+    """The groups of processes that share out the runs of a suite.
+
+    Attributes:
+        groups: how many there are; 1: all processes train the same runs.
+        processes: of each.
+        runs: how many are shared out.
+    """
+
+    groups: int
+    processes: int
+    runs: int
+
+    @property
+    def share(self) -> int:
+        """Runs of a group, at most."""
+        return math.ceil(self.runs / self.groups)
+
+    def equations(self) -> Iterator[str]:
+        """The arithmetic, where there are several groups."""
+        if self.groups == 1:
+            return
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        yield f"groups     {self.groups} of {processes}, each trains runs of its own"
+        if (idle := self.groups - self.runs) > 0:
+            yield f"idle       {idle} groups: start fewer processes, or set placement=replicated"
 
 
 class FleetPlan(NamedTuple):

@@ -297,6 +297,11 @@ def _place(config: RunConfig, facts: Facts) -> _Place:
     return _Place(stage, group, secondary, held)
 
 
+def shard_group_of(config: RunConfig, facts: Facts) -> int:
+    """Processes that share one copy of the run's backbone; raises UserError where it does not fit."""
+    return _place(config, facts).shard_group
+
+
 def _flops_per_token(facts: Facts) -> float:
     """4 N: forward and the gradient of activations, none of frozen weights; three passes of causal attention.
 

@@ -6,11 +6,12 @@ ends gives its place to the next of the queue.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lingo_ds.distributed import watchdog
 from lingo_ds.distributed.stop_signals import StopSignals
@@ -40,17 +41,35 @@ class FleetRun(NamedTuple):
     steps: Steps[Any]
 
 
-class Queue(Protocol):
-    """Which runs there are; the same answers on every process."""
+class Queue(ABC):
+    """Which runs there are; the same answers on every process, unless it is said otherwise."""
 
+    @abstractmethod
     def next(self) -> FleetRun | None:
         """The next run that may start; None: none may now."""
 
+    @abstractmethod
     def finished(self, run: FleetRun, report: Any) -> None:
         """Takes the report of a run that has ended; once one was interrupted, no other may start."""
 
+    @abstractmethod
     def failed(self, run: FleetRun, error: UserError) -> None:
         """Takes the mistake that has ended a run; raised again, it ends all others, too."""
+
+    def stopping(self) -> bool:
+        """Whether all runs are to stop after this step; it is enough that one process says so."""
+        return False
+
+    def wait(self, stop: bool) -> bool:
+        """Waits a moment for what lets a run start that may not now, where none advances.
+
+        Args:
+            stop: whether this process was asked to stop.
+
+        Returns:
+            Whether one may start yet; False: all is done.
+        """
+        return False
 
 
 @dataclass
@@ -86,8 +105,9 @@ class Fleet:
         self._fill()
         try:
             with self._stop.installed():
-                while self._seats:
-                    self._advance_all()
+                while self._seats or self._queue.wait(self._stop.requested):
+                    if self._seats:
+                        self._advance_all()
                     self._fill()
         finally:
             for seat in self._seats:
@@ -117,7 +137,8 @@ class Fleet:
         remedy = partial(Remedy, "concurrent", len(works), f"set {max(len(works) // 2, 1)}")
         in_words = report_out_of_memory("training", remedy) if len(works) > 1 else nullcontext()
         with in_words:
-            return compute_step(works, budget=self._tokens, stop=self._stop.requested)
+            stop = self._stop.requested or self._queue.stopping()
+            return compute_step(works, budget=self._tokens, stop=stop)
 
     def _advance(self, run: FleetRun, go_on: Callable[[], Work]) -> None:
         """Lets a run go on until it needs its next step, or ends."""
@@ -132,7 +153,7 @@ class Fleet:
                 self._queue.failed(run, error)
 
 
-class _Alone:
+class _Alone(Queue):
     """The queue of one run, whose mistake is the caller's."""
 
     def __init__(self, steps: Steps[Any]):

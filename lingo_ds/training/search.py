@@ -54,13 +54,25 @@ class Search:
 
         A run whose setting goes on comes again with a larger `until`.
         """
-        return next((task.waiting.pop(0) for task in self._tasks.values() if task.waiting), None)
+        job = next(iter(self.ready()), None)
+        if job is not None:
+            self.start(job)
+        return job
+
+    def ready(self) -> list[Job]:
+        """The jobs that may start now, the next first."""
+        return [job for task in self._tasks.values() for job in task.waiting]
+
+    def start(self, job: Job) -> None:
+        """Takes a job that may start out of these."""
+        task, _, _ = self._runs[job.member]
+        self._tasks[task].waiting.remove(job)
 
     def finished(self, job: Job, score: float | None) -> None:
         """Takes in that a job has ended.
 
         Args:
-            job: one that `next` gave.
+            job: one that was started.
             score: the run's best dev metric so far, higher is better; nan: it is not defined, and the run may
                 go on; None: the run failed, and gets no more jobs.
         """
@@ -106,10 +118,9 @@ class Search:
         self._begin()
         for one in saved.finished:
             job = Job(one.member, one.until)
-            task = next((task for task in self._tasks.values() if job in task.waiting), None)
-            if task is None:
+            if job not in self.ready():
                 raise ValueError(f"finished: {job} is not due")
-            task.waiting.remove(job)
+            self.start(job)
             score = math.nan if one.score is None else one.score
             self.finished(job, None if one.failed else score)
 

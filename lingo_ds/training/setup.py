@@ -34,6 +34,7 @@ from lingo_ds.models.backbone.spec import BackboneSpec, read_spec
 from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.planning.automatic import remark_on_masks, with_numbers
+from lingo_ds.planning.fleet import GroupSize, facts_of_group
 from lingo_ds.planning.memory import require_quantizable
 from lingo_ds.planning.plan import RunPlan, make_plan, warn_if_nothing_eight_bit
 from lingo_ds.planning.plan_inputs import (
@@ -146,8 +147,13 @@ class RunSetup:
         return with_numbers(self.config, learning_rate=plan.learning_rate, schedule=plan.schedule)
 
 
-def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
+def prepare(config: RunConfig, env: DistEnv, *, group: GroupSize | None = None) -> RunSetup:
     """Finds files, reads and tokenises the data once per host, and makes the plan; call on all processes.
+
+    Args:
+        config: the run's settings.
+        env: this process.
+        group: processes of the group that the run is planned for; None: all.
 
     Raises:
         UserError: for every mistake in config or input that can be seen without loading weights.
@@ -156,7 +162,7 @@ def prepare(config: RunConfig, env: DistEnv) -> RunSetup:
     shapes = read_backbone_shapes(files)  # before any data are converted, which may take hours
     find_data(files)
     data = read_data(shapes)
-    setup = plan_run(data)
+    setup = plan_run(data, group)
     return agree(setup)
 
 
@@ -232,8 +238,8 @@ def read_data(shapes: RunShapes) -> RunData:
     return RunData(shapes, data, task)
 
 
-def plan_run(read: RunData) -> RunSetup:
-    """Derives every number of the run."""
+def plan_run(read: RunData, group: GroupSize | None = None) -> RunSetup:
+    """Derives every number of the run; `group` is as for `prepare`."""
     shapes, files = read.shapes, read.shapes.files
     config, env, spec = files.config, files.env, shapes.spec
     if config.data.packing == "auto" and spec.target_names and not spec.packable and env.is_main:
@@ -245,7 +251,7 @@ def plan_run(read: RunData) -> RunSetup:
         hidden_size=spec.hidden_size,
         quantization=config.backbone.quantization,
     )
-    facts = model_facts(
+    model = model_facts(
         spec,
         layout,
         dtype,
@@ -255,6 +261,7 @@ def plan_run(read: RunData) -> RunSetup:
         dropout=config.adapter.dropout,
         fused=may_fuse(spec, config.backbone.fused_kernels, dtype, env.device.type),
     )
+    facts = Facts.of(model, data_facts(config, spec, read.data))
     return RunSetup(
         config=config,
         env=env,
@@ -266,7 +273,7 @@ def plan_run(read: RunData) -> RunSetup:
         data=read.data,
         sites=shapes.sites,
         layout=layout,
-        plan=make_plan(config, Facts.of(facts, data_facts(config, spec, read.data))),
+        plan=make_plan(config, facts if group is None else facts_of_group(config, facts, group)),
         profile=shapes.profile,
         dtype=dtype,
         backbone_fingerprint=shapes.fingerprint,

@@ -10,7 +10,7 @@ import pytest
 from lingo_ds.commands.cli import main
 from lingo_ds.distributed.process_group import free_port
 from tests.pretend.runs import RECIPE, STEPS, losses_on_cpu, settings, train
-from tests.unit.running import at_step, command
+from tests.unit.running import at_step, command, report_of
 
 WAYS = {
     "whole": [],
@@ -55,6 +55,11 @@ def train_with_another(fact: str, value: Any, folder: Path) -> tuple[int, str]:
     return status, shown + (log.read_text() if log.exists() else "")
 
 
+def train_in_groups(folder: Path) -> tuple[int, str]:
+    runs = ["seeds=[0,1,2]", "placement=groups", "concurrent=1"]
+    return command("train", RECIPE, folder / "groups", *settings(folder / "data"), *runs)
+
+
 @pytest.fixture(scope="module")
 def on_cpu(folder) -> list[float]:
     return losses_on_cpu(folder, "bf16")
@@ -78,6 +83,17 @@ def test_each_process_uses_its_own_card(seen, way):
     for rank, one in enumerate(seen):
         where = {words.split()[0] for words in one[way]["weights"]}
         assert where == ({"cpu"} if way == "offloaded" else {f"cuda:{rank}"})
+
+
+def test_groups_of_one_card_share_out_runs(cards, folder):
+    """The groups leave nccl's communicator of all for their own, and meet again at the end."""
+    (status, first), (other, second) = cards.call(train_in_groups, folder, processes=2)
+    assert (status, other) == (0, 0), first + second
+    for seed in (0, 1, 2):
+        words = f"run {seed + 1} of 3: "
+        assert first.count(words) + second.count(words) == 1
+        report = report_of(folder / f"groups/seed-{seed}")
+        assert (report["world_size"], report["outcome"]) == (1, "finished")
 
 
 def test_a_process_that_sees_one_gpu_takes_it(cards, folder, on_cpu):

@@ -63,7 +63,7 @@ def read_profile(zero: ZeroConfig, env: DistEnv) -> dict[str, Any]:
         rule = f"is for weights that stay where they are used, and profile {name} offloads them"
         raise UserError(Mistake("zero.quantized_weights", "true", rule, "set false, or take another profile"))
     if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
-        offload["nvme_path"] = _nvme_folder(zero, name)
+        offload["nvme_path"] = _nvme_folder(zero, name, env)
     return profile
 
 
@@ -118,8 +118,10 @@ def fill_profile(
     return settings
 
 
-def _nvme_folder(zero: ZeroConfig, profile: str) -> str:
+def _nvme_folder(zero: ZeroConfig, profile: str, env: DistEnv) -> str:
+    """The folder in which DeepSpeed clears and fills one by the rank: groups of processes have their own."""
     if zero.nvme_path is None:
         rule, fix = f"is needed for zero.profile {profile}", "name a folder on a local disk of every host"
         raise UserError(Mistake("zero.nvme_path", "nothing", rule, fix))
-    return str(make_folder(zero.nvme_path, setting="zero.nvme_path"))
+    folder = zero.nvme_path / f"group-{env.group}" if env.group else zero.nvme_path
+    return str(make_folder(folder, setting="zero.nvme_path"))

@@ -21,6 +21,7 @@ from lingo_ds.models.backbone.tokenizer import CachedTokenizer
 from lingo_ds.models.backbone.weight_files import require_weights, weights_fingerprint
 from lingo_ds.planning.cost.machine import Machine
 from lingo_ds.planning.cost.scenario import Scenario
+from lingo_ds.planning.fleet import GroupSize, facts_of_group
 from lingo_ds.planning.layer import layer_shape, mask_bytes
 from lingo_ds.planning.plan import make_plan
 from lingo_ds.planning.plan_inputs import (
@@ -145,8 +146,16 @@ def _read(
     return data.classes, data_facts(config, spec, data)
 
 
-def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenario:
+def make_scenario(
+    config: RunConfig, shapes: Shapes, cluster: Cluster, *, group: GroupSize | None = None
+) -> Scenario:
     """The plan of a run on a cluster, and all that its time and memory follow from.
+
+    Args:
+        config: the run's settings.
+        shapes: of its model and data.
+        cluster: the machines.
+        group: processes of the group that the run is planned for; None: all.
 
     Raises:
         UserError: for the same reasons as `make_plan`.
@@ -161,7 +170,7 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
         memory_bytes=machine.memory_bytes,
     )
     fused = may_fuse(spec, config.backbone.fused_kernels, dtype, cluster.device)
-    facts = model_facts(
+    model = model_facts(
         spec,
         shapes.layout,
         dtype,
@@ -171,7 +180,8 @@ def make_scenario(config: RunConfig, shapes: Shapes, cluster: Cluster) -> Scenar
         dropout=config.adapter.dropout,
         fused=fused,
     )
-    plan = make_plan(config, Facts.of(facts, shapes.data))
+    facts = Facts.of(model, shapes.data)
+    plan = make_plan(config, facts if group is None else facts_of_group(config, facts, group))
     profile = read_profile(config.zero, cluster.env)
     return Scenario(
         plan=plan,
