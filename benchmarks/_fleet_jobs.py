@@ -1,6 +1,7 @@
 """Whole suites as jobs: their runs together, one after the other, and run by run by HF Trainer with PEFT."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks._training_runs import launch, measured, our_config, rival_job, rival_settings
-from benchmarks._workloads import Work
+from benchmarks._workloads import COOLDOWN, WARMUP, Work
 from lingo_ds.planning.fleet import FleetPlan, plan_fleet
 from tests.hosts.hosts import Hosts
 
@@ -65,8 +66,8 @@ def train(suite: Suite, folder: Path, *, hosts: Hosts | None) -> dict[str, Any]:
     """Trains in an empty folder.
 
     Returns:
-        `seconds` to the finished suite, `examples_per_second` of all runs, `peak_bytes` of the process that
-        needed most, and of ours `planned_bytes` and how many runs advanced `together`.
+        `seconds` to the finished suite, `examples_per_second` of all runs' steps, `peak_bytes` of the process
+        that needed most, and of ours `planned_bytes` and how many runs advanced `together`.
     """
     if hosts:
         hosts.limit(suite.sharding.link)
@@ -116,15 +117,20 @@ def planned_fleet(run_dir: Path, concurrent: str, runs: int) -> FleetPlan:
 
 
 def steps_per_second(stamps: Sequence[Sequence[float]]) -> float:
-    """Steps of all runs together over the time they took, from the wall time at the end of each run's steps.
+    """Steps of all runs over the time in which at least one of them takes timed steps.
 
-    Counted from the end of the first step of those runs that began together; what comes between steps, the
-    start of later runs say, counts as time.
+    What comes before, between and after these, starts and evaluations, is not counted: the time to the
+    finished suite has it.
+
+    Args:
+        stamps: wall time at the end of each step of each run.
     """
-    second = min(run[1] for run in stamps)
-    begin = max(stamp for run in stamps for stamp in run if stamp < second)
-    counted = [stamp for run in stamps for stamp in run if stamp > begin]
-    return len(counted) / (max(counted) - begin)
+    timed = sorted(run[WARMUP - 1 : len(run) - COOLDOWN] for run in stamps)
+    seconds, end = 0.0, -math.inf
+    for window in timed:
+        seconds += max(window[-1] - max(window[0], end), 0.0)
+        end = max(end, window[-1])
+    return sum(len(window) - 1 for window in timed) / seconds
 
 
 def _by_rival(suite: Suite, folder: Path, hosts: Hosts | None) -> dict[str, Any]:
@@ -145,7 +151,7 @@ Found = Mapping[Suite, Sequence[dict[str, Any]]]
 
 
 def compare_speed(found: Found) -> list[dict[str, Any]]:
-    """A row for each way of ours to train runs together: examples per second of all runs."""
+    """A row for each way of ours to train runs together: examples per second of all runs' timed steps."""
     return _compared(
         found,
         "examples/s",

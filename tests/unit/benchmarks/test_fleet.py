@@ -13,7 +13,7 @@ from benchmarks._fleet_jobs import ONE_BY_ONE, RIVAL, Sharding, Suite
 from benchmarks._fleet_search import Search
 from benchmarks._fleet_steps import StepTimes, compare_steps
 from benchmarks._training_runs import our_config
-from benchmarks._workloads import Work, make_backbone, prepare
+from benchmarks._workloads import COOLDOWN, WARMUP, Work, make_backbone, prepare
 from lingo_ds.config import suite_config
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.planning.fleet import plan_fleet
@@ -48,13 +48,19 @@ def test_a_suite_is_the_run_of_the_rival_with_each_seed(work, tmp_path, way, con
         assert member.config == alone.model_copy(update=own)
 
 
-def test_steps_of_all_runs_count_from_the_end_of_the_first_ones():
-    together = [[10.0, 12, 14], [10.1, 12.1, 14.1]]
-    one_by_one = [[10.0, 11, 12], [15, 16, 17]]
-    assert _fleet_jobs.steps_per_second(together) == pytest.approx(4 / 4)
-    assert _fleet_jobs.steps_per_second(one_by_one) == pytest.approx(5 / 7)
-    late = [[10.0, 11, 12], [10, 11, 12], [13, 14, 15]]
-    assert _fleet_jobs.steps_per_second(late) == pytest.approx(7 / 5)
+def stamps(start: float, seconds: float) -> list[float]:
+    """Ends of the steps of a run of 5 timed steps, each so long, whose other steps take 10 seconds."""
+    pauses = [10.0] * WARMUP + [seconds] * 5 + [10.0] * COOLDOWN
+    return [start + sum(pauses[: k + 1]) for k in range(len(pauses))]
+
+
+def test_steps_count_while_any_run_takes_timed_ones():
+    one = stamps(0, 2)
+    assert _fleet_jobs.steps_per_second([one]) == pytest.approx(1 / 2)
+    assert _fleet_jobs.steps_per_second([one, stamps(100, 2)]) == pytest.approx(1 / 2), "one after the other"
+    assert _fleet_jobs.steps_per_second([one, stamps(0.1, 2)]) == pytest.approx(10 / 10.1), "together"
+    queue = [stamps(100, 1), one, stamps(0, 2)]
+    assert _fleet_jobs.steps_per_second(queue) == pytest.approx(15 / 15), "two together, then one"
 
 
 def test_together_is_compared_with_one_by_one_and_the_rival_of_the_same_setting(work):
