@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -60,9 +61,16 @@ def recipes(shared, tmp_path_factory) -> Callable[..., Path]:
     return recipe
 
 
-def train_here(rank: int, world_size: int, lines: list[list[Any]], disturb: Disturb) -> list[tuple[int, str]]:
-    with disturb(rank):
-        return [command("train", *line) for line in lines]
+def train_here(
+    rank: int, world_size: int, lines: list[tuple[int, list[Any]]], disturb: Disturb
+) -> list[tuple[int, str]]:
+    """One command after the other; the processes of each meet at a port of its own."""
+    ended = []
+    for port, line in lines:
+        os.environ["MASTER_PORT"] = str(port)
+        with disturb(rank):
+            ended.append(command("train", *line))
+    return ended
 
 
 @contextlib.contextmanager
@@ -70,11 +78,9 @@ def undisturbed(rank: int) -> Iterator[None]:
     yield
 
 
-def train(
-    recipe: Path, out: Path, processes: int, *settings: str, disturb: Disturb = undisturbed, **more: Any
-) -> Ended:
-    line = [recipe, out, "placement=groups", *settings]
-    each = [one for (one,) in run_ranks(train_here, processes, [line], disturb, timeout=300, **more)]
+def train(recipe: Path, out: Path, processes: int, *settings: str, disturb: Disturb = undisturbed) -> Ended:
+    line = free_port(), [recipe, out, "placement=groups", *settings]
+    each = [one for (one,) in run_ranks(train_here, processes, [line], disturb, timeout=300)]
     return Ended([status for status, _ in each], [shown for _, shown in each])
 
 
@@ -83,7 +89,7 @@ def alone(recipe: Path, folder: Path, processes: int) -> dict[int, Path]:
     single = folder / "single.yaml"
     single.write_text("".join(line for line in recipe.open() if not line.startswith("seeds")))
     outs = {seed: folder / f"alone-{seed}" for seed in SEEDS}
-    lines = [[single, out, f"seed={seed}"] for seed, out in outs.items()]
+    lines = [(free_port(), [single, out, f"seed={seed}"]) for seed, out in outs.items()]
     for ended in run_ranks(train_here, processes, lines, undisturbed, timeout=300):
         assert [status for status, _ in ended] == [0] * len(SEEDS), ended
     return outs
