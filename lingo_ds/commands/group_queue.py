@@ -84,16 +84,16 @@ class GroupQueue(SuiteQueue):
 
     def _tell(self, what: What, *job: Any, **ended: Any) -> None:
         """Tells all groups, and takes in what they have told."""
-        if self._env.is_main:
-            self._log.append(Entry(self._env.group, what, job, **ended))
+        if self.env.is_main:
+            self._log.append(Entry(self.env.group, what, job, **ended))
         self._take_in()
 
     def _take_in(self) -> None:
         """Replays what is new in the log."""
         news = None
-        if self._env.is_main:
+        if self.env.is_main:
             news, self._unread = self._unread + self._log.read(), []
-        for fields in agreement.broadcast_json(news, self._env):
+        for fields in agreement.broadcast_json(news, self.env):
             self._replay(Entry(*fields))
 
     def _replay(self, entry: Entry) -> None:
@@ -128,7 +128,7 @@ class GroupQueue(SuiteQueue):
         self._take_in()
         while job := self._wanted():
             self._tell("starts", *job)
-            if self._owners.get(job) == self._env.group:
+            if self._owners.get(job) == self.env.group:
                 return job
         return None
 
@@ -136,7 +136,7 @@ class GroupQueue(SuiteQueue):
         """The next job that this group may start, while it has less than its share of those that are left."""
         ready, owners = self._state.search.ready(), list(self._owners.values())
         share = math.ceil((len(ready) + len(owners)) / self._groups)
-        if self.interrupted or owners.count(self._env.group) >= share:
+        if self.interrupted or owners.count(self.env.group) >= share:
             return None
         return next(filter(self._fits, ready), None)
 
@@ -150,7 +150,7 @@ class GroupQueue(SuiteQueue):
     def stopping(self) -> bool:
         """Whether runs of another group were stopped, as the group's first process sees now and then."""
         now = time.monotonic()
-        if self._env.is_main and now > self._looked + POLL:
+        if self.env.is_main and now > self._looked + POLL:
             self._looked = now
             self._unread += self._log.read()
         return self.interrupted or any(
@@ -159,7 +159,7 @@ class GroupQueue(SuiteQueue):
 
     def wait(self, stop: bool) -> bool:
         """Waits for what the runs of other groups decide, until none is left or all were stopped."""
-        if any(agreement.all_gather_json(stop, self._env)) and not self.interrupted:
+        if any(agreement.all_gather_json(stop, self.env)) and not self.interrupted:
             self._tell("stop")
         else:
             self._take_in()
@@ -181,4 +181,4 @@ class GroupQueue(SuiteQueue):
 
     def _may_test(self, k: int) -> bool:
         self._tell("tests", k)
-        return self._testers[k] == self._env.group
+        return self._testers[k] == self.env.group

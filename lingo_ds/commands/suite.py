@@ -12,12 +12,12 @@ from lingo_ds.commands.suite_plan import PlannedRuns, by_title, plan_passes, pla
 from lingo_ds.commands.suite_queue import SuiteQueue
 from lingo_ds.commands.suite_results import all_reports, metric_of
 from lingo_ds.commands.suite_state import SuiteState
+from lingo_ds.commands.train import repeatable_on_all
 from lingo_ds.config.known_tasks import missing_folder
 from lingo_ds.config.suite_config import Member, Suite
 from lingo_ds.distributed import agreement, process_group, watchdog
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.job_log import JobLog
-from lingo_ds.distributed.numerics import repeatable
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.monitor.fleet_progress import FleetProgress
 from lingo_ds.monitor.suite_table import results_table
@@ -64,7 +64,7 @@ def _train(suite: Suite, queue: SuiteQueue, fleet: FleetPlan) -> None:
     """Trains what the queue gives to these processes."""
     timeout = max(member.config.train.timeout for member in suite.members)
     deterministic = any(member.config.train.deterministic for member in suite.members)
-    with repeatable(deterministic), queue.display:
+    with repeatable_on_all(deterministic, queue.env), queue.display:
         Fleet(queue, size=fleet.runs, tokens=fleet.tokens, timeout=timeout).run()
 
 

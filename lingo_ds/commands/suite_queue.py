@@ -28,6 +28,7 @@ class SuiteQueue(Queue):
     """The runs of a suite, in the order in which its search wants them trained.
 
     Attributes:
+        env: this process among those that train them.
         display: how far they are.
         interrupted: whether runs were stopped, after which none starts.
     """
@@ -42,7 +43,7 @@ class SuiteQueue(Queue):
         display: FleetProgress,
     ):
         """Takes what the suite has reached, and what is known of the runs that are left."""
-        self._state, self._planned, self._env, self._backbone = state, planned, env, backbone
+        self._state, self._planned, self.env, self._backbone = state, planned, env, backbone
         self.display = display
         self._failed: list[tuple[int, Sequence[Mistake]]] = []
         self.interrupted = False
@@ -78,7 +79,7 @@ class SuiteQueue(Queue):
         member = self._state.suite.members[job.member]
         return train_steps(
             member.config,
-            self._env,
+            self.env,
             build=self._backbone.build,
             watch=partial(self.display.line, name),
             alone=self._planned.plan.fleet.runs == 1,
@@ -115,7 +116,7 @@ class SuiteQueue(Queue):
     ) -> None:
         """Takes in that a job has ended, and keeps what follows; `over`: its run has, too."""
         self._note_end(job, score, over=over, mistakes=mistakes)
-        if self._env.is_main:
+        if self.env.is_main:
             self._state.write()
 
     def _note_end(self, job: Job, score: float | None, *, over: bool, mistakes: Sequence[Mistake]) -> None:
@@ -138,7 +139,7 @@ class SuiteQueue(Queue):
 
     def test_chosen(self) -> None:
         """Evaluates on test what was chosen after its training had ended."""
-        for k in self._state.untested(self._env):
+        for k in self._state.untested(self.env):
             if self._may_test(k):
                 self._test(k)
 
@@ -149,8 +150,8 @@ class SuiteQueue(Queue):
     def _test(self, k: int) -> None:
         member = self._state.suite.members[k]
         logger.info("test of %s, seed %d", member.title, member.seed)
-        test = evaluate_saved(member.config, self._env, build=self._backbone.build)
-        if self._env.is_main:
+        test = evaluate_saved(member.config, self.env, build=self._backbone.build)
+        if self.env.is_main:
             path = member.config.run_dir / "report.json"
             report = read_json(path)
             report["metrics"]["test"], report["metrics_by_output"]["test"] = test.metrics, test.by_output

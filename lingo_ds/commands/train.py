@@ -48,12 +48,25 @@ def train(config: RunConfig, env: DistEnv) -> dict[str, Any]:
 
 def train_one(config: RunConfig, env: DistEnv) -> dict[str, Any]:
     """Does the work of `train` inside a job."""
-    with repeatable(config.train.deterministic):
+    with repeatable_on_all(config.train.deterministic, env):
         report = run_alone(train_steps(config, env), timeout=config.train.timeout)
     if env.is_main:
         logs.results.print(summary_table(report))
         logs.results.print(what_to_open(config.run_dir), highlight=False, soft_wrap=True)
     return report
+
+
+@contextmanager
+def repeatable_on_all(wanted: bool, env: DistEnv) -> Iterator[None]:
+    """While inside, operations give the same bits each time, where `wanted`, see `numerics.repeatable`.
+
+    Raises:
+        UserError: on every process, where one of them cannot have it.
+    """
+    with ExitStack() as held:
+        with agreement.errors_raised_on_all(env):
+            held.enter_context(repeatable(wanted))
+        yield
 
 
 def train_steps(
