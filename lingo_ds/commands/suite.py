@@ -1,7 +1,6 @@
 """Many runs over one loaded backbone, several of them at a time, and the table of their results."""
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +9,6 @@ from lingo_ds.commands.group_queue import GroupQueue
 from lingo_ds.commands.plan import group_size, plan_one
 from lingo_ds.commands.suite_plan import PlannedRuns, by_title, plan_passes, plan_runs
 from lingo_ds.commands.suite_queue import SuiteQueue
-from lingo_ds.commands.suite_results import all_reports, metric_of
 from lingo_ds.commands.suite_state import SuiteState
 from lingo_ds.commands.train import repeatable_on_all
 from lingo_ds.config.known_tasks import missing_folder
@@ -23,7 +21,6 @@ from lingo_ds.monitor.fleet_progress import FleetProgress
 from lingo_ds.monitor.suite_table import results_table
 from lingo_ds.planning.fleet import FleetPlan
 from lingo_ds.training.fleet import Fleet
-from lingo_ds.training.search import Search
 from lingo_ds.training.shared_backbone import SharedBackbone
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import LoneError, Mistake, UserError
@@ -117,15 +114,11 @@ def evaluate_suite(suite: Suite, env: DistEnv) -> None:
 
 
 def _chosen_members(suite: Suite, env: DistEnv) -> list[Member]:
-    """Every run of a chosen setting, as global rank 0 sees the reports; the same on every process."""
-    chosen = None
-    with agreement.errors_raised_on_all(env):
-        if env.is_main:
-            chosen = _ended_search(suite).chosen()
-            if not chosen:
-                rule, fix = "has no chosen setting yet", "train the suite to its end first"
-                raise UserError(Mistake("grid", list(suite.config.grid), rule, fix))
-    chosen = agreement.broadcast_json(chosen, env)
+    """Every run of a chosen setting, as global rank 0 sees the folders; the same on every process."""
+    chosen = SuiteState(suite, env).search.chosen()
+    if not chosen:
+        rule, fix = "has no chosen setting yet", "train the suite to its end first"
+        raise UserError(Mistake("grid", list(suite.config.grid), rule, fix), on_all=True)
     return [member for member in suite.members if chosen.get(member.task) == member.label]
 
 
@@ -165,13 +158,3 @@ def _check_data(suite: Suite) -> None:
         existing = [name for name, mistake in zip(by_task, found, strict=True) if not mistake]
         fix = f"set data.root, or choose with tasks=[{','.join(existing)}]" if existing else "set data.root"
         raise UserError([Mistake(one.where, one.value, one.rule, fix) for one in mistakes])
-
-
-def _ended_search(suite: Suite) -> Search:
-    """The search as the finished runs leave it."""
-    search, reports = Search(suite.members, suite.config.search), all_reports(suite)
-    while job := search.next():
-        if report := reports[job.member]:
-            score = metric_of(report, "dev", suite.members[job.member].config)
-            search.finished(job, math.nan if score is None else score)
-    return search

@@ -98,6 +98,15 @@ def test_a_finished_search_is_not_made_again(searched, recipe):
     assert json.dumps(reports(out), sort_keys=True) == before
 
 
+def test_the_chosen_runs_alone_are_evaluated_again(searched, recipe):
+    out, _ = searched
+    status, shown = command("evaluate", recipe, out)
+    assert status == 0, shown
+    tested = [name for name, report in reports(out).items() if report["metrics"]["test"]]
+    evaluated = {str(path.parent.relative_to(out)) for path in out.rglob("evaluation.json")}
+    assert evaluated == set(tested)
+
+
 OVERFLOWS = ("adapter.rank=4", "train.max_skipped=3")
 
 
