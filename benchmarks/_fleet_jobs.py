@@ -152,32 +152,22 @@ Found = Mapping[Suite, Sequence[dict[str, Any]]]
 
 def compare_speed(found: Found) -> list[dict[str, Any]]:
     """A row for each way of ours to train runs together: examples per second of all runs' timed steps."""
-    return _compared(
-        found,
-        "examples/s",
-        of=lambda repeats: statistics.median(one["examples_per_second"] for one in repeats),
-        ratio=lambda ours, rival: ours / rival,
-    )
+    return _compared(found, "examples/s", "examples_per_second", ratio=lambda ours, rival: ours / rival)
 
 
 def compare_seconds(found: Found) -> list[dict[str, Any]]:
     """A row for each way of ours to train runs together: seconds to the finished suite."""
-    return _compared(
-        found,
-        "s to the finished suite",
-        of=lambda repeats: statistics.median(one["seconds"] for one in repeats),
-        ratio=lambda ours, rival: rival / ours,
-    )
+    return _compared(found, "s to the finished suite", "seconds", ratio=lambda ours, rival: rival / ours)
 
 
 def _compared(
-    found: Found,
-    unit: str,
-    *,
-    of: Callable[[Sequence[dict[str, Any]]], float],
-    ratio: Callable[[float, float], float],
+    found: Found, unit: str, name: str, *, ratio: Callable[[float, float], float]
 ) -> list[dict[str, Any]]:
     """Runs together beside the same runs one after the other, and by the rival where that was measured."""
+
+    def of(repeats: Sequence[dict[str, Any]]) -> float:
+        return statistics.median(one[name] for one in repeats)
+
     rows = []
     for suite, repeats in found.items():
         others = {way: suite._replace(way=way) for way in (ONE_BY_ONE, RIVAL)}

@@ -49,22 +49,15 @@ class Search:
         self._tasks = {task: _TaskSearch(runs, self._config) for task, runs in by_task.items()}
         self._finished: list[_FinishedJob] = []
 
-    def next(self) -> Job | None:
-        """The next job that may start now; None: the others wait for jobs that are running, or all is done.
+    def ready(self) -> list[Job]:
+        """The jobs that may start now, the next first; none: they wait for running ones, or all is done.
 
         A run whose setting goes on comes again with a larger `until`.
         """
-        job = next(iter(self.ready()), None)
-        if job is not None:
-            self.start(job)
-        return job
-
-    def ready(self) -> list[Job]:
-        """The jobs that may start now, the next first."""
         return [job for task in self._tasks.values() for job in task.waiting]
 
     def start(self, job: Job) -> None:
-        """Takes a job that may start out of these."""
+        """Takes a job out of those that may start."""
         task, _, _ = self._runs[job.member]
         self._tasks[task].waiting.remove(job)
 

@@ -53,8 +53,10 @@ class AdaptedMaps:
             rows: which rows are whose.
             anchor: any tensor that requires a gradient, so that the outputs do; it gets none.
         """
-        self.maps, self._adapters, self._rows = list(maps), list(adapters), rows
-        self._anchor = anchor
+        self.maps, self._rows, self._anchor = list(maps), rows, anchor
+        self._adapters: dict[Tenant, list[Adapters]] = {}
+        for one in adapters:
+            self._adapters.setdefault(one.tenant, []).append(one)
         self._x: Tensor | None = None
         self._waiting: dict[int, Tensor] = {}
 
@@ -71,7 +73,7 @@ class AdaptedMaps:
     def acting_on(self, rows: int) -> list[tuple[Adapters, slice | None]]:
         """The adapters that act in the present pass, and on which of so many rows; None: on all."""
         shares = self._rows.of(rows)
-        return [(one, share.rows) for share in shares for one in self._adapters if one.tenant is share.tenant]
+        return [(one, share.rows) for share in shares for one in self._adapters.get(share.tenant, ())]
 
 
 class _AdaptedMaps(Function):

@@ -21,6 +21,14 @@ HALVING = SearchConfig(method="halving", keep=1 / 3, at=(0.2, 0.5))
 Score = Callable[[Job], float | None]
 
 
+def take(search: Search) -> Job | None:
+    """Starts the next job that may start; None: the others wait for jobs that are running, or all is done."""
+    job = next(iter(search.ready()), None)
+    if job is not None:
+        search.start(job)
+    return job
+
+
 def members_of(tasks: int, settings: int, seeds: int) -> list[Member]:
     return [
         Member(f"t{task}", seed, RUN, {"adapter.rank": setting}, f"rank={setting}")
@@ -35,12 +43,12 @@ def run(search: Search, score: Score, order: random.Random | None = None, *, at_
     running: list[Job] = []
     ended = []
     while not search.done:
-        while len(running) < at_once and (job := search.next()):
+        while len(running) < at_once and (job := take(search)):
             running.append(job)
         job = running.pop(order.randrange(len(running)) if order else 0)
         search.finished(job, score(job))
         ended.append(job)
-    assert search.next() is None and not running
+    assert take(search) is None and not running
     return ended
 
 
@@ -94,12 +102,12 @@ def test_a_setting_is_judged_by_the_mean_of_its_seeds():
 
 def test_tasks_do_not_wait_for_each_other():
     search = Search(members_of(2, 2, 1), SearchConfig(method="halving", keep=0.5, at=(0.5,)))
-    jobs = [search.next() for _ in range(4)]
-    assert jobs == [(member, 0.5) for member in range(4)] and search.next() is None
+    jobs = [take(search) for _ in range(4)]
+    assert jobs == [(member, 0.5) for member in range(4)] and take(search) is None
     search.finished(jobs[0], 0.1)
-    assert search.next() is None, "the first task's other setting has not reached 0.5 yet"
+    assert take(search) is None, "the first task's other setting has not reached 0.5 yet"
     search.finished(jobs[1], 0.2)
-    assert search.next() == (1, 1.0) and search.next() is None
+    assert take(search) == (1, 1.0) and take(search) is None
     assert search.chosen() == {"t0": "rank=1"} and not search.done
 
 
@@ -215,7 +223,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(case, seed, order, stop):
     running: list[Job] = []
     before = []
     for _ in range(stop):
-        while len(running) < 3 and (job := killed.next()):
+        while len(running) < 3 and (job := take(killed)):
             running.append(job)
         if running:
             before.append(running.pop(order.randrange(len(running))))
@@ -244,7 +252,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(case, seed, order, stop):
 )
 def test_the_state_of_another_search_is_refused(change, message):
     search = Search(members_of(2, 3, 1), HALVING)
-    job = search.next()
+    job = take(search)
     search.finished(job, 0.5)
     state = json.loads(json.dumps(search.state_dict()))
     change(state)
