@@ -1,0 +1,108 @@
+"""The options of every verb of the command line."""
+
+import argparse
+from pathlib import Path
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def _grid_setting(text: str) -> str:
+    """`NAME=V1,V2` as the setting of a suite that it stands for."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=V1,V2, e.g. adapter.rank=4,8")
+    return f"grid.{name}={values if values.startswith('[') else f'[{values}]'}"
+
+
+def recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of a verb that reads a recipe."""
+    add = parser.add_argument
+    help = "A recipe: a YAML file, or the name of a shipped one, e.g. quickstart."
+    add("--config", required=True, metavar="FILE", help=help)
+    help = (
+        "Values of one setting to try, e.g. train.learning_rate=1e-4,3e-4; the best on dev is chosen. "
+        "Several --grid try all combinations."
+    )
+    add("--grid", action="append", default=[], type=_grid_setting, metavar="NAME=V1,V2", help=help)
+
+
+def plan_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `plan`."""
+    recipe_options(parser)
+    about = (
+        "Prints memory, FLOPs, bytes, seconds and advice. Of the backbone only config.json and the\n"
+        "tokenizer are read; with --tokens and --rows neither tokenizer nor data."
+    )
+    add = parser.add_argument_group("a job on other machines", about).add_argument
+    absent = "when the data is not on this machine"
+    add("--gpu", metavar="NAME", help="The kind of GPU, e.g. h200, h100, a100 or l40s.")
+    add("--hosts", type=_count, metavar="N", help="Number of hosts (default: 1).")
+    add("--gpus", type=_count, metavar="N", help="Number of GPUs in each host (default: 8).")
+    add("--link", metavar="RATE", help="Network of each host, e.g. 8x400Gb for eight cards (default: 400Gb).")
+    add("--tokens", type=_count, metavar="N", help=f"Tokens per example, {absent}; needs --rows.")
+    add("--rows", type=_count, metavar="N", help=f"Number of training examples, {absent}; needs --tokens.")
+    shared = "How many of the --tokens are a prefix that all examples have in common (default: 0)."
+    add("--shared", type=int, metavar="N", help=shared)
+    add("--json", type=Path, metavar="FILE", help="A file to write plan, estimate and advice to.")
+
+
+def _adapter_option(parser: argparse.ArgumentParser) -> None:
+    help = "The folder of a run, or the adapter/ in it."
+    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help=help)
+
+
+def predict_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `predict`."""
+    add = parser.add_argument
+    _adapter_option(parser)
+    source = (
+        "Sequences in .csv .tsv .jsonl .fa .fasta .fna (also .gz) or .parquet; with --genome variants in "
+        ".vcf or intervals in .bed .narrowPeak .broadPeak (also .gz). FASTA and VCF may have any name."
+    )
+    add("--input", required=True, type=Path, dest="source", metavar="FILE", help=source)
+    target = "The file to write: .csv .tsv (also .gz) or .parquet."
+    add("--output", required=True, type=Path, dest="target", metavar="FILE", help=target)
+    column = "The column that holds the DNA (default: sequence)."
+    add("--sequence-column", default="sequence", metavar="NAME", help=column)
+    column = "The column that holds the ids (default: id if there is one, else rows are numbered from 0)."
+    add("--id-column", metavar="NAME", help=column)
+    genome = "The genome to which the positions of variants or intervals refer."
+    add("--genome", type=Path, metavar="FASTA", help=genome)
+    window = (
+        "Bases to read around each variant (default: as many as the training sequences had) or around the "
+        "centre of each interval (default: as in training)."
+    )
+    add("--window", type=int, metavar="BASES", help=window)
+    flank = "Bases to read on both sides of each interval, instead of a window (default: as in training)."
+    add("--flank", type=int, metavar="BASES", help=flank)
+    center = "What the window of an interval lies around (default: as in training)."
+    add("--center", choices=["middle", "summit"], help=center)
+    strict = "Refuse a file that has rows which do not fit the genome, instead of skipping these rows."
+    add("--strict", action="store_true", help=strict)
+    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    add("--overwrite", action="store_true", help="Replace the output file if it exists.")
+
+
+def export_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `export`."""
+    add = parser.add_argument
+    _adapter_option(parser)
+    to = "The format: an AdaLoRA or LoRA folder of PEFT, or a whole Hugging Face model."
+    add("--to", required=True, choices=["adalora", "lora", "merged"], help=to)
+    add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")
+    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    dtype = "Data type of merged weights (default: the backbone's own)."
+    add("--dtype", choices=["fp32", "bf16", "fp16"], help=dtype)
+    size = "Size of the largest file of a merged model (default: 4)."
+    add("--shard-gb", type=float, default=4.0, metavar="GB", help=size)
+    license = "License for the model card, as the Hugging Face hub names it (default: other)."
+    add("--license", default="other", metavar="NAME", help=license)
+    add("--overwrite", action="store_true", help="Replace an earlier export.")
