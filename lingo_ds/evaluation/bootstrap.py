@@ -15,8 +15,8 @@ from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD, f1, mcc
 RESAMPLES, MIN_RESAMPLES = 1000, 100
 """Resamples of a split, and the least that tell an interval."""
 
-MAX_WORK = 2e8
-"""Most answers of all resamples together, some ten seconds of work: larger splits get fewer resamples."""
+MAX_WORK = 5e7
+"""Most answers of all resamples together, some three seconds of work: larger splits get fewer resamples."""
 
 WORK_AT_ONCE = 2_000_000
 """Entries of a table of resamples and examples that are in memory at a time."""
@@ -40,7 +40,7 @@ class Intervals(NamedTuple):
 
     Attributes:
         by_metric: the interval of each metric that is defined in nearly all resamples.
-        resamples: number of resamples; 0: the split is too large for them, and its intervals are narrow.
+        resamples: number of resamples; 0: the split is too large for them.
     """
 
     by_metric: dict[str, Interval]

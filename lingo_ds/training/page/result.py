@@ -177,7 +177,7 @@ def _about_intervals(intervals: dict[str, Intervals], splits: list[str]) -> str:
             "other sequences of this kind, and not how far with another seed of training. "
         )
     elif splits:
-        text = "There are no intervals: the answers are not kept, or so many that intervals would be narrow. "
+        text = "There are no intervals: the answers are not kept, or too many to be resampled. "
     return text + (
         "dev has chosen the step, so its numbers are a little too good." if "dev" in splits else ""
     )
