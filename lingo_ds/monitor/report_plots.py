@@ -135,10 +135,11 @@ def draw_scatter(measured: np.ndarray, predicted: np.ndarray, *, name: str) -> b
         axes.set_xlabel(f"measured {name}")
         axes.set_ylabel(f"predicted {name}")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_locator(MaxNLocator(4))
+        axes.ticklabel_format(useOffset=False)
         _plain(axes)
 
-    return _svg(draw, left=0.17)
+    return _svg(draw, left=0.19)
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:

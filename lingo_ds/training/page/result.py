@@ -1,5 +1,7 @@
 """What a run has reached, for its page: sentences, metrics with intervals, the worst answers."""
 
+import math
+
 import numpy as np
 
 from lingo_ds.config.known_tasks import registry
@@ -269,7 +271,8 @@ def _of_all(kept: KeptAnswers | None, task: Task) -> str:
 def _wrong_row(one: WrongAnswer, task: Task) -> list[Cell]:
     name = task.output_names[one.output]
     if task.kind == "regression":
-        middle = [name, f"{one.truth:.4g}", f"{one.answer:.4g}"]
+        decimals = _decimals(task.scale[one.output] if task.scale else 1.0)
+        middle = [name, f"{one.truth:,.{decimals}f}", f"{one.answer:,.{decimals}f}"]
     elif task.kind == "multilabel":
         middle = [name, "true" if one.truth else "false", f"{one.answer:.3g}"]
     else:
@@ -279,6 +282,11 @@ def _wrong_row(one: WrongAnswer, task: Task) -> list[Cell]:
     length = sum(length or 0 for _, length in parts)
     sequence = Bases(" + ".join(shown)) if shown else "not kept"
     return [f"{one.row:,}", *middle, sequence, f"{length:,}" if length else ""]
+
+
+def _decimals(spread: float) -> int:
+    """Decimals of values of this spread that tell a hundredth of it."""
+    return max(0, 2 - math.floor(math.log10(spread))) if spread > 0 else 3
 
 
 def _cut(sequence: str, length: int) -> str:
