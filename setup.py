@@ -34,6 +34,7 @@ setup(
         ],
         "lingo_ds.config": ["known_tasks.yaml"],
         "lingo_ds.export": ["model_card.md.jinja"],
+        "lingo_ds.monitor": ["html_report.html.jinja", "html_report.js"],
         **{package: [pattern] for package, (_, pattern) in RESOURCES.items()},
     },
     entry_points={"console_scripts": ["lingo-ds = lingo_ds.commands.cli:main"]},

@@ -1,4 +1,4 @@
-"""`lingo-ds train|evaluate|predict|export|plan`: one entry point for every launcher.
+"""`lingo-ds train|evaluate|predict|export|report|plan`: one entry point for every launcher.
 
 Libraries are imported by the functions that need them, so that `--help` and a mistyped option answer at once.
 """
@@ -102,10 +102,7 @@ def _predict(args: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _export(args: argparse.Namespace, settings: list[str]) -> int:
-    if settings:
-        fix = "see lingo-ds export --help"
-        mistakes = [Mistake("command line", word, "is no option of export", fix) for word in settings]
-        raise UserError(mistakes, on_all=True)
+    _refuse_settings("export", settings)
     env = _set_up()
     from lingo_ds.commands.export import ExportRequest, export
 
@@ -114,7 +111,25 @@ def _export(args: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace, settings: list[str]) -> int:
+    _refuse_settings("report", settings)
+    _set_up()
+    from lingo_ds.commands.report import report
+    from lingo_ds.utils import logging as logs
+
+    logs.results.print(f"report: {report(args.run)}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
 # -- what several of them need
+
+
+def _refuse_settings(verb: str, settings: list[str]) -> None:
+    """Refuses words that are no options, where no settings may follow them."""
+    if settings:
+        fix = f"see lingo-ds {verb} --help"
+        mistakes = [Mistake("command line", word, f"is no option of {verb}", fix) for word in settings]
+        raise UserError(mistakes, on_all=True)
 
 
 def _load_recipe(args: argparse.Namespace, settings: list[str]) -> "RunConfig | Suite":
@@ -211,6 +226,13 @@ VERBS = {
         options.export_options,
         _export,
         "--adapter runs/quickstart/adapter --to merged --output merged",
+        settings=False,
+    ),
+    "report": Verb(
+        "Write the HTML report of a run or a suite anew from its files.",
+        options.report_options,
+        _report,
+        "runs/quickstart",
         settings=False,
     ),
     "plan": Verb(

@@ -6,10 +6,11 @@ from lingo_ds.commands.train import Build
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split, remark_on_answers, write_predictions
+from lingo_ds.evaluation.evaluate import Evaluation, evaluate_split, remark_on_answers
 from lingo_ds.monitor.report import write_report
 from lingo_ds.training.build_model import build_model
 from lingo_ds.training.saved_adapter import load_saved
+from lingo_ds.training.saved_answers import save_answers
 from lingo_ds.training.setup import prepare
 from lingo_ds.utils import logging as logs
 
@@ -51,5 +52,5 @@ def evaluate_saved(config: RunConfig, env: DistEnv, *, build: Build = build_mode
     if remark := remark_on_answers(test, split.labels):
         logger.warning("test: %s", remark)
     if env.is_main:
-        write_predictions(config.run_dir / "predictions" / "test.parquet", test, split.labels)
+        save_answers(setup, test, split="test")
     return test

@@ -106,3 +106,9 @@ def export_options(parser: argparse.ArgumentParser) -> None:
     license = "License for the model card, as the Hugging Face hub names it (default: other)."
     add("--license", default="other", metavar="NAME", help=license)
     add("--overwrite", action="store_true", help="Replace an earlier export.")
+
+
+def report_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `report`."""
+    help = "The folder of a run or of a suite; of a suite the reports of its runs are written, too."
+    parser.add_argument("run", type=Path, metavar="RUN", help=help)

@@ -14,6 +14,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.monitor.fleet_progress import FleetProgress
 from lingo_ds.monitor.report import write_report
 from lingo_ds.training.fleet import FleetRun, Queue, Steps
+from lingo_ds.training.page.page import try_write_page
 from lingo_ds.training.search import Job
 from lingo_ds.training.shared_backbone import SharedBackbone
 from lingo_ds.training.trainer import UNFINISHED
@@ -156,3 +157,4 @@ class SuiteQueue(Queue):
             report = read_json(path)
             report["metrics"]["test"], report["metrics_by_output"]["test"] = test.metrics, test.by_output
             write_report(path, report | {"task": test.task.to_dict()})
+            try_write_page(member.config.run_dir)

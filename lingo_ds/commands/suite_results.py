@@ -1,7 +1,9 @@
 """What the runs of a suite have reached: their reports, and the table of results."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
+from lingo_ds.commands.suite_page import SuiteResults, SuiteRun, write_suite_results
 from lingo_ds.config.known_tasks import registry
 from lingo_ds.config.run_config import RunConfig, from_anywhere
 from lingo_ds.config.suite_config import Member, Suite
@@ -36,8 +38,26 @@ def _same_config(config: RunConfig) -> bool:
 def write_table(suite: Suite, search: Search) -> list[TaskResult]:
     """Writes the table of what is finished, with the settings that the search has chosen so far."""
     results = _results(suite, search)
-    write_results(suite.config.folder, results, notes=_notes(suite, results))
+    folder, notes = suite.config.folder, _notes(suite, results)
+    write_results(folder, results, notes=notes)
+    runs = _runs(suite, search.chosen())
+    write_suite_results(folder, SuiteResults(name=suite.config.name, tasks=results, runs=runs, notes=notes))
     return results
+
+
+def _runs(suite: Suite, chosen: Mapping[str, str]) -> list[SuiteRun]:
+    """Every run, as the suite's page lists it."""
+    return [
+        SuiteRun(
+            task=member.task,
+            setting=member.label,
+            seed=member.seed,
+            folder=os.path.relpath(member.config.run_dir, suite.config.folder),
+            metric=member.config.metric,
+            counted=chosen.get(member.task) == member.label,
+        )
+        for member in suite.members
+    ]
 
 
 def all_reports(suite: Suite) -> list[RunReport | None]:

@@ -12,14 +12,16 @@ from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.numerics import repeatable
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.evaluate import remark_on_answers, write_predictions
+from lingo_ds.evaluation.evaluate import Evaluation, remark_on_answers
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.monitor.progress import Progress, ProgressBar
 from lingo_ds.monitor.report import summary_table, what_to_open, write_report
 from lingo_ds.monitor.tensorboard import Tracker
 from lingo_ds.training.build_model import build_model
 from lingo_ds.training.fleet import Steps, run_alone
+from lingo_ds.training.page.page import try_write_page
 from lingo_ds.training.resume import find_start
+from lingo_ds.training.saved_answers import save_answers
 from lingo_ds.training.session import Session
 from lingo_ds.training.setup import RunSetup, prepare
 from lingo_ds.training.trainer import UNFINISHED
@@ -122,11 +124,7 @@ def train_steps(
                 logger.warning("test: %s", remark)
         report = session.report(outcome, test)
         if env.is_main:
-            if test:
-                labels = setup.data.splits["test"].labels
-                write_predictions(config.run_dir / "predictions" / "test.parquet", test, labels)
-            write_report(config.run_dir / "report.json", report)
-            _log_interruption(report)
+            _write_results(session, setup, test, report)
         return report
 
 
@@ -134,7 +132,9 @@ def train_steps(
 def _watching(setup: RunSetup, first_step: int, watch: Watch) -> Iterator[tuple[Tracker, Progress]]:
     """TensorBoard and the progress bar, on global rank 0."""
     env, folder = setup.env, setup.config.run_dir
-    tracker = Tracker(folder / "tensorboard", purge_from=first_step) if env.is_main else Tracker.null()
+    tracker = Tracker.null()
+    if env.is_main:
+        tracker = Tracker(folder / "tensorboard", purge_from=first_step, lines=folder / "metrics.jsonl")
     tracker.text(first_step, "run/config", f"```yaml\n{setup.resolved_config.to_yaml()}```")
     progress = watch(setup.plan.steps, "step", enabled=env.is_main, done=first_step - 1, console=logs.console)
     try:
@@ -152,6 +152,20 @@ def _write_inputs(setup: RunSetup) -> None:
         atomic_write(folder / "config.yaml", lambda aside: aside.write_text(config_text))
         plan_text = json.dumps(setup.plan.to_dict(), indent=2)
         atomic_write(folder / "plan.json", lambda aside: aside.write_text(plan_text))
+
+
+def _write_results(
+    session: Session, setup: RunSetup, test: Evaluation | None, report: dict[str, Any]
+) -> None:
+    """Writes answers, report.json and, unless the run goes on in this very process, the page on them."""
+    if session.best_on_dev:
+        save_answers(setup, session.best_on_dev, split="dev", step=session.best.step)
+    if test:
+        save_answers(setup, test, split="test")
+    write_report(setup.config.run_dir / "report.json", report)
+    if report["outcome"] != "paused":
+        try_write_page(setup.config.run_dir)
+    _log_interruption(report)
 
 
 def _log_interruption(report: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -145,7 +147,7 @@ def tokenized_data(
             _tokenize(entry, rows, config, tokenizer, vocabulary=vocabulary, max_length=max_length)
 
     agreement.run_once_per_host(tokenize, env)
-    data = read_tokenized(entry)
+    data = replace(read_tokenized(entry), examples=examples)
     rows = vocabulary + learned_tokens(config)
     _require_embedded(config, largest=data.largest_id, shortest=data.shortest, rows=rows)
     return data
@@ -231,5 +233,12 @@ def log_data_summary(data: TokenizedData, task: Task, *, around: int) -> None:
     """Logs rows, outputs and tokens, and warns of what may spoil the result; `around` as in `Reading`."""
     for line in [*describe(data, task), describe_tokens(data, around=around)]:
         logger.info("data: %s", line)
-    for remark in [*data.remarks, *remark_on_labels(data, task), *remark_on_tokens(data)]:
+    for remark in remarks_on(data, task):
         logger.warning("%s", remark)
+
+
+def remarks_on(data: TokenizedData, task: Task) -> Iterator[str]:
+    """What may spoil the result."""
+    yield from data.remarks
+    yield from remark_on_labels(data, task)
+    yield from remark_on_tokens(data)

@@ -22,7 +22,7 @@ def describe(data: TokenizedData, task: Task) -> Iterator[str]:
         yield f"columns of the labels: {_some(data.label_columns)}"
     if task.kind == "regression":
         return
-    counts = {name: _counts(split.labels, task) for name, split in data.splits.items()}
+    counts = {name: count_by_output(split.labels, task) for name, split in data.splits.items()}
     word = "rows with label" if task.kind == "multilabel" else "rows of class"
     shown = [
         f"{name}: {' / '.join(f'{of_split[place]:,}' for of_split in counts.values())}"
@@ -77,8 +77,8 @@ def remark_on_tokens(data: TokenizedData) -> Iterator[str]:
             yield f"of {name}, {lost}: data.tokens=nucleotides reads every base"
 
 
-def _counts(labels: np.ndarray, task: Task) -> np.ndarray:
-    """(outputs,) rows of each class, or rows where each label is true."""
+def count_by_output(labels: np.ndarray, task: Task) -> np.ndarray:
+    """(outputs,) rows of each class, or rows where each label is true; not of values."""
     if task.kind == "multilabel":
         return (labels == 1).sum(0)
     return np.bincount(labels, minlength=task.classes)

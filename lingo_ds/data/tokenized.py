@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,7 @@ class TokenizedData:
         losses: what the sequences of each split lost on their way to tokens.
         label_columns: names of the columns that the labels came from; empty where they have none.
         remarks: what is to be said of the data whenever it is used.
+        examples: the cache entry that holds the rows as text; None: they are in no cache.
     """
 
     splits: Mapping[str, TokenizedSplit]
@@ -150,6 +152,7 @@ class TokenizedData:
     losses: Mapping[str, TokenLosses]
     label_columns: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    examples: Path | None = None
 
     @property
     def longest(self) -> int:

@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.batches import Batch, eval_batches
@@ -16,7 +13,7 @@ from lingo_ds.data.task import Task
 from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.answers import answer_columns, answers, decide, mean_of_strands, with_best_thresholds
+from lingo_ds.evaluation.answers import answers, decide, mean_of_strands, with_best_thresholds
 from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.evaluation.metrics import (
     Metrics,
@@ -31,7 +28,6 @@ from lingo_ds.monitor.progress import SlowWork
 from lingo_ds.planning.plan import RunPlan
 from lingo_ds.planning.remedies import remedy_of_run
 from lingo_ds.utils.errors import Mistake, UserError
-from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.out_of_memory import report_out_of_memory
 
 
@@ -106,10 +102,14 @@ def evaluate_split(
 
 def remark_on_answers(evaluation: Evaluation, labels: np.ndarray) -> str:
     """What is to be said of answers that are all the same while the labels are not; empty: nothing."""
-    task = evaluation.task
+    return remark_on_decisions(answers(evaluation.logits, evaluation.task), labels, evaluation.task)
+
+
+def remark_on_decisions(found: np.ndarray, labels: np.ndarray, task: Task) -> str:
+    """`remark_on_answers` of the answers themselves, (rows, outputs)."""
     if task.kind == "regression":
         return ""
-    decided = np.unique(decide(answers(evaluation.logits, task), task))
+    decided = np.unique(decide(found, task))
     if len(decided) > 1 or len(np.unique(labels[~np.isnan(labels)])) < 2:
         return ""
     what = f"class {task.output_names[decided[0]]}"
@@ -142,26 +142,3 @@ def _forwards(split: TokenizedSplit, plan: RunPlan, env: DistEnv) -> Iterator[Ba
     if not plan.packed:
         return eval_batches(split, batch=plan.eval_batch_size, rank=rank, world=world)
     return eval_packs(split, budget=plan.eval_tokens, rank=rank, world=world, share_prefix=plan.share_prefix)
-
-
-def write_predictions(path: Path, evaluation: Evaluation, labels: np.ndarray) -> None:
-    """Writes a Parquet file with the row, label, decision and answers of every example.
-
-    For classes: label, predicted, and the probability of each class. For labels: label, predicted and
-    probability of each. For values: label and value of each. A label is null where it is unknown.
-    """
-    task, found = evaluation.task, answers(evaluation.logits, evaluation.task)
-    columns = {"row": np.arange(len(labels))}
-    if labels.ndim == 1:
-        columns |= {"label": labels, "predicted": decide(found, task)}
-    else:
-        columns |= _by_name("label", labels, task)
-        if task.kind == "multilabel":
-            columns |= _by_name("predicted", decide(found, task), task)
-    columns |= dict(zip(answer_columns(task), found.T, strict=True))
-    arrays = {name: pa.array(column, from_pandas=True) for name, column in columns.items()}
-    atomic_write(path, lambda aside: pq.write_table(pa.table(arrays), aside))
-
-
-def _by_name(what: str, table: np.ndarray, task: Task) -> dict[str, np.ndarray]:
-    return {f"{what}_{name}": column for name, column in zip(task.output_names, table.T, strict=True)}

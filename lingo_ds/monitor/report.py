@@ -73,6 +73,7 @@ def summary_table(report: dict) -> Table:
 def what_to_open(output_dir: Path) -> str:
     """One line per existing result of a run, with the command or path to open it."""
     lines = {
+        "report.html": "the report, in a browser: {}",
         "tensorboard": "curves and rank maps:  tensorboard --logdir {}",
         "pictures": "pictures of the ranks: {}",
         "report.json": "every number:          {}",

@@ -1,4 +1,4 @@
-"""Writes to TensorBoard; a failure to write is one warning and never stops a run."""
+"""Writes to TensorBoard and `metrics.jsonl`; a failure to write is one warning and never stops a run."""
 
 import logging
 import threading
@@ -8,6 +8,8 @@ from typing import Self
 
 import numpy as np
 
+from lingo_ds.monitor.metrics_log import MetricsLog
+
 logger = logging.getLogger(__name__)
 
 _QUEUE = 1000
@@ -15,22 +17,24 @@ _QUEUE = 1000
 
 
 class Tracker:
-    """Writes scalars, pictures, histograms and text under a folder, for TensorBoard.
+    """Writes scalars, pictures, histograms and text under a folder, for TensorBoard; scalars also as lines.
 
     A tracker without a writer does nothing. Processes other than the first hold such a one
     (`Tracker.null()`), and a tracker whose folder cannot be written becomes one after a warning.
     """
 
-    def __init__(self, folder: Path | None, *, purge_from: int | None = None):
+    def __init__(self, folder: Path | None, *, purge_from: int | None = None, lines: Path | None = None):
         """Opens an event file in `folder`.
 
         Args:
             folder: folder of the event file, made if absent; None records nothing.
             purge_from: first step that a resumed run records again; what this folder holds from that step
-                on is hidden.
+                on is hidden, and what `lines` holds is removed.
+            lines: the file for the scalars as JSON lines, see `MetricsLog`; None: there is none.
         """
         self._folder = folder
         self._writer = None
+        self._lines: MetricsLog | None = None
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
@@ -39,6 +43,11 @@ class Tracker:
                 _silence_writer_thread()
             except Exception as error:
                 self._give_up(error)
+        if lines is not None:
+            try:
+                self._lines = MetricsLog(lines, first_step=purge_from or 0)
+            except OSError as error:
+                self._give_up_lines(error)
 
     @classmethod
     def null(cls) -> Self:
@@ -49,6 +58,7 @@ class Tracker:
         """Records numbers under full tags such as `train/loss`."""
         for tag, value in values.items():
             self._write(lambda writer, tag=tag, value=value: writer.add_scalar(tag, value, step))
+        self._write_lines(lambda lines: lines.write(step, values))
 
     def image(self, step: int, tag: str, array: np.ndarray) -> None:
         """Records a picture, (height, width, 3) uint8."""
@@ -69,6 +79,8 @@ class Tracker:
         """Waits until everything is written; later calls do nothing."""
         self._write(lambda writer: writer.close())
         self._writer = None
+        self._write_lines(lambda lines: lines.close())
+        self._lines = None
 
     def _write(self, write: Callable) -> None:
         if self._writer is None or self._folder is None:
@@ -80,6 +92,18 @@ class Tracker:
             write(self._writer)
         except Exception as error:  # whatever it is, a curve is not worth a training run
             self._give_up(error)
+
+    def _write_lines(self, write: Callable[[MetricsLog], None]) -> None:
+        if self._lines is None:
+            return
+        try:
+            write(self._lines)
+        except OSError as error:
+            self._give_up_lines(error)
+
+    def _give_up_lines(self, error: OSError) -> None:
+        self._lines = None
+        logger.warning("metrics.jsonl: cannot be written (%s): nothing more is recorded there", error)
 
     def _give_up(self, error: Exception) -> None:
         self._writer = None

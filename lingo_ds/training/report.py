@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lingo_ds.data.pipeline import remarks_on
+from lingo_ds.data.summary import count_by_output
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.evaluate import Evaluation
@@ -79,7 +81,7 @@ def make_report(
         "steps": outcome.steps,
         "skipped_steps": outcome.skipped,
         "seed": config.seed,
-        "data": setup.data.facts(),
+        "data": _data(setup),
         "adapter": setup.resolved_config.adapter.model_dump(mode="json"),
         "learning_rate": plan.learning_rate,
         "rank_sampling": _rank_sampling(setup, sampler, ranks),
@@ -104,6 +106,16 @@ def make_report(
         "world_size": setup.env.world_size,
         "versions": versions(),
     }
+
+
+def _data(setup: RunSetup) -> dict[str, Any]:
+    """Counts of the data and what may spoil the result."""
+    data, task = setup.data, setup.task
+    found = {**data.facts(), "remarks": list(remarks_on(data, task))}
+    if task.kind != "regression":
+        splits = data.splits.items()
+        found["by_output"] = {name: count_by_output(split.labels, task).tolist() for name, split in splits}
+    return found
 
 
 def _rank_sampling(setup: RunSetup, sampler: RankSampler | None, ranks: dict[str, int]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ OUTPUTS = (
     "pictures",
     "predictions",
     "report.json",
+    "report.html",
+    "metrics.jsonl",
+    "baselines.json",
     "evaluation.json",
 )
 """What a run writes into its folder; a new run in the same folder first moves it to `earlier/`."""

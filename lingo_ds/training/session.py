@@ -55,6 +55,7 @@ class Session:
         selection: which evaluation on dev is the best.
         audit: compares the processes.
         trainer: the loop over all of these.
+        best_on_dev: the answers of the best step on dev; None where another process found it.
     """
 
     def __init__(self, setup: RunSetup, model: AdaptedModel, *, alone: bool = True):
@@ -79,7 +80,7 @@ class Session:
             config.metric,
             after_final_mask=config.selection.after_final_mask,
             patience=config.train.early_stopping,
-            save=lambda best: save_best(setup, model.bank, self._task, best),
+            save=self._save_best,
         )
         self.audit = Audit(
             model.bank,
@@ -89,6 +90,8 @@ class Session:
             interval=config.rank_sampling.audit_interval,
             on_new_tensors=self._follow_new_tensors,
         )
+        self.best_on_dev: Evaluation | None = None
+        self._last_on_dev: Evaluation | None = None
         self._task, self._store, self._fixed_state = setup.task, checkpoint_store(setup), fixed_state(setup)
         self.trainer = Trainer(
             plan=plan,
@@ -167,8 +170,13 @@ class Session:
         choose = self._setup.config.task.threshold == "dev"
         metric = self._setup.config.metric if choose else None
         evaluation = self._evaluate("dev", self._setup.task, choose_thresholds_for=metric)
-        self._task = evaluation.task
+        self._task, self._last_on_dev = evaluation.task, evaluation
         return evaluation
+
+    def _save_best(self, best: Best) -> None:
+        """Keeps the adapter of the evaluation that was just made, and what it answered."""
+        save_best(self._setup, self.model.bank, self._task, best)
+        self.best_on_dev = self._last_on_dev
 
     def _evaluate(self, split: str, task: Task, *, choose_thresholds_for: str | None = None) -> Evaluation:
         setup = self._setup

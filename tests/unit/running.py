@@ -13,7 +13,7 @@ import pytest
 
 from lingo_ds.commands.cli import main
 from lingo_ds.data.batches import Prefetcher
-from lingo_ds.monitor import rank_plots
+from lingo_ds.monitor import rank_plots, report_plots
 
 
 def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = False) -> tuple[int, str]:
@@ -24,6 +24,7 @@ def command(verb: str, recipe: Path, out: Path, *overrides: str, drawn: bool = F
             for name in ("draw_rank_map", "draw_budget", "draw_shares", "draw_scores"):
                 blank = np.zeros((8, 8, 3), np.uint8)
                 patch.setattr(rank_plots, name, lambda *_, _blank=blank, **__: _blank)
+            patch.setattr(report_plots, "_svg", lambda *_, **__: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
         status = main([verb, "--config", str(recipe), f"output_dir={out}", *overrides])
     return status, shown.getvalue()
 

@@ -88,7 +88,7 @@ def test_help_ends_with_a_command(verb, capsys):
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     *_, title, example = capsys.readouterr().out.splitlines()
-    assert title == "example:" and example.startswith(f"  lingo-ds {verb} --")
+    assert title == "example:" and example.startswith(f"  lingo-ds {verb} ") and len(example.split()) > 2
 
 
 @pytest.fixture

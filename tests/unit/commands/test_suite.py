@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lingo_ds.commands.cli import main
 from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
@@ -19,6 +20,7 @@ from lingo_ds.training.shared_backbone import SharedBackbone
 from lingo_ds.utils.errors import Mistake, UserError
 from tests.first_rows import first_rows
 from tests.unit.running import at_step, command, contents, crash, ctrl_c, once, report_of
+from tests.unit.training.test_page import words_of
 
 TASKS, SEEDS = ("prom_core_tata", "mouse_0"), (0, 1)
 RUNS = [(task, seed) for task in TASKS for seed in SEEDS]
@@ -296,6 +298,32 @@ def test_the_table_has_mean_and_spread_over_seeds_beside_what_was_published(fini
     text = (out / "results.md").read_text()
     assert text.splitlines()[0].startswith("| task | metric | runs | dev | dev sd |")
     assert "arXiv 2306.15006, Table 4" in text
+
+
+def test_its_page_links_every_run_and_is_made_anew(finished, tmp_path, capsys):
+    out = Path(shutil.copytree(finished[0], tmp_path / "suite"))
+    before = words_of(out / "report.html")
+    scores = {run: 100 * report_of(out / run[0] / f"seed-{run[1]}")["metrics"]["test"]["mcc"] for run in RUNS}
+    for (task, seed), score in scores.items():
+        link = f'<a href="{task}/seed-{seed}/report.html">{score:.2f}</a>'
+        assert (
+            link in (out / "report.html").read_text() and (out / task / f"seed-{seed}/report.html").exists()
+        )
+    of_task = [scores["prom_core_tata", seed] for seed in SEEDS]
+    mean, spread = statistics.mean(of_task), statistics.stdev(of_task)
+    assert f"prom_core_tata MCC 2/2 {mean:.2f} \N{PLUS-MINUS SIGN} {spread:.2f}" in before
+    assert "74.17" in before and "4 of 4" in before, "DNABERT-2's published score"
+    for page in out.rglob("report.html"):
+        page.unlink()
+    (out / "mouse_0/seed-1/report.json").unlink()
+    baseline = {"cnn": {"test": {"mcc": 0.12345}}}
+    (out / "prom_core_tata/seed-0/baselines.json").write_text(json.dumps(baseline))
+    assert main(["report", str(out)]) == 0 and str(out / "report.html") in capsys.readouterr().out
+    after = words_of(out / "report.html")
+    assert "1 of 4 runs have not ended" in after and "not ended" in after and "12.35" in after
+    assert len([*out.rglob("report.html")]) == 5, "of the run that has not ended, too"
+    (out / "results.json").write_text("{")
+    assert main(["report", str(out)]) == 2 and "results.json" in capsys.readouterr().err
 
 
 def test_the_table_says_what_is_missing_and_what_is_not_defined(tmp_path):

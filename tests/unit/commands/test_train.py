@@ -123,6 +123,9 @@ def test_everything_that_is_promised_lies_in_the_folder(finished):
         "adapter",
         "tensorboard",
         "train.log",
+        "report.html",
+        "metrics.jsonl",
+        "predictions/dev.parquet",
         "predictions/test.parquet",
         f"checkpoints/step-{STEPS:08d}",
     ):
@@ -401,7 +404,7 @@ def test_ctrl_c_ends_the_run_well_and_says_how_to_go_on(stopped):
     out, shown = stopped
     report = report_of(out)
     assert (report["outcome"], report["steps"]) == ("interrupted", 12)
-    assert report["metrics"]["test"] is None and not (out / "predictions").exists()
+    assert report["metrics"]["test"] is None and not (out / "predictions/test.parquet").exists()
     assert (out / "checkpoints/step-00000012/bank.safetensors").exists()
     assert "interrupted after step 12: run the same command again to resume from there" in shown
     assert "Traceback" not in shown

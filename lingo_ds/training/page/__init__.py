@@ -1,0 +1,1 @@
+"""The page on a run, report.html: what of the run's files it shows, and in which words."""
