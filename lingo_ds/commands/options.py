@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+BASELINES = ("logistic", "cnn")
+
 
 def _count(text: str) -> int:
     try:
@@ -32,6 +34,16 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         "Several --grid try all combinations."
     )
     add("--grid", action="append", default=[], type=_grid_setting, metavar="NAME=V1,V2", help=help)
+
+
+def baseline_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `baseline`."""
+    recipe_options(parser)
+    help = (
+        "logistic: logistic regression of one-hot bases, for values ridge regression; cnn: a small "
+        "convolutional network on them (default: both)."
+    )
+    parser.add_argument("--models", nargs="+", default=BASELINES, metavar="NAME", help=help)
 
 
 def plan_options(parser: argparse.ArgumentParser) -> None:

@@ -152,6 +152,11 @@ class TokenizedData:
     remarks: tuple[str, ...] = ()
 
     @property
+    def train_labels(self) -> np.ndarray:
+        """The labels of the training rows, see `TokenizedSplit.labels`."""
+        return self.splits["train"].labels
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest example."""
         return int(max(split.widest.lengths.max() for split in self.splits.values()))
