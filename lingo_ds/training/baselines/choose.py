@@ -32,7 +32,7 @@ LINEAR_GRID = tuple(Point(l2) for l2 in (1, 16, 256, 4096))
 CNN_GRID = (Point(0.0, 1e-3), Point(0.0, 3e-3))
 
 MOST_EPOCHS, LEAST_EPOCHS = 40, 2
-MOST_READ = 24_000_000
+MOST_READ = 20_000_000
 """Positions that the CNN reads in training, over all epochs and rates: about a minute of one core."""
 
 MOST_PLACES, LEAST_POSITIONS = 16_384, 16
