@@ -21,7 +21,8 @@ def load(adapter: str | Path, *settings: str) -> "Predictor":
     Where a launcher started several processes, all of them call it, and share the work.
 
     Args:
-        adapter: the folder of a run, or the `adapter/` in it.
+        adapter: the folder of a run, or the `adapter/` in it; or the hub id of a published adapter,
+            `OWNER/NAME` or `OWNER/NAME@REVISION`. A folder of that name comes first.
         *settings: settings as on the command line of `lingo-ds predict`, e.g. `"backbone.dtype=bf16"`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`lingo-ds train|evaluate|predict|export|report|plan`: one entry point for every launcher.
+"""`lingo-ds train|evaluate|baseline|predict|export|report|plan`: one entry point for every launcher.
 
 Libraries are imported by the functions that need them, so that `--help` and a mistyped option answer at once.
 """
@@ -86,6 +86,24 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> int:
     request = plan.ElsewhereRequest(gpu=args.gpu, lengths=lengths, json_path=args.json, **given)
     plan.plan_elsewhere(request, runs, env)
     return 0
+
+
+def _baseline(args: argparse.Namespace, settings: list[str]) -> int:
+    after_models = [word for word in args.models if "=" in word]  # settings may follow the last option
+    names = [word for word in args.models if "=" not in word] or list(options.BASELINES)
+    if wrong := [word for word in names if word not in options.BASELINES]:
+        rule, fix = "is no baseline", f"choose among {' and '.join(options.BASELINES)}"
+        raise UserError([Mistake("--models", word, rule, fix) for word in wrong], on_all=True)
+    runs, env = _load_recipe(args, [*settings, *after_models]), _set_up()
+    from lingo_ds.commands import baseline
+
+    def of_run(config: "RunConfig", env: "DistEnv") -> None:
+        baseline.baseline(config, names, env)
+
+    def of_suite(suite: "Suite", env: "DistEnv") -> None:
+        baseline.baseline_suite(suite, names, env)
+
+    return _start(runs, env, of_run=of_run, of_suite=of_suite)
 
 
 def _predict(args: argparse.Namespace, settings: list[str]) -> int:
@@ -214,6 +232,12 @@ VERBS = {
         options.recipe_options,
         _evaluate,
         "--config runs/quickstart/config.yaml",
+    ),
+    "baseline": Verb(
+        "Compute what needs no language model on a run's splits, and print it beside the run.",
+        options.baseline_options,
+        _baseline,
+        "--config runs/quickstart/config.yaml --models logistic cnn",
     ),
     "predict": Verb(
         "Predict classes, labels or values of new sequences, or what variants change.",

@@ -1,5 +1,6 @@
 """`lingo-ds export`: a run's adapter in another format, or merged into its backbone."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,11 +11,12 @@ from safetensors import SafetensorError
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.export.adapter_card import Card, SavedAdapter
 from lingo_ds.export.adapter_folder import as_lora, as_svd, find_adapter, read_settings, save_adapter
+from lingo_ds.export.hub import is_hub_id, listing, page_of, publish, require_publishable
 from lingo_ds.export.merge import REPORT, save_merged
 from lingo_ds.export.model_card import CardNotes, task_notes
 from lingo_ds.export.open_adapter import open_adapter, require_same_tokens
 from lingo_ds.export.peft_format import CONFIG
-from lingo_ds.models.backbone.hub import backbone_address, public_address
+from lingo_ds.models.backbone.hub import backbone_address, is_builtin, public_address
 from lingo_ds.models.backbone.spec import BackboneSpec
 from lingo_ds.models.backbone.tokenizer import read_tokenizer
 from lingo_ds.utils import logging as logs
@@ -22,13 +24,15 @@ from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache, require_free
 from lingo_ds.utils.safe_read import read_own_json
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """What the command line asks for.
 
     Attributes:
-        adapter: the folder of a run, or the `adapter/` in it.
+        adapter: the folder of a run, the `adapter/` in it, or the hub id of a published one.
         to: `adalora`, `lora` or `merged`.
         output: the folder to write.
         backbone: folder or hub id of the backbone, if it has moved.
@@ -36,6 +40,9 @@ class ExportRequest:
         shard_gb: size of the largest file of a merged model.
         license: license for the model card, as the hub names it.
         overwrite: whether to replace an earlier export.
+        push: hub id to publish the folder under; None: it is not published.
+        private: whether only its owner sees what is published.
+        dry_run: whether to list what would be published, and not to publish it.
     """
 
     adapter: Path
@@ -46,13 +53,17 @@ class ExportRequest:
     shard_gb: float = 4.0
     license: str = "other"
     overwrite: bool = False
+    push: str | None = None
+    private: bool = False
+    dry_run: bool = False
 
 
 def export(request: ExportRequest, env: DistEnv) -> None:
-    """Writes a run's adapter in another format; global rank 0 does it.
+    """Writes a run's adapter in another format, and publishes it where asked; global rank 0 does it.
 
     Raises:
-        UserError: where the adapter is damaged, its backbone is another one, or the output cannot be written.
+        UserError: where the adapter is damaged, its backbone is another one, the output cannot be written, or
+            the hub refuses it.
     """
     if not env.is_main:
         return
@@ -71,6 +82,7 @@ def export(request: ExportRequest, env: DistEnv) -> None:
     require_same_tokens(saved.card, tokenizer, spec)
     test = _test_metrics(request.adapter, saved.card)
     notes = task_notes(saved.card.task, spec, tokenizer, license=request.license, test=test)
+    notes = notes._replace(hub=request.push)
     try:
         for line in _write(request, saved, spec, notes):
             logs.results.print(line, highlight=False, soft_wrap=True)
@@ -79,12 +91,38 @@ def export(request: ExportRequest, env: DistEnv) -> None:
         fix = "free disk space, or choose another folder"
         raise UserError(Mistake("--output", request.output, rule, fix)) from None
     logs.results.print(f"{request.to}: {request.output}", highlight=False, soft_wrap=True)
+    if request.push:
+        _publish(request, request.push, saved.card)
+
+
+def _publish(request: ExportRequest, name: str, card: Card) -> None:
+    """Lists what goes to the hub, and uploads it unless this is a dry run."""
+    path = card.backbone.path
+    if request.to != "merged" and is_builtin(path):
+        logger.warning("%s comes with lingo_ds, which finds it anywhere; stock PEFT does not", path)
+    elif request.to != "merged" and not is_hub_id(path):
+        advice = "if it is on the hub too, give --backbone OWNER/NAME"
+        logger.warning("the adapter's files name its backbone as %s, on this machine: %s", path, advice)
+    page, sight = page_of(name), "private" if request.private else "public"
+    head = f"would be uploaded to {page} ({sight}):" if request.dry_run else f"uploading to {page} ({sight}):"
+    for line in (head, *listing(request.output)):
+        logs.results.print(line, highlight=False, soft_wrap=True)
+    if not request.dry_run:
+        url = publish(request.output, name, private=request.private, overwrite=request.overwrite)
+        logs.results.print(f"published: {url}", highlight=False, soft_wrap=True)
 
 
 def _check(request: ExportRequest) -> None:
     if request.dtype and request.to != "merged":
         rule = "is for --to merged; adapters stay fp32"
         raise UserError(Mistake("--dtype", request.dtype, rule, "leave it out"))
+    if request.push is None:
+        for option, given in (("--private", request.private), ("--dry-run", request.dry_run)):
+            if given:
+                rule, fix = "has no effect without --push", "give --push OWNER/NAME, or leave it out"
+                raise UserError(Mistake(option, "set", rule, fix))
+    else:
+        require_publishable(request.push, dry_run=request.dry_run)
     if not 0 < request.shard_gb < math.inf:
         raise UserError(Mistake("--shard-gb", request.shard_gb, "must be above 0", "give a size in GB"))
 

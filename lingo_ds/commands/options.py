@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+BASELINES = ("logistic", "cnn")
+
 
 def _count(text: str) -> int:
     try:
@@ -34,6 +36,16 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     add("--grid", action="append", default=[], type=_grid_setting, metavar="NAME=V1,V2", help=help)
 
 
+def baseline_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `baseline`."""
+    recipe_options(parser)
+    help = (
+        "logistic: logistic regression of one-hot bases, for values ridge regression; cnn: a small "
+        "convolutional network on them (default: both)."
+    )
+    parser.add_argument("--models", nargs="+", default=BASELINES, metavar="NAME", help=help)
+
+
 def plan_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `plan`."""
     recipe_options(parser)
@@ -55,8 +67,11 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _adapter_option(parser: argparse.ArgumentParser) -> None:
-    help = "The folder of a run, or the adapter/ in it."
-    parser.add_argument("--adapter", required=True, type=Path, metavar="DIR", help=help)
+    help = (
+        "The folder of a run, or the adapter/ in it; or the hub id of a published adapter, OWNER/NAME or "
+        "OWNER/NAME@REVISION."
+    )
+    parser.add_argument("--adapter", required=True, type=Path, metavar="ADAPTER", help=help)
 
 
 def predict_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +120,13 @@ def export_options(parser: argparse.ArgumentParser) -> None:
     add("--shard-gb", type=float, default=4.0, metavar="GB", help=size)
     license = "License for the model card, as the Hugging Face hub names it (default: other)."
     add("--license", default="other", metavar="NAME", help=license)
-    add("--overwrite", action="store_true", help="Replace an earlier export.")
+    overwrite = "Replace an earlier export; with --push also files of a model that is on the hub already."
+    add("--overwrite", action="store_true", help=overwrite)
+    push = "Publish the folder under this id on the Hugging Face hub, with the login of `hf auth login`."
+    add("--push", metavar="OWNER/NAME", help=push)
+    add("--private", action="store_true", help="Publish it for its owner alone.")
+    dry = "With --push: list what would be uploaded, and upload nothing; needs no network."
+    add("--dry-run", action="store_true", help=dry)
 
 
 def report_options(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ class PredictRequest:
     """What the command line asks for.
 
     Attributes:
-        adapter: the folder of a run, or the `adapter/` in it.
+        adapter: the folder of a run, the `adapter/` in it, or the hub id of a published one.
         source: the file to read: sequences, or with `genome` a VCF or BED.
         target: the file to write.
         sequence_column: the column of a table that holds the DNA.
@@ -99,6 +99,7 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         UserError: for mistakes in the request, the adapter or the file.
     """
     with job(config.to_yaml(), env, output=request.target):
+        agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
         with agreement.errors_raised_on_all(env):
             request = replace(request, adapter=find_adapter(request.adapter))
         source = read_source(request.adapter, config, env)

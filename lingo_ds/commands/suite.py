@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lingo_ds.commands import baseline
 from lingo_ds.commands.evaluate import evaluate_one
 from lingo_ds.commands.group_queue import GroupQueue
 from lingo_ds.commands.plan import group_size, plan_one
@@ -47,14 +48,21 @@ def train_suite(suite: Suite, env: DistEnv) -> None:
                 _train(suite, queue, planned.plan.fleet)
                 queue.test_chosen()
             mistakes, interrupted = queue.mistakes(), queue.interrupted
-        if env.is_main:
-            if interrupted:
-                logger.info("interrupted; run the same command again to resume the suite")
-            logs.results.print(results_table(suite.config.name, state.write()))
-            table = suite.config.folder / "results.md"
-            logs.results.print(f"table: {table} and .csv", highlight=False, soft_wrap=True)
-        if mistakes:
-            raise UserError(mistakes, on_all=True)
+    if env.is_main:  # the other processes have left: what follows needs none of them
+        _show(state, interrupted=interrupted)
+    if mistakes:
+        raise UserError(mistakes, on_all=True)
+
+
+def _show(state: SuiteState, *, interrupted: bool) -> None:
+    """Computes the baselines that are asked for, and prints the table of results."""
+    config = state.suite.config
+    if interrupted:
+        logger.info("interrupted; run the same command again to resume the suite")
+    elif config.baselines:
+        baseline.compute_of_suite(state.suite)
+    logs.results.print(results_table(config.name, state.write()))
+    logs.results.print(f"table: {config.folder / 'results.md'} and .csv", highlight=False, soft_wrap=True)
 
 
 def _train(suite: Suite, queue: SuiteQueue, fleet: FleetPlan) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
+from lingo_ds.monitor.baselines import read_baselines
 from lingo_ds.monitor.html_report import (
     Block,
     Cell,
@@ -26,7 +27,7 @@ from lingo_ds.monitor.html_report import (
     write_page,
 )
 from lingo_ds.monitor.suite_table import TaskResult, result_rows, setting_rows
-from lingo_ds.training.page.record import PAGE, Baselines, read_baselines, value_at
+from lingo_ds.training.page.record import PAGE, value_at
 from lingo_ds.training.page.words import duration, metric_name, written_from
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
@@ -206,9 +207,8 @@ def _baselines(folder: Path, suite: SuiteResults) -> dict[str, dict[str, float]]
     """The mean over runs of the test metric of each baseline, by its name and the task."""
     found: dict[str, dict[str, list[float]]] = {}
     for run in suite.runs:
-        of_run: Baselines = read_baselines(folder / run.folder)
-        for name, splits in of_run.items():
-            value = splits.get("test", {}).get(run.metric)
+        for name, one in read_baselines(folder / run.folder).items():
+            value = one.metric("test", run.metric)
             if value is not None and run.counted:
                 found.setdefault(name, {}).setdefault(run.task, []).append(value)
     return {

@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from lingo_ds.commands.suite_page import SuiteResults, SuiteRun, write_suite_results
 from lingo_ds.config.known_tasks import registry
 from lingo_ds.config.run_config import RunConfig, from_anywhere
-from lingo_ds.config.suite_config import Member, Suite
+from lingo_ds.config.suite_config import Suite
 from lingo_ds.config.yaml import parse_yaml
-from lingo_ds.monitor.suite_table import SettingResult, TaskResult, write_results
+from lingo_ds.monitor.baselines import read_baselines
+from lingo_ds.monitor.suite_table import BaselineScore, SettingResult, TaskResult, write_results
 from lingo_ds.planning.automatic import AUTOMATIC
 from lingo_ds.training.report import RunReport, read_report
 from lingo_ds.training.search import Search
 from lingo_ds.training.trainer import UNFINISHED
 
 
-def finished_report(member: Member) -> RunReport | None:
+def finished_report(config: RunConfig) -> RunReport | None:
     """The report of this very run; None where it was not finished, or made with another config."""
-    report = read_report(member.config.run_dir / "report.json")
-    if report is None or report.outcome in UNFINISHED or not _same_config(member.config):
+    report = read_report(config.run_dir / "report.json")
+    if report is None or report.outcome in UNFINISHED or not _same_config(config):
         return None
     return report
 
@@ -62,7 +63,7 @@ def _runs(suite: Suite, chosen: Mapping[str, str]) -> list[SuiteRun]:
 
 def all_reports(suite: Suite) -> list[RunReport | None]:
     """The report of each run that is finished."""
-    return [finished_report(member) for member in suite.members]
+    return [finished_report(member.config) for member in suite.members]
 
 
 def metric_of(report: RunReport, split: str, config: RunConfig) -> float | None:
@@ -91,7 +92,11 @@ def _result(
     known = registry().tasks.get(config.data.task) if config.data.task else None
     published = known.scores if known and known.metric == config.metric else {}
     dev, test = ([metric_of(report, split, config) for report in reports] for split in ("dev", "test"))
-    return TaskResult(task, config.metric, planned, dev, test, published, tried)
+    baselines = {
+        name: BaselineScore(one.metric("dev", config.metric), one.metric("test", config.metric))
+        for name, one in read_baselines(config.run_dir).items()
+    }
+    return TaskResult(task, config.metric, planned, dev, test, published, tried, baselines)
 
 
 def _notes(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
@@ -101,7 +106,20 @@ def _notes(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
     shown = dict.fromkeys(model for result in results for model in result.published)
     models = {name: registry().models[name] for name in shown}
     published = [f"{name}: {model.source}; {model.note}" for name, model in models.items()]
-    return [ours, *_search_notes(suite), *published]
+    return [ours, *_baseline_notes(results), *_search_notes(suite), *published]
+
+
+def _baseline_notes(results: Sequence[TaskResult]) -> list[str]:
+    """What the baselines are."""
+    notes = {
+        "logistic": "logistic test: logistic regression of one-hot bases (of values: ridge regression)",
+        "cnn": "cnn test: a small CNN on one-hot bases",
+    }
+    found = [note for name, note in notes.items() if any(name in one.baselines for one in results)]
+    if found:
+        found = [f"{note}, on the same splits, chosen on dev, one seed" for note in found]
+        found.append("above baselines: test less that of the baseline that is best on dev")
+    return found
 
 
 def _search_notes(suite: Suite) -> list[str]:

@@ -25,6 +25,8 @@ from lingo_ds.utils.errors import Mistake, UserError
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
+BaselineName = Literal["logistic", "cnn"]
+
 MAKES_SUITE = {"tasks", "seeds", "grid"}
 """Settings each of which makes a recipe that of a suite."""
 
@@ -94,10 +96,15 @@ class SuiteConfig(Section):
         "{}: none.",
     )
     search: SearchConfig = SearchConfig()
+    baselines: tuple[BaselineName, ...] = Field(
+        (),
+        description="Models without a language model to compute for each task (logistic, cnn), as columns of "
+        "the table of results.",
+    )
 
-    _lists = field_validator("tasks", "seeds", mode="before")(as_list)
+    _lists = field_validator("tasks", "seeds", "baselines", mode="before")(as_list)
 
-    @field_validator("tasks", "seeds")
+    @field_validator("tasks", "seeds", "baselines")
     @classmethod
     def _each_once(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return None if value is None else each_once(value)

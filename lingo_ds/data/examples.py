@@ -89,6 +89,19 @@ class Examples:
                 for start in range(0, len(batch), most):
                     yield batch.slice(start, most)
 
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of a split: (rows,) int64 classes, or (rows, values) float32 with NaN where unknown."""
+        columns = [batch.column("label") for batch in self.batches(split, most=1 << 16)]
+        if pa.types.is_integer(columns[0].type):
+            return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns])
+        values = [column.flatten().to_numpy(zero_copy_only=False) for column in columns]
+        return np.concatenate(values).astype(np.float32).reshape(self.rows[split], -1)
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """The labels of the training rows."""
+        return self.labels("train")
+
 
 def read_examples(folder: Path) -> Examples:
     """The cache entry that `write_examples` made."""

@@ -153,17 +153,29 @@ def tokenized_data(
     return data
 
 
+def labelled_examples(config: RunConfig, *, cache: Path) -> Examples:
+    """The checked examples of a run without any token ids, for one process alone.
+
+    Raises:
+        UserError: for mistakes in the data.
+    """
+    examples = read_examples(_convert(config, cache))
+    _check_strands(config, examples)
+    return examples
+
+
 def _convert_once_per_host(config: RunConfig, *, cache: Path, env: DistEnv) -> Path:
     """The cache entry of the run's examples: one process of each host makes it, then the others find it."""
-
-    def convert() -> Path:
-        data = config.data
-        return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
-
     with agreement.errors_raised_on_all(env):
-        made = convert() if env.local_rank == 0 else None
+        made = _convert(config, cache) if env.local_rank == 0 else None
     with agreement.errors_raised_on_all(env):
-        return made or convert()
+        return made or _convert(config, cache)
+
+
+def _convert(config: RunConfig, cache: Path) -> Path:
+    """The cache entry of the run's examples, made where the cache lacks it."""
+    data = config.data
+    return convert_once(data, data_folder(data.path, cache), kind=config.task.kind, cache=cache)
 
 
 def _tokenize_settings(config: RunConfig, *, vocabulary: int, max_length: int) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.task_config import TaskKind
 from lingo_ds.data.labels import moments, value_mistakes
-from lingo_ds.data.tokenized import TokenizedData
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -80,19 +81,45 @@ def make_task(
     return Task(name, kind, classes, template, domain, max_length, pair_separator, tokens=tokens)
 
 
-def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
+class LabelledData(Protocol):
+    """What a task needs to know of its data, tokenised or not.
+
+    Attributes:
+        classes: outputs that a head needs: classes, labels or values.
+        class_names: in the order of the classes; None where they are numbers.
+        pairs: whether an example has two sequences.
+        label_columns: names of the columns that the labels came from; empty where they have none.
+        train_labels: (rows,) classes, or (rows, values) with NaN where unknown.
+    """
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def pairs(self) -> bool: ...
+
+    @property
+    def label_columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def train_labels(self) -> np.ndarray: ...
+
+
+def task_of(config: RunConfig, data: LabelledData, *, max_length: int) -> Task:
     """The task that a config and its training rows make.
 
     Args:
         config: of the run.
         data: of the run.
-        max_length: longest example in tokens.
+        max_length: longest example in tokens, or in bases where nothing is tokenised.
 
     Raises:
         UserError: on every process alike, where a setting of `task` does not fit the rows.
     """
-    setting, text, classes = config.task, config.data, data.classes
-    train_labels = data.splits["train"].labels
+    setting, text, classes, train_labels = config.task, config.data, data.classes, data.train_labels
     task = make_task(
         config.name,
         classes=classes,
@@ -118,7 +145,7 @@ def task_of(config: RunConfig, data: TokenizedData, *, max_length: int) -> Task:
     return task
 
 
-def _column_names(config: RunConfig, data: TokenizedData) -> Sequence[str]:
+def _column_names(config: RunConfig, data: LabelledData) -> Sequence[str]:
     """The label columns' names where each holds one label or value."""
     columns = data.label_columns
     return columns if config.task.family != "classes" and len(columns) == data.classes else ()

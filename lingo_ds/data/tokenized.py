@@ -155,6 +155,11 @@ class TokenizedData:
     examples: Path | None = None
 
     @property
+    def train_labels(self) -> np.ndarray:
+        """The labels of the training rows, see `TokenizedSplit.labels`."""
+        return self.splits["train"].labels
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest example."""
         return int(max(split.widest.lengths.max() for split in self.splits.values()))

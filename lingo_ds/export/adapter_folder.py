@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lingo_ds.export.adapter_card import Card, SavedAdapter
+from lingo_ds.export.hub import fetch_adapter, is_hub_id
 from lingo_ds.export.model_card import README, CardNotes, model_card
 from lingo_ds.export.peft_format import (
     ADAPTER_WEIGHTS,
@@ -162,10 +163,12 @@ def _peft_config(adapter: SavedAdapter, spec: BackboneSpec, backbone_path: str) 
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter folder at `path`, or the one inside of the folder of a run.
+    """The adapter folder at `path`, the one inside of the folder of a run, or that of a published adapter.
+
+    A folder on this machine comes before a hub id, `OWNER/NAME` or `OWNER/NAME@REVISION`, of that name.
 
     Raises:
-        UserError: where neither is there, or git-lfs has not fetched its files.
+        UserError: where none of them is there, or git-lfs has not fetched its files.
     """
     path = Path(os.path.expanduser(path))
     for folder in (path, path / "adapter"):
@@ -174,6 +177,8 @@ def find_adapter(path: Path) -> Path:
             if pointers := [name for name in git_lfs_pointers(folder) if name in own]:
                 raise UserError(lfs_mistake("--adapter", folder, pointers))
             return folder
+    if not os.path.lexists(path) and is_hub_id(str(path).partition("@")[0]):
+        return fetch_adapter(str(path))
     rule = f"is no folder of an adapter or a run: {CARD} is missing, and adapter/{CARD} too"
     raise UserError(Mistake("--adapter", path, rule, "give the folder of a run, or the adapter/ in it"))
 

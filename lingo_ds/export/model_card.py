@@ -16,6 +16,7 @@ from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.task import Task
 from lingo_ds.data.tokenization import NUCLEOTIDES, NucleotideTokens, PromptTokens
 from lingo_ds.export.adapter_card import QUANTIZED, Card, SavedAdapter
+from lingo_ds.export.hub import is_hub_id
 from lingo_ds.models.backbone.families import CLASSIFIERS
 from lingo_ds.models.backbone.spec import BackboneSpec
 
@@ -52,12 +53,14 @@ class CardNotes(NamedTuple):
         test: metrics on test, of the run that trained it.
         frame: tokens of the text around the DNA, where that is read as nucleotides.
         pad: a token to pad with that no text of the task ends with; None: the tokenizer has none.
+        hub: the hub id under which it is published; None: it is not.
     """
 
     license: str = "other"
     test: dict[str, float | None] | None = None
     frame: PromptTokens | None = None
     pad: str | None = None
+    hub: str | None = None
 
 
 def task_notes(
@@ -110,13 +113,16 @@ def model_card(
     card, is_peft = adapter.card, form in ("adalora", "lora")
     nucleotides = card.task.tokens == "nucleotides"
     assert notes.frame is not None or not nucleotides, "nucleotides need the prompt's tokens"
+    dataset = card.data.name if card.data else None
+    if notes.hub:  # which refuses a card whose front matter names anything but hub ids
+        dataset = dataset if dataset and is_hub_id(dataset) else None
     data = ModelCardData(
         license=notes.license,
-        base_model=backbone_path,
+        base_model=backbone_path if not notes.hub or is_hub_id(backbone_path) else None,
         library_name="peft" if is_peft else "transformers",
         pipeline_tag="text-classification",
         tags=["genomics", "dna", "lingo_ds", form if is_peft else "merged"],
-        datasets=[card.data.name] if card.data else None,
+        datasets=[dataset] if dataset else None,
     )
     text = ModelCard.from_template(
         data,
@@ -127,6 +133,7 @@ def model_card(
         card=card,
         form=form,
         frame=notes.frame,
+        hub=notes.hub,
         has_classifier=spec.model_type in CLASSIFIERS,
         is_peft=is_peft,
         layout=adapter.layout,

@@ -29,6 +29,11 @@ _ROWS = {
 """Metrics in the table by kind of task, and their names there."""
 
 
+def metric_names(kind: str | None) -> dict[str, str]:
+    """The main metrics of a kind of task, as `report.json` and as tables call them."""
+    return _ROWS.get(kind or "", _CLASS_ROWS)
+
+
 def write_report(path: Path, report: dict) -> None:
     """Writes a report as JSON; a reader sees the old file or the whole new one, never a part.
 
@@ -49,7 +54,7 @@ def summary_table(report: dict) -> Table:
     table.add_column("what")
     table.add_column("value", justify="right")
     kind = report.get("task", {}).get("kind")
-    for key, words in _ROWS.get(kind, _CLASS_ROWS).items():
+    for key, words in metric_names(kind).items():
         test, dev = (_show(report, f"metrics.{split}.{key}", ".4f") for split in ("test", "dev"))
         table.add_row(f"{words}, test / dev", f"{test} / {dev}")
     table.add_section()

@@ -5,6 +5,7 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.table import Table
@@ -40,6 +41,13 @@ class SettingResult(NamedTuple):
         return ", ".join(filter(None, (words, failed)))
 
 
+class BaselineScore(NamedTuple):
+    """The metric of a task that a baseline reaches; None where it is not defined."""
+
+    dev: float | None
+    test: float | None
+
+
 class TaskResult(NamedTuple):
     """Results of one task: of its runs, where there is a grid of those with the chosen setting.
 
@@ -50,6 +58,7 @@ class TaskResult(NamedTuple):
         dev, test: metric of the selected step, one per finished run; None where it is not defined.
         published: 100 x the published metric on test, by model.
         tried: the settings of the grid, in its order; empty without a grid.
+        baselines: what models without a language model reach, by name; empty where none was computed.
     """
 
     task: str
@@ -59,6 +68,15 @@ class TaskResult(NamedTuple):
     test: Sequence[float | None]
     published: Mapping[str, float]
     tried: Sequence[SettingResult] = ()
+    baselines: Mapping[str, BaselineScore] = MappingProxyType({})
+
+    @property
+    def above_baselines(self) -> float | None:
+        """The mean on test less that of the baseline that is best on dev; None where either is unknown."""
+        known = [value for value in self.test if value is not None]
+        chosen = [one for one in self.baselines.values() if one.dev is not None]
+        rival = max(chosen, key=lambda one: one.dev or 0.0).test if chosen else None
+        return statistics.mean(known) - rival if known and rival is not None else None
 
     @property
     def setting(self) -> str:
@@ -72,6 +90,7 @@ def result_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
     The spread over seeds is the sample's standard deviation (n - 1); a single run has none.
     """
     models = list(dict.fromkeys(model for result in results for model in result.published))
+    baselines = list(dict.fromkeys(name for result in results for name in result.baselines))
     with_grid = any(result.tried for result in results)
     return [
         {
@@ -81,6 +100,7 @@ def result_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
             "runs": f"{len(result.test)}/{result.planned}",
             **_mean_and_spread("dev", result.dev),
             **_mean_and_spread("test", result.test),
+            **_beside(result, baselines),
             **{model: _number(result.published.get(model)) for model in models},
         }
         for result in results
@@ -101,6 +121,13 @@ def setting_rows(results: Sequence[TaskResult]) -> list[dict[str, str]]:
         }
         for result, one in tried
     ]
+
+
+def _beside(result: TaskResult, baselines: Sequence[str]) -> dict[str, str]:
+    """The test metric of each baseline, and how far the runs are above them; nothing where there is none."""
+    scores = {f"{name} test": result.baselines.get(name) for name in baselines}
+    cells = {column: _number(_times_100(score and score.test)) for column, score in scores.items()}
+    return cells | {"above baselines": _number(_times_100(result.above_baselines))} if cells else {}
 
 
 def _mean_and_spread(split: str, values: Sequence[float | None]) -> dict[str, str]:

@@ -35,11 +35,15 @@ class RunReport(BaseModel, strict=True):
         outcome: how training ended, see `Outcome`.
         steps: the last finished step.
         metrics: metrics of each split by their names; None where the split was not evaluated.
+        parameters: numbers of parameters, by what they are.
+        throughput: speed of the training, and its seconds.
     """
 
     outcome: str
     steps: Count
     metrics: dict[str, dict[str, float | None] | None]
+    parameters: dict[str, Any] = {}
+    throughput: dict[str, Any] = {}
 
 
 def read_report(path: Path) -> RunReport | None:

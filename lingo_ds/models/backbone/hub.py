@@ -3,6 +3,7 @@
 import os
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 from lingo_ds.models.backbone import builtin, gguf_file
 from lingo_ds.models.backbone.known_families import require_family
@@ -19,6 +20,23 @@ WEIGHT_FILES = ("model*.safetensors",)
 
 PAGES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")
 """How addresses of a model's page begin."""
+
+
+class ModelWords(NamedTuple):
+    """How a mistake speaks of a model on the hub.
+
+    Attributes:
+        where: the setting or option that names it.
+        revision: the one that names its revision.
+        use: what to do with a copy of its folder.
+    """
+
+    where: str = "backbone.path"
+    revision: str = "backbone.revision"
+    use: str = "set backbone.path to it"
+
+
+BACKBONE = ModelWords()
 
 
 def find_backbone(
@@ -53,7 +71,7 @@ def find_backbone(
     except UserError:
         raise
     except Exception as error:  # of hub, network and disk, whose classes differ from release to release
-        raise UserError(_hub_mistake(path, revision, error)) from None
+        raise UserError(hub_mistake(path, revision, error, BACKBONE)) from None
 
 
 def _download(path: str, revision: str | None, *, weights: bool, trust_remote_code: bool) -> Path:
@@ -85,13 +103,14 @@ def _names_on_hub(path: str, revision: str | None) -> set[str] | None:
         return None
 
 
-def _hub_mistake(path: str, revision: str | None, error: Exception) -> Mistake:
-    """The mistake behind an error of the hub's client."""
+def hub_mistake(path: str, revision: str | None, error: Exception, words: ModelWords) -> Mistake:
+    """The mistake behind an error of the hub's client when the model at an id was fetched."""
     from huggingface_hub import errors
 
+    elsewhere = _fetch_elsewhere(path, revision, words.use)
     if isinstance(error, errors.RevisionNotFoundError):
         rule, fix = f"is no branch, tag or commit of {path}", "check it on the model's page"
-        return Mistake("backbone.revision", revision, rule, fix)
+        return Mistake(words.revision, revision, rule, fix)
     rules = {
         errors.HFValidationError: (
             "is neither a folder nor a hub id",
@@ -103,19 +122,17 @@ def _hub_mistake(path: str, revision: str | None, error: Exception) -> Mistake:
         ),
         errors.RepositoryNotFoundError: ("is neither a folder nor a model on the hub", _not_found(path)),
         errors.DisabledRepoError: ("was disabled on the hub", "give another model"),
-        errors.LocalEntryNotFoundError: (_unreachable(error), _fetch_elsewhere(path, revision)),
-        ConnectionError: (_unreachable(error), _fetch_elsewhere(path, revision)),
+        errors.LocalEntryNotFoundError: (_unreachable(error), elsewhere),
+        ConnectionError: (_unreachable(error), elsewhere),
     }
-    for kind, words in rules.items():
+    for kind, (rule, fix) in rules.items():
         if isinstance(error, kind):
-            return Mistake("backbone.path", path, *words)
+            return Mistake(words.where, path, rule, fix)
     if isinstance(error, OSError) and error.errno:
         rule = f"cannot be downloaded ({error.strerror})"
-        return Mistake(
-            "backbone.path", path, rule, "free disk space, or set HF_HOME to a folder that has some"
-        )
+        return Mistake(words.where, path, rule, "free disk space, or set HF_HOME to a folder that has some")
     rule = f"cannot be downloaded ({reason_of(error)})"
-    return Mistake("backbone.path", path, rule, f"try again later, or {_fetch_elsewhere(path, revision)}")
+    return Mistake(words.where, path, rule, f"try again later, or {elsewhere}")
 
 
 def _page(path: str) -> str:
@@ -140,12 +157,12 @@ def _unreachable(error: Exception) -> str:
     return f"is neither a folder nor in this machine's cache, and the hub cannot be reached ({reason})"
 
 
-def _fetch_elsewhere(path: str, revision: str | None) -> str:
+def _fetch_elsewhere(path: str, revision: str | None, use: str) -> str:
     """How to fetch a model on another machine."""
     chosen = f" --revision {shlex.quote(revision)}" if revision else ""
     folder = path.split("/")[-1]
     command = f"hf download {shlex.quote(path)}{chosen} --local-dir {shlex.quote(folder)}"
-    return f"run `{command}` on a connected machine, copy the folder here, and set backbone.path to it"
+    return f"run `{command}` on a connected machine, copy the folder here, and {use}"
 
 
 def make_builtin_backbone(name: str, cache: Path) -> None:
@@ -182,7 +199,12 @@ def backbone_address(path: str) -> str:
     return str(place.resolve()) if place.is_dir() or gguf_file.is_gguf(place) else path
 
 
+def is_builtin(path: str) -> bool:
+    """Whether a backbone comes with this package."""
+    return path.startswith("builtin:")
+
+
 def public_address(path: str, folder: Path) -> str:
     """How others find the backbone at `path` again, whose files are in `folder`."""
-    made_here = path.startswith("builtin:") or gguf_file.is_gguf(Path(os.path.expanduser(path)))
+    made_here = is_builtin(path) or gguf_file.is_gguf(Path(os.path.expanduser(path)))
     return str(folder.resolve()) if made_here else backbone_address(path)

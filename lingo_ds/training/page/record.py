@@ -11,6 +11,7 @@ from lingo_ds.config.yaml import parse_yaml
 from lingo_ds.data.task import Task
 from lingo_ds.evaluation.kept_answers import KeptAnswers, read_predictions
 from lingo_ds.evaluation.most_wrong import MOST_WRONG, WrongAnswer, read_most_wrong
+from lingo_ds.monitor.baselines import ModelResult, read_baselines
 from lingo_ds.monitor.metrics_log import Curve, read_metrics
 from lingo_ds.utils.errors import Mistake, UserError, printable, reason_of
 from lingo_ds.utils.safe_read import read_json
@@ -24,12 +25,6 @@ MAX_ANSWERS = 20_000_000
 LOG_LINES, LOG_BYTES = 12, 20_000
 """Last lines of the log of a run without an end, and bytes in which they are looked for."""
 
-BASELINES = "baselines.json"
-
-Baselines = dict[str, dict[str, dict[str, float | None]]]
-"""Metrics of simpler models by name, split and metric, as `lingo-ds baseline` writes them."""
-
-_BASELINES: TypeAdapter[Baselines] = TypeAdapter(Baselines)
 _TASK = TypeAdapter(Task)
 
 
@@ -45,7 +40,7 @@ class RunRecord(NamedTuple):
         answers: its answers on dev and test.
         wrong: the worst answers on test.
         curves: what it recorded while it trained.
-        baselines: see `Baselines`.
+        baselines: what models without a language model reach, by name.
         log: the last lines of its log, where it has not ended.
     """
 
@@ -57,7 +52,7 @@ class RunRecord(NamedTuple):
     answers: dict[str, KeptAnswers]
     wrong: list[WrongAnswer]
     curves: dict[str, Curve]
-    baselines: Baselines
+    baselines: dict[str, ModelResult]
     log: list[str]
 
     @property
@@ -105,7 +100,6 @@ def read_run(folder: Path) -> RunRecord:
         plan = read_json(path) if path.exists() else {}
         path = folder / MOST_WRONG
         wrong = read_most_wrong(path)
-        path = folder / BASELINES
         baselines = read_baselines(folder)
         path = folder / "predictions"
         answers = _answers(path, report, task) if task else {}
@@ -116,17 +110,6 @@ def read_run(folder: Path) -> RunRecord:
         fix = "restore it, or run the same command again"
         raise UserError(Mistake(str(path), "damaged or unreadable", reason, fix)) from None
     return RunRecord(folder, config, plan, report, task, answers, wrong, curves, baselines, log)
-
-
-def read_baselines(folder: Path) -> Baselines:
-    """The metrics of simpler models on a run's splits; empty where none was trained.
-
-    Raises:
-        ValueError: where the file holds something else.
-        OSError: where it cannot be read.
-    """
-    path = folder / BASELINES
-    return _BASELINES.validate_python(read_json(path)) if path.exists() else {}
 
 
 def _task(folder: Path, report: dict[str, Any]) -> Task | None:

@@ -146,9 +146,9 @@ def _metrics_table(record: RunRecord, intervals: dict[str, Intervals]) -> Table:
     splits = [split for split in ("test", "dev") if record.metrics(split)]
     names = in_order({name: None for split in splits for name in record.metrics(split)})
     baselines = {
-        name: of_splits[record.shown]
-        for name, of_splits in record.baselines.items()
-        if record.shown in of_splits
+        name: one.metrics[record.shown]
+        for name, one in record.baselines.items()
+        if record.shown in one.metrics
     }
     rows: list[list[Cell]] = []
     for name in names:

@@ -14,6 +14,7 @@ from lingo_ds.config.suite_config import Suite, load_runs
 from lingo_ds.distributed import process_group
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.models.ops.frozen_map import FrozenMap
+from lingo_ds.monitor.baselines import ModelResult, write_baselines
 from lingo_ds.monitor.suite_table import TaskResult, result_rows, write_results
 from lingo_ds.training.setup import prepare
 from lingo_ds.training.shared_backbone import SharedBackbone
@@ -316,8 +317,8 @@ def test_its_page_links_every_run_and_is_made_anew(finished, tmp_path, capsys):
     for page in out.rglob("report.html"):
         page.unlink()
     (out / "mouse_0/seed-1/report.json").unlink()
-    baseline = {"cnn": {"test": {"mcc": 0.12345}}}
-    (out / "prom_core_tata/seed-0/baselines.json").write_text(json.dumps(baseline))
+    baseline = ModelResult(title="", parameters=1, seconds=1, metrics={"test": {"mcc": 0.12345}})
+    write_baselines(out / "prom_core_tata/seed-0", {"cnn": baseline})
     assert main(["report", str(out)]) == 0 and str(out / "report.html") in capsys.readouterr().out
     after = words_of(out / "report.html")
     assert "1 of 4 runs have not ended" in after and "not ended" in after and "12.35" in after

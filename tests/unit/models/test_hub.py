@@ -1,23 +1,16 @@
 """Hub ids, against a small server on this machine that speaks the hub's endpoints."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from lingo_ds.models.backbone.builtin import write_backbone
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUGE = 30 << 30
-"""Bytes that a file is said to have; the server never sends them."""
+from tests.unit.hub_server import Hub
 
 FIND = """
 import json, logging, sys
@@ -30,72 +23,6 @@ for path, revision, weights in json.loads(sys.argv[1]):
     except UserError as error:
         print(json.dumps(["refused", str(error)]))
 """
-
-
-class Hub:
-    """Models by id, each with the bytes of its files; what was asked for."""
-
-    def __init__(self, models: dict[str, dict[str, bytes | None]]):
-        self.models, self.asked = models, []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = unquote(urlsplit(request.path).path).strip("/")
-        is_api, path = path.startswith("api/models/"), path.removeprefix("api/models/")
-        model = next((name for name in self.models if path == name or path.startswith(f"{name}/")), None)
-        what, _, rest = path.removeprefix(model or "").strip("/").partition("/")
-        self.asked.append(path)
-        if model is None:
-            return self._send(request, 401 if is_api else 404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if "no-such-branch" in rest:
-            return self._send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        files = self.models[model]
-        if is_api and what == "tree":
-            rows = [
-                {"type": "file", "path": name, "oid": "0" * 40, "size": HUGE if data is None else len(data)}
-                for name, data in files.items()
-            ]
-            return self._send(request, 200, json.dumps(rows).encode())
-        if is_api:
-            siblings = [{"rfilename": name} for name in files]
-            told = {"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings, "private": False}
-            return self._send(request, 200, json.dumps({**told, "tags": [], "downloads": 0}).encode())
-        if model.endswith("gated"):
-            return self._send(request, 401, b"{}", {"X-Error-Code": "GatedRepo"})
-        data = files[rest.partition("/")[2]]
-        assert data is not None, f"{path} is large and was fetched"
-        etag = hashlib.sha256(data).hexdigest()
-        return self._send(request, 200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-
-    @staticmethod
-    def _send(request, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
-        request.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
-            request.send_header(name, value)
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(data)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from lingo_ds.commands.train import train
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.bootstrap import bootstrap
 from lingo_ds.monitor import html_report
+from lingo_ds.monitor.baselines import ModelResult, write_baselines
 from tests.unit.kinds_of_task import LABELS, ROWS, TASKS, VALUES, config_of, write_data
 from tests.unit.monitor.browser import needs_browser, open_page
 from tests.unit.monitor.test_html_report import Elements, require_self_contained
@@ -158,8 +159,8 @@ def test_answers_of_another_step_and_baselines(copied, capsys):
     table = pq.read_table(path)
     assert table.schema.metadata[b"step"] == str(report_of(folder)["selected_step"]).encode()
     pq.write_table(table.replace_schema_metadata({"step": "1"}), path)
-    baselines = {"logistic": {"test": {"macro_auroc": 0.12345, "micro_f1": None}, "dev": {}}}
-    (folder / "baselines.json").write_text(json.dumps(baselines))
+    metrics = {"test": {"macro_auroc": 0.12345, "micro_f1": None}, "dev": {}}
+    write_baselines(folder, {"logistic": ModelResult(title="", parameters=1, seconds=1, metrics=metrics)})
     shown, report = made_anew(folder, capsys), report_of(folder)
     assert "logistic (test)" in shown and "0.123" in shown and "undefined" in shown
     dev = f"{report['metrics']['dev']['macro_auroc']:.3f}"
