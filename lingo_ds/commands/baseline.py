@@ -51,7 +51,7 @@ def compute_of_suite(suite: Suite) -> None:
     """
     for task, members in _by_task(suite).items():
         logger.info("baselines of %s", task)
-        _compute(members[0].config, suite.config.baselines)
+        _compute(members[0].config, suite.config.baselines or ())
         _copy_to_all(members)
 
 

@@ -96,10 +96,10 @@ class SuiteConfig(Section):
         "{}: none.",
     )
     search: SearchConfig = SearchConfig()
-    baselines: tuple[BaselineName, ...] = Field(
-        (),
+    baselines: tuple[BaselineName, ...] | None = Field(
+        None,
         description="Models without a language model to compute for each task (logistic, cnn), as columns of "
-        "the table of results.",
+        "the table of results. null: none.",
     )
 
     _lists = field_validator("tasks", "seeds", "baselines", mode="before")(as_list)
