@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lingo_ds.config.fields import Name, PositiveInt, Section, UserPath, rule_error
 from lingo_ds.config.grid import (
@@ -106,9 +106,8 @@ class SuiteConfig(Section):
 
     @field_validator("tasks", "seeds", "baselines")
     @classmethod
-    def _each_once(cls, value: tuple[Any, ...] | None, info: ValidationInfo) -> tuple[Any, ...] | None:
-        may_be_empty = info.field_name == "baselines" and value == ()
-        return value if value is None or may_be_empty else each_once(value)
+    def _each_once(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if value is None else each_once(value)
 
     @field_validator("tasks")
     @classmethod
