@@ -1,4 +1,4 @@
-"""`lingo-ds train|evaluate|baseline|predict|export|report|plan`: one entry point for every launcher.
+"""`lingo-ds train|evaluate|baseline|predict|explain|export|report|plan`: one entry point for every launcher.
 
 Libraries are imported by the functions that need them, so that `--help` and a mistyped option answer at once.
 """
@@ -117,6 +117,19 @@ def _predict(args: argparse.Namespace, settings: list[str]) -> int:
 
     asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
     return 0 if predict(PredictRequest(**asked), config, env) else 1
+
+
+def _explain(args: argparse.Namespace, settings: list[str]) -> int:
+    from lingo_ds.config.recipe import load_settings
+    from lingo_ds.config.run_config import PredictConfig
+
+    if args.backbone is not None:
+        settings = [f"backbone.path={args.backbone}", *settings]
+    config, env = load_settings(PredictConfig, settings), _set_up()
+    from lingo_ds.commands.explain import ExplainRequest, explain
+
+    asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
+    return 0 if explain(ExplainRequest(**asked), config, env) else 1
 
 
 def _export(args: argparse.Namespace, settings: list[str]) -> int:
@@ -244,6 +257,12 @@ VERBS = {
         options.predict_options,
         _predict,
         "--adapter runs/quickstart/adapter --input new.fa --output new.csv",
+    ),
+    "explain": Verb(
+        "Show which bases decide: effects of every change, logos and heat maps, motifs.",
+        options.explain_options,
+        _explain,
+        "--adapter runs/quickstart/adapter --input new.fa --output explained --motifs",
     ),
     "export": Verb(
         "Write a saved adapter for other software, or merge it into its backbone.",

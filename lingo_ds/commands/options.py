@@ -16,6 +16,10 @@ def _count(text: str) -> int:
     return number
 
 
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
 def _grid_setting(text: str) -> str:
     """`NAME=V1,V2` as the setting of a suite that it stands for."""
     name, equals, values = text.partition("=")
@@ -85,6 +89,14 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, type=Path, dest="source", metavar="FILE", help=source)
     target = "The file to write: .csv .tsv (also .gz) or .parquet."
     add("--output", required=True, type=Path, dest="target", metavar="FILE", help=target)
+    _input_options(parser)
+    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    add("--overwrite", action="store_true", help="Replace the output file if it exists.")
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    """Declares how the file of `--input` is read."""
+    add = parser.add_argument
     column = "The column that holds the DNA (default: sequence)."
     add("--sequence-column", default="sequence", metavar="NAME", help=column)
     column = "The column that holds the ids (default: id if there is one, else rows are numbered from 0)."
@@ -102,8 +114,38 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     add("--center", choices=["middle", "summit"], help=center)
     strict = "Refuse a file that has rows which do not fit the genome, instead of skipping these rows."
     add("--strict", action="store_true", help=strict)
+
+
+def explain_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `explain`."""
+    add = parser.add_argument
+    _adapter_option(parser)
+    source = (
+        "Sequences in .csv .tsv .jsonl .fa .fasta .fna (also .gz) or .parquet; with --genome intervals in "
+        ".bed .narrowPeak .broadPeak (also .gz)."
+    )
+    add("--input", required=True, type=Path, dest="source", metavar="FILE", help=source)
+    add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")
+    target = "The class, label or value to explain (default: the positive class of two, or the only output)."
+    add("--target", metavar="NAME", help=target)
+    method = (
+        "ism: saturation mutagenesis, every base to every other (default). integrated-gradients: much fewer "
+        "passes, for adapters trained with data.tokens=nucleotides."
+    )
+    add("--method", choices=["ism", "integrated-gradients"], default="ism", help=method)
+    steps = "Steps of integrated gradients (default: 32); a warning tells when they are too few."
+    add("--steps", type=_count, default=32, metavar="N", help=steps)
+    both = "Average over each sequence and its reverse complement; positions stay those of the sequence."
+    add("--both-strands", action="store_true", help=both)
+    pictures = "Draw the first N sequences (default: 20)."
+    add("--pictures", type=_count_or_none, default=20, metavar="N", help=pictures)
+    motifs = "Find the motifs of all sequences: motifs.meme, motifs.csv and a logo of each."
+    add("--motifs", action="store_true", help=motifs)
+    database = "Motifs in MEME format, e.g. JASPAR's, to compare those found with; implies --motifs."
+    add("--database", type=Path, metavar="FILE", help=database)
+    _input_options(parser)
     add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
-    add("--overwrite", action="store_true", help="Replace the output file if it exists.")
+    add("--overwrite", action="store_true", help="Replace what another job wrote into the folder.")
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.load_predictor import build_predictor, read_source
 from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, check_output
 from lingo_ds.evaluation.prediction_tables import PredictionTable, SequenceTable, VariantTable
-from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, AnyChunk, Predictor
+from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor, RowChunk
 from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter, read_card
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.utils import logging as logs
@@ -103,12 +103,12 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         with agreement.errors_raised_on_all(env):
             request = replace(request, adapter=find_adapter(request.adapter))
         source = read_source(request.adapter, config, env)
-        agreement.run_once_per_host(lambda: _open_input(request), env)  # makes an index of the genome
+        agreement.run_once_per_host(lambda: open_input(request), env)  # makes an index of the genome
         with agreement.errors_raised_on_all(env):
-            rows = _open_input(request)
+            rows = open_input(request)
             if env.is_main:
                 check_output(request.target, source=request.source, overwrite=request.overwrite)
-        _log_windows(rows, request.adapter)
+        log_windows(rows, request.adapter)
         predictor = build_predictor(source, config, env)
         key = {
             "adapter": adapter_fingerprint(request.adapter),
@@ -122,7 +122,7 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         return _predict_rows(predictor, rows, table, request.target, key)
 
 
-def _open_input(request: PredictRequest) -> Records | Regions | Variants:
+def open_input(request: PredictRequest) -> Records | Regions | Variants:
     """The rows of the input, of the format that its first bytes or its ending tell.
 
     Raises:
@@ -180,7 +180,7 @@ def _trained_windows(adapter: Path) -> WindowRule | None:
     return WindowRule(**data.windows.model_dump()) if data and data.windows else None
 
 
-def _log_windows(rows: Records | Regions | Variants, adapter: Path) -> None:
+def log_windows(rows: Records | Regions | Variants, adapter: Path) -> None:
     """Logs how windows are cut, and warns where training cut them otherwise."""
     if isinstance(rows, Variants):
         logger.info("windows of %s bases of the forward strand around each variant", f"{rows.window:,}")
@@ -211,8 +211,8 @@ def _trained_window(adapter: Path) -> int:
 
 def _predict_rows(
     predictor: Predictor,
-    rows: ChunkedInput[AnyChunk],
-    table: PredictionTable[AnyChunk],
+    rows: ChunkedInput[RowChunk],
+    table: PredictionTable[RowChunk],
     target: Path,
     compatibility_key: dict[str, Any],
 ) -> bool:
@@ -230,7 +230,7 @@ def _predict_rows(
         done = _predict_chunks(predictor, rows, table, output, finished)
         if done is None:
             return False
-        _warn_of_losses(rows, done.truncated, predictor)
+        warn_of_losses(rows, done.truncated, predictor)
         if env.is_main:
             output.finish()
             seconds = time.monotonic() - began
@@ -245,8 +245,8 @@ def _predict_rows(
 
 def _predict_chunks(
     predictor: Predictor,
-    rows: ChunkedInput[AnyChunk],
-    table: PredictionTable[AnyChunk],
+    rows: ChunkedInput[RowChunk],
+    table: PredictionTable[RowChunk],
     output: PredictionFile,
     finished: FinishedParts,
 ) -> FinishedParts | None:
@@ -273,7 +273,7 @@ def _predict_chunks(
     return FinishedParts(number, truncated)
 
 
-def _warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, predictor: Predictor) -> None:
+def warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, predictor: Predictor) -> None:
     """Warns of rows that were skipped or have one id, and of sequences that were not read whole or at all."""
     if isinstance(rows, Records | Regions) and (remark := rows.doubled.remark()):
         logger.warning("%s", remark)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lingo_ds.data.task import Task
@@ -25,14 +26,17 @@ def mean_of_strands(logits: np.ndarray, task: Task) -> np.ndarray:
     Rows k and n + k of the given logits are the strands of example k.
     """
     one, other = torch.from_numpy(logits).double().chunk(2)
+    return mean_of_two(one, other, task).float().numpy()
+
+
+def mean_of_two(one: Tensor, other: Tensor, task: Task) -> Tensor:
+    """Logits (n, outputs) whose answers are the means of those of the two given ones; differentiable."""
     if task.kind == "regression":
-        mean = (one + other) / 2
-    elif task.kind == "multilabel":
+        return (one + other) / 2
+    if task.kind == "multilabel":
         true = torch.logaddexp(logsigmoid(one), logsigmoid(other))
-        mean = true - torch.logaddexp(logsigmoid(-one), logsigmoid(-other))
-    else:
-        mean = torch.logaddexp(one.log_softmax(1), other.log_softmax(1)) - math.log(2)
-    return mean.float().numpy()
+        return true - torch.logaddexp(logsigmoid(-one), logsigmoid(-other))
+    return torch.logaddexp(one.log_softmax(1), other.log_softmax(1)) - math.log(2)
 
 
 def decide(probabilities: np.ndarray, task: Task) -> np.ndarray:

@@ -11,10 +11,10 @@ from lingo_ds.data.streams.sequences import Chunk
 from lingo_ds.data.streams.variants import Variant, VariantChunk
 from lingo_ds.data.task import Task
 from lingo_ds.evaluation.answers import answer_columns, decide
-from lingo_ds.evaluation.predictor import AnyChunk
+from lingo_ds.evaluation.predictor import RowChunk
 
 
-class PredictionTable(ABC, Generic[AnyChunk]):
+class PredictionTable(ABC, Generic[RowChunk]):
     """Makes the rows of an output from chunks and their answers.
 
     Attributes:
@@ -29,7 +29,7 @@ class PredictionTable(ABC, Generic[AnyChunk]):
         self._task, self.schema = task, schema
 
     @abstractmethod
-    def rows(self, chunk: AnyChunk, answers: np.ndarray) -> pa.Table:
+    def rows(self, chunk: RowChunk, answers: np.ndarray) -> pa.Table:
         """The rows of a chunk; `answers` is (sequences, outputs) float32."""
 
 

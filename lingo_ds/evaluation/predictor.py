@@ -16,17 +16,19 @@ from lingo_ds.data.batches import Batch, eval_batches, prefetch
 from lingo_ds.data.dna import sequence_mistake
 from lingo_ds.data.packing import Pack, common_prefix, eval_packs
 from lingo_ds.data.prompt import make_prompt
+from lingo_ds.data.streams.mutants import MutantChunk
 from lingo_ds.data.streams.sequences import Chunk
 from lingo_ds.data.streams.variants import VariantChunk
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import tokenized_split
 from lingo_ds.data.token_losses import TokenLosses
-from lingo_ds.data.tokenization import Tokenize
+from lingo_ds.data.tokenization import NucleotideTokens, Tokenize
 from lingo_ds.data.tokenized import TokenizedSplit
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.answers import answers, decide, mean_of_strands
 from lingo_ds.evaluation.forward import gather_rows, own_logits
+from lingo_ds.evaluation.one_hot import NucleotideModel, OneHotModel, TextModel
 from lingo_ds.models.adapted_model import AdaptedModel
 from lingo_ds.planning.memory import ForwardPlan
 from lingo_ds.planning.micro_batch import WORTH_SHARING
@@ -42,7 +44,8 @@ FORWARDS = 32
 """Forwards of one process per chunk, about: enough to sort by length, few enough to lose little if killed."""
 
 
-AnyChunk = TypeVar("AnyChunk", bound=Chunk | VariantChunk)
+AnyChunk = TypeVar("AnyChunk", bound=Chunk | VariantChunk | MutantChunk)
+RowChunk = TypeVar("RowChunk", bound=Chunk | VariantChunk)
 
 
 class Predictions(NamedTuple):
@@ -69,11 +72,13 @@ class Predicted(NamedTuple, Generic[AnyChunk]):
     Attributes:
         chunk: the chunk.
         answers: (n, outputs) float32 probabilities or values of its sequences in their order.
+        logits: (n, outputs) float32, which the answers are made of; a probability near 1 loses digits.
         truncated: how many of its sequences were longer than the adapter reads.
     """
 
     chunk: AnyChunk
     answers: np.ndarray
+    logits: np.ndarray
     truncated: int
 
 
@@ -154,6 +159,23 @@ class Predictor:
             return Values(found)
         return Predictions(decide(found, self.task), found)
 
+    def logits(self, sequences: Sequence[str]) -> np.ndarray:
+        """Logits (n, outputs) float32 of upper-case DNA in its order; call it on all processes."""
+        parts = [part.logits for part in self.stream(self._chunks_of(sequences))]
+        return np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
+
+    def one_hot_model(self) -> OneHotModel:
+        """The adapter as a `torch.nn.Module` that reads one-hot DNA, for tangermeme, captum and the like."""
+        if isinstance(self._tokenize, NucleotideTokens):
+            return NucleotideModel(
+                self._model,
+                frame=self._tokenize.frame(self._prompt),
+                task=self.task,
+                plan=self.plan,
+                average_strands=self._average_strands,
+            )
+        return TextModel(self.logits, task=self.task, device=self.env.device)
+
     def stream(self, chunks: Iterable[AnyChunk]) -> Generator[Predicted[AnyChunk], None, None]:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
 
@@ -217,7 +239,7 @@ class Predictor:
         if self._average_strands:
             ordered = mean_of_strands(ordered, self.task)
         found = answers(ordered, self.task).astype(np.float32)
-        return Predicted(share.chunk, found, truncations)
+        return Predicted(share.chunk, found, ordered, truncations)
 
     def _require_readable(self) -> None:
         """Raises on every process where the sequences so far lose their DNA on their way to tokens."""
@@ -226,7 +248,7 @@ class Predictor:
         except UserError as error:
             raise UserError(error.mistakes, on_all=True) from None
 
-    def _check_finite(self, logits: np.ndarray, chunk: Chunk | VariantChunk) -> None:
+    def _check_finite(self, logits: np.ndarray, chunk: Chunk | VariantChunk | MutantChunk) -> None:
         """Raises on every process where logits (n, outputs) overflowed; n may hold both strands."""
         bad = ~np.isfinite(logits).all(1)
         if bad.any():

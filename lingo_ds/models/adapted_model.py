@@ -93,6 +93,22 @@ class AdaptedModel:
         (logits,) = joint_packed_logits([self], [(input_ids, places)])
         return logits
 
+    def mixed_logits(self, input_ids: Tensor, mixtures: Tensor, *, packed: bool) -> Tensor:
+        """Logits (n, outputs) fp32 of examples of one length whose learned tokens are mixtures of them.
+
+        Args:
+            input_ids: (n, length) token ids.
+            mixtures: (n, length, learned tokens) shares, read where an id is a learned one.
+            packed: whether the backbone was loaded for packs.
+        """
+        count, length = input_ids.shape
+        with self.carrier.mixing(mixtures):
+            if packed:
+                places = self.pack_places(0, [length] * count)
+                return self.packed_logits(input_ids.flatten(), places)
+            lengths = torch.full((count,), length, device=input_ids.device)
+            return self.padded_logits(input_ids, None, lengths)
+
     def head(self, pooled: Tensor) -> Tensor:
         """(n, outputs) fp32 logits of the pooled hidden states, (n, size)."""
         return F.linear(pooled.to(self.bank.dtype), self.bank.compute.head).float()

@@ -1,6 +1,7 @@
 """A backbone with the adapters and learned tokens of one or more runs on it, and passes of several runs."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,11 @@ class Carrier:
         """The runs that it carries."""
         return self._sites.tenants
 
+    @property
+    def first_learned(self) -> int:
+        """The id of the first learned token: the rows of the frozen embedding."""
+        return self._token_hooks.first if self._token_hooks else 0
+
     def add(self, bank: AdapterBank, *, dropout: float) -> Tenant:
         """Puts a bank's adapters and learned tokens on the backbone."""
         if bank.layout.token_size and self._token_hooks is None:
@@ -70,6 +76,11 @@ class Carrier:
     def follow_banks(self) -> None:
         """Adapts the maps anew after some bank was compacted or replaced."""
         self._sites.attach()
+
+    def mixing(self, mixtures: Tensor) -> AbstractContextManager[None]:
+        """Inside, learned tokens are mixtures, see `TokenHooks.mixing`; for passes of one run alone."""
+        assert self._token_hooks is not None, "a run without learned tokens has none to mix"
+        return self._token_hooks.mixing(mixtures)
 
     def packed_states(self, parts: Sequence[PackedPart]) -> list[Tensor]:
         """Last hidden states of each run's pack, (tokens, size), computed in one pass."""

@@ -1,5 +1,8 @@
 """Learned tokens: ids behind the backbone's vocabulary, whose embeddings are in the banks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -11,20 +14,37 @@ class TokenHooks:
 
     They come after those of a sharded backbone, which therefore gathers the embedding's weight for the lookup
     and never for a backward pass: the gradient goes to the banks alone.
+
+    Attributes:
+        first: the id of the first learned token.
     """
 
     def __init__(self, embedding: nn.Embedding, rows: PassRows):
         """Sets the hooks; `rows` tells which rows of a pass are whose."""
-        self._first, self._rows = embedding.num_embeddings, rows
+        self.first, self._rows = embedding.num_embeddings, rows
         self._scale: Tensor | None = getattr(embedding, "embed_scale", None)  # Gemma's multiplies its rows
         self._ids: Tensor | None = None
+        self._mixtures: Tensor | None = None
         embedding.register_forward_pre_hook(self._clamp_ids)
         embedding.register_forward_hook(self._insert_learned)
+
+    @contextmanager
+    def mixing(self, mixtures: Tensor) -> Iterator[None]:
+        """Inside, a learned token is a mixture of all of them, through which gradients go to its shares.
+
+        Args:
+            mixtures: (.., learned tokens) shares of each, for ids (..); read where an id is a learned one.
+        """
+        self._mixtures = mixtures
+        try:
+            yield
+        finally:
+            self._mixtures = None
 
     def _clamp_ids(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Notes the ids and passes on those that the frozen embedding has rows for."""
         self._ids, *others = args
-        return self._ids.clamp(max=self._first - 1), *others
+        return self._ids.clamp(max=self.first - 1), *others
 
     def _insert_learned(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Embeddings (.., size) with those of the banks in their places."""
@@ -49,8 +69,9 @@ class TokenHooks:
         """
         if not len(rows):
             return output
-        places = torch.arange(self._first, self._first + len(rows), device=ids.device)
-        learned = (ids[..., None] == places).to(rows.dtype) @ rows
+        places = torch.arange(self.first, self.first + len(rows), device=ids.device)
+        chosen = ids[..., None] == places if self._mixtures is None else self._mixtures.view(*ids.shape, -1)
+        learned = chosen.to(rows.dtype) @ rows
         if self._scale is not None:
             learned = learned * self._scale.to(learned)
-        return torch.where((ids >= self._first)[..., None], learned, output)
+        return torch.where((ids >= self.first)[..., None], learned, output)

@@ -1,0 +1,274 @@
+"""`lingo-ds explain`: which bases of each sequence decide, and the motifs that they make."""
+
+import logging
+from collections.abc import Generator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lingo_ds.commands.explained_folder import (
+    TABLES,
+    draw_pictures,
+    print_summary,
+    require_folder,
+    write_motifs,
+)
+from lingo_ds.commands.predict import PredictRequest, log_windows, open_input, warn_of_losses
+from lingo_ds.config.run_config import PredictConfig
+from lingo_ds.data.readers.bed import Center
+from lingo_ds.data.streams.intervals import Regions
+from lingo_ds.data.streams.sequences import Records
+from lingo_ds.data.streams.variants import Variants
+from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed.job import job
+from lingo_ds.distributed.process_group import DistEnv
+from lingo_ds.distributed.stop_signals import StopSignals
+from lingo_ds.evaluation.load_predictor import build_predictor, read_source
+from lingo_ds.evaluation.one_hot import no_gradient
+from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile
+from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
+from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter
+from lingo_ds.interpret.explained import ExplainedBatch, is_of_job, table_schema, to_table
+from lingo_ds.interpret.extras import import_extra
+from lingo_ds.interpret.gradients import integrate
+from lingo_ds.interpret.saturation import saturate
+from lingo_ds.interpret.target import Target, find_target
+from lingo_ds.monitor.progress import ProgressBar
+from lingo_ds.utils import logging as logs
+from lingo_ds.utils.errors import Mistake, UserError
+
+logger = logging.getLogger(__name__)
+
+GRADIENT_CHUNK = 64
+"""Sequences after which integrated gradients are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainRequest:
+    """What the command line asks for.
+
+    Attributes:
+        adapter: the folder of a run, or the `adapter/` in it.
+        source: the file to read: sequences, or with `genome` a BED.
+        output: the folder to write.
+        target: name of the output to explain; None: the positive class of two, or the only output.
+        method: how.
+        steps: of integrated gradients.
+        both_strands: whether to average over both strands of each sequence.
+        pictures: sequences to draw at most.
+        motifs: whether to find the motifs of all sequences.
+        database: a MEME file of known motifs to compare those with; None: none.
+        sequence_column, id_column, genome, window, flank, center, strict: as of `PredictRequest`.
+        overwrite: whether to replace what another job wrote into `output`.
+    """
+
+    adapter: Path
+    source: Path
+    output: Path
+    target: str | None = None
+    method: Literal["ism", "integrated-gradients"] = "ism"
+    steps: int = 32
+    both_strands: bool = False
+    pictures: int = 20
+    motifs: bool = False
+    database: Path | None = None
+    sequence_column: str = "sequence"
+    id_column: str | None = None
+    genome: Path | None = None
+    window: int | None = None
+    flank: int | None = None
+    center: Center | None = None
+    strict: bool = False
+    overwrite: bool = False
+
+    @property
+    def table(self) -> Path:
+        """The table of effects or attributions."""
+        return self.output / TABLES[self.method]
+
+    def as_input(self) -> PredictRequest:
+        """The same input for the readers of `predict`."""
+        names = ("sequence_column", "id_column", "genome", "window", "flank", "center", "strict")
+        options = {name: getattr(self, name) for name in names}
+        return PredictRequest(adapter=self.adapter, source=self.source, target=self.table, **options)
+
+
+def explain(request: ExplainRequest, config: PredictConfig, env: DistEnv) -> bool:
+    """Explains every sequence of a file, or resumes a job that was stopped.
+
+    A table that the same job has finished is not computed again: its pictures and motifs are made from it.
+
+    Args:
+        request: which files, and how to read them.
+        config: how the adapter is computed.
+        env: this process's rank and device.
+
+    Returns:
+        Whether the output is complete; False after Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: for mistakes in the request, the adapter or the file.
+    """
+    with job(config.to_yaml(), env, output=request.output):
+        _require_extras(request)
+        with agreement.errors_raised_on_all(env):
+            request = replace(request, adapter=find_adapter(request.adapter))
+        source = read_source(request.adapter, config, env)
+        task = source.adapter.card.task
+        target = find_target(task, request.target)
+        if request.method != "ism" and task.tokens == "text":
+            raise UserError(no_gradient().mistakes, on_all=True)
+        agreement.run_once_per_host(lambda: _open(request), env)  # makes an index of the genome
+        with agreement.errors_raised_on_all(env):
+            rows = _open(request)
+        facts = _facts(request, config, rows, target)
+        with agreement.errors_raised_on_all(env):
+            if env.is_main:
+                require_folder(request.output, request.table, facts, overwrite=request.overwrite)
+        finished = env.is_main and not request.overwrite and is_of_job(request.table, facts)
+        if not agreement.broadcast_json(finished, env):
+            log_windows(rows, request.adapter)
+            predictor = build_predictor(source, config, env)
+            if not _explain_rows(predictor, rows, target, request, facts):
+                return False
+        if env.is_main:
+            _finish(request, target)
+    return True
+
+
+def _require_extras(request: ExplainRequest) -> None:
+    """Raises, before any work, where a library that will be needed is not installed."""
+    if request.pictures or request.motifs or request.database:
+        import_extra("logomaker", option="--pictures" if request.pictures else "--motifs")
+    if request.motifs or request.database:
+        import_extra("tangermeme.seqlet", option="--motifs")
+        import_extra("memelite", option="--motifs")
+
+
+def _open(request: ExplainRequest) -> Records | Regions:
+    rows = open_input(request.as_input())
+    if isinstance(rows, Variants):
+        rule = "is a VCF: explain changes every base of a sequence, not those of a list"
+        fix = "run lingo-ds predict on it; or give its neighbourhoods as a BED"
+        raise UserError(Mistake("--input", request.source, rule, fix))
+    return rows
+
+
+def _facts(
+    request: ExplainRequest, config: PredictConfig, rows: Records | Regions, target: Target
+) -> dict[str, Any]:
+    """All that decides the table's numbers."""
+    facts = {
+        "adapter": adapter_fingerprint(request.adapter),
+        "input": rows.fingerprint(),
+        "settings": config.model_dump(mode="json", exclude={"zero"}),
+        "method": request.method,
+        "target": target.name,
+        "both_strands": request.both_strands,
+    }
+    return facts if request.method == "ism" else facts | {"steps": request.steps}
+
+
+def _explain_rows(
+    predictor: Predictor,
+    rows: Records | Regions,
+    target: Target,
+    request: ExplainRequest,
+    facts: dict[str, Any],
+) -> bool:
+    """Writes the table, from where an earlier job was stopped; False where a signal ended it."""
+    env = predictor.env
+    schema = table_schema(request.method, numbered=rows.numbered, facts=facts)
+    output = PredictionFile(request.table, schema=schema)
+    with ExitStack() as lock:
+        with agreement.errors_raised_on_all(env):
+            if env.is_main:
+                lock.enter_context(output.lock())
+        resumed = None
+        if env.is_main:
+            done = output.resume({**facts, "dtype": predictor.dtype})
+            resumed = [_sequences_of(rows, done.rows, request.method), *done]
+        number, *done_parts = agreement.broadcast_json(resumed, env)
+        if number:
+            logger.info("resuming after %s finished sequences", f"{number:,}")
+        found = _write_parts(
+            _stream(predictor, rows, target, request, skip=number),
+            output,
+            schema,
+            env,
+            finished=FinishedParts(*done_parts),
+            number=number,
+        )
+        if found is None:
+            return False
+        warn_of_losses(rows, found.truncated, predictor)
+        if env.is_main:
+            output.finish()
+    return True
+
+
+def _sequences_of(rows: Records | Regions, table_rows: int, method: str) -> int:
+    """How many sequences from the first on have so many rows in the table."""
+    number, per_base = 0, 4 if method == "ism" else 1
+    if table_rows:
+        for chunk in rows.chunks(most=SEQUENCES_PER_CHUNK, most_bases=1 << 24):
+            for sequence in chunk.sequences:
+                if table_rows <= 0:
+                    return number
+                table_rows -= per_base * len(sequence)
+                number += 1
+    return number
+
+
+def _stream(
+    predictor: Predictor, rows: Records | Regions, target: Target, request: ExplainRequest, *, skip: int
+) -> Generator[ExplainedBatch, None, None]:
+    both = request.both_strands
+    if request.method == "ism":
+        chunks = rows.chunks(skip=skip, most=SEQUENCES_PER_CHUNK, most_bases=predictor.chunk_bases)
+        return saturate(predictor, chunks, target, both_strands=both)
+    chunks = rows.chunks(skip=skip, most=GRADIENT_CHUNK, most_bases=predictor.chunk_bases)
+    model = predictor.one_hot_model()
+    return integrate(model, chunks, target, steps=request.steps, both_strands=both, env=predictor.env)
+
+
+def _write_parts(
+    stream: Generator[ExplainedBatch, None, None],
+    output: PredictionFile,
+    schema: Any,
+    env: DistEnv,
+    *,
+    finished: FinishedParts,
+    number: int,
+) -> FinishedParts | None:
+    """Writes what the stream gives as parts; None where a signal ended it. `number` sequences are done."""
+    done, truncated = finished
+    progress = ProgressBar(None, "sequences", enabled=env.is_main, done=number, console=logs.console)
+    stop = StopSignals()
+    with stop.installed(), progress, closing(stream):
+        for batch in stream:
+            truncated += batch.truncated
+            if batch.found:
+                part = to_table(batch.found, schema, first=number)
+                if env.is_main:
+                    output.write_part(done, part, truncated=batch.truncated)
+                done, number = done + len(part), number + len(batch.found)
+            progress.update(number, fraction=batch.read)
+            if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
+                text = "interrupted after %s sequences; run the same command again to resume from there"
+                logger.info(text, f"{number:,}")
+                return None
+    return FinishedParts(done, truncated)
+
+
+def _finish(request: ExplainRequest, target: Target) -> None:
+    """Makes pictures and motifs from the table, and tells what was found."""
+    drawn = draw_pictures(
+        request.table, request.output / "pictures", most=request.pictures, scale=target.scale
+    )
+    print_summary(request.table, target.scale, drawn=drawn)
+    if request.motifs or request.database:
+        write_motifs(request.table, request.output, database=request.database)

@@ -1,0 +1,69 @@
+"""The output that is explained, as one number per sequence."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lingo_ds.data.task import Task
+from lingo_ds.utils.errors import Mistake, UserError
+
+
+class Target(NamedTuple):
+    """One output of a task.
+
+    Attributes:
+        task: the task.
+        place: the output's place in the head.
+    """
+
+    task: Task
+    place: int
+
+    @property
+    def name(self) -> str:
+        """The output's name."""
+        return self.task.output_names[self.place]
+
+    @property
+    def scale(self) -> str:
+        """What effects are changes of, in words."""
+        if self.task.kind == "regression":
+            return f"value {self.name}"
+        what = "label" if self.task.kind == "multilabel" else "class"
+        return f"log odds of {what} {self.name}"
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The natural log odds of the class or label, or the value: (n,) of logits (n, outputs).
+
+        Odds of a class are its probability to that of all others together.
+        """
+        own = logits[:, self.place].double()
+        if self.task.kind == "regression":
+            assert self.task.scale is not None and self.task.mean is not None  # every regression has them
+            return own * self.task.scale[self.place] + self.task.mean[self.place]
+        if self.task.kind == "multilabel":
+            return own
+        others = [place for place in range(self.task.classes) if place != self.place]
+        return own - logits[:, others].double().logsumexp(1)
+
+
+def find_target(task: Task, name: str | None) -> Target:
+    """The output of a name; None: the positive class of two, or the only output.
+
+    Raises:
+        UserError: where there is none of that name, or none is named of several.
+    """
+    names = list(task.output_names)
+    known = f"name one of {', '.join(names[:20])}{', ..' if len(names) > 20 else ''}"
+    if name is None:
+        if task.kind == "binary":
+            return Target(task, 1)
+        if len(names) == 1:
+            return Target(task, 0)
+        rule = f"is needed: the adapter has {task.outputs}"
+        raise UserError(Mistake("--target", "nothing", rule, known), on_all=True)
+    if name not in names:
+        raise UserError(
+            Mistake("--target", name, f"is none of the adapter's {task.outputs}", known), on_all=True
+        )
+    return Target(task, names.index(name))
