@@ -19,7 +19,7 @@ from lingo_ds.training.baselines.cnn import fit_cnn
 from lingo_ds.training.baselines.fitting import Fitted, Point, Problem
 from lingo_ds.training.baselines.linear import fit_linear
 from lingo_ds.training.baselines.one_hot import OneHotSplit
-from lingo_ds.training.baselines.rows import MOST_POSITIONS, MOST_ROWS, BaselineData
+from lingo_ds.training.baselines.rows import MOST_POSITIONS, BaselineData
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError
 
@@ -60,6 +60,9 @@ def compute_baseline(name: BaselineName, data: BaselineData) -> ModelResult:
     """
     begin, config = time.perf_counter(), data.config
     bin = data.bin(_positions(name, data.task))
+    if name == "cnn":
+        positions = -(-sum(data.widths) // bin) * (1 + config.data.augments)
+        data = data.with_train_rows(max(1, MOST_READ // (LEAST_EPOCHS * len(CNN_GRID) * positions)))
     problem = Problem(data.task, config.metric, data.read_train(bin=bin), data.read("dev", bin=bin))
     logger.info("baseline %s: %s", name, _in_words(data, problem, bin))
     point, fitted = _chosen(name, problem, seed=config.seed)
@@ -96,11 +99,11 @@ def _positions(name: BaselineName, task: Task) -> int:
 
 def _in_words(data: BaselineData, problem: Problem, bin: int) -> str:
     """How much of the data it reads."""
-    rows = {split: len(rows) for split, rows in data.rows.items()}
-    drawn = [split for split, used in rows.items() if used < data.examples.rows[split]]
-    words = f"{', '.join(f'{split} {used:,}' for split, used in rows.items())} rows"
-    if drawn:
-        words += f" (of {' and '.join(drawn)} {MOST_ROWS:,}, drawn with seed {data.config.seed})"
+    counts = [(split, len(rows), data.examples.rows[split]) for split, rows in data.rows.items()]
+    words = ", ".join(f"{split} {used:,}" + f" of {all:,}" * (used < all) for split, used, all in counts)
+    words += " rows"
+    if any(used < all for _, used, all in counts):
+        words += f", drawn with seed {data.config.seed}"
     positions = problem.train.bases.shape[-1]
     each = "one base each" if bin == 1 else f"each the mean of {bin:,} bases"
     return f"{words}, {positions:,} positions, {each}"

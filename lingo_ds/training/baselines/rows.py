@@ -1,7 +1,7 @@
 """The rows of a run as one-hot bases: as many as a minute on one core allows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,16 @@ class BaselineData:
         """Bases that one of at most so many positions stands for."""
         return -(-sum(self.widths) // positions)
 
+    def with_train_rows(self, most: int) -> "BaselineData":
+        """The same data with at most so many training rows, drawn by the run's seed."""
+        labels = self.labels["train"]
+        kept = _drawn(len(labels), self.config.seed, most=most)
+        return replace(
+            self,
+            rows=self.rows | {"train": self.rows["train"][kept]},
+            labels=self.labels | {"train": labels[kept]},
+        )
+
     def read(self, split: str, *, bin: int) -> OneHotSplit:
         """A split's rows, on both strands where evaluation reads both."""
         bases, averages = self._encode(split, bin, str), self.config.data.averages
@@ -89,17 +99,17 @@ def find_rows(config: RunConfig, *, cache: Path) -> BaselineData:
     require_folder(config.data.task, path=config.data.path, root=config.data.root)
     examples = labelled_examples(config, cache=cache)
     every = {split: examples.labels(split) for split in SPLITS}
-    rows = {split: _drawn(len(labels), config.seed) for split, labels in every.items()}
+    rows = {split: _drawn(len(labels), config.seed, most=MOST_ROWS) for split, labels in every.items()}
     widths = _widths(examples, rows)
     task = task_of(config, examples, max_length=sum(widths))
     labels = {split: every[split][rows[split]] for split in SPLITS}
     return BaselineData(config, examples, rows, labels, task, widths)
 
 
-def _drawn(rows: int, seed: int) -> np.ndarray:
-    if rows <= MOST_ROWS:
+def _drawn(rows: int, seed: int, *, most: int) -> np.ndarray:
+    if rows <= most:
         return np.arange(rows)
-    return np.sort(np.random.default_rng(seed).choice(rows, MOST_ROWS, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def _batches(examples: Examples, split: str, rows: np.ndarray, most: int) -> "list[pa.RecordBatch]":

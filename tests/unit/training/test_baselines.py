@@ -120,12 +120,15 @@ def test_both_learn_every_kind_of_task(tmp_path, kind):
 
 
 def test_a_seed_decides_and_torchs_own_generator_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(choose, "MOST_EPOCHS", 2)
+    """Of a CNN that may read so little that it trains on half of the rows."""
+    monkeypatch.setattr(choose, "MOST_READ", 50 * 70 * choose.LEAST_EPOCHS * len(choose.CNN_GRID))
     write_promoters(tmp_path / "data", train=100, dev=40, test=40)
     metrics = []
     for seed in (0, 0, 1):
         data = find_rows(config_for(tmp_path / "data", tmp_path / "out", seed=seed), cache=tmp_path / "cache")
         before = torch.get_rng_state()
-        metrics.append(compute_baseline("cnn", data).metrics)
+        found = compute_baseline("cnn", data)
+        metrics.append(found.metrics)
+        assert found.rows == {"train": 50, "dev": 40, "test": 40}
         assert torch.get_rng_state().equal(before)
     assert metrics[0] == metrics[1] != metrics[2]
