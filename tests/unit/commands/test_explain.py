@@ -136,8 +136,8 @@ def test_requests_that_cannot_be_met_are_refused(text, bases, fasta, tmp_path, m
         assert status == 2, shown
         return shown
 
-    assert "--target: nothing: is needed: the adapter has 3 classes: name one of a, b, c" in refused(text)
-    assert "--target: d: is none of the adapter's 3 classes" in refused(text, "--target", "d")
+    assert "--target: 'nothing': is needed: the adapter has 3 classes: name one of a, b, c" in refused(text)
+    assert "--target: 'd': is none of the adapter's 3 classes" in refused(text, "--target", "d")
     gradients = ["--method", "integrated-gradients", "--target", "a"]
     assert "no gradient of a base: use saturation mutagenesis (--method ism)" in refused(text, *gradients)
     assert "cannot be read as MEME" in refused(bases, "--database", str(tmp_path / "none.meme"))
