@@ -17,7 +17,7 @@ from lingo_ds.evaluation.prediction_file import PredictionFile
 from tests.unit.kinds_of_adapter import random_adapter
 
 SEQUENCES = {"first": "ACGTTGCANTGC", "chr1:5-9": "TTGACCA", "third": "GGCUAT"}
-SMALL_CHUNKS = "batch_tokens=64"
+SMALL_CHUNKS = "batch_tokens=8"
 """A setting under which a sequence's changes are several chunks."""
 
 
