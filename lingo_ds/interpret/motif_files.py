@@ -103,6 +103,8 @@ def write(motifs: Sequence[Motif], folder: Path, *, known: Mapping[str, np.ndarr
 def best_matches(motifs: Sequence[Motif], known: Mapping[str, np.ndarray]) -> list[tuple[str, float]]:
     """The likest known motif of each by tomtom (Gupta et al. 2007, Genome Biol 8:R24), with its p value."""
     tomtom = import_extra("memelite", option="--database").tomtom
+    text = "comparing %d motifs with %s known ones; the first time tomtom is compiled, which takes a minute"
+    logger.info(text, len(motifs), f"{len(known):,}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few known motifs: `read_database` has told
         p_values = tomtom([one.matrix for one in motifs], list(known.values()), n_jobs=1)[0]

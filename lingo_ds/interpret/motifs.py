@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lingo_ds.data.streams.mutants import BASES
+from lingo_ds.distributed import watchdog
 from lingo_ds.interpret.explained import Explained
 from lingo_ds.interpret.extras import import_extra
 
@@ -127,6 +128,7 @@ def _of_sign(explained: Sequence[Explained], sign: int) -> Iterator[Motif]:
     if length < LEAST_SEQLET or not (sign * attributions > 0).any():
         return
     caller = import_extra("tangermeme.seqlet", option="--motifs")
+    watchdog.beat()
     seqlets = caller.recursive_seqlets(
         sign * attributions,
         threshold=SIGNIFICANCE,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lingo_ds.commands.cli import main
 
-VERBS = ("train", "plan", "plan --gpu", "predict", "export")
+VERBS = ("train", "plan", "plan --gpu", "predict", "export", "explain")
 
 
 def give(verb: str, backbone: object, work: Path, adapter: Path, *settings: str) -> tuple[int, str]:
@@ -28,6 +28,7 @@ def give(verb: str, backbone: object, work: Path, adapter: Path, *settings: str)
         "plan --gpu": ["plan", "--gpu", "h200", *recipe],
         "predict": ["predict", *saved, "--input", str(work / "none.csv"), *settings],
         "export": ["export", *saved, "--to", "merged"],
+        "explain": ["explain", *saved, "--input", str(work / "none.csv"), "--pictures", "0", *settings],
     }[verb]
     shown = io.StringIO()
     with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from lingo_ds.data import synthetic_promoters
+from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.synthetic_promoters import _INITIATOR_COUNTS, _TATA_COUNTS
 from lingo_ds.interpret.explained import Explained
 from lingo_ds.interpret.motif_files import read_database, write
 from lingo_ds.interpret.motifs import find_motifs
 
-LENGTH, MOVED = 70, np.array([2, 1, 0, 3])
+LENGTH = 70
 
 
 def probabilities(counts: tuple, begin: int = 0, end: int | None = None) -> np.ndarray:
@@ -46,31 +46,22 @@ def explained() -> list[Explained]:
     return found
 
 
-def test_planted_motifs_are_found_and_named(explained, tmp_path):
-    draw = np.random.default_rng(1)
-    others = {f"random {k}": draw.dirichlet([0.5] * 4, size=10).T for k in range(40)}
-    from memelite.io import write_meme
-
-    write_meme(str(tmp_path / "known.meme"), {**others, **PLANTED})
+def test_planted_motifs_are_found_where_they_are(explained, tmp_path):
     motifs = find_motifs(explained)
-    rows = write(motifs, tmp_path, known=read_database(tmp_path / "known.meme"))
-    found = {row.match: row for row in reversed(rows[:2])}
-    assert set(found) == {"TATA", "initiator"}
-    tata, initiator = found["TATA"], found["initiator"]
+    rows = write(motifs, tmp_path, known={})
+    tata, initiator = sorted(rows[:2], key=lambda row: -row.effect)
     assert tata.effect > 2 and initiator.effect < -1
-    assert tata.p_value < 1e-5 and initiator.p_value < 1e-3
-    assert tata.sites > 90 and "TATA" in tata.consensus.replace("W", "A") and 0.15 < tata.reverse < 0.35
+    assert "TATA" in tata.consensus.replace("W", "A") and tata.sites > 90 and 0.15 < tata.reverse < 0.35
     assert "CA" in initiator.consensus and initiator.reverse < 0.1
-    assert set(read_database(tmp_path / "motifs.meme")) == {f"{row.name} {row.consensus}" for row in rows}
+    kept = read_database(tmp_path / "motifs.meme")
+    assert set(kept) == {f"{row.name} {row.consensus}" for row in rows}
+    assert np.allclose(kept[f"motif_1 {rows[0].consensus}"], motifs[0].matrix)
     assert (tmp_path / "logos/motif_1.png").stat().st_size > 1000
-    best = next(motif for motif, row in zip(motifs, rows, strict=True) if row == tata)
-    spelled = {"+": 0, "-": 0}
-    for site in best.sites:
-        if "TATA" in explained[site.sequence].sequence[max(site.begin, 0) : site.end] and not site.reverse:
-            spelled["+"] += 1
-        if "TATA" in explained[site.sequence].sequence[max(site.begin, 0) : site.end] and site.reverse:
-            spelled["-"] += 1
-    assert spelled["+"] > 40 and spelled["-"] > 10, "sites lie where the box is"
+    spelled = {False: 0, True: 0}
+    for site in motifs[rows.index(tata)].sites:
+        stretch = explained[site.sequence].sequence[max(site.begin, 0) : site.end]
+        spelled[site.reverse] += "TATA" in (reverse_complement(stretch) if site.reverse else stretch)
+    assert spelled[False] > 40 and spelled[True] > 10, "sites lie where the box is"
 
 
 def test_noise_has_no_motif_of_weight(explained):
@@ -80,5 +71,5 @@ def test_noise_has_no_motif_of_weight(explained):
 
 
 def test_nothing_gives_nothing():
-    assert find_motifs([]) == [] and synthetic_promoters.MIN_LENGTH == LENGTH
+    assert find_motifs([]) == []
     assert find_motifs([Explained(0, "ACGTACGT", np.zeros((8, 4), np.float32))]) == []
