@@ -1,0 +1,66 @@
+"""The output of a task that is looked at, as one number per sequence."""
+
+from typing import NamedTuple
+
+from lingo_ds.data.task import Task
+from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD
+from lingo_ds.utils.errors import Mistake, UserError
+
+
+class Target(NamedTuple):
+    """One output of a task.
+
+    Attributes:
+        task: the task.
+        place: the output's place in the head.
+    """
+
+    task: Task
+    place: int
+
+    @property
+    def name(self) -> str:
+        """The output's name."""
+        return self.task.output_names[self.place]
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether its answers are probabilities, and not values."""
+        return self.task.kind != "regression"
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability above which an example is one of the class or label; None: it has values."""
+        if not self.is_probability:
+            return None
+        thresholds = self.task.thresholds
+        if not thresholds:
+            return DEFAULT_THRESHOLD
+        if self.task.kind == "binary":
+            return thresholds[0] if self.place == 1 else 1 - thresholds[0]
+        return thresholds[self.place]
+
+    def __str__(self) -> str:
+        """The output in words, e.g. `probability of class 1`."""
+        if not self.is_probability:
+            return f"value {self.name}"
+        return f"probability of {'label' if self.task.kind == 'multilabel' else 'class'} {self.name}"
+
+
+def find_target(task: Task, name: str | None) -> Target:
+    """The output of a name; None: the positive class of two, or the only output.
+
+    Raises:
+        UserError: on every process, where there is none of that name, or none is named of several.
+    """
+    names = list(task.output_names)
+    fix = f"name one of {', '.join(names[:20])}{', ..' if len(names) > 20 else ''}"
+    if name in names:
+        return Target(task, names.index(name))
+    if name is not None:
+        rule = f"is none of the adapter's {task.outputs}"
+        raise UserError(Mistake("--target", name, rule, fix), on_all=True)
+    if task.kind == "binary" or len(names) == 1:
+        return Target(task, len(names) - 1)
+    rule = f"is needed: the adapter has {task.outputs}"
+    raise UserError(Mistake("--target", "nothing", rule, fix), on_all=True)
