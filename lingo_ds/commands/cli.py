@@ -1,4 +1,4 @@
-"""`lingo-ds train|evaluate|baseline|predict|explain|export|report|plan`: one entry point for every launcher.
+"""`lingo-ds VERB`, from train to plan: one entry point for every launcher.
 
 Libraries are imported by the functions that need them, so that `--help` and a mistyped option answer at once.
 """
@@ -132,6 +132,20 @@ def _explain(args: argparse.Namespace, settings: list[str]) -> int:
     return 0 if explain(ExplainRequest(**asked), config, env) else 1
 
 
+def _scan(args: argparse.Namespace, settings: list[str]) -> int:
+    from lingo_ds.config.recipe import load_settings
+    from lingo_ds.config.run_config import PredictConfig
+
+    if args.backbone is not None:
+        settings = [f"backbone.path={args.backbone}", *settings]
+    config, env = load_settings(PredictConfig, settings), _set_up()
+    from lingo_ds.commands.scan import ScanRequest, scan
+
+    asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
+    asked["contigs"] = tuple(asked["contigs"])
+    return 0 if scan(ScanRequest(**asked), config, env) else 1
+
+
 def _export(args: argparse.Namespace, settings: list[str]) -> int:
     _refuse_settings("export", settings)
     env = _set_up()
@@ -263,6 +277,12 @@ VERBS = {
         options.explain_options,
         _explain,
         "--adapter runs/quickstart/adapter --input new.fa --output explained --motifs",
+    ),
+    "scan": Verb(
+        "Slide an adapter over a genome: a track of its answers as bigWig, bedGraph or BED, and peaks.",
+        options.scan_options,
+        _scan,
+        "--adapter runs/quickstart/adapter --genome hg38.fa --contig chr21 --step 50 --output chr21.bw",
     ),
     "export": Verb(
         "Write a saved adapter for other software, or merge it into its backbone.",

@@ -28,7 +28,7 @@ from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.load_predictor import build_predictor, read_source
 from lingo_ds.evaluation.one_hot import no_gradient
-from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile
+from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, table_format
 from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter
 from lingo_ds.interpret.explained import ExplainedBatch, is_of_job, table_schema, to_table
@@ -182,7 +182,7 @@ def _explain_rows(
     """Writes the table, from where an earlier job was stopped; False where a signal ended it."""
     env = predictor.env
     schema = table_schema(request.method, numbered=rows.numbered, facts=facts)
-    output = PredictionFile(request.table, schema=schema)
+    output = PredictionFile(request.table, format=table_format(request.table, schema))
     with ExitStack() as lock:
         with agreement.errors_raised_on_all(env):
             if env.is_main:

@@ -20,6 +20,16 @@ def _count_or_none(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
 
+def _layer(text: str) -> int | None:
+    """The number of a layer; None: the last."""
+    if text == "last":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor last") from None
+
+
 def _grid_setting(text: str) -> str:
     """`NAME=V1,V2` as the setting of a suite that it stands for."""
     name, equals, values = text.partition("=")
@@ -112,6 +122,10 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     add("--flank", type=int, metavar="BASES", help=flank)
     center = "What the window of an interval lies around (default: as in training)."
     add("--center", choices=["middle", "summit"], help=center)
+    embeddings = "Write a column of pooled hidden states, too: what the head reads, as lists in .parquet."
+    add("--embeddings", action="store_true", help=embeddings)
+    layer = "The layer of these states, from 0, the input embeddings (default: last, which the head reads)."
+    add("--layer", type=_layer, metavar="K|last", help=layer)
     strict = "Refuse a file that has rows which do not fit the genome, instead of skipping these rows."
     add("--strict", action="store_true", help=strict)
 
@@ -146,6 +160,34 @@ def explain_options(parser: argparse.ArgumentParser) -> None:
     _input_options(parser)
     add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
     add("--overwrite", action="store_true", help="Replace what another job wrote into the folder.")
+
+
+def scan_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `scan`."""
+    add = parser.add_argument
+    _adapter_option(parser)
+    add("--genome", required=True, type=Path, metavar="FASTA", help="The genome to scan.")
+    output = "The track to write: .bw .bigwig, .bedgraph .bdg .bg, or .bed (the last two also .gz)."
+    add("--output", required=True, type=Path, metavar="FILE", help=output)
+    step = "Bases of a tile: each has one value, that of the window around its middle."
+    add("--step", required=True, type=int, metavar="BASES", help=step)
+    contig = "A contig to scan; may be given several times (default: all, unless there are --regions)."
+    add("--contig", action="append", default=[], dest="contigs", metavar="NAME", help=contig)
+    add("--regions", type=Path, metavar="BED", help="Intervals to scan, instead of whole contigs.")
+    window = "Bases to read around the middle of a tile (default: as many as the training sequences had)."
+    add("--window", type=int, metavar="BASES", help=window)
+    target = "The class, label or value (default: the positive class of two, or the only value)."
+    add("--target", metavar="NAME", help=target)
+    strand = "The strand to read, or which of both strands' answers to take (default: forward)."
+    add("--strand", choices=["forward", "reverse", "max", "mean"], default="forward", help=strand)
+    max_n = "Largest share of N in a window; a tile with more is a gap of the track (default: 0.1)."
+    add("--max-n", type=float, default=0.1, metavar="SHARE", help=max_n)
+    peaks = "A file of peaks to write, as narrowPeak: .bed or .narrowPeak."
+    add("--peaks", type=Path, metavar="FILE", help=peaks)
+    threshold = "The value that peaks are above (default: the adapter's own for a class or label)."
+    add("--threshold", type=float, metavar="VALUE", help=threshold)
+    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    add("--overwrite", action="store_true", help="Replace files that exist.")
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:

@@ -1,34 +1,28 @@
 """`lingo-ds predict`: reads sequences or variants from one file, and writes the answers into another."""
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import torch
+from typing import Any
 
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.readers.bed import Center, WindowRule
 from lingo_ds.data.readers.formats import ENDINGS, format_of, unread_mistake
 from lingo_ds.data.readers.genome import Genome
 from lingo_ds.data.streams.intervals import Regions
-from lingo_ds.data.streams.sequences import Chunk, Records, require_readable
-from lingo_ds.data.streams.skipped import Skipped
-from lingo_ds.data.streams.variants import VariantChunk, Variants
-from lingo_ds.distributed import agreement, process_group
+from lingo_ds.data.streams.sequences import Records, require_readable
+from lingo_ds.data.streams.variants import Variants
+from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.load_predictor import build_predictor, read_source
-from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, check_output
+from lingo_ds.evaluation.prediction_file import PredictionFile, check_output, table_format
+from lingo_ds.evaluation.prediction_job import PredictionJob, run_job, warn_of_truncated
 from lingo_ds.evaluation.prediction_tables import PredictionTable, SequenceTable, VariantTable
-from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor, RowChunk
+from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter, read_card
-from lingo_ds.monitor.progress import ProgressBar
-from lingo_ds.utils import logging as logs
+from lingo_ds.models.embedding_model import find_layer
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
 
@@ -55,6 +49,8 @@ class PredictRequest:
         center: what is an interval's centre: its middle, or the summit of a peak; None: as in training.
         strict: whether to refuse a VCF or BED that does not fit the genome, instead of skipping such rows.
         overwrite: whether to replace a `target` that exists.
+        embeddings: whether to write pooled hidden states, too.
+        layer: whose, 0 for the input embeddings; None: the last, which the head reads.
     """
 
     adapter: Path
@@ -68,20 +64,8 @@ class PredictRequest:
     center: Center | None = None
     strict: bool = False
     overwrite: bool = False
-
-
-ReadChunk = TypeVar("ReadChunk", bound=Chunk | VariantChunk, covariant=True)
-
-
-class ChunkedInput(Protocol[ReadChunk]):
-    """A file of rows to predict, read chunk by chunk."""
-
-    @property
-    def skipped(self) -> Skipped:
-        """What was left out so far."""
-
-    def chunks(self, *, skip: int = 0, most: int, most_bases: int) -> Iterator[ReadChunk]:
-        """The rows after the first `skip`."""
+    embeddings: bool = False
+    layer: int | None = None
 
 
 def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> bool:
@@ -106,20 +90,52 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         agreement.run_once_per_host(lambda: open_input(request), env)  # makes an index of the genome
         with agreement.errors_raised_on_all(env):
             rows = open_input(request)
+            _check_embeddings(request)
             if env.is_main:
                 check_output(request.target, source=request.source, overwrite=request.overwrite)
         log_windows(rows, request.adapter)
+        layer = find_layer(request.layer, layers=source.spec.layers) if request.embeddings else None
         predictor = build_predictor(source, config, env)
-        key = {
-            "adapter": adapter_fingerprint(request.adapter),
-            "input": rows.fingerprint(),
-            "settings": config.model_dump(mode="json", exclude={"zero"}),
-            "dtype": predictor.dtype,
-        }
-        if isinstance(rows, Variants):
-            return _predict_rows(predictor, rows, VariantTable(predictor.task), request.target, key)
-        table = SequenceTable(predictor.task, numbered=rows.numbered)
-        return _predict_rows(predictor, rows, table, request.target, key)
+        return run_job(
+            _job(request, config, predictor, rows, layer),
+            rows,
+            before_joining=lambda done: warn_of_losses(rows, done.truncated, predictor),
+        )
+
+
+def _job(
+    request: PredictRequest,
+    config: PredictConfig,
+    predictor: Predictor,
+    rows: Records | Regions | Variants,
+    layer: int | None,
+) -> PredictionJob:
+    """What is computed and written for the rows; with a `layer` its embeddings, too."""
+    key: dict[str, Any] = {
+        "adapter": adapter_fingerprint(request.adapter),
+        "input": rows.fingerprint(),
+        "settings": config.model_dump(mode="json", exclude={"zero"}),
+        "dtype": predictor.dtype,
+    }
+    size = None
+    if layer is not None:
+        size, key["layer"] = predictor.embedding_size(layer), layer
+    table: PredictionTable[Any]
+    if isinstance(rows, Variants):
+        table = VariantTable(predictor.task, embedding_size=size)
+    else:
+        table = SequenceTable(predictor.task, numbered=rows.numbered, embedding_size=size)
+    output = PredictionFile(request.target, format=table_format(request.target, table.schema))
+    return PredictionJob(predictor, table, output, key, layer)
+
+
+def _check_embeddings(request: PredictRequest) -> None:
+    """Raises for a layer of no embeddings, and for embeddings in a table of text."""
+    if request.layer is not None and not request.embeddings:
+        raise UserError(Mistake("--layer", request.layer, "has no effect without --embeddings", "add it"))
+    if request.embeddings and not request.target.name.lower().endswith(".parquet"):
+        rule, fix = "is a table of text, which cannot hold embeddings", "name a file that ends with .parquet"
+        raise UserError(Mistake("--output", request.target, rule, fix))
 
 
 def open_input(request: PredictRequest) -> Records | Regions | Variants:
@@ -148,7 +164,7 @@ def open_input(request: PredictRequest) -> Records | Regions | Variants:
         genome = Genome(request.genome, cache=default_cache())
         return Regions(request.source, genome=genome, windows=windows, strict=request.strict)
     _refuse(request, ("flank", "center"), "is for intervals, not for variants")
-    window = request.window or _trained_window(request.adapter)
+    window = request.window or trained_window(request.adapter)
     genome = Genome(request.genome, cache=default_cache())
     return Variants(request.source, genome=genome, window=window, strict=request.strict)
 
@@ -200,7 +216,7 @@ def _refuse(request: PredictRequest, names: Sequence[str], rule: str) -> None:
         raise UserError([Mistake(f"--{name}", getattr(request, name), rule, "remove it") for name in given])
 
 
-def _trained_window(adapter: Path) -> int:
+def trained_window(adapter: Path) -> int:
     """As many bases as the adapter's training sequences had."""
     data = read_card(adapter).data
     if data is None or not data.bases:
@@ -209,86 +225,11 @@ def _trained_window(adapter: Path) -> int:
     return data.bases
 
 
-def _predict_rows(
-    predictor: Predictor,
-    rows: ChunkedInput[RowChunk],
-    table: PredictionTable[RowChunk],
-    target: Path,
-    compatibility_key: dict[str, Any],
-) -> bool:
-    """Predicts what is not finished yet; False where a signal ended it."""
-    env, output = predictor.env, PredictionFile(target, schema=table.schema)
-    with ExitStack() as lock:
-        with agreement.errors_raised_on_all(env):
-            if env.is_main:
-                lock.enter_context(output.lock())
-        resumed = output.resume(compatibility_key) if env.is_main else None
-        finished = FinishedParts(*agreement.broadcast_json(resumed, env))
-        if finished.rows:
-            logger.info("resuming after %s finished %s", f"{finished.rows:,}", table.unit)
-        began = time.monotonic()
-        done = _predict_chunks(predictor, rows, table, output, finished)
-        if done is None:
-            return False
-        warn_of_losses(rows, done.truncated, predictor)
-        if env.is_main:
-            output.finish()
-            seconds = time.monotonic() - began
-            rate = (done.rows - finished.rows) / max(seconds, 1e-9)
-            logs.results.print(
-                f"{done.rows:,} {table.unit}, {rate:,.0f} {table.unit}/s in {seconds:.1f} s: {output.path}",
-                highlight=False,
-                soft_wrap=True,
-            )
-    return True
-
-
-def _predict_chunks(
-    predictor: Predictor,
-    rows: ChunkedInput[RowChunk],
-    table: PredictionTable[RowChunk],
-    output: PredictionFile,
-    finished: FinishedParts,
-) -> FinishedParts | None:
-    """Writes the part of every chunk after those that are finished; None where a signal ended it."""
-    env, (number, truncated) = predictor.env, finished
-    chunks = rows.chunks(skip=number, most=SEQUENCES_PER_CHUNK, most_bases=predictor.chunk_bases)
-    progress = ProgressBar(None, table.unit, enabled=env.is_main, done=number, console=logs.console)
-    stop = StopSignals()
-    with stop.installed(), progress, closing(predictor.stream(chunks)) as stream:
-        for predicted in stream:
-            chunk = predicted.chunk
-            if env.is_main:
-                part = table.rows(chunk, predicted.answers)
-                output.write_part(chunk.begin, part, truncated=predicted.truncated)
-            number, truncated = number + chunk.size, truncated + predicted.truncated
-            progress.update(number, fraction=chunk.read)
-            if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
-                logger.info(
-                    "interrupted after %s %s; run the same command again to resume from there",
-                    f"{number:,}",
-                    table.unit,
-                )
-                return None
-    return FinishedParts(number, truncated)
-
-
-def warn_of_losses(rows: ChunkedInput[Chunk | VariantChunk], truncated: int, predictor: Predictor) -> None:
+def warn_of_losses(rows: Records | Regions | Variants, truncated: int, predictor: Predictor) -> None:
     """Warns of rows that were skipped or have one id, and of sequences that were not read whole or at all."""
     if isinstance(rows, Records | Regions) and (remark := rows.doubled.remark()):
         logger.warning("%s", remark)
     if rows.skipped.counts:
         logger.warning("skipped: %s", rows.skipped)
-    if truncated:
-        advice = "; give a smaller --window" if isinstance(rows, Variants) else ""
-        share = predictor.losses.cut_in_words()
-        cut = f" and lost {share}" if share else ""
-        logger.warning(
-            "%s sequences were truncated to the adapter's %d tokens%s%s",
-            f"{truncated:,}",
-            predictor.task.max_length,
-            cut,
-            advice,
-        )
-    if lost := predictor.losses.in_words():
-        logger.warning("%s: an adapter trained with data.tokens=nucleotides reads every base", lost)
+    advice = "; give a smaller --window" if isinstance(rows, Variants) else ""
+    warn_of_truncated(truncated, predictor, advice=advice)

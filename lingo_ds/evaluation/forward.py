@@ -11,12 +11,13 @@ from lingo_ds.data.batches import Forward, prefetch, ready
 from lingo_ds.distributed import process_group, watchdog
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.embedding_model import EmbeddingModel
 from lingo_ds.utils.transfer import to_device, upload
 
 
 @torch.no_grad()
 def own_logits(
-    model: AdaptedModel,
+    model: AdaptedModel | EmbeddingModel,
     forwards: Iterable[Forward],
     device: torch.device,
     after: Callable[[int], None] | None = None,
@@ -24,7 +25,8 @@ def own_logits(
     """Computes the logits (n, outputs) of the examples that count; with their rows (n,), as computed.
 
     The next forward is made in a thread while one is computed. A GPU is not waited for: logits stay there,
-    rows on the CPU. `after` is called with the number of examples so far, whenever a forward was begun.
+    rows on the CPU. With an `EmbeddingModel`, embeddings follow the logits. `after` is called with the number
+    of examples so far, whenever a forward was begun.
     """
     model.backbone.train(False)
     rows, weights, logits, done = [], [], [], 0

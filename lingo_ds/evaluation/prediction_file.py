@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -28,7 +28,10 @@ OUTPUT_SUFFIXES = (".parquet", *DELIMITERS, *(f"{suffix}.gz" for suffix in DELIM
 """Endings of an output, one per format."""
 
 ROWS_PER_GROUP = 1 << 16
-"""Rows of one row group of a Parquet output."""
+"""Most rows of one row group of a Parquet output."""
+
+GROUP_BYTES = 1 << 26
+"""Bytes of a row group's embeddings, about, where rows have some."""
 
 
 class FinishedParts(NamedTuple):
@@ -47,6 +50,16 @@ class _Part(NamedTuple):
     path: Path
 
 
+class PartFormat(Protocol):
+    """How parts are written, and joined to one file."""
+
+    def write(self, table: pa.Table, path: Path) -> None:
+        """Writes the rows of one part."""
+
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Writes the file of all parts."""
+
+
 class PredictionFile:
     """The output of a prediction job.
 
@@ -54,10 +67,15 @@ class PredictionFile:
         path: the file.
     """
 
-    def __init__(self, path: Path, *, schema: pa.Schema):
-        """Takes the file, whose ending is one of `OUTPUT_SUFFIXES`, and its columns."""
-        self.path, self._parts = path, path.with_name(f".{path.name}.parts")
-        self._format = _format_of(path.name.lower(), schema)
+    def __init__(self, path: Path, *, format: PartFormat):
+        """Takes the file, and how its parts are written and joined."""
+        self.path, self._format = path, format
+        self._parts = path.with_name(f".{path.name}.parts")
+
+    @property
+    def parts(self) -> list[Path]:
+        """The finished parts, in the order of their rows."""
+        return [part.path for part in self._listed()]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -89,9 +107,8 @@ class PredictionFile:
 
     def finish(self) -> None:
         """Joins the parts to the output, which appears whole, and removes them."""
-        parts = [part.path for part in self._listed()]
         whole = self._parts / "whole"
-        atomic_write(whole, lambda aside: self._format.join(parts, aside))
+        atomic_write(whole, lambda aside: self._format.join(self.parts, aside))
         whole.replace(self.path)
         shutil.rmtree(self._parts)
 
@@ -115,19 +132,13 @@ class PredictionFile:
         ]
 
 
-class _Format(Protocol):
-    """How parts are written, and joined to one file."""
-
-    def write(self, table: pa.Table, path: Path) -> None: ...
-
-    def join(self, parts: list[Path], path: Path) -> None: ...
-
-
 class _Parquet:
     """Parts that are Parquet files of their own."""
 
     def __init__(self, schema: pa.Schema):
         self._schema = schema
+        width = sum(4 * one.type.list_size for one in schema if pa.types.is_fixed_size_list(one.type))
+        self._group = min(ROWS_PER_GROUP, max(1, GROUP_BYTES // width)) if width else ROWS_PER_GROUP
 
     def write(self, table: pa.Table, path: Path) -> None:
         pq.write_table(table, path)
@@ -138,9 +149,9 @@ class _Parquet:
         with pq.ParquetWriter(path, self._schema) as writer:
             for part in parts:
                 waiting = pa.concat_tables([waiting, pq.read_table(part, schema=self._schema)])
-                while len(waiting) >= ROWS_PER_GROUP:
-                    writer.write_table(waiting.slice(0, ROWS_PER_GROUP))
-                    waiting = waiting.slice(ROWS_PER_GROUP)
+                while len(waiting) >= self._group:
+                    writer.write_table(waiting.slice(0, self._group))
+                    waiting = waiting.slice(self._group)
             if len(waiting):
                 writer.write_table(waiting)
 
@@ -178,7 +189,9 @@ class _Text:
                 shutil.copyfileobj(source, file)
 
 
-def _format_of(name: str, schema: pa.Schema) -> _Format:
+def table_format(path: Path, schema: pa.Schema) -> PartFormat:
+    """The format of a table, whose file has one of `OUTPUT_SUFFIXES`, with these columns."""
+    name = path.name.lower()
     for suffix, delimiter in DELIMITERS.items():
         if name.endswith((suffix, f"{suffix}.gz")):
             return _Text(schema, delimiter=delimiter, gzipped=name.endswith(".gz"))
@@ -191,20 +204,34 @@ def _as_text(numbers: list[float], name: str) -> list[str]:
     return [f"{number:.{digits}g}" for number in numbers]
 
 
-def check_output(path: Path, *, source: Path, overwrite: bool) -> None:
+def check_output(
+    path: Path,
+    *,
+    source: Path,
+    overwrite: bool,
+    suffixes: Sequence[str] = OUTPUT_SUFFIXES,
+    setting: str = "--output",
+) -> None:
     """Checks, before any work, that the output can be written.
+
+    Args:
+        path: the output.
+        source: the input.
+        overwrite: whether an output that exists may be replaced.
+        suffixes: endings that it may have.
+        setting: what names it.
 
     Raises:
         UserError: for an unknown ending, a folder that cannot be written to, the input itself, or a file
             that exists already.
     """
-    if not path.name.lower().endswith(OUTPUT_SUFFIXES):
-        rule = f"the ending is none of {', '.join(OUTPUT_SUFFIXES)}"
-        raise UserError(Mistake("--output", path, rule, "name the file by its format"))
-    make_folder(path.parent, setting="--output")
+    if not path.name.lower().endswith(tuple(suffixes)):
+        rule = f"the ending is none of {', '.join(suffixes)}"
+        raise UserError(Mistake(setting, path, rule, "name the file by its format"))
+    make_folder(path.parent, setting=setting)
     if path.is_dir():
-        raise UserError(Mistake("--output", path, "is a folder", "name a file"))
+        raise UserError(Mistake(setting, path, "is a folder", "name a file"))
     if path.exists() and path.samefile(source):
-        raise UserError(Mistake("--output", path, "is the input", "name another file"))
+        raise UserError(Mistake(setting, path, "is the input", "name another file"))
     if path.exists() and not overwrite:
-        raise UserError(Mistake("--output", path, "exists already", "name another file, or give --overwrite"))
+        raise UserError(Mistake(setting, path, "exists already", "name another file, or give --overwrite"))

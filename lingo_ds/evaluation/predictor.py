@@ -18,6 +18,7 @@ from lingo_ds.data.packing import Pack, common_prefix, eval_packs
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.streams.mutants import MutantChunk
 from lingo_ds.data.streams.sequences import Chunk
+from lingo_ds.data.streams.tiles import TileChunk
 from lingo_ds.data.streams.variants import VariantChunk
 from lingo_ds.data.task import Task
 from lingo_ds.data.token_cache import tokenized_split
@@ -30,6 +31,7 @@ from lingo_ds.evaluation.answers import answers, decide, mean_of_strands
 from lingo_ds.evaluation.forward import gather_rows, own_logits
 from lingo_ds.evaluation.one_hot import NucleotideModel, OneHotModel, TextModel
 from lingo_ds.models.adapted_model import AdaptedModel
+from lingo_ds.models.embedding_model import EmbeddingModel, find_layer
 from lingo_ds.planning.memory import ForwardPlan
 from lingo_ds.planning.micro_batch import WORTH_SHARING
 from lingo_ds.planning.remedies import remedy_of_prediction
@@ -44,8 +46,8 @@ FORWARDS = 32
 """Forwards of one process per chunk, about: enough to sort by length, few enough to lose little if killed."""
 
 
-AnyChunk = TypeVar("AnyChunk", bound=Chunk | VariantChunk | MutantChunk)
-RowChunk = TypeVar("RowChunk", bound=Chunk | VariantChunk)
+AnyChunk = TypeVar("AnyChunk", bound=Chunk | VariantChunk | TileChunk | MutantChunk)
+RowChunk = TypeVar("RowChunk", bound=Chunk | VariantChunk | TileChunk)
 
 
 class Predictions(NamedTuple):
@@ -74,12 +76,14 @@ class Predicted(NamedTuple, Generic[AnyChunk]):
         answers: (n, outputs) float32 probabilities or values of its sequences in their order.
         logits: (n, outputs) float32, which the answers are made of; a probability near 1 loses digits.
         truncated: how many of its sequences were longer than the adapter reads.
+        embeddings: (n, size) float32 pooled hidden states, where a layer's were asked for.
     """
 
     chunk: AnyChunk
     answers: np.ndarray
     logits: np.ndarray
     truncated: int
+    embeddings: np.ndarray | None = None
 
 
 class _Share(NamedTuple, Generic[AnyChunk]):
@@ -88,12 +92,13 @@ class _Share(NamedTuple, Generic[AnyChunk]):
     Attributes:
         chunk: the whole chunk.
         places: (k,) places of this process's sequences in the chunk.
-        split: these sequences, tokenised; where there are none, the chunk's longest as a dummy.
+        split: these sequences, tokenised; where there are none, the chunk's longest as a dummy; None: the
+            whole chunk has none.
     """
 
     chunk: AnyChunk
     places: np.ndarray
-    split: TokenizedSplit
+    split: TokenizedSplit | None
 
 
 class Predictor:
@@ -150,9 +155,7 @@ class Predictor:
         Raises:
             UserError: naming each sequence that is empty or contains a letter that is no nucleotide.
         """
-        checked = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
-        if mistakes := [mistake for mistake in checked if mistake]:
-            raise UserError(mistakes)
+        _require_dna(sequences)
         parts = [part.answers for part in self.stream(self._chunks_of(sequences))]
         found = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
         if self.task.kind == "regression":
@@ -176,8 +179,37 @@ class Predictor:
             )
         return TextModel(self.logits, task=self.task, device=self.env.device)
 
-    def stream(self, chunks: Iterable[AnyChunk]) -> Generator[Predicted[AnyChunk], None, None]:
+    def embed(self, sequences: Sequence[str], layer: int | None = None) -> np.ndarray:
+        """Pooled hidden states of DNA sequences, (n, size) float32; call it on all processes.
+
+        They are pooled as the task's are, of an adapter that averages strands the mean of both.
+
+        Args:
+            sequences: DNA.
+            layer: 0 for the input embeddings, up to the number of layers; None: the last, which the head
+                reads.
+
+        Raises:
+            UserError: for a sequence as `predict`, or where there is no such layer.
+        """
+        layer = find_layer(layer, layers=self._model.backbone.layers)
+        _require_dna(sequences)
+        parts = [part.embeddings for part in self.stream(self._chunks_of(sequences), layer=layer)]
+        found = [part for part in parts if part is not None]
+        return np.concatenate([np.zeros((0, self.embedding_size(layer)), np.float32), *found])
+
+    def embedding_size(self, layer: int) -> int:
+        """Width of the hidden states of a layer, see `find_layer`."""
+        return EmbeddingModel(self._model, layer).size
+
+    def stream(
+        self, chunks: Iterable[AnyChunk], *, layer: int | None = None
+    ) -> Generator[Predicted[AnyChunk], None, None]:
         """Predicts chunk after chunk; every process passes the same ones and gets the same results.
+
+        Args:
+            chunks: the sequences.
+            layer: whose pooled hidden states are given as well, see `find_layer`; None: of none.
 
         Raises:
             UserError: on every process, for a mistake in the chunks or logits that are not finite; on one,
@@ -189,7 +221,7 @@ class Predictor:
                     share = next(shares, None)
                 if share is None:
                     return
-                yield self._predict(share)
+                yield self._predict(share, layer)
 
     def _chunks_of(self, sequences: Sequence[str]) -> Iterator[Chunk]:
         ids, bases, begin = [], 0, 0
@@ -205,6 +237,8 @@ class Predictor:
         """Tokenises every n-th sequence by length, so that all processes have about as many bases."""
         longest_first = np.argsort([-len(sequence) for sequence in chunk.sequences], kind="stable")
         places = longest_first[self.env.global_rank :: self.env.world_size]
+        if not chunk.sequences:
+            return _Share(chunk, places, None)
         chosen = [chunk.sequences[k] for k in (places if len(places) else longest_first[:1])]
         split = tokenized_split(
             chosen,
@@ -216,30 +250,37 @@ class Predictor:
         )
         return _Share(chunk, places, split.widest)
 
-    def _predict(self, share: _Share[AnyChunk]) -> Predicted[AnyChunk]:
+    def _predict(self, share: _Share[AnyChunk], layer: int | None) -> Predicted[AnyChunk]:
         """Computes this process's share, and gathers the answers of all."""
+        split, outputs = share.split, self.task.classes
+        if split is None:
+            nothing = np.zeros((0, outputs), np.float32)
+            return Predicted(share.chunk, nothing, nothing, 0)
         lost, truncated = TokenLosses(), 0
         if len(share.places):
-            lost, truncated = share.split.losses, share.split.truncated
-        mine = [self._forwards_needed(share.split), truncated, *vars(lost).values()]
+            lost, truncated = split.losses, split.truncated
+        mine = [self._forwards_needed(split), truncated, *vars(lost).values()]
         gathered = process_group.all_gather(upload(torch.tensor(mine), self.env.device)).cpu()
         needed, (truncations, *losses) = int(gathered[:, 0].max()), gathered[:, 1:].sum(0).tolist()
         self.losses += TokenLosses(*losses)
         self._require_readable()
+        model = self._model if layer is None else EmbeddingModel(self._model, layer)
         with report_out_of_memory("prediction", partial(remedy_of_prediction, self.plan)):
-            rows, logits = own_logits(self._model, self._forwards(share.split, needed), self.env.device)
+            rows, found = own_logits(model, self._forwards(split, needed), self.env.device)
         if not len(share.places):
-            rows, logits = rows[:0], logits[:0]
+            rows, found = rows[:0], found[:0]
         total, places = len(share.chunk.sequences), torch.from_numpy(share.places)
         if self._average_strands:
             places = torch.cat([places, places + total])
         strands = 1 + self._average_strands
-        ordered = gather_rows(places[rows], logits, total=strands * total, env=self.env)
+        ordered = gather_rows(places[rows], found, total=strands * total, env=self.env)
         self._check_finite(ordered, share.chunk)
+        logits, embeddings = ordered[:, :outputs], ordered[:, outputs:]
         if self._average_strands:
-            ordered = mean_of_strands(ordered, self.task)
-        found = answers(ordered, self.task).astype(np.float32)
-        return Predicted(share.chunk, found, ordered, truncations)
+            logits = mean_of_strands(logits, self.task)
+            embeddings = (embeddings[:total] + embeddings[total:]) / 2
+        answered = answers(logits, self.task).astype(np.float32)
+        return Predicted(share.chunk, answered, logits, truncations, None if layer is None else embeddings)
 
     def _require_readable(self) -> None:
         """Raises on every process where the sequences so far lose their DNA on their way to tokens."""
@@ -248,7 +289,9 @@ class Predictor:
         except UserError as error:
             raise UserError(error.mistakes, on_all=True) from None
 
-    def _check_finite(self, logits: np.ndarray, chunk: Chunk | VariantChunk | MutantChunk) -> None:
+    def _check_finite(
+        self, logits: np.ndarray, chunk: Chunk | VariantChunk | TileChunk | MutantChunk
+    ) -> None:
         """Raises on every process where logits (n, outputs) overflowed; n may hold both strands."""
         bad = ~np.isfinite(logits).all(1)
         if bad.any():
@@ -275,3 +318,10 @@ class Predictor:
     def _batch_size(self, split: TokenizedSplit) -> int:
         """Number of examples with which a padded forward never has more tokens than the plan says."""
         return max(1, self.plan.tokens // int(split.lengths.max()))
+
+
+def _require_dna(sequences: Sequence[str]) -> None:
+    """Raises for each sequence of a list that is empty or contains a letter that is no nucleotide."""
+    checked = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
+    if mistakes := [mistake for mistake in checked if mistake]:
+        raise UserError(mistakes)

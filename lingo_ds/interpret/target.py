@@ -1,10 +1,11 @@
-"""The output that is explained, as one number per sequence."""
+"""The output of a task that is looked at, as one number per sequence."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
 from lingo_ds.data.task import Task
+from lingo_ds.evaluation.thresholds import DEFAULT_THRESHOLD
 from lingo_ds.utils.errors import Mistake, UserError
 
 
@@ -23,6 +24,29 @@ class Target(NamedTuple):
     def name(self) -> str:
         """The output's name."""
         return self.task.output_names[self.place]
+
+    def __str__(self) -> str:
+        """The output in words, e.g. `probability of class 1`."""
+        if not self.is_probability:
+            return f"value {self.name}"
+        return f"probability of {'label' if self.task.kind == 'multilabel' else 'class'} {self.name}"
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether its answers are probabilities, and not values."""
+        return self.task.kind != "regression"
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability above which an example is one of the class or label; None: it has values."""
+        if not self.is_probability:
+            return None
+        thresholds = self.task.thresholds
+        if not thresholds:
+            return DEFAULT_THRESHOLD
+        if self.task.kind == "binary":
+            return thresholds[0] if self.place == 1 else 1 - thresholds[0]
+        return thresholds[self.place]
 
     @property
     def scale(self) -> str:

@@ -131,28 +131,42 @@ def joint_packed_logits(
     models: Sequence[AdaptedModel], packs: Sequence[tuple[Tensor, PackPlaces]]
 ) -> list[Tensor]:
     """Logits of one pack of each of several runs on one carrier, in one pass; see `packed_logits`."""
+    pooled = joint_packed_pooled(models, packs)
+    return [model.head(own) for model, own in zip(models, pooled, strict=True)]
+
+
+def joint_packed_pooled(
+    models: Sequence[AdaptedModel], packs: Sequence[tuple[Tensor, PackPlaces]]
+) -> list[Tensor]:
+    """What the heads read of one pack of each of several runs, (n, size) of each, in one pass."""
     packs = [to_device(pack, model.bank.device) for model, pack in zip(models, packs, strict=True)]
     with _pass_of(models) as carrier:
         parts = [PackedPart(model.tenant, *pack) for model, pack in zip(models, packs, strict=True)]
         states = carrier.packed_states(parts)
-        pooled = [pool_pack(hidden, part.places) for hidden, part in zip(states, parts, strict=True)]
-    return [model.head(own) for model, own in zip(models, pooled, strict=True)]
+        return [pool_pack(hidden, part.places) for hidden, part in zip(states, parts, strict=True)]
 
 
 def joint_padded_logits(
     models: Sequence[AdaptedModel], batches: Sequence[tuple[Tensor, Tensor | None, Tensor]]
 ) -> list[Tensor]:
     """Logits of padded examples of several runs on one carrier, in one pass; see `padded_logits`."""
+    pooled = joint_padded_pooled(models, batches)
+    return [model.head(own) for model, own in zip(models, pooled, strict=True)]
+
+
+def joint_padded_pooled(
+    models: Sequence[AdaptedModel], batches: Sequence[tuple[Tensor, Tensor | None, Tensor]]
+) -> list[Tensor]:
+    """What the heads read of padded examples of several runs, (n, size) of each, in one pass."""
     batches = [to_device(batch, model.bank.device) for model, batch in zip(models, batches, strict=True)]
     each = list(zip(models, batches, strict=True))
     with _pass_of(models) as carrier:
         parts = [PaddedPart(model.tenant, ids, mask) for model, (ids, mask, _) in each]
         states = carrier.padded_states(parts)
-        pooled = [
+        return [
             pool(hidden, lengths, model.pooling)
             for hidden, (model, (*_, lengths)) in zip(states, each, strict=True)
         ]
-    return [model.head(own) for model, own in zip(models, pooled, strict=True)]
 
 
 @contextmanager

@@ -84,6 +84,8 @@ class Backbone:
     Attributes:
         module: the transformers base model; `AdaptedSites` replaces forwards of its linear maps.
         embedding_rows: (rows, size) fp32, the rows of the input embedding that the options name.
+        layers: number of decoder layers.
+        state_sizes: width of the hidden states that layers read, and of those behind the last.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Backbone:
         """
         self.module, self.embedding_rows = spec.skeleton, embedding_rows
         self._shards, self._first_position = shards, spec.first_position
+        self.layers, self.state_sizes = spec.layers, (spec.hidden_size, spec.output_size)
         self._causal, self._no_cache = spec.causal, {"use_cache": False} if spec.causal else {}
         self._packed: PackedForward | None = None
         self._masks: UnreadMasks | None = None
