@@ -100,6 +100,10 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     target = "The file to write: .csv .tsv (also .gz) or .parquet."
     add("--output", required=True, type=Path, dest="target", metavar="FILE", help=target)
     _input_options(parser)
+    embeddings = "Write a column of pooled hidden states, too: what the head reads, as lists in .parquet."
+    add("--embeddings", action="store_true", help=embeddings)
+    layer = "The layer of these states, from 0, the input embeddings (default: last, which the head reads)."
+    add("--layer", type=_layer, metavar="K|last", help=layer)
     add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
     add("--overwrite", action="store_true", help="Replace the output file if it exists.")
 
@@ -122,10 +126,6 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     add("--flank", type=int, metavar="BASES", help=flank)
     center = "What the window of an interval lies around (default: as in training)."
     add("--center", choices=["middle", "summit"], help=center)
-    embeddings = "Write a column of pooled hidden states, too: what the head reads, as lists in .parquet."
-    add("--embeddings", action="store_true", help=embeddings)
-    layer = "The layer of these states, from 0, the input embeddings (default: last, which the head reads)."
-    add("--layer", type=_layer, metavar="K|last", help=layer)
     strict = "Refuse a file that has rows which do not fit the genome, instead of skipping these rows."
     add("--strict", action="store_true", help=strict)
 
