@@ -4,9 +4,12 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +33,31 @@ class Tracker:
                 on is hidden.
         """
         self._folder = folder
-        self._writer = None
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        self._writer = self._opened(purge_from)
 
-            try:
-                self._writer = SummaryWriter(folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from)
-                _silence_writer_thread()
-            except Exception as error:
-                self._give_up(error)
+    def _opened(self, purge_from: int | None) -> "SummaryWriter | None":
+        if self._folder is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        try:
+            writer = SummaryWriter(self._folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from)
+            _silence_writer_thread()
+        except Exception as error:
+            self._give_up(error)
+            return None
+        return writer
 
     @classmethod
     def null(cls) -> Self:
         """The tracker of a process that records nothing."""
         return cls(None)
+
+    def rewind(self, step: int) -> None:
+        """Records from `step` on anew, in another event file: what was recorded from it on is hidden."""
+        if self._writer is not None:
+            self.close()
+            self._writer = self._opened(step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers under full tags such as `train/loss`."""
