@@ -126,7 +126,6 @@ class Session:
         """What must agree between processes beside the bank."""
         seeded: dict[str, Seeded] = {"batches": self.batches}
         parts: dict[str, Stateful] = {"optimizer": self.optimizer_step, "selection": self.selection}
-        parts["collapse"] = self.collapse
         if self.sampler:
             seeded["masks"] = self.sampler
             parts["kept triplets"] = self.sampler
