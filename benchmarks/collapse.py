@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks._common import circumstances, parser, say, show
 from benchmarks._paired_runs import Run, add_arguments, be_a_worker, data_path, parse, run_config
 from lingo_ds.config.run_config import RunConfig
@@ -73,7 +75,9 @@ def main() -> None:
         for run, losses in losses_of(mine, args):
             results.add(identity(run, args.until), losses)
             say(f"{run.data} {run.method}, lr {run.learning_rate:g}, seed {run.seed}: {outcome(losses)}")
-    show({"runs lost, of those trained": table(results.runs)}, json_path=args.json)
+    show({"runs that collapsed + got stuck / all": table(results.runs)}, json_path=args.json)
+    if args.picture:
+        draw(results.runs, args.picture, rate=max(args.rates))
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     given.add_argument("--until", type=int, default=200, help="steps of a run that are trained")
     given.add_argument("--together", type=int, default=8, help="runs that are trained together")
     given.add_argument("--minutes", type=float, help="no run begins after so many")
+    given.add_argument("--picture", type=Path, help="draw the losses at the highest rate there")
     given.add_argument("--results", type=Path, default=Path("runs/collapse/results.json"))
     args = parse(given)
     if args.until >= args.steps:
@@ -216,6 +221,24 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def draw(runs: Sequence[Mapping[str, Any]], path: Path, *, rate: float) -> None:
+    """Draws the loss of every run at one rate, a panel for each of the methods of `DEFAULT`."""
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    panels = figure.subplots(1, len(DEFAULT), sharey=True)
+    for method, panel in zip(DEFAULT, panels, strict=True):
+        mine = [run for run in runs if (run["method"], run["learning_rate"]) == (method, rate)]
+        for run in mine:
+            lost = run["outcome"] != "learned"
+            steps = range(SHOWN, SHOWN * len(run["losses"]) + 1, SHOWN)
+            panel.plot(steps, run["losses"], color="#c0392b" if lost else "#7f8c8d", lw=1.2)
+        lost = sum(run["outcome"] != "learned" for run in mine)
+        panel.axhline(math.log(2), color="black", lw=0.6, ls=":")
+        panel.set_title(f"{method}: {lost} of {len(mine)} lost", fontsize=8)
+        panel.set_xlabel("step")
+    panels[0].set_ylabel(f"loss, mean of {SHOWN} steps")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
