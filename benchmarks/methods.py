@@ -33,7 +33,12 @@ from benchmarks._paired_runs import (
 RANK, TARGET, SCALE = 8, 4, 2.0
 """Initial and final average rank of what is pruned; what is not pruned has the final one. alpha / rank."""
 
-PRUNED = {"adapter": {"rank": RANK, "alpha": SCALE * RANK}}
+PRUNED = {"adapter": {"rank": RANK, "alpha": SCALE * TARGET}}
+"""From LoRA's start alpha is LoRA's: a step moves a map by rate times alpha (docs/rank_sampling.md)."""
+
+AWAKENED = {"rank": RANK, "alpha": SCALE * RANK, "init": "adalora"}
+"""AdaLoRA's start, which is slower at first, with the papers' scale."""
+
 FIXED = {"rank": TARGET, "alpha": SCALE * TARGET}
 SEARCH_SEED = 1000
 
@@ -48,14 +53,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "SVD, no sampling": {"adapter": FIXED, "rank_sampling": {"mode": "off"}},
     "AdaLoRA": {
         **_pruned(mode="deterministic", pruned_value="zero"),
-        "adapter": {**PRUNED["adapter"], "init": "adalora"},
+        "adapter": AWAKENED,
     },
     "deterministic": _pruned(mode="deterministic"),
     "exact": _pruned(mode="exact", reintroduction="score"),
     "exact, uniform": _pruned(mode="exact", reintroduction="uniform"),
     "exact, AdaLoRA's start": {
         **_pruned(mode="exact", reintroduction="score"),
-        "adapter": {**PRUNED["adapter"], "init": "adalora"},
+        "adapter": AWAKENED,
     },
     "bernoulli": _pruned(mode="bernoulli"),
     "reference": _pruned(mode="reference"),

@@ -49,6 +49,12 @@ class TrainConfig(Section):
         20,
         description="Number of steps in a row with a gradient that is not finite, after which the run ends.",
     )
+    on_collapse: Literal["warn", "restart"] = Field(
+        "warn",
+        description="Reaction to a loss that is back at chance after the run had learned. warn: say so once; "
+        "restart: go back to the best checkpoint, or to the start, with half the learning rate, three times "
+        "at most.",
+    )
     deterministic: bool = Field(
         False,
         description="Whether the same run gives the same bits each time on a GPU too, where sums are else "

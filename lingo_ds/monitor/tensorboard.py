@@ -4,11 +4,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from lingo_ds.monitor.metrics_log import MetricsLog
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +36,25 @@ class Tracker:
             lines: the file for the scalars as JSON lines, see `MetricsLog`; None: there is none.
         """
         self._folder = folder
-        self._writer = None
+        self._lines_path = lines
+        self._open(purge_from)
+
+    def _open(self, purge_from: int | None) -> None:
+        self._writer: SummaryWriter | None = None
         self._lines: MetricsLog | None = None
-        if folder is not None:
+        if self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             try:
-                self._writer = SummaryWriter(folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from)
+                self._writer = SummaryWriter(
+                    self._folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from
+                )
                 _silence_writer_thread()
             except Exception as error:
                 self._give_up(error)
-        if lines is not None:
+        if self._lines_path is not None:
             try:
-                self._lines = MetricsLog(lines, first_step=purge_from or 0)
+                self._lines = MetricsLog(self._lines_path, first_step=purge_from or 0)
             except OSError as error:
                 self._give_up_lines(error)
 
@@ -53,6 +62,11 @@ class Tracker:
     def null(cls) -> Self:
         """The tracker of a process that records nothing."""
         return cls(None)
+
+    def rewind(self, step: int) -> None:
+        """Records from `step` on anew: what event files hold from it on is hidden, those lines are removed."""
+        self.close()
+        self._open(step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers under full tags such as `train/loss`."""

@@ -22,6 +22,7 @@ from lingo_ds.planning.plan import RunPlan
 from lingo_ds.rank_sampling.sampler import MaskEvent, RankSampler
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.audit import Audit
+from lingo_ds.training.collapse import MAX_RESTARTS, CollapseWatch
 from lingo_ds.training.optimizer_step import OptimizerStep
 from lingo_ds.training.selection import Selection
 from lingo_ds.training.traffic import Meter, TrafficSum, traffic_scalars
@@ -88,6 +89,29 @@ def loss_watch(learning_rate: float) -> Hook:
     return Hook(after, due=lambda info: not info.stats.skipped)
 
 
+def collapse_watch(watch: CollapseWatch, *, restarts: bool) -> Hook:
+    """Warns of a loss that is back at chance after the run had learned, or asks for a restart.
+
+    Args:
+        watch: follows the loss.
+        restarts: whether the run goes back to its best checkpoint, as often as it may.
+    """
+
+    def after(info: StepInfo) -> None:
+        if not watch.follow(info.step, info.stats):
+            return
+        if restarts and watch.restarts < MAX_RESTARTS:
+            info.collapsed = info.end is None
+        else:
+            told, found = watch.told(info.step), watch.note(info.step, restarted_from=None)
+            fix = "set train.on_collapse=restart, or lower train.learning_rate, which is %g"
+            if restarts:
+                fix = f"{MAX_RESTARTS} restarts did not help: lower train.learning_rate, which is %g by now"
+            logger.warning(f"%s; {fix}", told, found.learning_rate)
+
+    return Hook(after)
+
+
 def traffic_count(meter: Meter, plan: RunPlan, audit: Audit) -> Hook:
     """Counts what each step's collectives moved; what follows a step, evaluations above all, is left out."""
 
@@ -122,16 +146,25 @@ def dev_evaluation(plan: RunPlan, evaluate: Callable[[], Evaluation], selection:
 
 
 def checkpoints(
-    settings: CheckpointConfig, plan: RunPlan, selection: Selection, save: Callable[[int], None]
+    settings: CheckpointConfig,
+    plan: RunPlan,
+    selection: Selection,
+    save: Callable[[int], None],
+    *,
+    restarts: bool = False,
 ) -> Hook:
-    """Saves every so many steps, at each new best one, at the last one, and where a run is to go on later."""
+    """Saves every so many steps, at each new best one, at the last one, and where a run is to go on later.
+
+    A run that `restarts` saves each new best one in any case.
+    """
 
     def due(info: StepInfo) -> bool:
         if info.end in UNFINISHED:
             return True
+        is_best = info.step == selection.best.step
         if settings.every is None:
-            return False
-        new_best = settings.keep_best and info.step == selection.best.step
+            return restarts and is_best
+        new_best = (settings.keep_best or restarts) and is_best
         return new_best or info.step % settings.every == 0 or info.step == plan.steps
 
     return Hook(lambda info: save(info.step), due)

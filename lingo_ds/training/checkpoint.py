@@ -36,6 +36,9 @@ BANK, STATE, SUMS = "bank.safetensors", "state.json", "SHA256SUMS"
 MAX_STATE_BYTES = 256 * 2**20
 """Largest state.json that is read."""
 
+LATER_PARTS = {"collapse"}
+"""Parts that checkpoints of earlier versions do not hold."""
+
 MAX_SUMS_BYTES = 2**12
 """Largest SHA256SUMS that is read."""
 
@@ -57,8 +60,8 @@ class RunState(BaseModel, extra="forbid"):
     """
 
     format: Literal[3] = 3
-    step: PositiveInt
-    examples: PositiveInt
+    step: NonNegativeInt
+    examples: NonNegativeInt
     ranks: list[NonNegativeInt]
     schedule: dict[str, int] | None
     total_steps: PositiveInt
@@ -99,9 +102,9 @@ class CheckpointStore:
         counts: counts so far.
     """
 
-    def __init__(self, folder: Path, keep_last: int):
-        """`keep_last` checkpoints stay, and the one of the best step."""
-        self.folder, self._keep_last = folder, keep_last
+    def __init__(self, folder: Path, keep_last: int, *, keep_first: bool = False):
+        """`keep_last` checkpoints stay, the one of the best step, and with `keep_first` that of the start."""
+        self.folder, self._keep_last, self._keep_first = folder, keep_last, keep_first
         self.counts = CheckpointCounts()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._writer: threading.Thread | None = None
@@ -147,11 +150,10 @@ class CheckpointStore:
             (aside / SUMS).write_text("\n".join(sums) + "\n")
 
         try:
-            atomic_write(self.folder / f"step-{state.step:08d}", write)
-            steps = self._steps()
-            best = self.folder / f"step-{best_step:08d}"
-            for old in steps[: -self._keep_last]:
-                if old != best:
+            atomic_write(self._path(state.step), write)
+            kept = {self._path(best_step), *([self._path(0)] if self._keep_first else [])}
+            for old in self._steps()[: -self._keep_last]:
+                if old not in kept:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
             self.counts.failed += 1
@@ -162,6 +164,24 @@ class CheckpointStore:
         else:
             self.counts.written += 1
             self.counts.last = state.step
+
+    def at(self, *steps: int) -> Checkpoint | None:
+        """The checkpoint of the first of these steps that has one that is not damaged."""
+        for path in map(self._path, steps):
+            try:
+                return read_checkpoint(path)
+            except UserError as error:
+                logger.warning("%s", error.mistakes[0])
+        return None
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, which training will take anew."""
+        for path in self._steps():
+            if path > self._path(step):
+                shutil.rmtree(path)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
@@ -200,10 +220,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Stateful]) -> None:
     """Restores the run's parts from a checkpoint, once its bank is loaded.
 
+    Parts of `LATER_PARTS` stay as they are where it does not hold them.
+
     Raises:
         UserError: where it holds other parts, or a part's state is not what that part saves.
     """
     path, found = checkpoint.path, checkpoint.state.parts
+    parts = {name: part for name, part in parts.items() if name in found or name not in LATER_PARTS}
     if found.keys() != parts.keys():
         raise _damaged(path, f"{STATE}: parts: {', '.join(found)}; {', '.join(parts)} are needed")
     for name, part in parts.items():

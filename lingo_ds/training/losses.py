@@ -16,6 +16,9 @@ from lingo_ds.config.task_config import TaskConfig
 from lingo_ds.data.labels import balanced_weights
 from lingo_ds.data.task import Task
 
+CONSTANT_ROWS = 4096
+"""Training rows, evenly spaced, for which the best constant answer is looked for."""
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of logits (n, outputs), a batch's labels, and weights (n,): the sum of the examples' losses."""
 
@@ -41,6 +44,33 @@ def make_loss(task: Task, setting: TaskConfig, train_labels: np.ndarray, device:
         weights = balanced_weights(train_labels, outputs=task.classes).tolist()
     class_weights = None if weights == "none" else torch.tensor(weights, device=device)
     return partial(loss, class_weights=class_weights, focal_gamma=setting.focal_gamma)
+
+
+def constant_loss(loss: Loss, train_labels: np.ndarray, *, outputs: int, device: torch.device) -> float:
+    """Finds the mean loss of the best constant answer: what a model reaches that does not read its input.
+
+    Of classes without weights that is the entropy of their shares, of standardised values 1.
+
+    Args:
+        loss: the task's.
+        train_labels: labels of all training rows, (rows,) or (rows, values).
+        outputs: of the head.
+        device: device of the loss.
+    """
+    labels = torch.from_numpy(train_labels[:: -(-len(train_labels) // CONSTANT_ROWS)].copy()).to(device)
+    weights = torch.ones(len(labels), device=device)
+    answer = torch.zeros(outputs, device=device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([answer], max_iter=50, line_search_fn="strong_wolfe")
+
+    def mean_loss() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            found = loss(answer.expand(len(labels), -1), labels, weights) / len(labels)
+            found.backward()
+        return found
+
+    optimizer.step(mean_loss)
+    return float(mean_loss().detach())
 
 
 def cross_entropy_sum(

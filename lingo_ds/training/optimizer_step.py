@@ -72,12 +72,14 @@ class OptimizerStep:
         skipped: steps whose gradient was not finite.
         skipped_in_a_row: how many of them came last; overflows that fp16's loss scale made do not count.
         loss_scale: factor on the loss in the backward pass.
+        rate_factor: factor on the plan's learning rate.
         optimizer: torch's AdamW over the bank's tensors.
     """
 
     def __init__(self, bank: AdapterBank, config: RunConfig):
         self.bank, self._train, self._sampling = bank, config.train, config.rank_sampling
         self.steps_taken = self.skipped = self.skipped_in_a_row = 0
+        self.rate_factor = 1.0
         self.loss_scale = LossScale(enabled=bank.dtype == torch.float16)
         self.rebuild()
 
@@ -124,9 +126,10 @@ class OptimizerStep:
 
     def learning_rate_at(self, step: int, plan: RunPlan) -> float:
         """The learning rate at a step (1-based) of a plan."""
-        return plan.learning_rate * learning_rate_factor(
+        factor = learning_rate_factor(
             step, steps=plan.steps, warmup_steps=plan.warmup_steps, decay=self._train.lr_schedule
         )
+        return plan.learning_rate * self.rate_factor * factor
 
     def step(self, *, learning_rate: float) -> StepStats:
         """Reduces the gradient over all processes and moves the bank; nothing moves if it is not finite."""

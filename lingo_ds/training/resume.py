@@ -1,11 +1,13 @@
 """Whether a run resumes from a checkpoint, and from which one: `checkpoint.resume`."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lingo_ds.distributed import agreement
+from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.rank_sampling.schedule import BudgetSchedule
 from lingo_ds.training.checkpoint import Checkpoint, CheckpointStore, RunState, read_checkpoint
 from lingo_ds.training.report import read_report
@@ -51,6 +53,7 @@ FREE_SETTINGS = {
     "train.num_epochs",
     "train.max_steps",
     "train.max_skipped",
+    "train.on_collapse",
     "train.deterministic",
     "train.timeout",
     "rank_sampling.interval",
@@ -70,7 +73,9 @@ class ResumePoint(NamedTuple):
 
 def checkpoint_store(setup: RunSetup) -> CheckpointStore:
     """The run's own checkpoints."""
-    return CheckpointStore(setup.config.run_dir / "checkpoints", setup.config.checkpoint.keep_last)
+    keep_first = setup.config.train.on_collapse == "restart"
+    folder = setup.config.run_dir / "checkpoints"
+    return CheckpointStore(folder, setup.config.checkpoint.keep_last, keep_first=keep_first)
 
 
 def find_start(setup: RunSetup) -> ResumePoint:
@@ -90,12 +95,23 @@ def find_start(setup: RunSetup) -> ResumePoint:
                 _require_same_run(found, setup)
             else:
                 _move_to_earlier(setup.config.run_dir)
-    shared = [str(found.path), found.state.model_dump(mode="json")] if found else None
-    shared = agreement.broadcast_json(shared, setup.env)
-    if shared is None:
+    checkpoint = _on_all(found, setup.env)
+    if checkpoint is None:
         return ResumePoint(setup, None)
-    checkpoint = Checkpoint(Path(shared[0]), RunState.model_validate(shared[1]))
     return ResumePoint(_lengthened(setup, checkpoint.state), checkpoint)
+
+
+def find_checkpoint(store: CheckpointStore, steps: Sequence[int], env: DistEnv) -> Checkpoint | None:
+    """The checkpoint of the first of these steps that has one, read on global rank 0, on every process."""
+    found = store.at(*steps) if env.is_main else None
+    return _on_all(found, env)
+
+
+def _on_all(found: Checkpoint | None, env: DistEnv) -> Checkpoint | None:
+    """Global rank 0's checkpoint, on every process."""
+    shared = [str(found.path), found.state.model_dump(mode="json")] if found else None
+    shared = agreement.broadcast_json(shared, env)
+    return shared and Checkpoint(Path(shared[0]), RunState.model_validate(shared[1]))
 
 
 def _find_checkpoint(setup: RunSetup) -> Checkpoint | None:

@@ -21,17 +21,19 @@ from lingo_ds.training.callbacks import (
     RankWatcher,
     Watcher,
     checkpoints,
+    collapse_watch,
     dev_evaluation,
     loss_watch,
     skip_limit,
     traffic_count,
 )
 from lingo_ds.training.checkpoint import Checkpoint, RunState, load_bank, load_parts
+from lingo_ds.training.collapse import make_collapse_watch
 from lingo_ds.training.joint_pass import Work
 from lingo_ds.training.losses import make_loss
 from lingo_ds.training.optimizer_step import OptimizerStep
 from lingo_ds.training.report import make_report
-from lingo_ds.training.resume import checkpoint_store, fixed_state
+from lingo_ds.training.resume import checkpoint_store, find_checkpoint, fixed_state
 from lingo_ds.training.saved_adapter import adapter_folder, copy_best, load_saved, save_best
 from lingo_ds.training.selection import Best, Selection
 from lingo_ds.training.setup import RunSetup
@@ -53,6 +55,7 @@ class Session:
         optimizer_step: moves the bank.
         sampler: changes the masks; None without rank sampling.
         selection: which evaluation on dev is the best.
+        collapse: notices that the run has lost what it had learned.
         audit: compares the processes.
         trainer: the loop over all of these.
         best_on_dev: the answers of the best step on dev; None where another process found it.
@@ -61,10 +64,11 @@ class Session:
     def __init__(self, setup: RunSetup, model: AdaptedModel, *, alone: bool = True):
         """Makes the parts; a run that is not `alone` counts no traffic, which then is that of several."""
         config, env, plan = setup.config, setup.env, setup.plan
-        self._alone = alone
+        self._alone, self._restarts = alone, config.train.on_collapse == "restart"
         self._setup, self.model = setup, model
         self.batches = _train_batches(setup, model)
         self.loss = make_loss(setup.task, config.task, setup.data.splits["train"].labels, env.device)
+        self.collapse = make_collapse_watch(setup, self.loss)
         self.optimizer_step = OptimizerStep(model.bank, config)
         self.sampler = None
         if plan.schedule:
@@ -113,9 +117,12 @@ class Session:
         return [
             skip_limit(self.optimizer_step, config.train.max_skipped, backbone=config.backbone.path),
             loss_watch(plan.learning_rate),
+            collapse_watch(self.collapse, restarts=self._restarts),
             *([traffic_count(meter, plan, self.audit)] if self._alone else []),
             dev_evaluation(plan, self._evaluate_on_dev, self.selection),
-            checkpoints(config.checkpoint, plan, self.selection, self._save_checkpoint),
+            checkpoints(
+                config.checkpoint, plan, self.selection, self._save_checkpoint, restarts=self._restarts
+            ),
         ]
 
     def _audited_parts(self) -> dict[str, Stateful]:
@@ -133,6 +140,7 @@ class Session:
             "optimizer": self.optimizer_step,
             "selection": self.selection,
             "audit": self.audit,
+            "collapse": self.collapse,
         }
         if self.sampler:
             parts |= {"sampler": self.sampler, "scores": self.sampler.scores}
@@ -143,15 +151,20 @@ class Session:
     ) -> Generator[Work, Sequence[float], Outcome]:
         """Trains from `first_step` on, see `Trainer.steps`."""
         config, plan = self._setup.config, self._setup.plan
+        self._tracker = tracker
         self._watcher = Watcher(tracker, progress, plan=plan, audit=self.audit, metric=config.metric)
         self.trainer.add_hook(self._watcher)
         if self.sampler and plan.schedule:
             folder = config.run_dir / "pictures" if self._setup.env.is_main else None
             self.trainer.add_hook(RankWatcher(tracker, self.sampler, plan.schedule, folder=folder))
+        if self._restarts and first_step == 1:
+            self._save_checkpoint(0)
         try:
             in_words = report_out_of_memory("training", partial(remedy_of_run, config, plan))
             with closing(self.batches), in_words:
-                return (yield from self.trainer.steps(first_step, pause_after=pause_after))
+                return (
+                    yield from self.trainer.steps(first_step, pause_after=pause_after, restart=self._restart)
+                )
         finally:
             self._store.finish()
 
@@ -197,17 +210,51 @@ class Session:
         Raises:
             UserError: on every process, where its parts do not fit this run.
         """
-        load_bank(checkpoint, self.model.bank, self._setup.env)
-        self.model.follow_bank()
-        with agreement.errors_raised_on_all(self._setup.env):
-            load_parts(checkpoint, self._saved_parts())
+        self._load(checkpoint)
+        self.optimizer_step.rate_factor = self.collapse.rate_factor
         if copy_best(checkpoint.path, self._setup) != self.best.step:
             self.selection.reset()
         logger.info("resumed from %s, continuing with step %d", checkpoint.path, checkpoint.state.step + 1)
 
+    def _load(self, checkpoint: Checkpoint) -> None:
+        load_bank(checkpoint, self.model.bank, self._setup.env)
+        self.model.follow_bank()
+        with agreement.errors_raised_on_all(self._setup.env):
+            load_parts(checkpoint, self._saved_parts())
+
+    def _restart(self, step: int) -> int:
+        """Goes back to the best checkpoint, or to the start where there is none of before the collapse.
+
+        Returns:
+            Steps that were taken at that state; those after it follow at half the learning rate.
+        """
+        self._store.finish()
+        told = self.collapse.told(step)
+        steps = [self.best.step] if self.best.step <= self.collapse.sound_step else []
+        checkpoint = find_checkpoint(self._store, [*steps, 0], self._setup.env)
+        if checkpoint is None:
+            self.collapse.note(step, restarted_from=None)
+            logger.warning("%s; no checkpoint to go back to could be read: training goes on", told)
+            return step
+        counts, so_far, back = self.audit.state_dict(), self.collapse.state_dict(), checkpoint.state.step
+        self._load(checkpoint)
+        self.audit.load_state_dict(counts)
+        self.collapse.load_state_dict(so_far)
+        found = self.collapse.note(step, restarted_from=back)
+        self.optimizer_step.rate_factor = self.collapse.rate_factor
+        self._save_checkpoint(back)  # which now knows of the restart, before those after it are gone
+        self._store.finish()
+        if self._setup.env.is_main:
+            self._store.remove_after(back)
+        told = f"{told}; training goes back to step {back} at learning rate {found.learning_rate:g}"
+        logger.warning("%s", told)
+        self._tracker.rewind(back + 1)
+        self._tracker.text(back + 1, "run/restart", told)
+        return back
+
     def report(self, outcome: Outcome, test: Evaluation | None) -> dict[str, Any]:
         """The contract's report, plain JSON values; call on all processes."""
-        return make_report(
+        report = make_report(
             self._setup,
             outcome=outcome,
             best=self.best,
@@ -217,6 +264,7 @@ class Session:
             watcher=self._watcher,
             checkpoints=self._store.counts,
         )
+        return report | {"collapses": [one._asdict() for one in self.collapse.collapses]}
 
     def _follow_new_tensors(self) -> None:
         self.optimizer_step.rebuild()

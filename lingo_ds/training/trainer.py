@@ -20,7 +20,7 @@ from lingo_ds.training.traffic import StepTraffic
 
 @dataclass
 class StepInfo:
-    """What hooks are told after each step; the last three fields are theirs to set, for the hooks after them.
+    """What hooks are told after each step; the last four fields are theirs to set, for the hooks after them.
 
     Attributes:
         step: number of the step, from 1.
@@ -35,6 +35,7 @@ class StepInfo:
             continues.
         evaluation: the evaluation on dev, if there was one.
         traffic: what the step's collectives moved, if it was counted.
+        collapsed: whether training is to go back to an earlier state after this step.
     """
 
     step: int
@@ -48,6 +49,7 @@ class StepInfo:
     end: str | None = None
     evaluation: Evaluation | None = None
     traffic: StepTraffic | None = None
+    collapsed: bool = False
 
 
 UNFINISHED = ("interrupted", "paused")
@@ -121,20 +123,27 @@ class Trainer:
         self.hooks.append(Hook(after, due, before))
 
     def steps(
-        self, first_step: int, *, pause_after: int | None = None
+        self,
+        first_step: int,
+        *,
+        pause_after: int | None = None,
+        restart: Callable[[int], int] = lambda step: step,
     ) -> Generator[Work, Sequence[float], Outcome]:
         """Trains from `first_step` to the plan's end, or until a signal or a hook ends it.
 
         Args:
             first_step: the first one, from 1.
             pause_after: step after which the run pauses, to go on later from a checkpoint; None: it does not.
+            restart: takes a step at which the run has collapsed, goes back to an earlier state, and returns
+                the number of steps that this one has taken.
 
         Yields:
             What the next step needs; it takes back what `OptimizerStep.measure` gave of the gradient.
         """
         step, last = first_step - 1, min(pause_after or self._plan.steps, self._plan.steps)
         self._audit.check(step)
-        for step in range(first_step, last + 1):
+        while step < last:
+            step += 1
             for hook in self.hooks:
                 if hook.before:
                     hook.before(step)
@@ -146,6 +155,8 @@ class Trainer:
                     hook.after(info)
             if info.end:
                 return Outcome(step, self._optimizer_step.skipped, info.end)
+            if info.collapsed:
+                step = restart(step)
         return Outcome(
             step, self._optimizer_step.skipped, "finished" if step >= self._plan.steps else "paused"
         )
