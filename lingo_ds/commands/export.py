@@ -139,7 +139,9 @@ def _write(
     request: ExportRequest, saved: SavedAdapter, spec: BackboneSpec, notes: CardNotes
 ) -> Iterable[str]:
     """Writes the output. Returns lines for the terminal."""
-    path = public_address(saved.card.backbone.path, spec.folder)
+    path = saved.card.backbone.path
+    if not (request.push and is_builtin(path)):  # published files name no folder of this machine needlessly
+        path = public_address(path, spec.folder)
     if request.to == "merged":
         size = int(request.shard_gb * 1e9)
         merged = save_merged(
