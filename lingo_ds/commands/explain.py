@@ -114,6 +114,7 @@ def explain(request: ExplainRequest, config: PredictConfig, env: DistEnv) -> boo
     """
     with job(config.to_yaml(), env, output=request.output):
         _require_extras(request)
+        agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
         with agreement.errors_raised_on_all(env):
             request = replace(request, adapter=find_adapter(request.adapter))
         source = read_source(request.adapter, config, env)

@@ -82,6 +82,7 @@ def scan(request: ScanRequest, config: PredictConfig, env: DistEnv) -> bool:
         UserError: for mistakes in the request, the adapter or the genome.
     """
     with job(config.to_yaml(), env, output=request.output):
+        agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
         with agreement.errors_raised_on_all(env):
             request = replace(request, adapter=find_adapter(request.adapter))
             card = read_card(request.adapter)

@@ -43,10 +43,10 @@ class Tracker:
         self._writer: SummaryWriter | None = None
         self._lines: MetricsLog | None = None
         if self._folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            from torch.utils import tensorboard  # takes a second to import
 
             try:
-                self._writer = SummaryWriter(
+                self._writer = tensorboard.SummaryWriter(
                     self._folder, max_queue=_QUEUE, flush_secs=30, purge_step=purge_from
                 )
                 _silence_writer_thread()
@@ -64,7 +64,7 @@ class Tracker:
         return cls(None)
 
     def rewind(self, step: int) -> None:
-        """Records from `step` on anew: what event files hold from it on is hidden, those lines are removed."""
+        """Records anew from `step` on: what event files hold from there is hidden, lines are removed."""
         self.close()
         self._open(step)
 
