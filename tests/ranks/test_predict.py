@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -52,6 +53,25 @@ def test_many_processes_predict_what_one_does(adapter, tmp_path, processes, stag
     assert found["id"] == [f"s{k}" for k in range(len(sequences))]
     expected = lingo_ds.load(adapter).predict(sequences).probabilities
     assert probabilities(found) == pytest.approx(expected, abs=1e-5)
+
+
+def embed_file(rank: int, world_size: int, adapter: Path, source: Path, target: Path, layer: int) -> bool:
+    config = PredictConfig(zero={"stage": 3}, batch_tokens=128)
+    env = DistEnv(rank, rank, world_size, world_size, torch.device("cpu"))
+    request = PredictRequest(adapter=adapter, source=source, target=target, embeddings=True, layer=layer)
+    return run_predict(request, config, env)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_embeddings_of_shards_on_two_processes_are_those_of_a_whole_copy(adapter, tmp_path, layer):
+    """65 sequences: the last chunk has one for both."""
+    sequences = random_sequences(65)
+    source, target = write_csv(tmp_path / "in.csv", sequences), tmp_path / "out.parquet"
+    assert all(run_ranks(embed_file, 2, adapter, source, target, layer))
+    table = pq.read_table(target)
+    assert table["id"].to_pylist() == [f"s{k}" for k in range(65)]
+    expected = lingo_ds.load(adapter).embed(sequences, layer)
+    assert np.stack(table["embedding"].to_numpy()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_maps_in_8_bits_answer_alike_on_one_process_and_two(adapter, tmp_path):
