@@ -20,7 +20,7 @@ from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, c
 from lingo_ds.evaluation.prediction_job import PredictionJob, run_job, warn_of_truncated
 from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_card import Card
-from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter, read_card
+from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter
 from lingo_ds.interpret.peaks import PEAK_SUFFIXES, find_peaks, write_peaks
 from lingo_ds.interpret.target import Target, find_target
 from lingo_ds.interpret.tracks import TRACK_SUFFIXES, TrackFormat, TrackTable, read_parts
@@ -85,10 +85,11 @@ def scan(request: ScanRequest, config: PredictConfig, env: DistEnv) -> bool:
         agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
         with agreement.errors_raised_on_all(env):
             request = replace(request, adapter=find_adapter(request.adapter))
-            card = read_card(request.adapter)
-            target = find_target(card.task, request.target)
-            _check(request, card, target)
         source = read_source(request.adapter, config, env)
+        card = source.adapter.card
+        target = find_target(card.task, request.target)
+        with agreement.errors_raised_on_all(env):
+            _check(request, card, target)
         agreement.run_once_per_host(lambda: _open(request), env)  # makes an index of the genome
         with agreement.errors_raised_on_all(env):
             genome = _open(request)

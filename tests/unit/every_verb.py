@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lingo_ds.commands.cli import main
 
-VERBS = ("train", "plan", "plan --gpu", "predict", "export", "explain")
+VERBS = ("train", "plan", "plan --gpu", "predict", "export", "explain", "scan")
 
 
 def give(verb: str, backbone: object, work: Path, adapter: Path, *settings: str) -> tuple[int, str]:
@@ -22,6 +22,7 @@ def give(verb: str, backbone: object, work: Path, adapter: Path, *settings: str)
     recipe = ["--config", "quickstart", f"output_dir={work / 'run'}", f"backbone.path={backbone}"]
     recipe += [f"data.path={work / 'no data'}", *settings]
     saved = ["--adapter", str(adapter), "--backbone", str(backbone), "--output", str(work / "out.csv")]
+    track = str(work / "out.bedgraph")
     words = {
         "train": ["train", *recipe],
         "plan": ["plan", *recipe],
@@ -29,6 +30,17 @@ def give(verb: str, backbone: object, work: Path, adapter: Path, *settings: str)
         "predict": ["predict", *saved, "--input", str(work / "none.csv"), *settings],
         "export": ["export", *saved, "--to", "merged"],
         "explain": ["explain", *saved, "--input", str(work / "none.csv"), "--pictures", "0", *settings],
+        "scan": [
+            "scan",
+            *saved[:4],
+            "--output",
+            track,
+            "--genome",
+            str(work / "none.csv"),
+            "--step",
+            "9",
+            *settings,
+        ],
     }[verb]
     shown = io.StringIO()
     with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyBigWig
 import pytest
 
 from lingo_ds.commands.cli import main
+from lingo_ds.data.streams import tiles
 from tests.unit.commands.test_predict import at_part, make_adapter, predict, read
 from tests.unit.genomes import write_fasta
 
@@ -73,14 +75,14 @@ def share_of_n(contig: str, start: int, end: int) -> float:
 def predicted(adapter, genome, tmp_path_factory) -> dict[str, dict[tuple[str, int, int], float]]:
     """What `predict` says of every tile, as interval of a BED, on each strand."""
     folder, found = tmp_path_factory.mktemp("predicted"), {}
-    tiles = [tile for contig in GENOME for tile in tiles_of(contig)]
+    every = [tile for contig in GENOME for tile in tiles_of(contig)]
     for strand in "+-":
-        lines = ("\t".join([*map(str, tile), ".", "0", strand]) for tile in tiles)
+        lines = ("\t".join([*map(str, tile), ".", "0", strand]) for tile in every)
         (folder / "tiles.bed").write_text("\n".join(lines) + "\n")
         out = folder / f"{strand}.csv"
         more = ("--genome", str(genome), "--window", str(WINDOW))
         assert predict(adapter, folder / "tiles.bed", out, *more)[0] == 0
-        found[strand] = dict(zip(tiles, read(out)["probability_1"], strict=True))
+        found[strand] = dict(zip(every, read(out)["probability_1"], strict=True))
     return found
 
 
@@ -109,6 +111,30 @@ def test_every_window_counts_where_n_may_be_all_of_it(adapter, genome, predicted
     """Also that of the last tile of 5 bases, and of a contig that is shorter than a window."""
     assert scan(adapter, genome, tmp_path / "t.bg", "--max-n", "1")[0] == 0
     assert values_of(tmp_path / "t.bg") == pytest.approx(predicted["+"], abs=1e-6)
+
+
+def test_chunks_of_gaps_alone_are_passed_over(adapter, genome, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles, "MAX_TILES", 3)
+    assert scan(adapter, genome, tmp_path / "t.bg", "--contig", "c1")[0] == 0
+    found, expected = values_of(tmp_path / "t.bg"), values_of(whole)
+    assert found == pytest.approx({tile: v for tile, v in expected.items() if tile[0] == "c1"}, abs=1e-6)
+    assert max(b[1] - a[2] for a, b in pairwise(found)) > 2 * 3 * STEP, "some chunk had nothing"
+
+
+def test_two_kilobases_of_yeast(adapter, shared, tmp_path):
+    """A real genome with an index beside it: its first windows lie beyond the end, and all others count."""
+    chromosome = shared / "data/yeast_chrI_ref/chrI.fa"
+    (tmp_path / "r.bed").write_text("chrI\t0\t2000\n")
+    assert scan(adapter, chromosome, tmp_path / "t.bw", "--regions", tmp_path / "r.bed")[0] == 0
+    with pyBigWig.open(str(tmp_path / "t.bw")) as track:
+        assert track.chroms() == {"chrI": 230218}
+        starts = [start for start, _, _ in track.intervals("chrI")]
+        assert starts == list(range(STEP, 2000, STEP))
+        value = track.values("chrI", 1000, 1001)[0]
+    (tmp_path / "one.bed").write_text("chrI\t1000\t1020\n")
+    more = ("--genome", str(chromosome), "--window", str(WINDOW))
+    assert predict(adapter, tmp_path / "one.bed", tmp_path / "one.csv", *more)[0] == 0
+    assert read(tmp_path / "one.csv")["probability_1"] == pytest.approx([value], abs=1e-6)
 
 
 @pytest.mark.parametrize("strand", ["reverse", "max", "mean"])
@@ -146,10 +172,10 @@ def test_regions_are_scanned_on_the_tiles_of_their_contig(adapter, genome, whole
     """Those that overlap, or come in another order, are scanned once."""
     (tmp_path / "r.bed").write_text("c2\t105\t125\nc1\t55\t61\nc2\t100\t118\nc1\t81\t90\n")
     assert scan(adapter, genome, tmp_path / "t.bdg", "--regions", tmp_path / "r.bed")[0] == 0
-    tiles = [("c1", 40, 60), ("c1", 60, 80), ("c1", 80, 100), ("c2", 100, 120), ("c2", 120, 140)]
+    overlapping = [("c1", 40, 60), ("c1", 60, 80), ("c1", 80, 100), ("c2", 100, 120), ("c2", 120, 140)]
     found, expected = values_of(tmp_path / "t.bdg"), values_of(whole)
-    assert list(found) == tiles
-    assert found == pytest.approx({tile: expected[tile] for tile in tiles}, abs=1e-6)
+    assert list(found) == overlapping
+    assert found == pytest.approx({tile: expected[tile] for tile in overlapping}, abs=1e-6)
 
 
 def test_peaks_are_runs_above_the_threshold(adapter, genome, whole, tmp_path):
