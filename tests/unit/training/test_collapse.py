@@ -188,3 +188,12 @@ def test_a_resumed_run_restarts_as_one_that_went_through(restarted, recipe, tmp_
     assert status == 0 and "resumed from" in shown
     assert contents(out / "adapter") == contents(restarted[0] / "adapter")
     assert report_of(out)["collapses"] == report_of(restarted[0])["collapses"]
+
+
+def test_a_run_of_a_suite_restarts_as_one_alone_and_leaves_the_others(restarted, recipe, tmp_path):
+    out = tmp_path / "suite"
+    status, shown = command("train", recipe, out, "seeds=[0,1]", "concurrent=2", "train.on_collapse=restart")
+    assert status == 0, shown
+    first, second = (report_of(out / f"seed-{seed}") for seed in (0, 1))
+    assert first["collapses"] == report_of(restarted[0])["collapses"] != second["collapses"]
+    assert contents(out / "seed-0" / "adapter") == contents(restarted[0] / "adapter")
