@@ -1,7 +1,7 @@
 """`lingo-ds explain`: which bases of each sequence decide, and the motifs that they make."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from lingo_ds.commands.explained_folder import (
 from lingo_ds.commands.predict import PredictRequest, log_windows, open_input, warn_of_losses
 from lingo_ds.config.run_config import PredictConfig
 from lingo_ds.data.readers.bed import Center
+from lingo_ds.data.streams.alleles import Alleles
 from lingo_ds.data.streams.intervals import Regions
-from lingo_ds.data.streams.sequences import Records
+from lingo_ds.data.streams.sequences import Chunk, Records
 from lingo_ds.data.streams.variants import Variants
 from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.job import job
@@ -38,12 +39,15 @@ from lingo_ds.interpret.saturation import saturate
 from lingo_ds.interpret.target import Target, find_target
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.utils import logging as logs
-from lingo_ds.utils.errors import Mistake, UserError
+from lingo_ds.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 GRADIENT_CHUNK = 64
 """Sequences after which integrated gradients are written."""
+
+Rows = Records | Regions | Alleles
+"""What is explained: sequences, intervals of a genome, or both alleles of variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +56,13 @@ class ExplainRequest:
 
     Attributes:
         adapter: the folder of a run, or the `adapter/` in it.
-        source: the file to read: sequences, or with `genome` a BED.
+        source: the file to read: sequences, or with `genome` a BED, or a VCF, whose alleles are explained.
         output: the folder to write.
-        target: name of the output to explain; None: the positive class of two, or the only output.
+        target: name or number of the output to explain; None: the positive class of two, or the only output.
         method: how.
         steps: of integrated gradients.
         both_strands: whether to average over both strands of each sequence.
+        limit: sequences to explain, from the first on; None: all.
         pictures: sequences to draw at most.
         motifs: whether to find the motifs of all sequences.
         database: a MEME file of known motifs to compare those with; None: none.
@@ -72,6 +77,7 @@ class ExplainRequest:
     method: Literal["ism", "integrated-gradients"] = "ism"
     steps: int = 32
     both_strands: bool = False
+    limit: int | None = None
     pictures: int = 20
     motifs: bool = False
     database: Path | None = None
@@ -131,7 +137,7 @@ def explain(request: ExplainRequest, config: PredictConfig, env: DistEnv) -> boo
                 require_folder(request.output, request.table, facts, overwrite=request.overwrite)
         finished = env.is_main and not request.overwrite and is_of_job(request.table, facts)
         if not agreement.broadcast_json(finished, env):
-            log_windows(rows, request.adapter)
+            log_windows(_file(rows), request.adapter)
             predictor = build_predictor(source, config, env)
             if not _explain_rows(predictor, rows, target, request, facts):
                 return False
@@ -149,18 +155,17 @@ def _require_extras(request: ExplainRequest) -> None:
         import_extra("memelite", option="--motifs")
 
 
-def _open(request: ExplainRequest) -> Records | Regions:
+def _open(request: ExplainRequest) -> Rows:
     rows = open_input(request.as_input())
-    if isinstance(rows, Variants):
-        rule = "is a VCF: explain changes every base of a sequence, not those of a list"
-        fix = "run lingo-ds predict on it; or give its neighbourhoods as a BED"
-        raise UserError(Mistake("--input", request.source, rule, fix))
-    return rows
+    return Alleles(rows) if isinstance(rows, Variants) else rows
 
 
-def _facts(
-    request: ExplainRequest, config: PredictConfig, rows: Records | Regions, target: Target
-) -> dict[str, Any]:
+def _file(rows: Rows) -> Records | Regions | Variants:
+    """What reads the file of the rows."""
+    return rows.variants if isinstance(rows, Alleles) else rows
+
+
+def _facts(request: ExplainRequest, config: PredictConfig, rows: Rows, target: Target) -> dict[str, Any]:
     """All that decides the table's numbers."""
     facts = {
         "adapter": adapter_fingerprint(request.adapter),
@@ -169,13 +174,14 @@ def _facts(
         "method": request.method,
         "target": target.name,
         "both_strands": request.both_strands,
+        "limit": request.limit,
     }
     return facts if request.method == "ism" else facts | {"steps": request.steps}
 
 
 def _explain_rows(
     predictor: Predictor,
-    rows: Records | Regions,
+    rows: Rows,
     target: Target,
     request: ExplainRequest,
     facts: dict[str, Any],
@@ -205,13 +211,13 @@ def _explain_rows(
         )
         if found is None:
             return False
-        warn_of_losses(rows, found.truncated, predictor)
+        warn_of_losses(_file(rows), found.truncated, predictor)
         if env.is_main:
             output.finish()
     return True
 
 
-def _sequences_of(rows: Records | Regions, table_rows: int, method: str) -> int:
+def _sequences_of(rows: Rows, table_rows: int, method: str) -> int:
     """How many sequences from the first on have so many rows in the table."""
     number, per_base = 0, 4 if method == "ism" else 1
     if table_rows:
@@ -225,15 +231,29 @@ def _sequences_of(rows: Records | Regions, table_rows: int, method: str) -> int:
 
 
 def _stream(
-    predictor: Predictor, rows: Records | Regions, target: Target, request: ExplainRequest, *, skip: int
+    predictor: Predictor, rows: Rows, target: Target, request: ExplainRequest, *, skip: int
 ) -> Generator[ExplainedBatch, None, None]:
     both = request.both_strands
     if request.method == "ism":
-        chunks = rows.chunks(skip=skip, most=SEQUENCES_PER_CHUNK, most_bases=predictor.chunk_bases)
+        chunks = _chunks(rows, request, skip=skip, most=SEQUENCES_PER_CHUNK, bases=predictor.chunk_bases)
         return saturate(predictor, chunks, target, both_strands=both)
-    chunks = rows.chunks(skip=skip, most=GRADIENT_CHUNK, most_bases=predictor.chunk_bases)
+    chunks = _chunks(rows, request, skip=skip, most=GRADIENT_CHUNK, bases=predictor.chunk_bases)
     model = predictor.one_hot_model()
     return integrate(model, chunks, target, steps=request.steps, both_strands=both, env=predictor.env)
+
+
+def _chunks(rows: Rows, request: ExplainRequest, *, skip: int, most: int, bases: int) -> Iterator[Chunk]:
+    """The chunks after the first `skip` sequences, up to the limit."""
+    for chunk in rows.chunks(skip=skip, most=most, most_bases=bases):
+        if request.limit is None:
+            yield chunk
+            continue
+        left, end = request.limit - chunk.begin, chunk.begin + len(chunk.ids)
+        if left > 0:
+            read = min(end, request.limit) / request.limit
+            yield chunk._replace(ids=chunk.ids[:left], sequences=chunk.sequences[:left], read=read)
+        if end >= request.limit:
+            return
 
 
 def _write_parts(
@@ -247,16 +267,18 @@ def _write_parts(
 ) -> FinishedParts | None:
     """Writes what the stream gives as parts; None where a signal ended it. `number` sequences are done."""
     done, truncated = finished
+    unwritten = 0  # truncated sequences of batches in which none was finished
     progress = ProgressBar(None, "sequences", enabled=env.is_main, done=number, console=logs.console)
     stop = StopSignals()
     with stop.installed(), progress, closing(stream):
         for batch in stream:
             truncated += batch.truncated
+            unwritten += batch.truncated
             if batch.found:
                 part = to_table(batch.found, schema, first=number)
                 if env.is_main:
-                    output.write_part(done, part, truncated=batch.truncated)
-                done, number = done + len(part), number + len(batch.found)
+                    output.write_part(done, part, truncated=unwritten)
+                done, number, unwritten = done + len(part), number + len(batch.found), 0
             progress.update(number, fraction=batch.read)
             if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
                 text = "interrupted after %s sequences; run the same command again to resume from there"

@@ -136,11 +136,14 @@ def explain_options(parser: argparse.ArgumentParser) -> None:
     _adapter_option(parser)
     source = (
         "Sequences in .csv .tsv .jsonl .fa .fasta .fna (also .gz) or .parquet; with --genome intervals in "
-        ".bed .narrowPeak .broadPeak (also .gz)."
+        ".bed .narrowPeak .broadPeak, or variants in .vcf, both of whose alleles are explained (also .gz)."
     )
     add("--input", required=True, type=Path, dest="source", metavar="FILE", help=source)
     add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")
-    target = "The class, label or value to explain (default: the positive class of two, or the only output)."
+    target = (
+        "The class, label or value to explain, by its name or its number from 0 (default: the positive class "
+        "of two, or the only output)."
+    )
     add("--target", metavar="NAME", help=target)
     method = (
         "ism: saturation mutagenesis, every base to every other (default). integrated-gradients: much fewer "
@@ -151,6 +154,8 @@ def explain_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=_count, default=32, metavar="N", help=steps)
     both = "Average over each sequence and its reverse complement; positions stay those of the sequence."
     add("--both-strands", action="store_true", help=both)
+    limit = "Explain the first N sequences (default: all); of a VCF each allele's window is one."
+    add("--limit", type=_count, metavar="N", help=limit)
     pictures = "Draw the first N sequences (default: 20)."
     add("--pictures", type=_count_or_none, default=20, metavar="N", help=pictures)
     motifs = "Find the motifs of all sequences: motifs.meme, motifs.csv and a logo of each."

@@ -72,10 +72,10 @@ class Target(NamedTuple):
 
 
 def find_target(task: Task, name: str | None) -> Target:
-    """The output of a name; None: the positive class of two, or the only output.
+    """The output of a name, else of a number from 0; None: the positive class of two, or the only output.
 
     Raises:
-        UserError: where there is none of that name, or none is named of several.
+        UserError: where there is none of that name or number, or none is named of several.
     """
     names = list(task.output_names)
     known = f"name one of {', '.join(names[:20])}{', ..' if len(names) > 20 else ''}"
@@ -86,6 +86,8 @@ def find_target(task: Task, name: str | None) -> Target:
             return Target(task, 0)
         rule = f"is needed: the adapter has {task.outputs}"
         raise UserError(Mistake("--target", "nothing", rule, known), on_all=True)
+    if name not in names and name.isascii() and name.isdecimal() and int(name) < len(names):
+        return Target(task, int(name))
     if name not in names:
         raise UserError(
             Mistake("--target", name, f"is none of the adapter's {task.outputs}", known), on_all=True

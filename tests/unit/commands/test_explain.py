@@ -113,6 +113,36 @@ def test_a_stopped_job_goes_on_and_gives_the_same_table(text, fasta, tmp_path, m
     assert status == 2 and "of another adapter, input or options" in shown
 
 
+def test_both_alleles_of_a_variant_are_explained(text, tmp_path):
+    lines = ["chr1\t7\trs1\tA\tG,AC\n", "chr1\t3\t.\tT\t<DEL>\n", "chr1\t12\t.\tGC\tG\n"]
+    head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\n"
+    (tmp_path / "calls.vcf").write_text(head + "".join(lines))
+    (tmp_path / "genome.fa").write_text(">chr1\nGGTTGCATTACGCAATGC\n")
+    windows = {  # of 6 bases; the middle one of REF is the fourth
+        "chr1:7:A": "TGCATT",
+        "chr1:7:A>G": "TGCGTT",
+        "chr1:7:A>AC": "TGCACT",
+        "chr1:12:GC": "TACGCA",
+        "chr1:12:GC>G": "TACGAA",
+    }
+    (tmp_path / "windows.fa").write_text("".join(f">{name}\n{dna}\n" for name, dna in windows.items()))
+    options = ["--pictures", "0", "--target", "1", SMALL_CHUNKS]
+    genome = ["--genome", str(tmp_path / "genome.fa"), "--window", "6"]
+    status, shown = explain(text, tmp_path / "calls.vcf", tmp_path / "alleles", *genome, *options)
+    assert status == 0 and "skipped: 1 with a symbolic allele" in shown, shown
+    assert "log odds of class b" in shown, "the class of number 1"
+    assert explain(text, tmp_path / "windows.fa", tmp_path / "windows", *options)[0] == 0
+    tables = [pq.read_table(tmp_path / name / "effects.parquet") for name in ("alleles", "windows")]
+    assert tables[0].drop(["effect"]).equals(tables[1].drop(["effect"]))
+    effects = [table["effect"].to_numpy() for table in tables]
+    assert np.abs(effects[1]).max() > 0.01 and np.allclose(*effects, atol=1e-5)
+    limited = [*genome, *options, "--limit", "4"]
+    assert explain(text, tmp_path / "calls.vcf", tmp_path / "first", *limited)[0] == 0
+    first = pq.read_table(tmp_path / "first/effects.parquet")
+    assert set(first["id"].to_pylist()) == set(list(windows)[:4])
+    assert np.allclose(first["effect"], effects[0][: len(first)], atol=1e-5)
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_integrated_gradients_sum_to_the_difference(bases, fasta, tmp_path, both):
     options = ["--method", "integrated-gradients", "--pictures", "0", *(["--both-strands"] if both else [])]
@@ -141,10 +171,5 @@ def test_requests_that_cannot_be_met_are_refused(text, bases, fasta, tmp_path, m
     gradients = ["--method", "integrated-gradients", "--target", "a"]
     assert "no gradient of a base: use saturation mutagenesis (--method ism)" in refused(text, *gradients)
     assert "cannot be read as MEME" in refused(bases, "--database", str(tmp_path / "none.meme"))
-    vcf, genome = tmp_path / "calls.vcf", tmp_path / "genome.fa"
-    vcf.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nc\t2\t.\tC\tA\n")
-    genome.write_text(">c\nACGTACGT\n")
-    options = ["--genome", str(genome), "--window", "4"]
-    assert "is a VCF" in refused(bases, *options, source=vcf)
     monkeypatch.setitem(sys.modules, "logomaker", None)  # as where it is not installed
     assert "pip install 'lingo_ds[explain]'" in refused(bases)
