@@ -9,14 +9,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lingo_ds.commands import options
 from lingo_ds.utils.environment import set_library_defaults
 from lingo_ds.utils.errors import Mistake, UserError
 
 if TYPE_CHECKING:
-    from lingo_ds.config.run_config import RunConfig
+    from lingo_ds.config.run_config import PredictConfig, RunConfig
     from lingo_ds.config.suite_config import Suite
     from lingo_ds.distributed.process_group import DistEnv
 
@@ -107,41 +107,26 @@ def _baseline(args: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _predict(args: argparse.Namespace, settings: list[str]) -> int:
-    from lingo_ds.config.recipe import load_settings
-    from lingo_ds.config.run_config import PredictConfig
-
-    if args.backbone is not None:
-        settings = [f"backbone.path={args.backbone}", *settings]
-    config, env = load_settings(PredictConfig, settings), _set_up()
+    config, env = _predict_config(args, settings), _set_up()
     from lingo_ds.commands.predict import PredictRequest, predict
 
-    asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
+    asked = _asked(args, "backbone")
     return 0 if predict(PredictRequest(**asked), config, env) else 1
 
 
 def _explain(args: argparse.Namespace, settings: list[str]) -> int:
-    from lingo_ds.config.recipe import load_settings
-    from lingo_ds.config.run_config import PredictConfig
-
-    if args.backbone is not None:
-        settings = [f"backbone.path={args.backbone}", *settings]
-    config, env = load_settings(PredictConfig, settings), _set_up()
+    config, env = _predict_config(args, settings), _set_up()
     from lingo_ds.commands.explain import ExplainRequest, explain
 
-    asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
+    asked = _asked(args, "backbone")
     return 0 if explain(ExplainRequest(**asked), config, env) else 1
 
 
 def _scan(args: argparse.Namespace, settings: list[str]) -> int:
-    from lingo_ds.config.recipe import load_settings
-    from lingo_ds.config.run_config import PredictConfig
-
-    if args.backbone is not None:
-        settings = [f"backbone.path={args.backbone}", *settings]
-    config, env = load_settings(PredictConfig, settings), _set_up()
+    config, env = _predict_config(args, settings), _set_up()
     from lingo_ds.commands.scan import ScanRequest, scan
 
-    asked = {name: value for name, value in vars(args).items() if name not in ("verb", "backbone")}
+    asked = _asked(args, "backbone")
     asked["contigs"] = tuple(asked["contigs"])
     return 0 if scan(ScanRequest(**asked), config, env) else 1
 
@@ -151,7 +136,7 @@ def _export(args: argparse.Namespace, settings: list[str]) -> int:
     env = _set_up()
     from lingo_ds.commands.export import ExportRequest, export
 
-    asked = {name: value for name, value in vars(args).items() if name != "verb"}
+    asked = _asked(args)
     export(ExportRequest(**asked), env)
     return 0
 
@@ -185,6 +170,21 @@ def _load_recipe(args: argparse.Namespace, settings: list[str]) -> "RunConfig | 
     path = Path(os.path.expanduser(args.config))
     recipe = path if path.suffix else resource_path("recipes", args.config)
     return load_runs(recipe, [*args.grid, *settings])
+
+
+def _predict_config(args: argparse.Namespace, settings: list[str]) -> "PredictConfig":
+    """How an adapter is computed: the settings after the options, and `--backbone`."""
+    from lingo_ds.config.recipe import load_settings
+    from lingo_ds.config.run_config import PredictConfig
+
+    if args.backbone is not None:
+        settings = [f"backbone.path={args.backbone}", *settings]
+    return load_settings(PredictConfig, settings)
+
+
+def _asked(args: argparse.Namespace, *elsewhere: str) -> dict[str, Any]:
+    """The options of a verb by name, but for those that go `elsewhere`."""
+    return {name: value for name, value in vars(args).items() if name not in ("verb", *elsewhere)}
 
 
 def _set_up() -> "DistEnv":
