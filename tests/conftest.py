@@ -56,6 +56,16 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _consoles_anew() -> None:
+    """Gives each file consoles of its own: an error inside one, out of memory say, may leave it mute."""
+    from rich.console import Console
+
+    from lingo_ds.utils import logging as logs
+
+    logs.results, logs.console = Console(width=160), Console(stderr=True, width=160)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _environment_as_before() -> Iterator[None]:
     """Restores the environment after each file: a process group sets ranks that commands would inherit."""
     before = dict(os.environ)
