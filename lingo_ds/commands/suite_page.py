@@ -16,12 +16,12 @@ from lingo_ds.monitor.html_report import (
     Cell,
     Code,
     Column,
-    Facts,
-    Link,
+    KeyFacts,
+    LinkCell,
     Page,
+    PageSection,
+    PageTable,
     Ranged,
-    Section,
-    Table,
     Text,
     Warnings,
     write_page,
@@ -120,11 +120,11 @@ def suite_page(folder: Path, suite: SuiteResults) -> Page:
     seeds = len({run.seed for run in suite.runs})
     lead = f"{len(suite.tasks)} tasks with {seeds} seeds each; {counted} of {planned} runs are finished."
     sections = [
-        Section("result", "Result", _result(folder, suite, reports)),
-        Section("runs", "Every run", [_by_seed(folder, suite, reports)]),
-        Section("settings", "Settings tried", _settings(suite)),
-        Section("notes", "Where the numbers come from", [Text(note) for note in suite.notes]),
-        Section("repeat", "Repeat it", [Code("", f"# make these pages anew\nlingo-ds report {folder}")]),
+        PageSection("result", "Result", _result(folder, suite, reports)),
+        PageSection("runs", "Every run", [_by_seed(folder, suite, reports)]),
+        PageSection("settings", "Settings tried", _settings(suite)),
+        PageSection("notes", "Where the numbers come from", [Text(note) for note in suite.notes]),
+        PageSection("repeat", "Repeat it", [Code("", f"# make these pages anew\nlingo-ds report {folder}")]),
     ]
     return Page(suite.name, "lingo_ds, report of a suite", lead, sections, written_from(folder))
 
@@ -154,7 +154,7 @@ def _result(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]]
     return blocks
 
 
-def _facts(suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> Facts:
+def _facts(suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> KeyFacts:
     means = [statistics.mean(values) for task in suite.tasks if (values := _known(task.test))]
     metrics = {task.metric for task in suite.tasks}
     items = []
@@ -170,14 +170,14 @@ def _facts(suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> Facts:
     items.append(("runs that ended", f"{ended} of {len(reports)}", "all settings and seeds"))
     seconds = sum(value_at(report, "throughput.seconds") or 0 for report in reports)
     items.append(("time of training", duration(seconds), "sum over the runs"))
-    return Facts(items)
+    return KeyFacts(items)
 
 
 def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _table(folder: Path, suite: SuiteResults) -> Table:
+def _table(folder: Path, suite: SuiteResults) -> PageTable:
     shown = result_rows(suite.tasks)
     models = list(dict.fromkeys(model for task in suite.tasks for model in task.published))
     baselines = _baselines(folder, suite)
@@ -196,7 +196,7 @@ def _table(folder: Path, suite: SuiteResults) -> Table:
         "All numbers are 100 x the metric, published ones too. Behind the mean over seeds stands their "
         "standard deviation (n - 1). A click on a header sorts."
     )
-    return Table("Tasks", [*heads, *numbers], rows, sortable=True, note=note)
+    return PageTable("Tasks", [*heads, *numbers], rows, sortable=True, note=note)
 
 
 def _spread(deviation: str) -> str:
@@ -217,7 +217,7 @@ def _baselines(folder: Path, suite: SuiteResults) -> dict[str, dict[str, float]]
     }
 
 
-def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> Table:
+def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> PageTable:
     """One row per task and setting, one column per seed; each number leads to its run's page."""
     seeds = list(dict.fromkeys(run.seed for run in suite.runs))
     with_grid = any(run.setting for run in suite.runs)
@@ -225,7 +225,7 @@ def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]
     for run, report in zip(suite.runs, reports, strict=True):
         text = _score(run, report)
         there = (folder / run.folder / PAGE).is_file()
-        cell: Cell = Link(text, f"{quote(run.folder)}/{PAGE}") if there else text
+        cell: Cell = LinkCell(text, f"{quote(run.folder)}/{PAGE}") if there else text
         cells.setdefault((run.task, run.setting), {})[run.seed] = cell
     rows: list[list[Cell]] = [
         [task, *([setting] if with_grid else []), *(of_seed.get(seed, "") for seed in seeds)]
@@ -237,7 +237,7 @@ def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]
         "100 x the metric on test, or on dev where a run was not evaluated on test. A number leads to the "
         "report of its run."
     )
-    return Table("", columns, rows, sortable=True, note=note)
+    return PageTable("", columns, rows, sortable=True, note=note)
 
 
 def _score(run: SuiteRun, report: dict[str, Any]) -> str:
@@ -257,4 +257,4 @@ def _settings(suite: SuiteResults) -> list[Block]:
         return []
     columns = [Column(name, numeric=name.startswith("dev at")) for name in rows[0]]
     note = "100 x the mean over seeds of the metric on dev, when settings were compared."
-    return [Table("", columns, [list(row.values()) for row in rows], sortable=True, note=note)]
+    return [PageTable("", columns, [list(row.values()) for row in rows], sortable=True, note=note)]

@@ -37,7 +37,7 @@ SIGNIFICANCE = 0.01
 """The threshold of tangermeme's caller."""
 
 
-class Site(NamedTuple):
+class MotifSite(NamedTuple):
     """Where a motif lies.
 
     Attributes:
@@ -63,7 +63,7 @@ class Motif(NamedTuple):
     """
 
     matrix: np.ndarray
-    sites: list[Site]
+    sites: list[MotifSite]
 
     @property
     def effect(self) -> float:
@@ -237,6 +237,8 @@ def _motif(windows: _Windows, members: np.ndarray, pattern: np.ndarray) -> Motif
         inside = windows.attributions[member, max(first, 0) : max(last, 0)]
         start = int(windows.begins[member])
         sites.append(
-            Site(int(windows.sequences[member]), start + first, start + last, reverse, float(inside.sum()))
+            MotifSite(
+                int(windows.sequences[member]), start + first, start + last, reverse, float(inside.sum())
+            )
         )
     return Motif((counts + 0.25) / (counts + 0.25).sum(0), sites)

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("html_report.js")
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkCell:
     """A cell that leads to a file beside the page, or to a page of the web.
 
     Attributes:
@@ -73,7 +73,7 @@ class Ranged:
     kind: ClassVar[str] = "ranged"
 
 
-Cell = str | Link | Shaded | Bases | Ranged
+Cell = str | LinkCell | Shaded | Bases | Ranged
 
 
 class Column(NamedTuple):
@@ -106,7 +106,7 @@ class Warnings:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyFacts:
     """Short answers in large letters: what is asked, the answer, and a remark."""
 
     items: Sequence[tuple[str, str, str]]
@@ -114,7 +114,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table whose first column names its rows; a click on a header sorts it where it is `sortable`."""
 
     title: str
@@ -174,11 +174,11 @@ class Definitions:
     kind: ClassVar[str] = "definitions"
 
 
-Block = Text | Warnings | Facts | Table | Pictures | Code | Definitions
+Block = Text | Warnings | KeyFacts | PageTable | Pictures | Code | Definitions
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page under a heading.
 
     Attributes:
@@ -207,7 +207,7 @@ class Page:
     title: str
     kicker: str
     lead: str
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     foot: str
 
 

@@ -3,7 +3,17 @@
 import shlex
 from typing import Any
 
-from lingo_ds.monitor.html_report import Block, Cell, Code, Column, Link, Picture, Pictures, Table, Text
+from lingo_ds.monitor.html_report import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    LinkCell,
+    PageTable,
+    Picture,
+    Pictures,
+    Text,
+)
 from lingo_ds.monitor.metrics_log import Curve
 from lingo_ds.training.page.record import PAGE, RunRecord, value_at
 from lingo_ds.training.page.words import duration, joined, metric_name
@@ -145,7 +155,7 @@ def speed_blocks(record: RunRecord) -> list[Block]:
         rows.append([words, "not known here" if value is None else format(value, form)])
     seconds = value_at(report, "throughput.seconds") or 0
     rows.insert(0, ["time of the training steps", duration(seconds)])
-    speed = Table("Speed", [Column("what"), Column("value", numeric=True)], rows)
+    speed = PageTable("Speed", [Column("what"), Column("value", numeric=True)], rows)
     return [speed, *_memory(record)]
 
 
@@ -168,7 +178,7 @@ def _memory(record: RunRecord) -> list[Block]:
     if not rows:
         return []
     columns = [Column("memory"), Column("planned", numeric=True), Column("measured peak", numeric=True)]
-    return [Table("Memory against the plan", columns, rows, note=note)]
+    return [PageTable("Memory against the plan", columns, rows, note=note)]
 
 
 # -- how to repeat it
@@ -196,9 +206,9 @@ def repeat_blocks(record: RunRecord) -> list[Block]:
         facts: list[list[Cell]] = [["seed", str(value_at(record.config, "seed"))]]
         facts.append(["fingerprint of the data", value_at(record.report, "data.fingerprint") or ""])
         facts += [[name, version] for name, version in versions.items()]
-        blocks.append(Table("Made with", [Column("what"), Column("version")], facts))
+        blocks.append(PageTable("Made with", [Column("what"), Column("version")], facts))
     there = [(name, what) for name, what in FILES.items() if (record.folder / name).exists()]
-    rows: list[list[Cell]] = [[Link(name, name), what] for name, what in there]
+    rows: list[list[Cell]] = [[LinkCell(name, name), what] for name, what in there]
     if rows:
-        blocks.append(Table(f"Beside {PAGE}", [Column("file"), Column("what is in it")], rows))
+        blocks.append(PageTable(f"Beside {PAGE}", [Column("file"), Column("what is in it")], rows))
     return blocks

@@ -13,8 +13,8 @@ from lingo_ds.monitor.html_report import (
     Code,
     Column,
     Page,
-    Section,
-    Table,
+    PageSection,
+    PageTable,
     Text,
     Warnings,
     write_page,
@@ -62,15 +62,17 @@ def run_page(record: RunRecord) -> Page:
     ended = OUTCOMES.get(record.report.get("outcome", ""), "The run has not ended.")
     name = record.task.name if record.task else str(record.config.get("name", record.folder.name))
     sections = [
-        Section("result", "Result", [*_warnings(record), *result_blocks(record), *_log(record)]),
-        Section("task", "Task", _task(record)),
-        Section("data", "Data", _data(record)),
-        Section("answers", f"Answers on {record.shown}", [*picture_blocks(record), *by_output_table(record)]),
-        Section("wrong", "Most wrong", wrong_blocks(record)),
-        Section("training", "Training", curve_blocks(record)),
-        Section("ranks", "Ranks", rank_blocks(record)),
-        Section("speed", "Speed and memory", speed_blocks(record)),
-        Section("repeat", "Repeat it", repeat_blocks(record)),
+        PageSection("result", "Result", [*_warnings(record), *result_blocks(record), *_log(record)]),
+        PageSection("task", "Task", _task(record)),
+        PageSection("data", "Data", _data(record)),
+        PageSection(
+            "answers", f"Answers on {record.shown}", [*picture_blocks(record), *by_output_table(record)]
+        ),
+        PageSection("wrong", "Most wrong", wrong_blocks(record)),
+        PageSection("training", "Training", curve_blocks(record)),
+        PageSection("ranks", "Ranks", rank_blocks(record)),
+        PageSection("speed", "Speed and memory", speed_blocks(record)),
+        PageSection("repeat", "Repeat it", repeat_blocks(record)),
     ]
     return Page(
         name,
@@ -175,7 +177,7 @@ def _data(record: RunRecord) -> list[Block]:
     columns = [Column(word or "rows"), *(Column(split, numeric=True) for split in rows)]
     more = f"Shown are {MAX_OUTPUTS} of {len(names)}. " if counts and len(names) > MAX_OUTPUTS else ""
     note = f"{more}Read from {value_at(record.config, 'data.path')}."
-    return [Table("Sequences", columns, cells, note=note), *_lost(record)]
+    return [PageTable("Sequences", columns, cells, note=note), *_lost(record)]
 
 
 def _count(count: int, rows: int) -> str:

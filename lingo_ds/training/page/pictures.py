@@ -15,7 +15,7 @@ from lingo_ds.evaluation.curves import (
     roc_and_precision_recall,
 )
 from lingo_ds.evaluation.kept_answers import KeptAnswers
-from lingo_ds.monitor.html_report import Block, Cell, Column, Picture, Pictures, Shaded, Table
+from lingo_ds.monitor.html_report import Block, Cell, Column, PageTable, Picture, Pictures, Shaded
 from lingo_ds.training.page.record import RunRecord
 
 MAX_LINES = 8
@@ -143,7 +143,7 @@ def _overconfident(bins: list[CalibrationBin], task: Task) -> bool:
     return excess > 0
 
 
-def _confusion_table(counts: np.ndarray, task: Task) -> Table:
+def _confusion_table(counts: np.ndarray, task: Task) -> PageTable:
     names = task.output_names
     rows: list[list[Cell]] = []
     for name, row in zip(names, counts, strict=True):
@@ -155,7 +155,7 @@ def _confusion_table(counts: np.ndarray, task: Task) -> Table:
         *(Column(f"decided {name}", numeric=True) for name in names),
         Column("all", numeric=True),
     ]
-    return Table("Confusion matrix", columns, rows, note="Shares are those of the true class, the row.")
+    return PageTable("Confusion matrix", columns, rows, note="Shares are those of the true class, the row.")
 
 
 def _confusion_picture(counts: np.ndarray, task: Task) -> Picture:

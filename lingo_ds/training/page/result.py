@@ -15,9 +15,9 @@ from lingo_ds.monitor.html_report import (
     Cell,
     Column,
     Definitions,
-    Facts,
+    KeyFacts,
+    PageTable,
     Ranged,
-    Table,
     Text,
 )
 from lingo_ds.training.page.record import RunRecord, value_at
@@ -119,7 +119,7 @@ def _majority(record: RunRecord) -> float | None:
     return max(counts) / sum(counts) if counts and sum(counts) else None
 
 
-def _facts(record: RunRecord, intervals: dict[str, Intervals]) -> Facts:
+def _facts(record: RunRecord, intervals: dict[str, Intervals]) -> KeyFacts:
     report, split, metric = record.report, record.shown, record.metric
     value, rows = record.metrics(split).get(metric), value_at(report, "data.rows") or {}
     interval = interval_text(_interval(intervals, split, metric), metric)
@@ -139,10 +139,10 @@ def _facts(record: RunRecord, intervals: dict[str, Intervals]) -> Facts:
     if seconds:
         speed = value_at(report, "throughput.tokens_per_second") or 0
         items.append(("time of training", duration(seconds), f"{speed:,.0f} tokens/s"))
-    return Facts(items)
+    return KeyFacts(items)
 
 
-def _metrics_table(record: RunRecord, intervals: dict[str, Intervals]) -> Table:
+def _metrics_table(record: RunRecord, intervals: dict[str, Intervals]) -> PageTable:
     splits = [split for split in ("test", "dev") if record.metrics(split)]
     names = in_order({name: None for split in splits for name in record.metrics(split)})
     baselines = {
@@ -164,7 +164,7 @@ def _metrics_table(record: RunRecord, intervals: dict[str, Intervals]) -> Table:
         *(Column(split, numeric=True) for split in splits),
         *(Column(f"{name} ({record.shown})", numeric=True) for name in baselines),
     ]
-    return Table("All metrics", columns, rows, note=_about_intervals(intervals, splits))
+    return PageTable("All metrics", columns, rows, note=_about_intervals(intervals, splits))
 
 
 def _about_intervals(intervals: dict[str, Intervals], splits: list[str]) -> str:
@@ -185,7 +185,7 @@ def _about_intervals(intervals: dict[str, Intervals], splits: list[str]) -> str:
     )
 
 
-def _published_table(record: RunRecord) -> Table | None:
+def _published_table(record: RunRecord) -> PageTable | None:
     """What others reached on the same test set, where the task is a known one."""
     name = value_at(record.config, "data.task")
     known = registry().tasks.get(name) if name else None
@@ -201,7 +201,7 @@ def _published_table(record: RunRecord) -> Table | None:
         Column(f"{metric_name(known.metric)} on test", numeric=True),
         Column("source"),
     ]
-    return Table(f"Published for {name}", columns, rows, sortable=True)
+    return PageTable(f"Published for {name}", columns, rows, sortable=True)
 
 
 # -- tables of single labels and of single answers
@@ -220,7 +220,9 @@ def by_output_table(record: RunRecord) -> list[Block]:
     ]
     columns = [Column(what), *(Column(metric_name(name), numeric=True) for name in names)]
     note = "A cell is empty where the number is not defined: all or no sequences of test have the label."
-    return [Table(f"Each {what} on test", columns, rows, sortable=True, note=note if what == "label" else "")]
+    return [
+        PageTable(f"Each {what} on test", columns, rows, sortable=True, note=note if what == "label" else "")
+    ]
 
 
 def wrong_blocks(record: RunRecord) -> list[Block]:
@@ -257,7 +259,7 @@ def wrong_blocks(record: RunRecord) -> list[Block]:
         f"Rows are numbered from 0 in the order of the file; of long sequences the first {MAX_BASES} bases "
         "are shown."
     )
-    return [Text(text), Table("", columns, rows, sortable=True, note=note)]
+    return [Text(text), PageTable("", columns, rows, sortable=True, note=note)]
 
 
 def _of_all(kept: KeptAnswers | None, task: Task) -> str:

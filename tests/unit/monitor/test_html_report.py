@@ -10,15 +10,15 @@ from lingo_ds.monitor.html_report import (
     Code,
     Column,
     Definitions,
-    Facts,
-    Link,
+    KeyFacts,
+    LinkCell,
     Page,
+    PageSection,
+    PageTable,
     Picture,
     Pictures,
     Ranged,
-    Section,
     Shaded,
-    Table,
     Text,
     Warnings,
     render,
@@ -57,20 +57,20 @@ def page_with(text: str) -> Page:
         png(np.zeros((4, 4, 3), np.uint8)),
     ]
     rows = [
-        [text, Ranged("2.5", text), Link(text, "seed%200/report.html")],
+        [text, Ranged("2.5", text), LinkCell(text, "seed%200/report.html")],
         [Bases(text), "10", Shaded(text, 0.5, text)],
     ]
     columns = [Column(text), Column("number", numeric=True), Column("c")]
     blocks = [
         Text(text, strong=True),
         Warnings([text]),
-        Facts([(text, text, text)]),
-        Table(text, columns, rows, sortable=True, note=text),
+        KeyFacts([(text, text, text)]),
+        PageTable(text, columns, rows, sortable=True, note=text),
         Pictures([Picture(text, data, text, text) for data in pictures]),
         Code(text, text),
         Definitions(text, [(text, text)]),
     ]
-    sections = [Section("all", text, blocks), Section("empty", "is left out", [])]
+    sections = [PageSection("all", text, blocks), PageSection("empty", "is left out", [])]
     return Page(text, text, text, sections, text)
 
 
@@ -138,8 +138,8 @@ def test_a_browser_opens_it_without_complaint_and_alone(tmp_path):
 @needs_browser
 def test_a_click_sorts_by_numbers_and_another_one_the_other_way(tmp_path):
     rows = [["b", "9"], ["c", ""], ["a", "1,000"], ["d", Ranged("-0.5", "-1 to 0")]]
-    table = Table("t", [Column("name"), Column("n", numeric=True)], rows, sortable=True)
-    text = render(Page("p", "", "", [Section("s", "s", [table])], ""))
+    table = PageTable("t", [Column("name"), Column("n", numeric=True)], rows, sortable=True)
+    text = render(Page("p", "", "", [PageSection("s", "s", [table])], ""))
     unlocked = re.sub("<meta http-equiv=[^>]*>", "", text)  # or its policy would stop the clicks below
     orders = []
     for clicks in (1, 2):
