@@ -27,11 +27,11 @@ from lingo_ds.distributed import agreement, process_group
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.distributed.stop_signals import StopSignals
-from lingo_ds.evaluation.load_predictor import build_predictor, read_source
+from lingo_ds.evaluation.load_predictor import build_predictor, locate_adapter, read_source
 from lingo_ds.evaluation.one_hot import no_gradient
 from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, table_format
 from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
-from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter
+from lingo_ds.export.adapter_folder import adapter_fingerprint
 from lingo_ds.interpret.explained import ExplainedBatch, is_of_job, table_schema, to_table
 from lingo_ds.interpret.extras import import_extra
 from lingo_ds.interpret.gradients import integrate
@@ -120,9 +120,7 @@ def explain(request: ExplainRequest, config: PredictConfig, env: DistEnv) -> boo
     """
     with job(config.to_yaml(), env, output=request.output):
         _require_extras(request)
-        agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
-        with agreement.errors_raised_on_all(env):
-            request = replace(request, adapter=find_adapter(request.adapter))
+        request = replace(request, adapter=locate_adapter(request.adapter, env))
         source = read_source(request.adapter, config, env)
         task = source.adapter.card.task
         target = find_target(task, request.target)

@@ -16,12 +16,12 @@ from lingo_ds.data.streams.variants import Variants
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.load_predictor import build_predictor, read_source
+from lingo_ds.evaluation.load_predictor import build_predictor, locate_adapter, read_source
 from lingo_ds.evaluation.prediction_file import PredictionFile, check_output, table_format
 from lingo_ds.evaluation.prediction_job import PredictionJob, run_job, warn_of_truncated
 from lingo_ds.evaluation.prediction_tables import PredictionTable, SequenceTable, VariantTable
 from lingo_ds.evaluation.predictor import Predictor
-from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter, read_card
+from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
 from lingo_ds.models.embedding_model import find_layer
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import default_cache
@@ -83,9 +83,7 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         UserError: for mistakes in the request, the adapter or the file.
     """
     with job(config.to_yaml(), env, output=request.target):
-        agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
-        with agreement.errors_raised_on_all(env):
-            request = replace(request, adapter=find_adapter(request.adapter))
+        request = replace(request, adapter=locate_adapter(request.adapter, env))
         source = read_source(request.adapter, config, env)
         agreement.run_once_per_host(lambda: open_input(request), env)  # makes an index of the genome
         with agreement.errors_raised_on_all(env):

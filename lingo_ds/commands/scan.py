@@ -15,12 +15,12 @@ from lingo_ds.data.streams.tiles import Strand, Tiles, spans_of_contigs, spans_o
 from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.evaluation.load_predictor import build_predictor, read_source
+from lingo_ds.evaluation.load_predictor import build_predictor, locate_adapter, read_source
 from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, check_output
 from lingo_ds.evaluation.prediction_job import PredictionJob, run_job, warn_of_truncated
 from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_card import Card
-from lingo_ds.export.adapter_folder import adapter_fingerprint, find_adapter
+from lingo_ds.export.adapter_folder import adapter_fingerprint
 from lingo_ds.interpret.peaks import PEAK_SUFFIXES, find_peaks, write_peaks
 from lingo_ds.interpret.target import Target, find_target
 from lingo_ds.interpret.tracks import TRACK_SUFFIXES, TrackFormat, TrackTable, read_parts
@@ -82,9 +82,7 @@ def scan(request: ScanRequest, config: PredictConfig, env: DistEnv) -> bool:
         UserError: for mistakes in the request, the adapter or the genome.
     """
     with job(config.to_yaml(), env, output=request.output):
-        agreement.run_once_per_host(lambda: find_adapter(request.adapter), env)  # maybe a download
-        with agreement.errors_raised_on_all(env):
-            request = replace(request, adapter=find_adapter(request.adapter))
+        request = replace(request, adapter=locate_adapter(request.adapter, env))
         source = read_source(request.adapter, config, env)
         card = source.adapter.card
         target = find_target(card.task, request.target)

@@ -49,13 +49,24 @@ class PredictorSource(NamedTuple):
     profile: dict[str, Any]
 
 
+def locate_adapter(adapter: Path, env: DistEnv) -> Path:
+    """The folder of an adapter, see `find_adapter`, on all processes; one of each host downloads it.
+
+    Raises:
+        UserError: on every process, where there is none.
+    """
+    agreement.run_once_per_host(lambda: find_adapter(adapter), env)
+    with agreement.errors_raised_on_all(env):
+        return find_adapter(adapter)
+
+
 def make_predictor(folder: Path, config: PredictConfig, env: DistEnv) -> Predictor:
     """Loads an adapter, or that of a run's folder, and its backbone on all processes.
 
     Raises:
         UserError: where the adapter is damaged, its backbone is missing or another one, or does not fit.
     """
-    return build_predictor(read_source(find_adapter(folder), config, env), config, env)
+    return build_predictor(read_source(locate_adapter(folder, env), config, env), config, env)
 
 
 def build_predictor(source: PredictorSource, config: PredictConfig, env: DistEnv) -> Predictor:
