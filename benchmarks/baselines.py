@@ -26,14 +26,14 @@ from benchmarks._common import circumstances, parser, show
 from benchmarks._paired_runs import be_a_worker, subset
 from benchmarks._results import Run, complete
 from lingo_ds.data.builtin import BUILTIN_DATA
+from lingo_ds.data.one_hot import one_hot
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.data.task import make_task
 from lingo_ds.evaluation.metrics import Metrics, classification_metrics
 from lingo_ds.monitor.throughput import peak_host_bytes
 from lingo_ds.training.baselines.cnn import BATCH, fit_cnn
-from lingo_ds.training.baselines.fitting import Fitted, Point, Problem
+from lingo_ds.training.baselines.fitting import Fitted, OneHotSplit, Point, Problem
 from lingo_ds.training.baselines.linear import fit_linear
-from lingo_ds.training.baselines.one_hot import OneHotSplit, one_hot
 
 ONE_HOT = "one-hot"
 """Takes the place of a backbone's name."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lingo_ds.data.streams.mutants import BASES
+from lingo_ds.data.one_hot import BASES
 from lingo_ds.distributed import watchdog
 from lingo_ds.interpret.explained import Explained, is_of_job, read_explained
 from lingo_ds.interpret.pictures import draw_explained, picture_name

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingo_ds.data.streams.mutants import BASES
+from lingo_ds.data.one_hot import BASES
 
 
 class Explained(NamedTuple):

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lingo_ds.data.dna import reverse_complement
-from lingo_ds.data.streams.mutants import BASES
+from lingo_ds.data.one_hot import one_hot
 from lingo_ds.data.streams.sequences import Chunk
 from lingo_ds.distributed import process_group, watchdog
 from lingo_ds.distributed.process_group import DistEnv
@@ -90,7 +89,7 @@ def attribute(model: OneHotModel, sequence: str, target: Target, *, steps: int, 
     """
     if not model.differentiable:
         raise no_gradient()
-    x = one_hot(sequence).to(model.device)
+    x = one_hot([sequence], width=len(sequence))[0].to(model.device)
     nodes, weights = np.polynomial.legendre.leggauss(-(-steps // env.world_size) * env.world_size)
     mine = slice(env.global_rank, None, env.world_size)
     alphas = x.new_tensor((nodes[mine] + 1) / 2)
@@ -105,9 +104,3 @@ def attribute(model: OneHotModel, sequence: str, target: Target, *, steps: int, 
     with torch.no_grad():
         baseline, own = target.score(model.logits(torch.stack([torch.zeros_like(x), x]))).tolist()
     return Attributions(values.double().cpu().numpy(), own - baseline)
-
-
-def one_hot(sequence: str) -> Tensor:
-    """(4, length) fp32 of upper-case DNA; U is T, and every other letter a column of zeros."""
-    letters = np.frombuffer(sequence.replace("U", "T").encode("ascii"), np.uint8)
-    return torch.from_numpy((letters == np.frombuffer(BASES.encode(), np.uint8)[:, None]).astype(np.float32))

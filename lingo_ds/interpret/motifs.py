@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lingo_ds.data.streams.mutants import BASES
+from lingo_ds.data.one_hot import BASES, one_hot
 from lingo_ds.distributed import watchdog
 from lingo_ds.interpret.explained import Explained
 from lingo_ds.interpret.extras import import_extra
@@ -120,11 +120,10 @@ def find_motifs(explained: Sequence[Explained]) -> list[Motif]:
 
 def _of_sign(explained: Sequence[Explained], sign: int) -> Iterator[Motif]:
     length = max(len(one.sequence) for one in explained)
-    attributions, bases = np.zeros((len(explained), length)), np.zeros((len(explained), 4, length))
+    attributions = np.zeros((len(explained), length))
+    bases = one_hot([one.sequence for one in explained], width=length).numpy().astype(np.float64)
     for row, one in enumerate(explained):
         attributions[row, : len(one.sequence)] = one.attributions
-        letters = np.array(list(one.sequence.replace("U", "T")))
-        bases[row, :, : len(letters)] = letters == np.array(list(BASES))[:, None]
     if length < LEAST_SEQLET or not (sign * attributions > 0).any():
         return
     caller = import_extra("tangermeme.seqlet", option="--motifs")

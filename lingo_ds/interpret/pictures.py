@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lingo_ds.data.streams.mutants import BASES
+from lingo_ds.data.one_hot import BASES, one_hot
 from lingo_ds.interpret.explained import Explained
 from lingo_ds.interpret.extras import import_extra
 from lingo_ds.utils.files import atomic_write
@@ -77,9 +77,8 @@ def draw_logo(heights: np.ndarray, axes: Any) -> None:
 
 def _heights(sequence: str, attributions: np.ndarray) -> np.ndarray:
     """(length, 5) with each attribution at its base."""
-    letters = np.array(list(sequence.replace("U", "T")))
-    is_base = letters[:, None] == np.array(list(BASES))
-    return np.column_stack([is_base, ~is_base.any(1)]) * attributions[:, None]
+    is_base = one_hot([sequence], width=len(sequence))[0].numpy().T
+    return np.column_stack([is_base, 1 - is_base.sum(1)]) * attributions[:, None]
 
 
 def _draw_heat_map(effects: np.ndarray, sequence: str, axes: Any, figure: Any) -> None:

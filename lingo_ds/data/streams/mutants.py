@@ -4,10 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from lingo_ds.data.dna import reverse_complement
+from lingo_ds.data.one_hot import BASES
 from lingo_ds.data.streams.sequences import Chunk
-
-BASES = "ACGT"
-"""The bases, in the order of every table and array of effects."""
 
 
 class Original(NamedTuple):

@@ -16,9 +16,8 @@ from lingo_ds.evaluation.evaluate import score
 from lingo_ds.monitor.baselines import ModelResult
 from lingo_ds.monitor.progress import ProgressBar
 from lingo_ds.training.baselines.cnn import fit_cnn
-from lingo_ds.training.baselines.fitting import Fitted, Point, Problem
+from lingo_ds.training.baselines.fitting import Fitted, OneHotSplit, Point, Problem
 from lingo_ds.training.baselines.linear import fit_linear
-from lingo_ds.training.baselines.one_hot import OneHotSplit
 from lingo_ds.training.baselines.rows import MOST_POSITIONS, BaselineData
 from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import Mistake, UserError

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from lingo_ds.data.one_hot import BASES
 from lingo_ds.training.baselines.fitting import Fitted, Point, Problem, no_progress
-from lingo_ds.training.baselines.one_hot import CHANNELS
 
 BATCH = 64
 FILTERS, POOL = 64, 3
@@ -68,7 +68,7 @@ def make_cnn(positions: int, *, outputs: int) -> nn.Module:
     size = FILTERS * max(positions // POOL // POOL, 1)
     pool = partial(nn.MaxPool1d, POOL, ceil_mode=positions < POOL * POOL)  # a short sequence is kept whole
     return nn.Sequential(
-        *(nn.Conv1d(len(CHANNELS), FILTERS, 11, padding=5), nn.ReLU(), pool(), nn.Dropout(0.2)),
+        *(nn.Conv1d(len(BASES), FILTERS, 11, padding=5), nn.ReLU(), pool(), nn.Dropout(0.2)),
         *(nn.Conv1d(FILTERS, FILTERS, 5, padding=2), nn.ReLU(), pool(), nn.Dropout(0.2)),
         *(nn.Flatten(), nn.Linear(size, 64), nn.ReLU(), nn.Dropout(0.5)),
         nn.Linear(64, outputs),

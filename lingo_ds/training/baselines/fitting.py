@@ -8,7 +8,20 @@ from torch import Tensor
 
 from lingo_ds.data.task import Task
 from lingo_ds.evaluation.evaluate import score
-from lingo_ds.training.baselines.one_hot import OneHotSplit
+
+
+class OneHotSplit(NamedTuple):
+    """Rows of a split.
+
+    Attributes:
+        bases: (rows, 4, positions) float32.
+        labels: (rows,) int64 classes, or (rows, outputs) float32 with NaN where unknown.
+        reverse: the bases of the other strand, same shape; None where it is not read.
+    """
+
+    bases: Tensor
+    labels: np.ndarray
+    reverse: Tensor | None = None
 
 
 class Problem(NamedTuple):

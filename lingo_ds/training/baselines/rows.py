@@ -12,10 +12,12 @@ import torch
 from lingo_ds.config.known_tasks import require_folder
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.data.builtin import make_builtin_data
+from lingo_ds.data.dna import reverse_complement
 from lingo_ds.data.examples import SPLITS, Examples
+from lingo_ds.data.one_hot import one_hot
 from lingo_ds.data.pipeline import labelled_examples
 from lingo_ds.data.task import Task, task_of
-from lingo_ds.training.baselines.one_hot import OneHotSplit, one_hot, other_strand
+from lingo_ds.training.baselines.fitting import OneHotSplit
 
 MOST_ROWS = 10_000
 """Rows of a split that are read; of more, so many are drawn."""
@@ -132,3 +134,8 @@ def _widths(examples: Examples, rows: dict[str, np.ndarray]) -> tuple[int, ...]:
             for name in columns:
                 longest[name] = max(longest[name], pc.max(pc.binary_length(batch.column(name))).as_py() or 1)
     return tuple(longest.values())
+
+
+def other_strand(sequence: str) -> str:
+    """The reverse complement of a sequence in any case."""
+    return reverse_complement(sequence.upper())

@@ -8,14 +8,14 @@ import torch
 
 from lingo_ds.config.run_config import RunConfig
 from lingo_ds.config.task_config import METRICS
+from lingo_ds.data.one_hot import one_hot
 from lingo_ds.data.synthetic_promoters import write_promoters
 from lingo_ds.data.task import make_task
 from lingo_ds.training.baselines import choose, rows
 from lingo_ds.training.baselines.choose import compute_baseline
-from lingo_ds.training.baselines.fitting import Point, Problem
+from lingo_ds.training.baselines.fitting import OneHotSplit, Point, Problem
 from lingo_ds.training.baselines.linear import fit_linear
-from lingo_ds.training.baselines.one_hot import OneHotSplit, one_hot, other_strand
-from lingo_ds.training.baselines.rows import find_rows
+from lingo_ds.training.baselines.rows import find_rows, other_strand
 from tests.unit.kinds_of_task import TASKS, config_of, write_data
 
 
