@@ -17,7 +17,7 @@ from lingo_ds.utils.files import default_cache, make_folder, report_disk_full
 logger = logging.getLogger(__name__)
 
 
-def baseline(config: RunConfig, names: Sequence[BaselineName], env: DistEnv) -> None:
+def baseline(config: RunConfig, env: DistEnv, *, names: Sequence[BaselineName]) -> None:
     """Computes baselines of a run into its `baselines.json` and prints them beside it; global rank 0 does it.
 
     The run itself need not have been trained, and its backbone is not read.
@@ -29,7 +29,7 @@ def baseline(config: RunConfig, names: Sequence[BaselineName], env: DistEnv) -> 
         _compute_and_show(config, names, config.name)
 
 
-def baseline_suite(suite: Suite, names: Sequence[BaselineName], env: DistEnv) -> None:
+def baseline_suite(suite: Suite, env: DistEnv, *, names: Sequence[BaselineName]) -> None:
     """Computes baselines of every task of a suite, into the folder of each of its runs.
 
     Raises:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -31,8 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     from lingo_ds.distributed.launchers import may_be_rank_zero, reports_first
 
     try:
-        start = VERBS[args.verb].start
-        return start(args, [word for word in settings if not word.startswith("--local_rank")])
+        settings = [word for word in settings if not word.startswith("--local_rank")]
+        if not VERBS[args.verb].settings:
+            _refuse_settings(args.verb, settings)
+        return VERBS[args.verb].start(args, settings)
     except UserError as error:
         reports = may_be_rank_zero(os.environ) if error.on_all else reports_first(str(error), os.environ)
         if reports:
@@ -97,52 +100,40 @@ def _baseline(args: argparse.Namespace, settings: list[str]) -> int:
     runs, env = _load_recipe(args, [*settings, *after_models]), _set_up()
     from lingo_ds.commands import baseline
 
-    def of_run(config: "RunConfig", env: "DistEnv") -> None:
-        baseline.baseline(config, names, env)
-
-    def of_suite(suite: "Suite", env: "DistEnv") -> None:
-        baseline.baseline_suite(suite, names, env)
-
-    return _start(runs, env, of_run=of_run, of_suite=of_suite)
+    of_run = partial(baseline.baseline, names=names)
+    return _start(runs, env, of_run=of_run, of_suite=partial(baseline.baseline_suite, names=names))
 
 
 def _predict(args: argparse.Namespace, settings: list[str]) -> int:
     config, env = _predict_config(args, settings), _set_up()
     from lingo_ds.commands.predict import PredictRequest, predict
 
-    asked = _asked(args, "backbone")
-    return 0 if predict(PredictRequest(**asked), config, env) else 1
+    return 0 if predict(PredictRequest(**_asked(args, "backbone")), config, env) else 1
 
 
 def _explain(args: argparse.Namespace, settings: list[str]) -> int:
     config, env = _predict_config(args, settings), _set_up()
     from lingo_ds.commands.explain import ExplainRequest, explain
 
-    asked = _asked(args, "backbone")
-    return 0 if explain(ExplainRequest(**asked), config, env) else 1
+    return 0 if explain(ExplainRequest(**_asked(args, "backbone")), config, env) else 1
 
 
 def _scan(args: argparse.Namespace, settings: list[str]) -> int:
     config, env = _predict_config(args, settings), _set_up()
     from lingo_ds.commands.scan import ScanRequest, scan
 
-    asked = _asked(args, "backbone")
-    asked["contigs"] = tuple(asked["contigs"])
-    return 0 if scan(ScanRequest(**asked), config, env) else 1
+    return 0 if scan(ScanRequest(**_asked(args, "backbone")), config, env) else 1
 
 
 def _export(args: argparse.Namespace, settings: list[str]) -> int:
-    _refuse_settings("export", settings)
     env = _set_up()
     from lingo_ds.commands.export import ExportRequest, export
 
-    asked = _asked(args)
-    export(ExportRequest(**asked), env)
+    export(ExportRequest(**_asked(args)), env)
     return 0
 
 
 def _report(args: argparse.Namespace, settings: list[str]) -> int:
-    _refuse_settings("report", settings)
     _set_up()
     from lingo_ds.commands.report import report
     from lingo_ds.utils import logging as logs
@@ -155,7 +146,7 @@ def _report(args: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _refuse_settings(verb: str, settings: list[str]) -> None:
-    """Refuses words that are no options, where no settings may follow them."""
+    """Refuses words that are no options of a verb, which no settings may follow."""
     if settings:
         fix = f"see lingo-ds {verb} --help"
         mistakes = [Mistake("command line", word, f"is no option of {verb}", fix) for word in settings]

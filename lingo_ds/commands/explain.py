@@ -1,13 +1,11 @@
 """`lingo-ds explain`: which bases of each sequence decide, and the motifs that they make."""
 
-import logging
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from lingo_ds.commands.explained_folder import (
     TABLES,
@@ -23,13 +21,13 @@ from lingo_ds.data.streams.alleles import Alleles
 from lingo_ds.data.streams.intervals import Regions
 from lingo_ds.data.streams.sequences import Chunk, Records
 from lingo_ds.data.streams.variants import Variants
-from lingo_ds.distributed import agreement, process_group
+from lingo_ds.distributed import agreement
 from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
-from lingo_ds.distributed.stop_signals import StopSignals
 from lingo_ds.evaluation.load_predictor import build_predictor, locate_adapter, read_source
 from lingo_ds.evaluation.one_hot import no_gradient
-from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, table_format
+from lingo_ds.evaluation.prediction_file import PredictionFile, table_format
+from lingo_ds.evaluation.prediction_job import Part, PartJob, run_job
 from lingo_ds.evaluation.predictor import SEQUENCES_PER_CHUNK, Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint
 from lingo_ds.interpret.explained import ExplainedBatch, is_of_job, table_schema, to_table
@@ -37,11 +35,7 @@ from lingo_ds.interpret.extras import import_extra
 from lingo_ds.interpret.gradients import integrate
 from lingo_ds.interpret.saturation import saturate
 from lingo_ds.interpret.target import Target, find_target
-from lingo_ds.monitor.progress import ProgressBar
-from lingo_ds.utils import logging as logs
 from lingo_ds.utils.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 GRADIENT_CHUNK = 64
 """Sequences after which integrated gradients are written."""
@@ -137,7 +131,11 @@ def explain(request: ExplainRequest, config: PredictConfig, env: DistEnv) -> boo
         if not agreement.broadcast_json(finished, env):
             log_windows(_file(rows), request.adapter)
             predictor = build_predictor(source, config, env)
-            if not _explain_rows(predictor, rows, target, request, facts):
+            complete = run_job(
+                _job(predictor, rows, target, request, facts),
+                before_joining=lambda done: warn_of_losses(_file(rows), done.truncated, predictor),
+            )
+            if not complete:
                 return False
         if env.is_main:
             _finish(request, target)
@@ -177,42 +175,35 @@ def _facts(request: ExplainRequest, config: PredictConfig, rows: Rows, target: T
     return facts if request.method == "ism" else facts | {"steps": request.steps}
 
 
-def _explain_rows(
+def _job(
     predictor: Predictor,
     rows: Rows,
     target: Target,
     request: ExplainRequest,
     facts: dict[str, Any],
-) -> bool:
-    """Writes the table, from where an earlier job was stopped; False where a signal ended it."""
-    env = predictor.env
+) -> PartJob:
+    """What is computed and written for the sequences."""
     schema = table_schema(request.method, numbered=rows.numbered, facts=facts)
-    output = PredictionFile(request.table, format=table_format(request.table, schema))
-    with ExitStack() as lock:
-        with agreement.errors_raised_on_all(env):
-            if env.is_main:
-                lock.enter_context(output.lock())
-        resumed = None
-        if env.is_main:
-            done = output.resume({**facts, "dtype": predictor.dtype})
-            resumed = [_sequences_of(rows, done.rows, request.method), *done]
-        number, *done_parts = agreement.broadcast_json(resumed, env)
-        if number:
-            logger.info("resuming after %s finished sequences", f"{number:,}")
-        found = _write_parts(
-            _stream(predictor, rows, target, request, skip=number),
-            output,
-            schema,
-            env,
-            finished=FinishedParts(*done_parts),
-            number=number,
-        )
-        if found is None:
-            return False
-        warn_of_losses(_file(rows), found.truncated, predictor)
-        if env.is_main:
-            output.finish()
-    return True
+
+    def parts(_: int, number: int) -> Generator[Part, None, None]:
+        with closing(_stream(predictor, rows, target, request, skip=number)) as stream:
+            for found, read, truncated in stream:
+                size, table = (
+                    sum(one.effects.size for one in found),
+                    partial(to_table, found, schema, first=number),
+                )
+                yield Part(size, len(found), table, read, truncated)
+                number += len(found)
+
+    return PartJob(
+        PredictionFile(request.table, format=table_format(request.table, schema)),
+        key={**facts, "dtype": predictor.dtype},
+        env=predictor.env,
+        unit="sequences",
+        amount=lambda table_rows: _sequences_of(rows, table_rows, request.method),
+        parts=parts,
+        tells_rate=False,
+    )
 
 
 def _sequences_of(rows: Rows, table_rows: int, method: str) -> int:
@@ -252,37 +243,6 @@ def _chunks(rows: Rows, request: ExplainRequest, *, skip: int, most: int, bases:
             yield chunk._replace(ids=chunk.ids[:left], sequences=chunk.sequences[:left], read=read)
         if end >= request.limit:
             return
-
-
-def _write_parts(
-    stream: Generator[ExplainedBatch, None, None],
-    output: PredictionFile,
-    schema: Any,
-    env: DistEnv,
-    *,
-    finished: FinishedParts,
-    number: int,
-) -> FinishedParts | None:
-    """Writes what the stream gives as parts; None where a signal ended it. `number` sequences are done."""
-    done, truncated = finished
-    unwritten = 0  # truncated sequences of batches in which none was finished
-    progress = ProgressBar(None, "sequences", enabled=env.is_main, done=number, console=logs.console)
-    stop = StopSignals()
-    with stop.installed(), progress, closing(stream):
-        for batch in stream:
-            truncated += batch.truncated
-            unwritten += batch.truncated
-            if batch.found:
-                part = to_table(batch.found, schema, first=number)
-                if env.is_main:
-                    output.write_part(done, part, truncated=unwritten)
-                done, number, unwritten = done + len(part), number + len(batch.found), 0
-            progress.update(number, fraction=batch.read)
-            if process_group.all_gather(torch.tensor([stop.requested], device=env.device)).any():
-                text = "interrupted after %s sequences; run the same command again to resume from there"
-                logger.info(text, f"{number:,}")
-                return None
-    return FinishedParts(done, truncated)
 
 
 def _finish(request: ExplainRequest, target: Target) -> None:

@@ -18,7 +18,7 @@ from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.load_predictor import build_predictor, locate_adapter, read_source
 from lingo_ds.evaluation.prediction_file import PredictionFile, check_output, table_format
-from lingo_ds.evaluation.prediction_job import PredictionJob, run_job, warn_of_truncated
+from lingo_ds.evaluation.prediction_job import PartJob, prediction_job, run_job, warn_of_truncated
 from lingo_ds.evaluation.prediction_tables import PredictionTable, SequenceTable, VariantTable
 from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_folder import adapter_fingerprint, read_card
@@ -96,7 +96,6 @@ def predict(request: PredictRequest, config: PredictConfig, env: DistEnv) -> boo
         predictor = build_predictor(source, config, env)
         return run_job(
             _job(request, config, predictor, rows, layer),
-            rows,
             before_joining=lambda done: warn_of_losses(rows, done.truncated, predictor),
         )
 
@@ -107,7 +106,7 @@ def _job(
     predictor: Predictor,
     rows: Records | Regions | Variants,
     layer: int | None,
-) -> PredictionJob:
+) -> PartJob:
     """What is computed and written for the rows; with a `layer` its embeddings, too."""
     key: dict[str, Any] = {
         "adapter": adapter_fingerprint(request.adapter),
@@ -124,7 +123,7 @@ def _job(
     else:
         table = SequenceTable(predictor.task, numbered=rows.numbered, embedding_size=size)
     output = PredictionFile(request.target, format=table_format(request.target, table.schema))
-    return PredictionJob(predictor, table, output, key, layer)
+    return prediction_job(predictor, rows, table, output, key=key, layer=layer)
 
 
 def _check_embeddings(request: PredictRequest) -> None:

@@ -1,6 +1,7 @@
 """`lingo-ds scan`: slides an adapter over a genome, and writes its answers as a track and as peaks."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from lingo_ds.distributed.job import job
 from lingo_ds.distributed.process_group import DistEnv
 from lingo_ds.evaluation.load_predictor import build_predictor, locate_adapter, read_source
 from lingo_ds.evaluation.prediction_file import FinishedParts, PredictionFile, check_output
-from lingo_ds.evaluation.prediction_job import PredictionJob, run_job, warn_of_truncated
+from lingo_ds.evaluation.prediction_job import prediction_job, run_job, warn_of_truncated
 from lingo_ds.evaluation.predictor import Predictor
 from lingo_ds.export.adapter_card import Card
 from lingo_ds.export.adapter_folder import adapter_fingerprint
@@ -56,7 +57,7 @@ class ScanRequest:
     genome: Path
     output: Path
     step: int
-    contigs: tuple[str, ...] = ()
+    contigs: Sequence[str] = ()
     regions: Path | None = None
     window: int | None = None
     target: str | None = None
@@ -104,7 +105,7 @@ def scan(request: ScanRequest, config: PredictConfig, env: DistEnv) -> bool:
         table = TrackTable(target, tiles, stranded=not card.average_strands)
         key = _key(request, config, predictor, tiles)
         finish = partial(_finish, request, tiles, target, output, predictor)
-        return run_job(PredictionJob(predictor, table, output, key), tiles, before_joining=finish)
+        return run_job(prediction_job(predictor, tiles, table, output, key=key), before_joining=finish)
 
 
 def _key(request: ScanRequest, config: PredictConfig, predictor: Predictor, tiles: Tiles) -> dict[str, Any]:

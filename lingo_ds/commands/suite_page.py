@@ -5,7 +5,6 @@ import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
@@ -27,8 +26,9 @@ from lingo_ds.monitor.html_report import (
     write_page,
 )
 from lingo_ds.monitor.suite_table import TaskResult, result_rows, setting_rows
-from lingo_ds.training.page.record import PAGE, value_at
+from lingo_ds.training.page.record import PAGE
 from lingo_ds.training.page.words import duration, metric_name, written_from
+from lingo_ds.training.report import RunReport, read_report
 from lingo_ds.utils.errors import Mistake, UserError
 from lingo_ds.utils.files import atomic_write
 from lingo_ds.utils.safe_read import read_json
@@ -114,7 +114,7 @@ def write_suite_page(folder: Path) -> Path:
 
 def suite_page(folder: Path, suite: SuiteResults) -> Page:
     """The page of a suite; pages of runs that are there are linked."""
-    reports = [_report(folder / run.folder) for run in suite.runs]
+    reports = [read_report(folder / run.folder / "report.json") for run in suite.runs]
     counted = sum(len(task.test) for task in suite.tasks)
     planned = sum(task.planned for task in suite.tasks)
     seeds = len({run.seed for run in suite.runs})
@@ -129,23 +129,9 @@ def suite_page(folder: Path, suite: SuiteResults) -> Page:
     return Page(suite.name, "lingo_ds, report of a suite", lead, sections, written_from(folder))
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """A run's report.json; empty where there is none yet.
-
-    Raises:
-        UserError: where it is damaged.
-    """
-    path = folder / "report.json"
-    try:
-        found = read_json(path) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(Mistake(str(path), "damaged", str(error), "run the suite again")) from None
-    return found if isinstance(found, dict) else {}
-
-
-def _result(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> list[Block]:
+def _result(folder: Path, suite: SuiteResults, reports: Sequence[RunReport | None]) -> list[Block]:
     """The table of tasks, with mean and spread over seeds beside published numbers and baselines."""
-    open_runs = sum(not report for report in reports)
+    open_runs = sum(report is None for report in reports)
     blocks: list[Block] = []
     if open_runs:
         missing = f"{open_runs} of {len(reports)} runs have not ended: the numbers below lack them"
@@ -154,7 +140,7 @@ def _result(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]]
     return blocks
 
 
-def _facts(suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> KeyFacts:
+def _facts(suite: SuiteResults, reports: Sequence[RunReport | None]) -> KeyFacts:
     means = [statistics.mean(values) for task in suite.tasks if (values := _known(task.test))]
     metrics = {task.metric for task in suite.tasks}
     items = []
@@ -166,9 +152,9 @@ def _facts(suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> KeyFacts:
     if spreads:
         remark = "mean standard deviation, x 100"
         items.append(("spread over seeds", f"{100 * statistics.mean(spreads):.1f}", remark))
-    ended = sum(bool(report) for report in reports)
-    items.append(("runs that ended", f"{ended} of {len(reports)}", "all settings and seeds"))
-    seconds = sum(value_at(report, "throughput.seconds") or 0 for report in reports)
+    ended = [report for report in reports if report]
+    items.append(("runs that ended", f"{len(ended)} of {len(reports)}", "all settings and seeds"))
+    seconds = sum(report.throughput.get("seconds") or 0 for report in ended)
     items.append(("time of training", duration(seconds), "sum over the runs"))
     return KeyFacts(items)
 
@@ -217,7 +203,7 @@ def _baselines(folder: Path, suite: SuiteResults) -> dict[str, dict[str, float]]
     }
 
 
-def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]]) -> PageTable:
+def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[RunReport | None]) -> PageTable:
     """One row per task and setting, one column per seed; each number leads to its run's page."""
     seeds = list(dict.fromkeys(run.seed for run in suite.runs))
     with_grid = any(run.setting for run in suite.runs)
@@ -240,14 +226,14 @@ def _by_seed(folder: Path, suite: SuiteResults, reports: Sequence[dict[str, Any]
     return PageTable("", columns, rows, sortable=True, note=note)
 
 
-def _score(run: SuiteRun, report: dict[str, Any]) -> str:
-    if not report:
+def _score(run: SuiteRun, report: RunReport | None) -> str:
+    if report is None:
         return "not ended"
     for split, suffix in (("test", ""), ("dev", " (dev)")):
-        value = (value_at(report, f"metrics.{split}") or {}).get(run.metric)
+        value = (report.metrics.get(split) or {}).get(run.metric)
         if value is not None:
             return f"{100 * value:.2f}{suffix}"
-    return str(report.get("outcome", "no metric"))
+    return report.outcome
 
 
 def _settings(suite: SuiteResults) -> list[Block]:

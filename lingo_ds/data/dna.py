@@ -1,10 +1,11 @@
 """Checks of DNA, its reverse complement, and pairs of sequences."""
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from lingo_ds.data.missing import is_missing
-from lingo_ds.utils.errors import Mistake
+from lingo_ds.utils.errors import Mistake, UserError
 
 IUPAC = "ACGTUNRYSWKMBDHV"
 
@@ -36,6 +37,17 @@ def sequence_mistake(sequence: str, where: str) -> Mistake | None:
     if is_missing(sequence):
         return Mistake(where, sequence, "sequence is missing", "remove the row or fill it")
     return letters_mistake(sequence, where)
+
+
+def require_dna(sequences: Sequence[str]) -> None:
+    """Checks sequences from Python.
+
+    Raises:
+        UserError: naming each that is empty or contains a letter that is no nucleotide.
+    """
+    checked = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
+    if mistakes := [mistake for mistake in checked if mistake]:
+        raise UserError(mistakes)
 
 
 def letters_mistake(text: str, where: str) -> Mistake | None:

@@ -172,21 +172,25 @@ class _Text:
             writer.writerows(zip(*columns, strict=True))
 
     def join(self, parts: list[Path], path: Path) -> None:
-        """Writes the header and the lines of all parts; the bytes of a gzip file hold no name and no time."""
-        with path.open("wb") as file:
-            if not self._gzipped:
-                self._join(parts, file)
-                return
-            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-                self._join(parts, packed)
-
-    def _join(self, parts: list[Path], file: BinaryIO | gzip.GzipFile) -> None:
+        """Writes the header and the lines of all parts."""
         header = io.StringIO()
         csv.writer(header, delimiter=self._delimiter, lineterminator="\n").writerow(self._schema.names)
-        file.write(header.getvalue().encode())
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file)
+        with text_file(path, gzipped=self._gzipped) as file:
+            file.write(header.getvalue().encode())
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+
+
+@contextmanager
+def text_file(path: Path, *, gzipped: bool) -> Iterator[BinaryIO]:
+    """A file that takes bytes; one of gzip holds no name and no time."""
+    with path.open("wb") as file:
+        if not gzipped:
+            yield file
+            return
+        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+            yield packed  # type: ignore[misc]  # it has all that is used of a BinaryIO
 
 
 def table_format(path: Path, schema: pa.Schema) -> PartFormat:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lingo_ds.data.batches import Batch, eval_batches, prefetch
-from lingo_ds.data.dna import sequence_mistake
+from lingo_ds.data.dna import require_dna
 from lingo_ds.data.packing import Pack, common_prefix, eval_packs
 from lingo_ds.data.prompt import make_prompt
 from lingo_ds.data.streams.mutants import MutantChunk
@@ -155,7 +155,7 @@ class Predictor:
         Raises:
             UserError: naming each sequence that is empty or contains a letter that is no nucleotide.
         """
-        _require_dna(sequences)
+        require_dna(sequences)
         parts = [part.answers for part in self.stream(self._chunks_of(sequences))]
         found = np.concatenate([np.zeros((0, self.task.classes), np.float32), *parts])
         if self.task.kind == "regression":
@@ -193,7 +193,7 @@ class Predictor:
             UserError: for a sequence as `predict`, or where there is no such layer.
         """
         layer = find_layer(layer, layers=self._model.backbone.layers)
-        _require_dna(sequences)
+        require_dna(sequences)
         parts = [part.embeddings for part in self.stream(self._chunks_of(sequences), layer=layer)]
         found = [part for part in parts if part is not None]
         return np.concatenate([np.zeros((0, self.embedding_size(layer)), np.float32), *found])
@@ -318,10 +318,3 @@ class Predictor:
     def _batch_size(self, split: TokenizedSplit) -> int:
         """Number of examples with which a padded forward never has more tokens than the plan says."""
         return max(1, self.plan.tokens // int(split.lengths.max()))
-
-
-def _require_dna(sequences: Sequence[str]) -> None:
-    """Raises for each sequence of a list that is empty or contains a letter that is no nucleotide."""
-    checked = [sequence_mistake(one, f"sequences[{k}]") for k, one in enumerate(sequences)]
-    if mistakes := [mistake for mistake in checked if mistake]:
-        raise UserError(mistakes)

@@ -1,6 +1,5 @@
 """Tracks over a genome: a value for each tile, kept in parts while a scan runs, and written as its file."""
 
-import gzip
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from lingo_ds.data.streams.tiles import TileChunk, Tiles
+from lingo_ds.evaluation.prediction_file import text_file
 from lingo_ds.evaluation.prediction_tables import PredictionTable
 from lingo_ds.evaluation.predictor import Predicted
 from lingo_ds.interpret.extras import import_extra
@@ -130,7 +130,7 @@ class TrackFormat:
             finally:
                 file.close()
             return
-        with _text_file(path, gzipped=self._name.endswith(".gz")) as text:
+        with text_file(path, gzipped=self._name.endswith(".gz")) as text:
             yield _Bed(text, self._target) if self._name.endswith(BED) else _BedGraph(text)
 
 
@@ -188,14 +188,3 @@ def require_bigwig() -> Any:
         UserError: where it is not installed.
     """
     return import_extra("pyBigWig", option="--output", otherwise="write a .bedgraph, which needs no library")
-
-
-@contextmanager
-def _text_file(path: Path, *, gzipped: bool) -> Iterator[BinaryIO]:
-    """A file that takes bytes; one of gzip holds no name and no time."""
-    with path.open("wb") as file:
-        if not gzipped:
-            yield file
-            return
-        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-            yield packed  # type: ignore[misc]  # it has all that is used of a BinaryIO
