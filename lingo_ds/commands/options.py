@@ -88,6 +88,11 @@ def _adapter_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, type=Path, metavar="ADAPTER", help=help)
 
 
+def _backbone_option(parser: argparse.ArgumentParser) -> None:
+    help = "Folder or hub id of the backbone, if it has moved."
+    parser.add_argument("--backbone", metavar="PATH", help=help)
+
+
 def predict_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `predict`."""
     add = parser.add_argument
@@ -104,7 +109,7 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     add("--embeddings", action="store_true", help=embeddings)
     layer = "The layer of these states, from 0, the input embeddings (default: last, which the head reads)."
     add("--layer", type=_layer, metavar="K|last", help=layer)
-    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    _backbone_option(parser)
     add("--overwrite", action="store_true", help="Replace the output file if it exists.")
 
 
@@ -163,7 +168,7 @@ def explain_options(parser: argparse.ArgumentParser) -> None:
     database = "Motifs in MEME format, e.g. JASPAR's, to compare those found with; implies --motifs."
     add("--database", type=Path, metavar="FILE", help=database)
     _input_options(parser)
-    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    _backbone_option(parser)
     add("--overwrite", action="store_true", help="Replace what another job wrote into the folder.")
 
 
@@ -191,7 +196,7 @@ def scan_options(parser: argparse.ArgumentParser) -> None:
     add("--peaks", type=Path, metavar="FILE", help=peaks)
     threshold = "The value that peaks are above (default: the adapter's own for a class or label)."
     add("--threshold", type=float, metavar="VALUE", help=threshold)
-    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    _backbone_option(parser)
     add("--overwrite", action="store_true", help="Replace files that exist.")
 
 
@@ -202,7 +207,7 @@ def export_options(parser: argparse.ArgumentParser) -> None:
     to = "The format: an AdaLoRA or LoRA folder of PEFT, or a whole Hugging Face model."
     add("--to", required=True, choices=["adalora", "lora", "merged"], help=to)
     add("--output", required=True, type=Path, metavar="DIR", help="The folder to write.")
-    add("--backbone", metavar="PATH", help="Folder or hub id of the backbone, if it has moved.")
+    _backbone_option(parser)
     dtype = "Data type of merged weights (default: the backbone's own)."
     add("--dtype", choices=["fp32", "bf16", "fp16"], help=dtype)
     size = "Size of the largest file of a merged model (default: 4)."
