@@ -44,25 +44,20 @@ def deepspeed_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> "Fi
 
 @pytest.fixture(scope="module", autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """Restores the package's logger after each file: the command line adds handlers to it."""
+    """Restores the package's logger and consoles after each file: verbs add handlers, benchmarks mute all."""
+    from lingo_ds.utils import logging as logs
+
     package = logging.getLogger("lingo_ds")
     before = list(package.handlers), package.level, package.propagate
+    quiet = [(console, console.quiet) for console in (logs.console, logs.results)]
     yield
+    for console, was_quiet in quiet:
+        console.quiet = was_quiet
     for handler in package.handlers:
         if handler not in before[0]:
             handler.close()
     package.handlers, level, package.propagate = before
     package.setLevel(level)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _consoles_anew() -> None:
-    """Gives each file consoles of its own: an error inside one, out of memory say, may leave it mute."""
-    from rich.console import Console
-
-    from lingo_ds.utils import logging as logs
-
-    logs.results, logs.console = Console(width=160), Console(stderr=True, width=160)
 
 
 @pytest.fixture(scope="module", autouse=True)

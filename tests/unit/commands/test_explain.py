@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 import lingo_ds
 from lingo_ds.commands import explain as explain_module
 from lingo_ds.commands.cli import main
 from lingo_ds.data.dna import reverse_complement
 from lingo_ds.evaluation.prediction_file import PredictionFile
-from lingo_ds.utils import logging as logs
 from tests.unit.kinds_of_adapter import random_adapter
 
 SEQUENCES = {"first": "ACGTTGCANTGC", "chr1:5-9": "TTGACCA", "third": "GGCUAT"}
@@ -46,8 +44,7 @@ def explain(adapter: Path, source: Path, out: Path, *more: str) -> tuple[int, st
     """Exit status and what `lingo-ds explain` says, in this process."""
     shown = io.StringIO()
     files = ["--adapter", str(adapter), "--input", str(source), "--output", str(out)]
-    with contextlib.redirect_stderr(shown), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "results", Console(file=shown, width=160))
+    with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
         status = main(["explain", *files, *more])
     return status, shown.getvalue()
 
